@@ -1,0 +1,84 @@
+"""The row table: how a Fourier half volume is stored and addressed everywhere in verglas.
+
+Voxel (z, y, x) with x >= 0 lives at `start[z, y] + x`. Rows are kept z-major (a slab of z is one range) and only as long
+as trilinear sampling inside a ball of `radius` needs, so a packed sphere takes about half of the dense half volume.
+Nothing outside this module may assume more than `start` and `length`; a dense cube is the table with equal lengths.
+The plane x = 0 is stored whole: (0, y, z) and (0, -y, -z) are both there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Addresses of a packed half volume.
+
+    radius: largest |p| (in voxels) at which the volume may be sampled; half: rows run over -half..half in z and y;
+    start_ZY: int32 [2 half + 1, 2 half + 1], position of x = 0 of each row; length_ZY: int32, voxels in each row;
+    count: voxels in all. Rows of length 0 are never touched by samples inside `radius`.
+    """
+
+    radius: float
+    half: int
+    start_ZY: Tensor
+    length_ZY: Tensor
+    count: int
+
+    @property
+    def edge(self) -> int:
+        return 2 * self.half + 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.start_ZY.device
+
+    def to(self, device: torch.device | str) -> RowTable:
+        return RowTable(self.radius, self.half, self.start_ZY.to(device), self.length_ZY.to(device), self.count)
+
+    def coordinates_V3(self) -> Tensor:
+        """(x, y, z) of every stored voxel, int32 [count, 3]."""
+        lengths = self.length_ZY.flatten().long()
+        row = torch.repeat_interleave(torch.arange(self.edge**2, device=self.device), lengths)
+        x = torch.arange(self.count, device=self.device) - self.start_ZY.flatten().long()[row]
+        return torch.stack([x, row % self.edge - self.half, row // self.edge - self.half], -1).int()
+
+    def slab_starts_Z(self) -> Tensor:
+        """Position of the first voxel of each z plane and the end, int64 [edge + 1]: plane z is one contiguous range."""
+        per_plane = self.length_ZY.long().sum(1)
+        return torch.cat([per_plane.new_zeros(1), per_plane.cumsum(0)])
+
+
+@lru_cache(maxsize=16)
+def _packed(radius: float) -> RowTable:
+    half = int(radius) + 1
+    axis = torch.arange(-half, half + 1, dtype=torch.float64)
+    # A sample at p touches floor(p) and floor(p) + 1, so a row is reached by points up to one voxel nearer the axis.
+    reach2 = (axis.abs() - 1).clamp_min(0) ** 2
+    x2 = radius**2 - reach2[:, None] - reach2[None, :]
+    length = torch.where(x2 >= 0, x2.clamp_min(0).sqrt().floor() + 2, torch.zeros_like(x2)).long()
+    ends = length.flatten().cumsum(0)
+    start = (ends - length.flatten()).view_as(length)
+    count = int(ends[-1])
+    if count > 2**31 - 1:
+        raise ValueError(f"a packed sphere of radius {radius} has {count} voxels, more than 32-bit addresses hold")
+    return RowTable(float(radius), half, start.int(), length.int(), count)
+
+
+def packed_sphere(radius: float, device: torch.device | str = "cpu") -> RowTable:
+    """Row table that serves trilinear sampling at |p| <= radius (voxels), as few voxels as that allows."""
+    return _packed(float(radius)).to(device)
+
+
+def dense_half(radius: float, device: torch.device | str = "cpu") -> RowTable:
+    """The dense special case: every row runs over x = 0..half; for tests and comparison."""
+    half = int(radius) + 1
+    edge = 2 * half + 1
+    length = torch.full((edge, edge), half + 1, dtype=torch.int32)
+    start = torch.arange(edge * edge, dtype=torch.int32).view(edge, edge) * (half + 1)
+    return RowTable(float(radius), half, start, length, edge * edge * (half + 1)).to(device)

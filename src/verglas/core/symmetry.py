@@ -1,0 +1,74 @@
+"""Point groups C, D, T, O, I (I1-I4) in the field's axis settings (RELION facts: generators; I = I2)."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from verglas.core.rotations import rotation_about_axis
+from verglas.errors import InputError
+
+Axis = tuple[int, tuple[float, float, float]]
+
+_GENERATORS: dict[str, list[Axis]] = {
+    "T": [(3, (0, 0, 1)), (2, (0, 0.816496580927726, 0.577350269189626))],
+    "O": [(3, (1, 1, 1)), (4, (0, 0, 1))],
+    "I1": [(2, (1, 0, 0)), (5, (0.850650808352040, 0, -0.525731112119134))],
+    "I2": [(2, (0, 0, 1)), (5, (0.525731112119134, 0, 0.850650808352040))],
+    "I3": [(2, (-0.525731112119134, 0, 0.850650808352040)), (5, (0, 0, 1))],
+    "I4": [(2, (0.525731112119134, 0, 0.850650808352040)), (5, (0.894427190999916, 0, 0.447213595499958))],
+}
+# The third generators of the published settings fix which way the second axis turns the first; checked in the tests.
+_GENERATORS["I1"].append((3, (0.934172358962716, 0.356822089773090, 0)))
+_GENERATORS["I2"].append((3, (0, 0.356822089773090, 0.934172358962716)))
+_GENERATORS["I3"].append((3, (-0.491123473188423, 0.356822089773090, 0.794654472291766)))
+_GENERATORS["I4"].append((3, (0.491123473188423, 0.356822089773090, 0.794654472291766)))
+
+
+def normalise_name(symmetry: str) -> str:
+    """Canonical name ('c1' -> 'C1', 'I' -> 'I2'); InputError names what is known if it is not a group."""
+    name = symmetry.strip().upper()
+    if name == "I":
+        return "I2"
+    cyclic = re.fullmatch(r"([CD])0*([1-9]\d{0,2})", name)
+    if cyclic:
+        return cyclic[1] + cyclic[2]
+    if name in _GENERATORS:
+        return name
+    raise InputError("--sym", f"unknown symmetry {symmetry!r}", "Cn, Dn (n = 1-999), T, O, I, I1, I2, I3 or I4",
+                     "Give the point group of the particle, C1 if it has none.")
+
+
+def symmetry_matrices(symmetry: str) -> Tensor:
+    """All rotations of the group, identity first, [G, 3, 3] float64. A(R) = A @ R gives an equivalent pose of A."""
+    name = normalise_name(symmetry)
+    if name[0] in "CD":
+        n = int(name[1:])
+        generators: list[Axis] = [(n, (0, 0, 1))] + ([(2, (1, 0, 0))] if name[0] == "D" else [])
+    else:
+        generators = _GENERATORS[name]
+    group = torch.eye(3, dtype=torch.float64)[None]
+    seeds = torch.stack([rotation_about_axis(axis, 360.0 / fold) for fold, axis in generators])
+    while True:
+        products = torch.cat([group, (group[:, None] @ seeds[None]).reshape(-1, 3, 3)])
+        larger = _unique(products)
+        if len(larger) == len(group):
+            return group
+        if len(larger) > 2000:
+            raise AssertionError(f"generators of {name} do not close")
+        group = larger
+
+
+def order(symmetry: str) -> int:
+    """Number of rotations in the group."""
+    return len(symmetry_matrices(symmetry))
+
+
+def _unique(matrices_G33: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    for matrix in matrices_G33:
+        if not any((matrix - other).abs().max() < 1e-5 for other in kept):
+            kept.append(matrix)
+    return torch.stack(kept)
