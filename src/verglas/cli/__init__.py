@@ -1,1 +1,1 @@
-"""See docs/walk.md."""
+"""The command line: one module per command, each an option dataclass with `run`; --help imports nothing heavy."""

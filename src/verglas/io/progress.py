@@ -133,7 +133,14 @@ def _rich_bar(bar: Bar, target: Console) -> Iterator[None]:
             at = time.strftime("%H:%M" if left < 43200 else "%a %H:%M", time.localtime(time.time() + left))
             return Text(f"{duration_text(round(left))} left, ends {at}", style="dim", no_wrap=True)
 
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), Rate(), TimeElapsedColumn(), End()]
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TaskProgressColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        End(),
+    ]
     with Progress(*columns, console=target, transient=True, refresh_per_second=5) as display:
         task = display.add_task(bar.text, total=bar.total)
 

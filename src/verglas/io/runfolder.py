@@ -177,7 +177,8 @@ class RunFolder:
         self._signed = True
         staging.sign(self._folder)
         for name in ("events.jsonl", "run.log"):
-            self._streams[name] = self._closing.enter_context(open(self._folder / name, "a", encoding="utf-8"))
+            stream = open(self._folder / name, "a", encoding="utf-8")  # noqa: SIM115 (closed by _close_streams)
+            self._streams[name] = self._closing.enter_context(stream)
         line = facts_of.command_line()
         if not self.resumed:
             config = {"command": self.command, "command_line": line, "version": verglas.__version__, "options": self.options}

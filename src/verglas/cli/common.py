@@ -1,0 +1,70 @@
+"""What several commands share: option types and groups, choice of the device, number of threads. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from verglas.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")]
+Angstrom = Annotated[float, tyro.conf.arg(metavar="Å")]
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+
+
+@dataclass(kw_only=True)
+class Computing:
+    """A group of options for commands that compute: `computing: Computing = field(default_factory=Computing)`."""
+
+    device: DeviceChoice = "auto"
+    """auto takes the GPU if there is one."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """CPU threads."""
+
+    def start(self) -> tuple[torch.device, str]:
+        """Set the threads, then choose the device; returns (device, reason)."""
+        set_threads(self.threads)
+        return resolve_device(self.device)
+
+
+def resolve_device(choice: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device, str]:
+    """Choose where to compute; returns (device, why). Raises InputError if 'cuda' is asked for and there is none."""
+    import torch
+
+    if choice == "cpu":
+        return torch.device("cpu"), "asked for with --device cpu"
+    if torch.cuda.is_available():
+        reason = "asked for with --device cuda" if choice == "cuda" else "a GPU is there (--device auto)"
+        return torch.device("cuda"), reason
+    absent = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
+    if choice == "cuda":
+        raise InputError("--device cuda", absent, "a CUDA device", "Use --device cpu, or install PyTorch with CUDA.")
+    return torch.device("cpu"), f"{absent} (--device auto)"
+
+
+def set_threads(n: int | None) -> int:
+    """Let torch and Numba use `n` CPU threads; None leaves their own choice. Returns the number that torch uses.
+
+    Numba's pool cannot grow once it has started, so it takes at most the size it has then.
+    """
+    import torch
+
+    if n is None:
+        return torch.get_num_threads()
+    if n < 1:
+        raise InputError("--threads", str(n), "a number of 1 or more")
+    torch.set_num_threads(n)
+    if "numba" in sys.modules:
+        import numba
+
+        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    else:
+        os.environ["NUMBA_NUM_THREADS"] = str(n)  # read when Numba is imported
+    return n

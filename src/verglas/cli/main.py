@@ -1,0 +1,196 @@
+"""The command `verglas`: finds the sub-command, reads its options, runs it, and turns every end into an exit code.
+
+0 done; 1 a defect of verglas (crash log written); 2 wrong options, bad input or output that cannot be written;
+130 / 143 stopped by Ctrl-C / SIGTERM; 141 the reader of a pipe went away.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import verglas
+from verglas.errors import VerglasError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Heading -> command -> "module:class" in verglas.cli. A module is imported only when its command is asked for (or for --help).
+COMMANDS: dict[str, dict[str, str]] = {}
+
+
+class Command(Protocol):
+    """An option dataclass that can be run."""
+
+    def run(self) -> None:
+        """Do the work; raise VerglasError for what the user can put right."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: unwinds like Ctrl-C, so that run folders are cleaned up."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `verglas ARGV` (default: the arguments of the process) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _sigterm_raises():
+            code = _dispatch(arguments)
+            sys.stdout.flush()  # here, so that a closed pipe is met inside the try
+            return code
+    except VerglasError as error:
+        return _report_error(error, str(error))
+    except KeyboardInterrupt as stop:
+        _print_error("stopped", "Nothing half-written is left behind.")
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
+        return 141
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            return _report_crash(error)
+        return _report_error(error, f"{error.filename}: {error.strerror}.")
+    except Exception as error:
+        return _report_crash(error)
+
+
+def all_commands() -> dict[str, str]:
+    """Command -> 'module:class', without the headings."""
+    return {name: place for group in COMMANDS.values() for name, place in group.items()}
+
+
+def command_class(name: str) -> type[Command]:
+    """Import the module of command `name` and return its option dataclass."""
+    module, _, attribute = all_commands()[name].partition(":")
+    return getattr(importlib.import_module(f"verglas.cli.{module}"), attribute)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_overview()
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"verglas {verglas.__version__}")
+        return 0
+    name = arguments[0]
+    if name not in all_commands():
+        close = difflib.get_close_matches(name, all_commands(), n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else "`verglas --help` lists the commands."
+        raise VerglasError(f"There is no command '{name}'. {hint}")
+    return _run(name, arguments[1:])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    chosen = command_class(name)
+    description, example = split_docstring(chosen)
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    try:
+        options = tyro.cli(chosen, prog=f"verglas {name}", description=description, args=arguments, config=config)
+    except SystemExit as stop:
+        if not stop.code and example:  # help was shown
+            _print_example(example)
+        return int(stop.code or 0)
+    options.run()
+    return 0
+
+
+def split_docstring(command: type) -> tuple[str, str]:
+    """Docstring of an option dataclass -> (description, example); the example starts at a line 'Example: verglas ...'."""
+    lines = inspect.cleandoc(command.__doc__ or "").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("Example")), len(lines))
+    example = "\n".join(lines[start:]).partition(":")[2]
+    return "\n".join(lines[:start]).strip(), inspect.cleandoc(example).strip()
+
+
+def _print_overview() -> None:
+    from rich.table import Table
+
+    out = _console(stderr=False)
+    out.print(f"[bold]verglas {verglas.__version__}[/]  particle images in, trustworthy 3-D maps out\n")
+    out.print("[bold]usage:[/] verglas COMMAND [OPTIONS]\n")
+    width = max((len(name) for name in all_commands()), default=0)
+    for heading, commands in COMMANDS.items():
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="cyan", min_width=width)
+        table.add_column()
+        for name in commands:
+            table.add_row(f"  {name}", split_docstring(command_class(name))[0].partition("\n")[0].rstrip("."))
+        out.print(f"[bold]{heading}[/]")
+        out.print(table)
+        out.print()
+    out.print("`verglas COMMAND --help` tells the options of a command.")
+
+
+def _print_example(example: str) -> None:
+    out = _console(stderr=False)
+    out.print("[bold]example:[/]" if out.is_terminal else "example:", end=" ")
+    out.print(example, markup=False, soft_wrap=True)
+
+
+def _report_error(error: BaseException, text: str) -> int:
+    if os.environ.get("VERGLAS_DEBUG") == "1":
+        traceback.print_exception(error)
+    _print_error("error", text)
+    return 2
+
+
+def _report_crash(error: Exception) -> int:
+    """A defect of verglas: keep the traceback in a file, or show it with VERGLAS_DEBUG=1."""
+    text = f"verglas met a defect of its own ({type(error).__name__}: {error})."
+    if os.environ.get("VERGLAS_DEBUG") == "1":
+        traceback.print_exception(error)
+    else:
+        handle, path = tempfile.mkstemp(prefix="verglas-crash-", suffix=".log")
+        with open(handle, "w", encoding="utf-8") as log:
+            log.write(f"verglas {verglas.__version__} {' '.join(sys.argv[1:])}\n")
+            log.writelines(traceback.format_exception(error))
+        text += f" Please report it with the file {path}."
+    _print_error("crash", text)
+    return 1
+
+
+def _print_error(kind: str, text: str) -> None:
+    """One paragraph on stderr; wrapped and coloured on a terminal, one plain line elsewhere."""
+    from rich.text import Text
+
+    err = _console(stderr=True)
+    line = " ".join(text.split())
+    err.print(
+        Text.assemble((f"{kind}: ", "bold red" if kind != "stopped" else "bold yellow"), line), soft_wrap=not err.is_terminal
+    )
+
+
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Batch systems stop jobs by SIGTERM; inside, it raises Terminated. Without effect off the main thread."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
