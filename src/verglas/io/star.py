@@ -93,9 +93,9 @@ class _Reader:
     def _read_pair(self) -> None:
         block = self._current_block()
         number = line_number(self.text, self.line_start)
-        tokens = split_line(self.text, self.line_start, min(self.position, self.size), number, self.path)
+        tokens = split_line(self.text, self.line_start, min(self.position, self.size), number, 2, self.path)
         label = self._text(tokens[0][1:])
-        if len(tokens) > 2 and not tokens[2].startswith(b"#"):
+        if len(tokens) > 2:
             raise self._error(f"{label} has {len(tokens) - 1} values", "one", "Put double quotes around a text with spaces.")
         if label in block.values or label in block.frame:
             raise self._error(f"label {label} occurs twice", "every label once", "Remove one of the two.")
@@ -131,7 +131,7 @@ class _Reader:
                 if not label:
                     raise self._error("a label without a name", "a name behind the underscore", "Name that column.")
                 if label in labels or label in values:
-                    raise self._error(f"label {label} occurs twice", "every label once", "Rename or remove one of the two columns.")
+                    raise self._error(f"label {label} occurs twice", "every label once", "Rename or remove one of the two.")
                 labels[label] = None
                 behind = self.position
         self.position = behind

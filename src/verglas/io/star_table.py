@@ -91,9 +91,12 @@ def _read_exactly(text: mmap.mmap, start: int, end: int, labels: list[str], path
     while position < end:
         stop = text.find(b"\n", position, end)
         stop = end if stop < 0 else stop
-        row = split_line(text, position, stop, number, path)
-        if row and not row[0].startswith(b"#"):
-            rows.append(_trim(row, len(labels), number, path))
+        row = split_line(text, position, stop, number, len(labels), path)
+        if row:
+            if len(row) != len(labels):
+                raise InputError(path, f"line {number} has {len(row)} values", f"{len(labels)}, as many as the labels of its loop",
+                                 "If a text holds spaces, put double quotes around it.")
+            rows.append(row)
             numbers_of_rows.append(number)
         if len(rows) == ROWS_AT_ONCE:
             parts.append(_convert(rows, numbers_of_rows, labels, path))
@@ -111,35 +114,34 @@ def line_number(text: mmap.mmap, offset: int) -> int:
     return 1 + sum(text[at : min(at + piece, offset)].count(b"\n") for at in range(0, offset, piece))
 
 
-def split_line(text: mmap.mmap, start: int, stop: int, number: int, path: Path) -> list[bytes]:
-    """Tokens of one line; a quoted string is one token and loses its quotes. A comment keeps its '#'."""
+def split_line(text: mmap.mmap, start: int, stop: int, number: int, count: int, path: Path) -> list[bytes]:
+    """Tokens of one line; a quoted string is one token and loses its quotes.
+
+    A bare '#' opens a comment only at the start of the line or behind `count` tokens: elsewhere it belongs to a value.
+    """
     if stop - start > LONGEST_LINE:
         raise InputError(path, f"line {number} has {stop - start} characters", f"at most {LONGEST_LINE}", "Is this a STAR file?")
-    line = text[start:stop]
+    line = text[start:stop].strip()
+    if line.startswith(b"#"):
+        return []
     if b'"' not in line and b"'" not in line:
-        return line.split()
-    tokens = []
+        tokens = line.split()
+        return tokens[:count] if len(tokens) > count and tokens[count].startswith(b"#") else tokens
+    return _split_quoted(line, number, count, path)
+
+
+def _split_quoted(line: bytes, number: int, count: int, path: Path) -> list[bytes]:
+    tokens: list[bytes] = []
     for match in _TOKEN.finditer(line):
-        if match[3] is None:
-            tokens.append(match[1] if match[2] is None else match[2])
-            continue
-        tokens.append(match[3])
-        if match[3].startswith(b"#"):
-            break
-        if match[3][:1] in (b'"', b"'"):
-            raise InputError(path, f"line {number} opens a quote that is not closed", "a second quote before a blank",
-                             'Put double quotes (") around the whole string.')
+        double, single, bare = match.groups()
+        if bare is not None:
+            if bare.startswith(b"#") and len(tokens) == count:
+                break
+            if bare[:1] in (b'"', b"'"):
+                raise InputError(path, f"line {number} opens a quote that is not closed", "a second quote before a blank",
+                                 'Put double quotes (") around the whole string.')
+        tokens.append(next(token for token in (double, single, bare) if token is not None))
     return tokens
-
-
-def _trim(row: list[bytes], count: int, number: int, path: Path) -> list[bytes]:
-    """Cut a comment behind the last column; InputError for a ragged row."""
-    if len(row) == count:
-        return row
-    if len(row) > count and row[count].startswith(b"#"):
-        return row[:count]
-    raise InputError(path, f"line {number} has {len(row)} values", f"{count}, as many as the labels of its loop",
-                     "If a text holds spaces, put double quotes around it.")
 
 
 def _convert(rows: list[list[bytes]], numbers: list[int], labels: list[str], path: Path) -> list[np.ndarray]:

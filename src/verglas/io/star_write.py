@@ -33,7 +33,6 @@ def write_star(path: Path | str, blocks: Mapping[str, StarBlock], overwrite: boo
             _write_values(file, block)
             if block.is_loop:
                 _write_table(file, block.frame)
-            file.write(b"\n")
 
 
 def _write_values(file: BinaryIO, block: StarBlock) -> None:
@@ -55,6 +54,7 @@ def _write_table(file: BinaryIO, frame: pd.DataFrame) -> None:
         # The bytes of all strings of an array lie one after another: they are the text of the file.
         _validity, _offsets, data = with_ends.buffers()
         file.write(data)
+    file.write(b"\n")
 
 
 def _large(text: str) -> pa.Scalar:
