@@ -1,1 +1,6 @@
-"""See docs/walk.md."""
+"""One self-contained page per run: sections of figures, tables and text, with the run's provenance at the end."""
+
+from verglas.report.page import write_report
+from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Section, Slices, Table, Text
+
+__all__ = ["Curve", "Histogram", "KeyFigures", "Orientations", "Section", "Slices", "Table", "Text", "write_report"]

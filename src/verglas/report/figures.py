@@ -1,0 +1,191 @@
+"""Drawings of the sections: each function takes one section and returns an SVG element (style.py says in what colours)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verglas.report.sections import Curve, Histogram, Orientations, Slices
+from verglas.report.style import FAINT, INK, SERIES, figure, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RESOLUTION_TICKS = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.8, 1.6, 1.4, 1.2, 1)  # Å
+SCALE_BARS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # Å
+
+
+def draw_curve(section: Curve, name: str) -> str:
+    """Curves over x, with thresholds as dashed lines, and Å on the axis of resolutions."""
+    with figure(6.4, 4.0) as drawn:
+        axes = drawn.add_subplot()
+        for i, (y_S, label) in enumerate(zip(section.ys, section.labels, strict=True)):
+            colour = SERIES[i % len(SERIES)]
+            axes.plot(section.x, y_S, color=colour, label=label, linestyle="-" if i < len(SERIES) else "--")
+            if section.mark_crossings and section.thresholds:
+                _mark_crossing(axes, np.asarray(section.x), np.asarray(y_S), section.thresholds[0], colour)
+        for value in section.thresholds:
+            axes.axhline(value, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.9)
+            axes.annotate(f"{value:g}", (0, value), (5, 3), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", color=FAINT, fontsize=9)  # fmt: skip
+        axes.set_xlabel(section.x_label)
+        axes.set_ylabel(section.y_label)
+        axes.margins(x=0)
+        if section.y_range:
+            axes.set_ylim(*section.y_range)
+        if section.resolution_axis:
+            _resolution_axis(axes)
+        if len(section.labels) > 1 or section.labels[0]:
+            # Correlations fall from 1: the room is on the lower left, above the lowest threshold and its label.
+            place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.01, 0.22)} if section.resolution_axis else {}
+            axes.legend(**place)
+        return svg(drawn, name)
+
+
+def last_above(y_S: np.ndarray, threshold: float) -> int:
+    """Index of the last point before the curve first drops below `threshold` (point 0 is not asked)."""
+    below = np.flatnonzero(y_S[1:] < threshold)
+    return int(below[0]) if len(below) else len(y_S) - 1
+
+
+def _mark_crossing(axes: Axes, x_S: np.ndarray, y_S: np.ndarray, threshold: float, colour: str) -> None:
+    at = last_above(y_S, threshold)
+    if at == len(y_S) - 1 or x_S[at] <= 0:
+        return
+    axes.plot(x_S[at], y_S[at], "o", color=colour, markersize=5)
+    text = f"{1 / x_S[at]:.2g} Å" if x_S[at] < 0.1 else f"{1 / x_S[at]:.3g} Å"
+    axes.annotate(text, (x_S[at], y_S[at]), (6, 6), textcoords="offset points", color=colour, fontsize=9)
+
+
+def _resolution_axis(axes: Axes) -> None:
+    """Label the frequency axis (1/Å) in Å, ticks no closer than a fourteenth of its length."""
+    low, high = axes.get_xlim()
+    chosen: list[float] = []
+    for tick in RESOLUTION_TICKS:
+        if low < 1 / tick <= high and (not chosen or 1 / tick - 1 / chosen[-1] >= (high - low) / 14):
+            chosen.append(tick)
+    axes.set_xticks([1 / tick for tick in chosen], [f"{tick:g}" for tick in chosen])
+    top = axes.secondary_xaxis("top")
+    top.set_xlabel("Spatial frequency (1/Å)", color=FAINT, fontsize=9)
+    top.tick_params(labelcolor=FAINT, labelsize=9)
+
+
+def draw_histogram(section: Histogram, name: str) -> str:
+    """Bars of equal width, the median as a line."""
+    values_B = np.asarray(section.values, dtype=float)
+    values_B = values_B[np.isfinite(values_B)]
+    with figure(6.4, 3.2) as drawn:
+        axes = drawn.add_subplot()
+        axes.grid(axis="x", visible=False)
+        axes.hist(values_B, bins=section.bins, color=SERIES[0], alpha=0.85)
+        if len(values_B):
+            median = float(np.median(values_B))
+            axes.axvline(median, color=INK, linewidth=1)
+            axes.annotate(f"median {median:.4g}", (median, 1), (4, -2), xycoords=("data", "axes fraction"),
+                          textcoords="offset points", va="top", fontsize=9)  # fmt: skip
+        axes.set_xlabel(section.x_label)
+        axes.set_ylabel("Count")
+        return svg(drawn, name)
+
+
+def draw_slices(section: Slices, name: str) -> str:
+    """Central slices side by side with one grey scale and one scale bar."""
+    slices = central_slices(section.map_ZYX, section.thickness)
+    low, high = grey_limits(np.asarray(section.map_ZYX))
+    with figure(9.6, 3.45) as drawn:
+        panels = drawn.subplots(1, 3)
+        for axes, (labels, slice_YX) in zip(panels, slices):
+            axes.imshow(slice_YX, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="lanczos")
+            axes.set_title(f"{labels[0]}{labels[1]}", fontsize=10, color=INK, pad=5)
+            axes.set_axis_off()
+        _scale_bar(panels[0], slices[0][1].shape[1], section.pixel_size)
+        return svg(drawn, name)
+
+
+def central_slices(map_ZYX: np.ndarray, thickness: int = 1) -> list[tuple[str, np.ndarray]]:
+    """[('xy', Y X), ('xz', Z X), ('yz', Z Y)] through the centre N/2, averaged over `thickness` voxels."""
+    volume_ZYX = np.asarray(map_ZYX, dtype=np.float32)
+    found = []
+    for axis, labels in enumerate(("xy", "xz", "yz")):
+        first = volume_ZYX.shape[axis] // 2 - (thickness - 1) // 2
+        found.append((labels, volume_ZYX.take(range(first, first + thickness), axis).mean(axis)))
+    return found
+
+
+def grey_limits(map_ZYX: np.ndarray) -> tuple[float, float]:
+    """Densities shown as black and white: the central planes from 2 standard deviations of the solvent below its level
+    (the median of the map) to the 99.9th percentile, so that solvent is dark grey and not a mass of noise."""
+    planes = np.concatenate([slice_YX.ravel() for _, slice_YX in central_slices(map_ZYX)])
+    solvent, high = float(np.median(planes)), float(np.percentile(planes, 99.9))
+    low = solvent - 0.35 * (high - solvent)
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _scale_bar(axes: Axes, width: int, pixel_size: float) -> None:
+    """A white bar in the lower left corner, of a round length near a quarter of the width."""
+    length = min(SCALE_BARS, key=lambda bar: abs(bar - width * pixel_size / 4))
+    x, y = 0.06 * width, 0.07 * width
+    axes.plot([x, x + length / pixel_size], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
+    axes.text(x + length / pixel_size / 2, y + 0.02 * width, f"{length} Å", color="white", ha="center", va="bottom", fontsize=9)
+
+
+def draw_orientations(section: Orientations, name: str) -> str:
+    """Density of viewing directions in the Mollweide (equal-area) projection, longitude = rot, latitude = 90° - tilt."""
+    density, width = sphere_density(viewing_directions(section.rotation_B33, section.symmetry_R33))
+    longitude, latitude, shown = onto_vertices(density)
+    with figure(7.2, 3.9) as drawn:
+        axes: Any = drawn.add_subplot(projection="mollweide")
+        mesh = axes.pcolormesh(longitude, latitude, shown, cmap="viridis", vmin=0, shading="gouraud", rasterized=True)
+        axes.grid(color="white", alpha=0.25, linewidth=0.6)
+        axes.set_xticks(np.radians([-120, -60, 0, 60, 120]), [""] * 5)
+        for degrees in (-120, -60, 0, 60, 120):
+            text = f"rot {degrees}°" if degrees == 0 else f"{degrees}°".replace("-", "−")
+            axes.annotate(
+                text, (math.radians(degrees), 0), (3, 3), textcoords="offset points", fontsize=8, color="white", alpha=0.8
+            )
+        axes.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["150°", "120°", "tilt 90°", "60°", "30°"], fontsize=8)
+        bar: Any = drawn.colorbar(mesh, ax=axes, shrink=0.75, pad=0.03, aspect=18)
+        bar.set_label(f"Density relative to uniform (smoothed by {width:.0f}°)", fontsize=8, labelpad=8)
+        bar.ax.tick_params(labelsize=8)
+        bar.outline.set_visible(False)
+        bar.solids.set_rasterized(True)
+        return svg(drawn, name)
+
+
+def onto_vertices(density: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Density on cells -> (longitude [C+1], latitude [R+2], values [R+2, C+1]) on vertices that reach the poles and +-180°."""
+    rows, columns = density.shape
+    z = (np.arange(rows) + 0.5) / rows * 2 - 1
+    latitude = np.concatenate([[-math.pi / 2], np.arcsin(z), [math.pi / 2]])
+    poles = density[[0, -1]].mean(1, keepdims=True).repeat(columns, 1)
+    centres = np.concatenate([poles[:1], density, poles[1:]])
+    edges = (centres + np.roll(centres, 1, axis=1)) / 2  # the edge before each cell; the first one is -180°
+    return np.linspace(-math.pi, math.pi, columns + 1), latitude, np.concatenate([edges, edges[:, :1]], axis=1)
+
+
+def viewing_directions(rotation_B33: np.ndarray, symmetry_R33: np.ndarray) -> np.ndarray:
+    """Row 2 of each matrix A (object to image), and its symmetry copies A R^T: unit vectors [B * R, 3]."""
+    view_B3 = np.asarray(rotation_B33, dtype=float)[:, 2]
+    return np.einsum("bj,rij->bri", view_B3, np.asarray(symmetry_R33, dtype=float)).reshape(-1, 3)
+
+
+def sphere_density(view_B3: np.ndarray, rows: int = 60, columns: int = 120) -> tuple[np.ndarray, float]:
+    """Density of unit vectors [B, 3] on equal-area cells [rows (z from -1 to 1), columns (longitude from -180°)], mean 1.
+
+    The histogram on the cells is smoothed with a von Mises-Fisher kernel, exp(k cos angle), whose width (degrees, returned
+    too) lets about 30 directions of a uniform set fall under it, between 3 and 15 degrees.
+    """
+    longitude_B, z_B = np.arctan2(view_B3[:, 1], view_B3[:, 0]), np.clip(view_B3[:, 2], -1, 1)
+    counts, _, _ = np.histogram2d(z_B, longitude_B, (rows, columns), ((-1, 1), (-math.pi, math.pi)))
+    cap = 30 / max(len(view_B3), 1)  # share of the sphere under the kernel: (1 - cos(2 width)) / 2, about width^2
+    width = min(max(math.sqrt(cap), math.radians(3)), math.radians(15))
+    z = (np.arange(rows) + 0.5) / rows * 2 - 1
+    across = np.sqrt(1 - z**2)
+    step = 2 * math.pi / columns * np.arange(columns)
+    # Kernel between a cell of row i and one of row j that is d columns on; the sum over columns is a circular convolution.
+    cosine = z[:, None, None] * z[None, :, None] + across[:, None, None] * across[None, :, None] * np.cos(step)
+    kernel = np.fft.rfft(np.exp((cosine - 1) / width**2), axis=-1)
+    smooth = np.fft.irfft(np.einsum("ijd,jd->id", kernel, np.fft.rfft(counts, axis=-1)), columns, axis=-1)
+    return smooth / max(smooth.mean(), 1e-300), math.degrees(width)

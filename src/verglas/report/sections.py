@@ -1,0 +1,97 @@
+"""What a report can hold. Sections are plain data; `figures` draws them and `page` puts them on the page.
+
+Every section has a title and may have a caption (a sentence below it). Letters at the end of names are axes: B particles,
+S shells or points of a curve, Z Y X volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `text` may hold simple HTML (<b>, <a>, <sub>), and is put on the page as it is."""
+
+    title: str
+    text: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class KeyFigures:
+    """A row of tiles. figures: name -> {"value", "unit"}, as RunFolder.figures holds them."""
+
+    title: str
+    figures: Mapping[str, Mapping[str, Any]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: one sequence of cells per row (numbers are shown with four significant digits); header: the names of the columns."""
+
+    title: str
+    rows: Sequence[Sequence[Any]]
+    header: Sequence[str] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One or more curves over the same x.
+
+    x: [S]; ys: one [S] per label; thresholds: y of horizontal lines. With resolution_axis, x is a frequency in 1/Å and the
+    ticks say Å; mark_crossings then marks, per curve, the last point before it first drops below the first threshold.
+    """
+
+    title: str
+    x: np.ndarray
+    ys: Sequence[np.ndarray]
+    labels: Sequence[str]
+    x_label: str
+    y_label: str
+    thresholds: Sequence[float] = ()
+    resolution_axis: bool = False
+    mark_crossings: bool = False
+    y_range: tuple[float, float] | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Distribution of values [B] (NaN is left out); x_label with its unit."""
+
+    title: str
+    values: np.ndarray
+    x_label: str
+    bins: int = 50
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Three central slices of a map [Z, Y, X], orthogonal to z, y and x, in grey (dense is bright). pixel_size in Å."""
+
+    title: str
+    map_ZYX: np.ndarray
+    pixel_size: float
+    thickness: int = 1  # slices averaged, in voxels
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Orientations:
+    """Viewing directions (row 2 of each rotation matrix [B, 3, 3]) as a density on the sphere, relative to uniform."""
+
+    title: str
+    rotation_B33: np.ndarray
+    symmetry_R33: np.ndarray = field(default_factory=lambda: np.eye(3)[None])
+    caption: str = ""
+
+
+Section = Text | KeyFigures | Table | Curve | Histogram | Slices | Orientations
