@@ -1,0 +1,128 @@
+"""Writing a stack while the next images are being computed: device -> pinned memory -> a thread that writes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verglas.errors import OutputError
+from verglas.io.mrc import StackWriter
+
+BUFFERS = 3
+LARGEST_FLOAT16 = 65504.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """The first `count` images of a buffer, and their smallest, largest, sum, sum of squares (float64 [4], before rounding).
+
+    copied: done once the copy from a GPU has arrived; None where nothing was copied.
+    """
+
+    image_BYX: Tensor
+    statistics: Tensor
+    count: int
+    copied: torch.cuda.Event | None
+
+
+class MeasuredStackWriter(StackWriter):
+    """A StackWriter for images already in the dtype of the file, whose statistics the device has taken."""
+
+    def __enter__(self) -> MeasuredStackWriter:
+        super().__enter__()
+        return self
+
+    def append_measured(self, images_BYX: np.ndarray, statistics: list[float]) -> None:
+        """Add images [B, Y, X]; statistics: smallest, largest, sum, sum of squares of these images."""
+        smallest, largest, total, total_of_squares = statistics
+        if self.dtype == "float16" and max(-smallest, largest) > LARGEST_FLOAT16:
+            raise OutputError(f"{self.path}: values up to {max(-smallest, largest):.4g} do not fit float16. Write float32.")
+        if images_BYX.shape[1:] != tuple(self.box_yx) or self.written + len(images_BYX) > self.n:
+            raise ValueError(f"{len(images_BYX)} images of {images_BYX.shape[1:]} do not fit into {self.path}")
+        self._file.write(np.ascontiguousarray(images_BYX).data)
+        self.written += len(images_BYX)
+        self._smallest, self._largest = min(self._smallest, smallest), max(self._largest, largest)
+        self._sum += total
+        self._sum_of_squares += total_of_squares
+
+
+class OverlappedWriter:
+    """Hands batches of images to `stack` in a thread; at most BUFFERS batches are under way.
+
+    with OverlappedWriter(stack, batch, device) as writer:
+        writer.put(image_BYX)          # float32 on the device; returns before the images are written
+    An error of the thread is raised by the next `put` or at the end of the `with`.
+    """
+
+    def __init__(self, stack: MeasuredStackWriter, batch: int, device: torch.device) -> None:
+        self.stack = stack
+        self.dtype = torch.float16 if stack.dtype == "float16" else torch.float32
+        self.on_gpu = device.type == "cuda"
+        self._full: queue.Queue[Block | None] = queue.Queue(BUFFERS)
+        self._free: queue.Queue[tuple[Tensor, Tensor]] = queue.Queue()
+        for _ in range(BUFFERS if self.on_gpu else 0):
+            images = torch.empty(batch, *stack.box_yx, dtype=self.dtype, pin_memory=True)
+            self._free.put((images, torch.empty(4, dtype=torch.float64, pin_memory=True)))
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="stack writer", daemon=True)
+
+    def __enter__(self) -> OverlappedWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._full.put(None)
+        self._thread.join()
+        if error is None:
+            self._raise_error()
+
+    def put(self, image_BYX: Tensor) -> None:
+        """Queue float32 images [B, Y, X]; rounding, statistics and copy are started on their device."""
+        self._raise_error()
+        statistics = torch.stack([image_BYX.min().double(), image_BYX.max().double(), image_BYX.sum(dtype=torch.float64),
+                                  image_BYX.square().sum(dtype=torch.float64)])  # fmt: skip
+        rounded_BYX = image_BYX.to(self.dtype)
+        count = len(rounded_BYX)
+        if not self.on_gpu:
+            self._full.put(Block(rounded_BYX, statistics, count, None))
+            return
+        images, numbers = self._free.get()
+        images[:count].copy_(rounded_BYX, non_blocking=True)
+        numbers.copy_(statistics, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._full.put(Block(images, numbers, count, copied))
+
+    def _run(self) -> None:
+        while (block := self._full.get()) is not None:
+            if self._error is None:
+                self._write(block)
+            if block.copied is not None:
+                self._free.put((block.image_BYX, block.statistics))
+
+    def _write(self, block: Block) -> None:
+        try:
+            if block.copied is not None:
+                block.copied.synchronize()
+            self.stack.append_measured(block.image_BYX[: block.count].numpy(), block.statistics.tolist())
+        except BaseException as error:
+            self._error = error
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def on_each_batch(index_B: Tensor, batch: int, images: Callable[[Tensor], Tensor], writer: OverlappedWriter,
+                  advance: Callable[[int], None]) -> None:  # fmt: skip
+    """Compute images of the particles `index_B` in batches and hand them to the writer."""
+    for part in index_B.split(batch):
+        writer.put(images(part))
+        advance(len(part))
