@@ -50,9 +50,8 @@ def to_numbers(tokens: list[bytes], kind: str) -> np.ndarray:
 
     A fraction in a column of whole numbers keeps its value: the column becomes float64.
     """
-    for token in tokens:
-        if b"_" in token:  # Python's own numbers may hold underscores, those of files may not
-            raise ValueError(token)
+    if b"_" in b" ".join(tokens):  # Python's own numbers may hold underscores, those of files may not
+        raise ValueError("underscore in a number")
     if kind == "whole":
         try:
             return np.array([int(token) for token in tokens], dtype=np.int64)

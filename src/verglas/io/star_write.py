@@ -27,6 +27,9 @@ def write_star(path: Path | str, blocks: Mapping[str, StarBlock], overwrite: boo
     Floats are written as the shortest decimal that reads back to the same value, float32 columns in float32.
     Raises OutputError if the file exists, the disk is full, or a text cannot be said in STAR (line breaks, say).
     """
+    for name in (text for block in blocks.values() for text in (block.name, *block.values, *block.frame.columns)):
+        if len(str(name).split()) > 1 or str(name) != str(name).strip():
+            raise OutputError(f"{path}: {name!r} cannot name a block or column of a STAR file: it holds a blank.")
     with atomic_path(Path(path), overwrite) as temporary, open(temporary, "wb") as file:
         for block in blocks.values():
             file.write(f"\n# version {version}\n\ndata_{block.name}\n\n".encode())
