@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,7 +114,8 @@ def _read_npz(path: Path) -> AtomModel:
     try:
         with np.load(path, allow_pickle=False) as file:
             xyz_N3, weight_N = np.asarray(file["xyz"], np.float64), np.asarray(file["w"], np.float64)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    # Among the rest: a damaged archive, a damaged member, and a lone .npy array under this name.
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, AttributeError) as error:
         raise InputError(path, f"not a readable atom file ({error})", "arrays xyz [N, 3] in Å and w [N]",
                          "Write it with numpy.savez(path, xyz=..., w=...).") from error
     if xyz_N3.ndim != 2 or xyz_N3.shape[1] != 3 or weight_N.shape != xyz_N3.shape[:1]:
