@@ -17,6 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from verglas.core.ordering import morton_order
+
 
 def centred_rfft2(image_BYX: Tensor) -> Tensor:
     """Transform of images about their centre pixel; [..., Y, X] real -> [..., Y, X/2+1] complex, forward 1/N^2."""
@@ -113,10 +115,12 @@ class PixelList:
         return out
 
 
-def half_plane_pixels(box: int, radius: int | None = None, device: torch.device | str = "cpu") -> PixelList:
-    """Pixels of a `box` px image with round-off-free r <= `radius` (default box/2), row by row (y from 0 up, then < 0).
+def half_plane_pixels(
+    box: int, radius: int | None = None, device: torch.device | str = "cpu", order: str | None = None
+) -> PixelList:
+    """Pixels of a `box` px image with r <= `radius` (default box/2); as in RELION, y = -N/2 counts as +N/2.
 
-    As in RELION, membership is by r^2 <= radius^2 and y = -N/2 counts as +N/2.
+    order: "rows" (y from 0 up, then < 0) or "morton" (compact patches, what GPU kernels want); default by device.
     """
     if box % 2:
         raise ValueError(f"box must be even, got {box}")
@@ -126,6 +130,9 @@ def half_plane_pixels(box: int, radius: int | None = None, device: torch.device 
     keep = (x * x + y * y <= radius * radius) & ~((x == 0) & (y < 0))
     index = keep.flatten().nonzero().squeeze(1)
     x, y = x.flatten()[index], y.flatten()[index]
+    if (order or ("morton" if torch.device(device).type == "cuda" else "rows")) == "morton":
+        curve = morton_order(x, y)
+        x, y, index = x[curve], y[curve], index[curve]
     shell = (x.double() ** 2 + y.double() ** 2).sqrt().add(0.5).floor().long()
     return PixelList(box, radius, x.int(), y.int(), index, shell).to(device)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 class RowTable:
     """Addresses of a packed half volume.
 
-    radius: largest |p| (in voxels) at which the volume may be sampled; half: rows run over -half..half in z and y;
+    radius: largest |p| (in voxels) at which the volume is sampled: kernels leave out samples with |p|^2 > limit2;
+    half: rows run over -half..half in z and y;
     start_ZY: int32 [2 half + 1, 2 half + 1], position of x = 0 of each row; length_ZY: int32, voxels in each row;
     count: voxels in all. Rows of length 0 are never touched by samples inside `radius`.
     """
@@ -29,6 +30,11 @@ class RowTable:
     start_ZY: Tensor
     length_ZY: Tensor
     count: int
+
+    @property
+    def limit2(self) -> float:
+        """Square of the largest |p| sampled; a hundredth beyond `radius`, so rounding never decides about its edge."""
+        return (self.radius + 0.01) ** 2
 
     @property
     def edge(self) -> int:
@@ -56,11 +62,12 @@ class RowTable:
 
 @lru_cache(maxsize=16)
 def _packed(radius: float) -> RowTable:
-    half = int(radius) + 1
+    reach = radius + 0.02  # wider than RowTable.limit2 by more than float32 rounding
+    half = int(reach) + 1
     axis = torch.arange(-half, half + 1, dtype=torch.float64)
     # A sample at p touches floor(p) and floor(p) + 1, so a row is reached by points up to one voxel nearer the axis.
     reach2 = (axis.abs() - 1).clamp_min(0) ** 2
-    x2 = radius**2 - reach2[:, None] - reach2[None, :]
+    x2 = reach**2 - reach2[:, None] - reach2[None, :]
     length = torch.where(x2 >= 0, x2.clamp_min(0).sqrt().floor() + 2, torch.zeros_like(x2)).long()
     ends = length.flatten().cumsum(0)
     start = (ends - length.flatten()).view_as(length)
@@ -77,7 +84,7 @@ def packed_sphere(radius: float, device: torch.device | str = "cpu") -> RowTable
 
 def dense_half(radius: float, device: torch.device | str = "cpu") -> RowTable:
     """The dense special case: every row runs over x = 0..half; for tests and comparison."""
-    half = int(radius) + 1
+    half = int(radius + 0.02) + 1
     edge = 2 * half + 1
     length = torch.full((edge, edge), half + 1, dtype=torch.int32)
     start = torch.arange(edge * edge, dtype=torch.int32).view(edge, edge) * (half + 1)

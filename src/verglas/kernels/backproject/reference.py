@@ -1,0 +1,28 @@
+"""`backproject` as a physicist would write it: the adjoint of `project`, with a weight carried along."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from verglas.core.rows import RowTable
+from verglas.kernels.geometry import sample_positions, trilinear_corners
+
+
+def backproject_reference(
+    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor,
+    coordinates_K3: Tensor,
+) -> None:
+    """Add slices into a packed volume in place: each sample goes to its eight voxels with trilinear weights.
+
+    accumulator_V4: (sum of data re, im, sum of weight, unused); data_R2K: real and imaginary plane of each slice;
+    weight_RK: e.g. CTF^2 / sigma^2, None for no weight. sampling, coordinates and radius as in `project_reference`.
+    """
+    dtype = accumulator_V4.dtype
+    position_RK3, sign_RK = sample_positions(sampling_R33.to(dtype), coordinates_K3.to(dtype))
+    real_RK, imaginary_RK = data_R2K[:, 0], sign_RK * data_R2K[:, 1]
+    for address_RK, corner_RK in trilinear_corners(position_RK3, rows):
+        address = address_RK.flatten()
+        accumulator_V4[:, 0].index_add_(0, address, (corner_RK * real_RK).flatten())
+        accumulator_V4[:, 1].index_add_(0, address, (corner_RK * imaginary_RK).flatten())
+        if weight_RK is not None:
+            accumulator_V4[:, 2].index_add_(0, address, (corner_RK * weight_RK).flatten())
