@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")]
 Angstrom = Annotated[float, tyro.conf.arg(metavar="Å")]
+Flag = tyro.conf.FlagCreatePairsOff[bool]  # a switch that is off by default, without its --no- twin in the help
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
 
 @dataclass(kw_only=True)
 class Computing:
-    """A group of options for commands that compute: `computing: Computing = field(default_factory=Computing)`."""
+    """Where the work runs."""  # use: `computing: Computing = field(default_factory=Computing)`
 
     device: DeviceChoice = "auto"
     """auto takes the GPU if there is one."""

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Heading -> command -> "module:class" in verglas.cli. A module is imported only when its command is asked for (or for --help).
-COMMANDS: dict[str, dict[str, str]] = {}
+COMMANDS: dict[str, dict[str, str]] = {
+    "From particles to a map": {
+        "postprocess": "postprocess:Postprocess",
+    },
+    "Known truth": {
+        "simulate": "simulate:Simulate",
+        "project": "project:Project",
+    },
+}
 
 
 class Command(Protocol):
@@ -95,11 +103,13 @@ def _run(name: str, arguments: list[str]) -> int:
 
     chosen = command_class(name)
     description, example = split_docstring(chosen)
+    if asks_help := bool({"-h", "--help"} & set(arguments)):
+        _print_description(description)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     try:
-        options = tyro.cli(chosen, prog=f"verglas {name}", description=description, args=arguments, config=config)
+        options = tyro.cli(chosen, prog=f"verglas {name}", description="", args=arguments, config=config)
     except SystemExit as stop:
-        if not stop.code and example:  # help was shown
+        if asks_help and example:
             _print_example(example)
         return int(stop.code or 0)
     options.run()
@@ -123,7 +133,7 @@ def _print_overview() -> None:
     width = max((len(name) for name in all_commands()), default=0)
     for heading, commands in COMMANDS.items():
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="cyan", min_width=width)
+        table.add_column(style="cyan", min_width=width + 2)
         table.add_column()
         for name in commands:
             table.add_row(f"  {name}", split_docstring(command_class(name))[0].partition("\n")[0].rstrip("."))
@@ -133,9 +143,19 @@ def _print_overview() -> None:
     out.print("`verglas COMMAND --help` tells the options of a command.")
 
 
+def _print_description(description: str) -> None:
+    """Each paragraph wrapped to the terminal (tyro would print it as one long line)."""
+    out = _console(stderr=False)
+    first, _, rest = description.partition("\n\n")
+    out.print(" ".join(first.split()), style="bold", markup=False)
+    for paragraph in filter(None, rest.split("\n\n")):
+        out.print("\n" + " ".join(paragraph.split()), markup=False)
+    out.print()
+
+
 def _print_example(example: str) -> None:
     out = _console(stderr=False)
-    out.print("[bold]example:[/]" if out.is_terminal else "example:", end=" ")
+    out.print("[bold]example:[/] ", end="")
     out.print(example, markup=False, soft_wrap=True)
 
 

@@ -157,8 +157,7 @@ def draw_orientations(section: Orientations, name: str) -> str:
 def onto_vertices(density: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Density on cells -> (longitude [C+1], latitude [R+2], values [R+2, C+1]) on vertices that reach the poles and +-180°."""
     rows, columns = density.shape
-    z = (np.arange(rows) + 0.5) / rows * 2 - 1
-    latitude = np.concatenate([[-math.pi / 2], np.arcsin(z), [math.pi / 2]])
+    latitude = np.concatenate([[-math.pi / 2], (np.arange(rows) + 0.5) / rows * math.pi - math.pi / 2, [math.pi / 2]])
     poles = density[[0, -1]].mean(1, keepdims=True).repeat(columns, 1)
     centres = np.concatenate([poles[:1], density, poles[1:]])
     edges = (centres + np.roll(centres, 1, axis=1)) / 2  # the edge before each cell; the first one is -180°
@@ -172,20 +171,24 @@ def viewing_directions(rotation_B33: np.ndarray, symmetry_R33: np.ndarray) -> np
 
 
 def sphere_density(view_B3: np.ndarray, rows: int = 60, columns: int = 120) -> tuple[np.ndarray, float]:
-    """Density of unit vectors [B, 3] on equal-area cells [rows (z from -1 to 1), columns (longitude from -180°)], mean 1.
+    """Density of unit vectors [B, 3], 1 = uniform, on cells [rows (latitude from -90°), columns (longitude from -180°)].
 
-    The histogram on the cells is smoothed with a von Mises-Fisher kernel, exp(k cos angle), whose width (degrees, returned
-    too) lets about 30 directions of a uniform set fall under it, between 3 and 15 degrees.
+    Counts and cell areas are both smoothed with a von Mises-Fisher kernel, exp((cos angle - 1) / width^2), and divided. The
+    width (degrees, returned too) lets about 15 directions of a uniform set fall under the kernel, between 4 and 15 degrees.
     """
-    longitude_B, z_B = np.arctan2(view_B3[:, 1], view_B3[:, 0]), np.clip(view_B3[:, 2], -1, 1)
-    counts, _, _ = np.histogram2d(z_B, longitude_B, (rows, columns), ((-1, 1), (-math.pi, math.pi)))
-    cap = 30 / max(len(view_B3), 1)  # share of the sphere under the kernel: (1 - cos(2 width)) / 2, about width^2
-    width = min(max(math.sqrt(cap), math.radians(3)), math.radians(15))
-    z = (np.arange(rows) + 0.5) / rows * 2 - 1
-    across = np.sqrt(1 - z**2)
-    step = 2 * math.pi / columns * np.arange(columns)
+    longitude_B, latitude_B = np.arctan2(view_B3[:, 1], view_B3[:, 0]), np.arcsin(np.clip(view_B3[:, 2], -1, 1))
+    ranges = ((-math.pi / 2, math.pi / 2), (-math.pi, math.pi))
+    counts, edges, _ = np.histogram2d(latitude_B, longitude_B, (rows, columns), ranges)
+    # The kernel's share of the sphere is width^2 / 2 (its integral is 2 pi width^2).
+    width = min(max(math.sqrt(30 / max(len(view_B3), 1)), math.radians(4)), math.radians(15))
+    area = np.diff(np.sin(edges)) / 2 / columns
+    latitude = (edges[1:] + edges[:-1]) / 2
+    z, across = np.sin(latitude), np.cos(latitude)
     # Kernel between a cell of row i and one of row j that is d columns on; the sum over columns is a circular convolution.
+    step = 2 * math.pi / columns * np.arange(columns)
     cosine = z[:, None, None] * z[None, :, None] + across[:, None, None] * across[None, :, None] * np.cos(step)
-    kernel = np.fft.rfft(np.exp((cosine - 1) / width**2), axis=-1)
-    smooth = np.fft.irfft(np.einsum("ijd,jd->id", kernel, np.fft.rfft(counts, axis=-1)), columns, axis=-1)
-    return smooth / max(smooth.mean(), 1e-300), math.degrees(width)
+    kernel = np.exp((cosine - 1) / width**2)
+    spectrum = np.einsum("ijd,jd->id", np.fft.rfft(kernel, axis=-1), np.fft.rfft(counts, axis=-1))
+    smooth_counts = np.fft.irfft(spectrum, columns, axis=-1)
+    smooth_area = np.einsum("ijd,j->i", kernel, area)
+    return smooth_counts / smooth_area[:, None] / max(len(view_B3), 1), math.degrees(width)

@@ -1,0 +1,45 @@
+# make demo    simulate a small data set and reconstruct it        make lint    ruff and mypy
+# make test    lint and the tests that take seconds                make bench   the benchmarks of the kernels
+# make test-all  every test, also the slow ones and those that need a GPU (skipped without one)
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Named by what it is made from: a changed lock makes a new environment, an unchanged one costs nothing.
+ENV := .venv/ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+PYTEST := NUMBA_NUM_THREADS=2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -ra
+
+.PHONY: help env demo test test-all lint bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+
+env: $(ENV)
+
+$(ENV):
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@rm -f .venv/ready-*
+	@touch $@
+
+demo: $(ENV)
+	$(BIN)/verglas simulate --model demo --n 2000 --box 64 --pixel 3 --snr 0.1 --out demo/data --overwrite
+	$(BIN)/verglas reconstruct --particles demo/data/truth.star --ctf --half-maps --out demo/map --overwrite
+	@echo
+	@echo "The map is demo/map/map.mrc; open demo/map/report.html in a browser for the report."
+
+lint: $(ENV)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: lint
+	$(PYTEST)
+
+bench: $(ENV)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
