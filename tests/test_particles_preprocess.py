@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 
+import mrcfile
 import numpy as np
 import pytest
 import torch
@@ -163,3 +166,22 @@ def test_transform_is_the_fourier_sum_about_the_centre():
         if max(abs(y), x) < 3:
             assert transform(image, 6)[0, y, x] == transform(image)[0, y, x]
     assert transform(image, 6).shape == (1, 6, 4)
+
+
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("relion_preprocess") is None, reason="relion_preprocess is not installed")
+def test_normalising_and_rescaling_agree_with_relion(tmp_path):
+    y, x = np.mgrid[:48, :48]
+    data = 4 * noisy(5, 48, dtype=torch.float32) + torch.from_numpy(10 + 0.2 * x - 0.1 * y).float()
+    with mrcfile.new(tmp_path / "s.mrcs") as file:
+        file.set_data(data.numpy())
+        file.set_image_stack()
+    for options in ("--operate_out normalised.mrcs --norm --bg_radius 18", "--operate_out rescaled.mrcs --scale 32"):
+        command = f"relion_preprocess --operate_on s.mrcs {options}"
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    normalised, rescaled = (torch.from_numpy(mrcfile.read(tmp_path / f"{name}.mrcs")) for name in ("normalised", "rescaled"))
+    assert (normalise_background(data, 18) - normalised).abs().max() < 1e-5
+    # On the last row and column of frequencies the two keep different members of a Friedel pair: compare inside.
+    inside = half_plane_pixels(32, 15)
+    difference = inside.gather(centred_rfft2(resample(data, 32) - rescaled))
+    assert difference.abs().max() < 1e-5

@@ -230,3 +230,10 @@ def test_real_files(shared, name, n_groups, n):
     assert n is None or len(table) == n
     assert torch.linalg.det(table.rotations()).sub(1).abs().max() < 1e-12
     assert len(table.ctf()) == len(table) == len(table.image_locations().image_index_B)
+
+
+def test_real_cryosparc_file(shared):
+    table = ParticleTable.read(shared / "data/star_cs_variants/cryosparc_P12_J24_001_particles.cs")
+    assert len(table) == len(table.ctf()) == 2019
+    assert [(group.box, group.voltage_kv) for group in table.groups] == [(180, 200.0)]
+    assert torch.linalg.det(table.rotations()).sub(1).abs().max() < 1e-6

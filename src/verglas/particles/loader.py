@@ -50,7 +50,8 @@ class ImageLoader:
 
     Batches hold one optics group each, groups one after the other, rows in the order given, sorted by file within a
     batch. At most `prefetch` batches wait beside the one in the consumer's hands. With skip_bad, images that are not
-    finite or constant are left out and listed in `bad`; without, they raise InputError.
+    finite or constant are left out and listed in `bad`; without, they raise InputError. box_of_group: position of an
+    optics group -> box in px, as the stacks have it.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ImageLoader:
         self.locations = table.image_locations()
         self.bad: list[BadImage] = []
         self._stacks = _open_stacks(table, self.locations, self.indices)
-        self._box_G = _check_boxes(table, self.locations, self.indices, self._stacks)
+        self.box_of_group = _check_boxes(table, self.locations, self.indices, self._stacks)
         self._plan = self._batches()
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ class ImageLoader:
 
     def _read(self, reader: StackReader, rows: np.ndarray) -> tuple[ImageBatch, list[BadImage]]:
         group_index = int(self.table.group_index_B[rows[0]])
-        box = self._box_G[group_index]
+        box = self.box_of_group[group_index]
         # numpy's memory costs fewer page faults than torch's; pinned memory comes from torch's cache.
         if self.pinned:
             image_BYX = torch.empty(len(rows), box, box, pin_memory=True)

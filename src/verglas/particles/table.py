@@ -6,6 +6,7 @@ computes with, in its own units: rotation matrices, Å, tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,14 +44,14 @@ class ParticleTable:
     extra_blocks: dict[str, StarBlock] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path | str, folder: Path | str | None = None) -> ParticleTable:
-        """Read a particle file: STAR of RELION 3.0 to 5, or cryoSPARC .cs. Images are not opened.
+    def read(cls, path: Path | str, folder: Path | str | None = None, passthrough: Sequence[Path] = ()) -> ParticleTable:
+        """Read a particle file: STAR of RELION 3.0 to 5, or cryoSPARC .cs (with its passthrough files). Images are not opened.
 
         folder: what relative image paths start from; left out, see `verglas.particles.images.image_folder`.
         Raises InputError if the file holds no particles or its optics groups make no sense.
         """
         path = Path(path)
-        blocks = _read_cs(path) if path.suffix.lower() == ".cs" else read_star(path)
+        blocks = _read_cs(path, passthrough) if path.suffix.lower() == ".cs" else read_star(path)
         frame, optics, extra = _particles_and_optics(blocks, path)
         if folder is None:
             folder = image_folder([str(frame["rlnImageName"].iloc[0]).rpartition("@")[2]], path.parent)
@@ -97,6 +98,14 @@ class ParticleTable:
         """`n` particles drawn at random (all, if there are no more), in the order of the file."""
         chosen = np.random.default_rng(seed).permutation(len(self))[:n]
         return self.select(np.sort(chosen))
+
+    def without(self, rows: Sequence[int]) -> ParticleTable:
+        """All rows but these positions; InputError if none is left."""
+        keep_B = np.ones(len(self), bool)
+        keep_B[list(rows)] = False
+        if not keep_B.any():
+            raise InputError(self.source, "every image is bad", "at least one good image", "Look at the stacks.")
+        return self.select(keep_B)
 
     def with_columns(self, **columns: object) -> ParticleTable:
         """A table with these particle columns added or replaced."""
@@ -209,10 +218,10 @@ def _is_mask(index: np.ndarray | slice) -> bool:
     return not isinstance(index, slice) and np.asarray(index).dtype == bool
 
 
-def _read_cs(path: Path) -> dict[str, StarBlock]:
+def _read_cs(path: Path, passthrough: Sequence[Path]) -> dict[str, StarBlock]:
     from verglas.io.cryosparc import read_cs
 
-    return read_cs(path)
+    return read_cs(path, passthrough).blocks()
 
 
 def _particles_and_optics(blocks: dict[str, StarBlock], path: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, StarBlock]]:
