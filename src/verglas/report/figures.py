@@ -23,9 +23,9 @@ def draw_curve(section: Curve, name: str) -> str:
         axes = drawn.add_subplot()
         for i, (y_S, label) in enumerate(zip(section.ys, section.labels, strict=True)):
             colour = SERIES[i % len(SERIES)]
-            axes.plot(section.x, y_S, color=colour, label=label, linestyle="-" if i < len(SERIES) else "--")
             if section.mark_crossings and section.thresholds:
-                _mark_crossing(axes, np.asarray(section.x), np.asarray(y_S), section.thresholds[0], colour)
+                label += _mark_crossing(axes, np.asarray(section.x), np.asarray(y_S), section.thresholds[0], colour)
+            axes.plot(section.x, y_S, color=colour, label=label, linestyle="-" if i < len(SERIES) else "--")
         for value in section.thresholds:
             axes.axhline(value, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.9)
             axes.annotate(f"{value:g}", (0, value), (5, 3), xycoords=("axes fraction", "data"),
@@ -37,10 +37,8 @@ def draw_curve(section: Curve, name: str) -> str:
             axes.set_ylim(*section.y_range)
         if section.resolution_axis:
             _resolution_axis(axes)
-        if len(section.labels) > 1 or section.labels[0]:
-            # Correlations fall from 1: the room is on the lower left, above the lowest threshold and its label.
-            place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.01, 0.22)} if section.resolution_axis else {}
-            axes.legend(**place)
+        if any(section.labels):  # outside, so that it can hide no curve
+            drawn.legend(loc="outside lower center", ncols=2 if len(section.labels) < 5 else 4, columnspacing=1.6)
         return svg(drawn, name)
 
 
@@ -50,13 +48,13 @@ def last_above(y_S: np.ndarray, threshold: float) -> int:
     return int(below[0]) if len(below) else len(y_S) - 1
 
 
-def _mark_crossing(axes: Axes, x_S: np.ndarray, y_S: np.ndarray, threshold: float, colour: str) -> None:
+def _mark_crossing(axes: Axes, x_S: np.ndarray, y_S: np.ndarray, threshold: float, colour: str) -> str:
+    """A dot where the curve is about to drop below the threshold; returns ', 8.1 Å' for its label, '' if it never drops."""
     at = last_above(y_S, threshold)
     if at == len(y_S) - 1 or x_S[at] <= 0:
-        return
+        return ""
     axes.plot(x_S[at], y_S[at], "o", color=colour, markersize=5)
-    text = f"{1 / x_S[at]:.2g} Å" if x_S[at] < 0.1 else f"{1 / x_S[at]:.3g} Å"
-    axes.annotate(text, (x_S[at], y_S[at]), (6, 6), textcoords="offset points", color=colour, fontsize=9)
+    return f", {1 / x_S[at]:.3g} Å"
 
 
 def _resolution_axis(axes: Axes) -> None:

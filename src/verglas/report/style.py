@@ -42,9 +42,7 @@ def figure(width: float, height: float) -> Iterator[Figure]:
         "ytick.color": FAINT,
         "xtick.labelcolor": INK,
         "ytick.labelcolor": INK,
-        "legend.facecolor": PAPER,
-        "legend.edgecolor": "none",
-        "legend.framealpha": 0.8,
+        "legend.frameon": False,
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
     }
