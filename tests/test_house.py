@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"core", "distributed", "io", "optics", "particles", "simulation", *LADDER},
 }
 MAY_IMPORT["optics"] |= {"io"}  # MTF curves come in STAR files
-MAY_IMPORT["refinement"] |= {"io", "particles"}
+for name in ("expectation", "maximization", "refinement"):  # they work through batches of particles
+    MAY_IMPORT[name] |= {"io", "particles"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"testing"}  # the command line stands on top of everything
 
 

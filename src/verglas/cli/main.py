@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, dict[str, str]] = {
     "From particles to a map": {
         "postprocess": "postprocess:Postprocess",
+        "mask": "mask:Mask",
+        "localres": "localres:Localres",
+    },
+    "Files": {
+        "info": "info:Info",
+        "convert": "convert:Convert",
+        "stack": "stack:Stack",
+        "map": "map:MapTool",
     },
     "Known truth": {
         "simulate": "simulate:Simulate",
@@ -144,13 +152,12 @@ def _print_overview() -> None:
 
 
 def _print_description(description: str) -> None:
-    """Each paragraph wrapped to the terminal (tyro would print it as one long line)."""
+    """Each paragraph wrapped to the terminal (tyro would print it as one long line); lists (indented lines) are kept."""
     out = _console(stderr=False)
-    first, _, rest = description.partition("\n\n")
-    out.print(" ".join(first.split()), style="bold", markup=False)
-    for paragraph in filter(None, rest.split("\n\n")):
-        out.print("\n" + " ".join(paragraph.split()), markup=False)
-    out.print()
+    for i, paragraph in enumerate(description.split("\n\n")):
+        lines = paragraph.splitlines()
+        text = paragraph if any(line.startswith(" ") for line in lines) else " ".join(lines)
+        out.print(text + "\n", style="bold" if i == 0 else "", markup=False)
 
 
 def _print_example(example: str) -> None:

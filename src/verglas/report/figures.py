@@ -140,9 +140,8 @@ def draw_orientations(section: Orientations, name: str) -> str:
         axes.set_xticks(np.radians([-120, -60, 0, 60, 120]), [""] * 5)
         for degrees in (-120, -60, 0, 60, 120):
             text = f"rot {degrees}°" if degrees == 0 else f"{degrees}°".replace("-", "−")
-            axes.annotate(
-                text, (math.radians(degrees), 0), (3, 3), textcoords="offset points", fontsize=8, color="white", alpha=0.8
-            )
+            axes.annotate(text, (math.radians(degrees), 0), ha="center", va="center", fontsize=8, color="white",
+                          bbox={"boxstyle": "round,pad=0.2", "facecolor": "black", "lw": 0, "alpha": 0.3})  # fmt: skip
         axes.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["150°", "120°", "tilt 90°", "60°", "30°"], fontsize=8)
         bar: Any = drawn.colorbar(mesh, ax=axes, shrink=0.75, pad=0.03, aspect=18)
         bar.set_label(f"Density relative to uniform (smoothed by {width:.0f}°)", fontsize=8, labelpad=8)
