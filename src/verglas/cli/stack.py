@@ -38,13 +38,13 @@ class Stack:
     """Folder to be made."""
     overwrite: bool = False
     """Replace the folder of an earlier run."""
-    box: Annotated[int | None, arg(metavar="PX")] = None
+    box: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: as it is)")] = None
     """Downsample to this even box by cropping in Fourier space."""
-    pixel: Annotated[float | None, arg(metavar="Å")] = None
+    pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: as it is)")] = None
     """Downsample to the even box whose pixel size comes nearest."""
     recentre: bool = False
     """Move images by the whole pixels of their origins (vacated pixels are 0); origins keep the rest."""
-    normalise: Annotated[float | None, arg(metavar="Å")] = None
+    normalise: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: off)")] = None
     """Background outside this diameter to mean 0 and deviation 1, after subtracting a plane."""
     invert: bool = False
     """Change the sign of every pixel."""
@@ -52,11 +52,11 @@ class Stack:
     """Write half precision: half the size."""
     float32: bool = False
     """Write single precision (the default)."""
-    subset: Annotated[int | None, arg(metavar="N")] = None
+    subset: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Take this many particles at random."""
     seed: int = 0
     """Of the random choice."""
-    pixel_size: Annotated[float | None, arg(metavar="Å")] = None
+    pixel_size: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: the headers')")] = None
     """Pixel size of plain stacks, instead of what their headers say."""
     skip_bad: bool = False
     """Leave out images that are constant or not finite (reads everything once more)."""

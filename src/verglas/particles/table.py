@@ -69,7 +69,8 @@ class ParticleTable:
             size = pixel_size or stack.pixel_size
             if not size > 0:
                 raise InputError(path, "voxel size 0", "a size above 0 Å in the header", "Give it with --pixel-size.")
-            names += [f"{i:06d}@{path.resolve()}" for i in range(1, stack.n + 1)]
+            absolute = path.resolve()
+            names += [f"{i:06d}@{absolute}" for i in range(1, stack.n + 1)]
             group_of_image += [number] * stack.n
             optics.append({"rlnOpticsGroupName": f"opticsGroup{number}", "rlnOpticsGroup": number, "rlnImagePixelSize": size,
                            "rlnImageSize": stack.box_yx[1], "rlnImageDimensionality": 2})  # fmt: skip
