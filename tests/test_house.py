@@ -183,9 +183,8 @@ def is_definition(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         fills = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).endswith((".append", ".update"))
         return fills or isinstance(node.value, ast.Constant)
-    return isinstance(
-        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.AugAssign | ast.If
-    )
+    constants = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Assert
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.If | constants)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__main__.py"], ids=module_id)

@@ -195,7 +195,9 @@ class RunFolder:
             staging.move_into_place(self._folder, self.target, self.overwrite)
         for old in staging.siblings(self.target, "replaced") if self.resumable else []:
             shutil.rmtree(old, ignore_errors=True)
-        figures = {name: f"{short(figure['value'])} {figure['unit']}".strip() for name, figure in self.figures.items()}
+        figures = {
+            name.replace("_", " "): f"{short(figure['value'])} {figure['unit']}".strip() for name, figure in self.figures.items()
+        }
         terminal.say_facts(f"{self.command}: done in {terminal.duration_text(time.time() - self.started)}", figures)
         terminal.say(f"Results are in {self.out}")
 
