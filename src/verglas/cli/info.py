@@ -148,7 +148,9 @@ def _show_block(console: Console, block: Facts) -> None:
     from rich.markup import escape
 
     version = f", version {block['version']}" if block["version"] else ""
-    size = f"{block['rows']:,} rows of {len(block['columns'])} columns" if "columns" in block else "single values"
+    size = "single values"
+    if "columns" in block:
+        size = f"{block['rows']:,} row{'s' * (block['rows'] != 1)} of {len(block['columns'])} columns"
     console.print(f"\n[cyan]data_{escape(block['name'])}[/]  {size}{version}")
     if "values" in block:
         _show_rows(console, [(escape(label), str(value)) for label, value in block["values"].items()])
@@ -162,8 +164,10 @@ def _show_groups(console: Console, groups: list[Facts]) -> None:
     """Optics: a column for each group, as there are many labels and few groups."""
     shown = groups[:6] if console.width >= 120 else groups[:3]
     table = _table("label")
+    room = console.width - 8 - max(len(_short_label(label)) for label in groups[0])
     for group in shown:
-        table.add_column(f"group {group.get('rlnOpticsGroup', '')}", justify="right", overflow="ellipsis", no_wrap=True)
+        name = f"group {group.get('rlnOpticsGroup', '')}"
+        table.add_column(name, justify="right", overflow="ellipsis", no_wrap=True, max_width=max(room // len(shown) - 3, 8))
     for label in groups[0]:
         table.add_row(_short_label(label), *(_value(group[label]) for group in shown))
     console.print(table)
@@ -174,7 +178,8 @@ def _show_groups(console: Console, groups: list[Facts]) -> None:
 def _show_columns(console: Console, columns: list[Facts], heading: str) -> None:
     table = _table(heading)
     table.add_column("values", overflow="ellipsis", no_wrap=True)
-    room = max(console.width - 10 - max((len(column["name"]) + 6 for column in columns), default=0), 20)
+    labels = [len(_short_label(column["name"])) + 6 * ("shape" in column) for column in columns]
+    room = max(console.width - max(labels, default=0) - 8, 30)
     for column in columns:
         shape = f" [dim]x {column['shape'][0]}[/]" if "shape" in column else ""
         table.add_row(_short_label(column["name"]) + shape, _values_text(column, room))
@@ -186,10 +191,10 @@ def _values_text(column: Facts, room: int) -> str:
     from rich.markup import escape
 
     if "distinct" in column:
-        text = column["first"]
-        room -= 22
+        start, text = f"{column['distinct']:,} different, first ", column["first"]
+        room -= len(start)
         short = text if len(text) <= room else f"{text[: room // 3]}...{text[-(room - room // 3 - 3) :]}"
-        return f"{column['distinct']:,} different, first {escape(short)}"
+        return start + escape(short)
     if "min" not in column:
         return "no values"
     same = column["min"] == column["max"]
