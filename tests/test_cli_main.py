@@ -112,6 +112,8 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--width Å" in out and "Width of the failure. (default: 3.0)" in out
     assert "computing options" in out and "--device auto|cpu|cuda" in out
     assert out.count("Example") == 0 and out.endswith("example: verglas fail --how input\n")
+    assert cli.main(["help", "fail"]) == 0
+    assert capsys.readouterr().out == out
     assert cli.main(["--help"]) == 0
     assert "Fail in a chosen way" in capsys.readouterr().out
 

@@ -92,7 +92,9 @@ def command_class(name: str) -> type[Command]:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
         _print_overview()
         return 0
     if arguments[0] in ("-V", "--version"):

@@ -190,9 +190,9 @@ class RunFolder:
         self.event("finished", figures=self.figures)
         facts_of.write_json(self._folder / "result.json", self.facts())
         self._close_streams()
-        staging.unsign(self._folder)
         if self._folder != self.target:
             staging.move_into_place(self._folder, self.target, self.overwrite)
+        staging.unsign(self.target)
         for old in staging.siblings(self.target, "replaced") if self.resumable else []:
             shutil.rmtree(old, ignore_errors=True)
         figures = {
