@@ -1,0 +1,136 @@
+"""From weighted sums to a map: Friedel partners, point group, weight floor, optional Wiener term, transform back.
+
+The order and the constants are RELION's default ("skip gridding") path (facts 4.2, 4.3, 4.6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verglas.core.masks import fill_outside, soft_sphere
+from verglas.core.rows import RowTable
+from verglas.core.symmetry import symmetry_matrices
+from verglas.kernels.project import project
+from verglas.maximization.accumulate import Accumulator
+from verglas.projection.volume import coordinate_chunks, cropped_map, gridding_correction, padded_size, unpack
+
+WEIGHT_FLOOR = 1e-3  # of the mean weight of the shell: below this a voxel was hardly seen
+FIRST_REGULARISED_SHELL = 5
+
+
+@dataclass(frozen=True)
+class SolvedSums:
+    """Symmetrised sums of one set of particles. data [V, 2], weight [V] on `rows`; shells in image frequencies."""
+
+    data_V2: Tensor
+    weight_V: Tensor
+    rows: RowTable
+    box: int
+    radius: int
+    padding: float
+
+    def shell_weight(self) -> Tensor:
+        """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
+        return self._shell_mean(round_up=0.5)
+
+    def coverage(self, inverse_tau2_S: Tensor) -> Tensor:
+        """Share of voxels of each shell where the data weigh at least as much as the prior, float64 [radius + 1]."""
+        seen = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
+        count = torch.zeros_like(seen)
+        for part, shell, inside in self._shells(0.5):
+            enough = (self.weight_V[part] >= inverse_tau2_S.to(self.weight_V)[shell]) & inside
+            seen.index_add_(0, shell, enough.double())
+            count.index_add_(0, shell, inside.double())
+        return seen / count.clamp_min(1)
+
+    def _shell_mean(self, round_up: float) -> Tensor:
+        total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
+        count = torch.zeros_like(total)
+        for part, shell, inside in self._shells(round_up):
+            total.index_add_(0, shell, torch.where(inside, self.weight_V[part], 0).double())
+            count.index_add_(0, shell, inside.double())
+        return total / count.clamp_min(1)
+
+    def _shells(self, round_up: float):  # type: ignore[no-untyped-def]
+        for first, coordinates in coordinate_chunks(self.rows):
+            r2 = coordinates.float().square().sum(1)
+            shell = (r2.sqrt() / self.padding + round_up).floor().long().clamp_max(self.radius)
+            yield slice(first, first + len(r2)), shell, r2 < self.rows.radius**2
+
+    def map(self, inverse_tau2_S: Tensor | None = None) -> Tensor:
+        """Map [N, N, N]: data / (weight + 1/tau2), the weight never under a thousandth of its shell's mean.
+
+        inverse_tau2_S: in units of the weight, per shell (from `wiener_term`), added from shell 5 on; None for none.
+        """
+        floor_S = WEIGHT_FLOOR * self._shell_mean(round_up=0.0)
+        floor_S[-1] = floor_S[-2]  # the last shell of floor(r / padding) holds only the edge
+        quotient_V2 = torch.empty_like(self.data_V2)
+        for (part, shell, inside), (_, floor_shell, _) in zip(self._shells(0.5), self._shells(0.0)):
+            weight = self.weight_V[part]
+            if inverse_tau2_S is not None:
+                prior = inverse_tau2_S.to(weight)[shell]
+                weight = torch.where(shell >= FIRST_REGULARISED_SHELL, weight + prior, weight)
+            weight = torch.maximum(weight, floor_S.to(weight)[floor_shell])
+            usable = inside & (weight > 0)
+            quotient_V2[part] = torch.where(usable[:, None], self.data_V2[part] / weight.clamp_min(1e-30)[:, None], 0)
+        fourier = unpack(quotient_V2, self.rows, padded_size(self.box, self.padding))
+        del quotient_V2
+        real = cropped_map(fourier, self.box).float()
+        real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
+        return real / gridding_correction(self.box, self.padding, real.device)
+
+
+def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1") -> SolvedSums:
+    """Sum of accumulators of one geometry, with Friedel partners added on x = 0 and the point group applied.
+
+    Both are sums, not averages, in data and weight alike, so quotients keep their scale.
+    """
+    first = accumulators[0]
+    sums_V3 = torch.cat([t if t.ndim == 2 else t[:, None] for t in first.total()], 1)
+    for other in accumulators[1:]:
+        data_V2, weight_V = other.total()
+        sums_V3[:, :2] += data_V2
+        sums_V3[:, 2] += weight_V
+    add_friedel_partners(sums_V3, first.rows)
+    sums_V3 = apply_point_group(sums_V3, first.rows, symmetry)
+    return SolvedSums(sums_V3[:, :2], sums_V3[:, 2], first.rows, first.box, first.radius, first.padding)
+
+
+def add_friedel_partners(sums_V3: Tensor, rows: RowTable) -> None:
+    """On the plane x = 0, kept whole, give (0, y, z) and (0, -y, -z) their common sum (data conjugated), in place."""
+    start = rows.start_ZY[rows.length_ZY > 0].long()
+    partner = rows.start_ZY.flip(0, 1)[rows.length_ZY > 0].long()
+    conjugate = sums_V3.new_tensor([1.0, -1.0, 1.0])
+    sums_V3[start] = sums_V3[start] + sums_V3[partner] * conjugate
+
+
+def apply_point_group(sums_V3: Tensor, rows: RowTable, symmetry: str) -> Tensor:
+    """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k)."""
+    operators = symmetry_matrices(symmetry)[1:]
+    if len(operators) == 0:
+        return sums_V3
+    dtype = sums_V3.dtype
+    out_V3 = sums_V3.clone()
+    data_V2 = sums_V3[:, :2].contiguous()
+    weight_V2 = torch.stack([sums_V3[:, 2], torch.zeros_like(sums_V3[:, 2])], 1)
+    for first, coordinates in coordinate_chunks(rows):
+        part = slice(first, first + len(coordinates))
+        for operator in operators.to(sums_V3.device, dtype):
+            turned = project(data_V2, rows, operator[None], coordinates.to(dtype))[0]
+            out_V3[part, :2] += turned.T
+            out_V3[part, 2] += project(weight_V2, rows, operator[None], coordinates.to(dtype))[0, 0]
+    return out_V3
+
+
+def wiener_term(fsc_S: Tensor, shell_weight_S: Tensor, joined: bool) -> Tensor:
+    """1 / tau^2 per shell in units of the weight, from the correlation of half maps (facts 4.3).
+
+    SSNR = F / (1 - F) of one half, or with F = 2 FSC / (1 + FSC) of both joined (sqrt of it is the correlation of the
+    full map with the truth, Rosenthal & Henderson 2003, eq. 15, whose SSNR is 2 FSC / (1 - FSC)).
+    """
+    f = fsc_S[: len(shell_weight_S)].to(shell_weight_S).clamp(1e-3, 0.999)
+    ssnr = (2.0 if joined else 1.0) * f / (1 - f)
+    return shell_weight_S / ssnr
