@@ -298,3 +298,17 @@ def test_plain_progress_is_sparse(capsys: pytest.CaptureFixture[str], monkeypatc
     assert lines[0].startswith("Reading: 10 of 3,600 images, 1.0 images/s, 59 min 50 s left")
     assert lines[-1] == "Reading: 3,600 images in 1 h 00 min (1.0 images/s)"
     assert 8 <= len(lines) <= 25
+
+
+def test_a_terminal_gets_panels_and_bars(
+    options: Options, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with RunFolder.create(options.out, "test", options, overwrite=False) as run:
+        run.provenance(device="cpu", kernels="numba")
+        with run.progress("Counting", total=4, unit="particles") as bar:
+            bar.describe("Counting slowly")
+            bar.advance(4)
+    err = capsys.readouterr().err
+    assert "╭─" in err and "Counting slowly" in err and "100%" in err and "Counting: 4 particles in 0.0 s" in err
