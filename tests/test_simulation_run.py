@@ -249,3 +249,38 @@ def test_an_error_of_the_writing_thread_reaches_the_caller(tmp_path, monkeypatch
 def test_options_of_the_microscope_are_checked_one_by_one():
     with pytest.raises(InputError, match="smaller value first"):
         replace(MicroscopeOptions(), defocus=(2.0, 1.0)).check()
+
+
+def test_slices_of_atoms_agree_with_atoms(tmp_path):
+    """Trilinear slices of the map made of the atoms: their error falls with the square of the padding."""
+    words = ("--n", 20, "--box", 48, "--pixel", 4, "--no-noise", "--bfactor", 1000)
+    exact_BYX = images(simulate(tmp_path / "atoms", *words, "--method", "atoms"))
+    error = {}
+    for padding in (1, 2, 4):
+        sliced_BYX = images(simulate(tmp_path / f"slices{padding}", *words, "--method", "slices", "--padding", padding))
+        error[padding] = np.linalg.norm(sliced_BYX - exact_BYX) / np.linalg.norm(exact_BYX)
+    assert error[2] < 0.04
+    assert error[2] / error[1] == pytest.approx(1 / 4, rel=0.2)
+    assert error[4] / error[2] == pytest.approx(1 / 4, rel=0.2)
+
+
+def test_a_map_as_model(tmp_path):
+    """A set simulated from the truth map of another (no further B-factor) shows the same images."""
+    words = ("--n", 12, "--box", 48, "--pixel", 4, "--no-noise")
+    first = simulate(tmp_path / "first", *words, "--bfactor", 500, "--method", "slices")
+    again = simulate(tmp_path / "again", *words, "--model", first / "truth.mrc")
+    assert np.abs(images(first) - images(again)).max() < 1e-3 * images(first).std()
+    finer = simulate(tmp_path / "finer", "--n", 12, "--box", 64, "--pixel", 3, "--no-noise", "--model", first / "truth.mrc")
+    assert read_map(finer / "truth.mrc").box == 64
+
+
+def test_a_map_wider_than_the_images(tmp_path):
+    wide = np.zeros((64, 64, 64), np.float32)
+    wide[28:36, 28:36, 28:36] = 1
+    write_map(tmp_path / "small_in_wide.mrc", Map(wide, 3.0))
+    words = ("--n", 4, "--box", 32, "--pixel", 3)
+    assert images(simulate(tmp_path / "fits", *words, "--model", tmp_path / "small_in_wide.mrc")).shape == (4, 32, 32)
+    wide[4:60, 28:36, 28:36] = 1
+    write_map(tmp_path / "long.mrc", Map(wide, 3.0))
+    with pytest.raises(InputError, match="lies outside"):
+        simulate(tmp_path / "set", *words, "--model", tmp_path / "long.mrc")

@@ -27,12 +27,12 @@ def truth_map(model: Model, box: int, pixel_size: float, bfactor: float) -> Tens
     return centred_irfft3(fourier_ZYX.mul_(torch.exp(-bfactor / 4 * s2_of_half_volume(box, pixel_size))), box)
 
 
-def map_of_atoms(model: AtomModel, groups: list[OpticsGroup]) -> MapModel:
-    """Atoms as a map that serves the images of all groups: the finest pixel, the widest box, no B-factor."""
+def map_of_atoms(model: AtomModel, groups: list[OpticsGroup], bfactor: float) -> MapModel:
+    """Atoms as a map that serves the images of all groups: the finest pixel, the widest box, damped by exp(-B s^2 / 4)."""
     pixel_size = min(group.pixel_size for group in groups)
     edge = max(group.box * group.pixel_size for group in groups)
     box = 2 * math.ceil(edge / pixel_size / 2 - 1e-6)
-    return MapModel(model.name, truth_map(model, box, pixel_size, 0.0), pixel_size, model.notes)
+    return MapModel(model.name, truth_map(model, box, pixel_size, bfactor), pixel_size, model.notes)
 
 
 def low_passed(map_ZYX: Tensor, pixel_size: float, resolution: float) -> Tensor:
@@ -56,10 +56,10 @@ def resampled(model: MapModel, box: int, pixel_size: float) -> Tensor:
     old = model.map_ZYX.shape[-1]
     if old == box and abs(pixel_size / model.pixel_size - 1) < 1e-5:
         return model.map_ZYX
-    weight_NM = dirichlet_matrix(old, box, pixel_size / model.pixel_size).float()
-    out = torch.einsum("ax,zyx->zya", weight_NM, model.map_ZYX)
+    weight_NM = dirichlet_matrix(old, box, pixel_size / model.pixel_size)
+    out = torch.einsum("ax,zyx->zya", weight_NM, model.map_ZYX.double())
     out = torch.einsum("by,zya->zba", weight_NM, out)
-    return torch.einsum("cz,zba->cba", weight_NM, out).contiguous()
+    return torch.einsum("cz,zba->cba", weight_NM, out).float().contiguous()
 
 
 def dirichlet_matrix(old: int, new: int, step: float) -> Tensor:

@@ -107,7 +107,7 @@ def _read_map(path: Path) -> MapModel:
     image = read_map(path)
     if not np.any(image.data_ZYX):
         raise InputError(path, "the map is zero everywhere", "a density", "Check how the map was written.")
-    return MapModel(path.name, torch.from_numpy(np.ascontiguousarray(image.data_ZYX, dtype=np.float32)), image.pixel_size)
+    return MapModel(path.name, torch.tensor(image.data_ZYX, dtype=torch.float32), image.pixel_size)
 
 
 def _read_npz(path: Path) -> AtomModel:

@@ -120,6 +120,8 @@ class ImageOptions:
     """B-factor of the images: amplitudes fall as exp(-B s²/4)."""
     method: Literal["auto", "atoms", "slices"] = "auto"
     """atoms: each image is an exact sum over atoms; slices: of a map, interpolated; auto: atoms where that is quick."""
+    padding: Annotated[float, arg(metavar="FACTOR")] = 2.0
+    """Padding of the map before it is sliced: the interpolation is off by 1 % at 2 and by 0.4 % at 3 (3.4 times the memory)."""
     start_resolution: Annotated[float, arg(metavar="Å")] = 40.0
     """Resolution of start.mrc, the low-passed first map (amplitude one half there)."""
     float16: bool = False
@@ -130,6 +132,7 @@ class ImageOptions:
         _need(self.snr > 0, "--snr", f"{self.snr:g}", "a ratio above 0", "For images without noise use --no-noise.")
         _need(0 <= self.ice <= 1, "--ice", f"{self.ice:g}", "a fraction from 0 to 1")
         _need(self.bfactor is None or self.bfactor >= 0, "--bfactor", f"{self.bfactor}", "0 or more Å²")
+        _need(1 <= self.padding <= 8, "--padding", f"{self.padding:g}", "a factor from 1 to 8, such as 2")
         _need(self.start_resolution > 0, "--start-resolution", f"{self.start_resolution:g}", "more than 0 Å")
 
 

@@ -58,7 +58,7 @@ def project(options: Options, run: RunFolder, device: torch.device, reason: str)
     size = 2 if options.float16 else 4
     pixels = sum(int((table.group_index_B == g).sum()) * group.box**2 for g, group in enumerate(groups))
     check_disk(run.out.parent, pixels * size + 1000 * len(table) + 2**24)
-    model = MapModel(options.map.name, torch.from_numpy(source_map.data_ZYX), source_map.pixel_size)
+    model = MapModel(options.map.name, torch.tensor(source_map.data_ZYX), source_map.pixel_size)
     transforms = MapTransforms.of([model], min(group.pixel_size for group in groups), device)
     names = np.empty(len(table), object)
     with run.progress("Projecting", total=len(table), unit="images") as bar:

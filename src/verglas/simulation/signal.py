@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from verglas.core.fourier import half_plane_pixels
 from verglas.optics.group import IDENTITY
+from verglas.projection.volume import FourierVolume
 from verglas.simulation.imaging import HalfPlane
 from verglas.simulation.model import AtomModel, MapModel
 from verglas.simulation.nufft import atom_transforms
-
-if TYPE_CHECKING:
-    from verglas.projection.volume import FourierVolume
 
 _COORDINATES_AT_ONCE = 2**26
 
@@ -46,9 +44,15 @@ class AtomSource:
             xyz_N3 = model.xyz_N3.to(device=device, dtype=torch.float32)
             weight_N = model.weight_N.to(device=device, dtype=torch.float32)
             for part in members.split(max(1, _COORDINATES_AT_ONCE // len(xyz_N3))) if len(members) else ():
-                xy_BN2 = torch.einsum("bij,nj->bni", rotation_B33[part, :2].float(), xyz_N3)
+                xy_BN2 = _rotated_xy(rotation_B33[part], xyz_N3)
                 out_BYX[part] = atom_transforms(xy_BN2, weight_N, group.box, group.pixel_size, self.threads)
         return out_BYX.mul_(torch.exp(-self.bfactor / 4 * self.plane.s2_YX()))
+
+
+def _rotated_xy(rotation_B33: Tensor, xyz_N3: Tensor) -> Tensor:
+    """x and y of A r, [B, N, 2]; no matrix product, which may be set to run in less than float32."""
+    row_B12 = rotation_B33[:, None, :2].float()
+    return sum((row_B12[..., axis] * xyz_N3[:, None, axis] for axis in (1, 2)), row_B12[..., 0] * xyz_N3[:, None, 0])
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,12 @@ class MapTransforms:
     pixel_size: float
 
     @classmethod
-    def of(cls, models: list[MapModel], finest_pixel: float, device: torch.device) -> MapTransforms:
+    def of(cls, models: list[MapModel], finest_pixel: float, device: torch.device, padding: float = 2.0) -> MapTransforms:
         """Transforms kept up to the Nyquist frequency of `finest_pixel` Å, or their own where that is lower."""
-        from verglas.projection.volume import FourierVolume
-
         box, pixel_size = models[0].map_ZYX.shape[-1], models[0].pixel_size
         radius = min(box // 2, math.ceil(box * pixel_size / (2 * finest_pixel)))
         volumes = [
-            FourierVolume.from_map(m.map_ZYX, radius=radius, padding=2.0, device=device, dtype=torch.float32) for m in models
+            FourierVolume.from_map(m.map_ZYX, radius=radius, padding=padding, device=device, dtype=torch.float32) for m in models
         ]
         return cls(volumes, box, pixel_size)
 
@@ -98,6 +100,6 @@ class SliceSource:
             members = (class_B == index).nonzero().squeeze(1)
             if len(members) == 0:
                 continue
-            planes_R2K = volume.slices(rotation_B33[members].float(), self.where, torch.float32) * self.factor_K
+            planes_R2K = volume.slices(rotation_B33[members], self.where) * self.factor_K
             out_BYX[members] = self.pixels.scatter(torch.complex(planes_R2K[:, 0], planes_R2K[:, 1]))
         return out_BYX

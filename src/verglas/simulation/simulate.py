@@ -66,8 +66,9 @@ def simulate(options: Options, run: RunFolder, device: torch.device, reason: str
     method, why = choose_method(models, len(truth), options.image.method, device)
     run.provenance(device, kernels=method, precision="float32, positions in float64", reason=f"{reason}; {why}")
     bfactor = bfactor_of(models, options.image.bfactor)
-    if method == "slices":
-        models = [model if isinstance(model, MapModel) else map_of_atoms(model, truth.groups) for model in models]
+    if method == "slices" and isinstance(models[0], AtomModel):
+        models = [map_of_atoms(model, truth.groups, bfactor) for model in models if isinstance(model, AtomModel)]
+        bfactor = 0.0  # the maps have it now
     makers = build_makers(options, models, truth, bfactor, device)
     started = time.monotonic()
     examples_BYX = write_stacks(makers, options, run, device)
@@ -101,7 +102,7 @@ def bfactor_of(models: list[Model], asked: float | None) -> float:
 def build_makers(options: Options, models: list[Model], truth: Truth, bfactor: float, device: torch.device) -> list[ImageMaker]:
     """One ImageMaker per optics group that has particles, in the order of the groups; maps are sliced, atoms summed."""
     used = [group for group in truth.groups if bool((truth.group_B == group.number - 1).any())]
-    sources = _sources(models, used, bfactor, device)
+    sources = _sources(models, used, bfactor, options.image.padding, device)
     first_plane, first_source = sources[0]
     front = first_source(torch.eye(3, dtype=torch.float64, device=device)[None], torch.zeros(1, dtype=torch.long, device=device))
     mass = float(front[0, 0, 0].real) * first_plane.group.box**2
@@ -111,14 +112,14 @@ def build_makers(options: Options, models: list[Model], truth: Truth, bfactor: f
 
 
 def _sources(
-    models: list[Model], groups: list[OpticsGroup], bfactor: float, device: torch.device
+    models: list[Model], groups: list[OpticsGroup], bfactor: float, padding: float, device: torch.device
 ) -> list[tuple[HalfPlane, SignalSource]]:
     planes = [HalfPlane.of(group, device) for group in groups]
     atoms = [model for model in models if isinstance(model, AtomModel)]
     if atoms:
         return [(plane, AtomSource(atoms, plane, bfactor, torch.get_num_threads())) for plane in planes]
     maps = [model for model in models if isinstance(model, MapModel)]
-    transforms = MapTransforms.of(maps, min(group.pixel_size for group in groups), device)
+    transforms = MapTransforms.of(maps, min(group.pixel_size for group in groups), device, padding)
     return [(plane, SliceSource(transforms, plane, bfactor)) for plane in planes]
 
 
