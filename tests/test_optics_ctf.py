@@ -103,6 +103,20 @@ def test_single_precision_holds_at_one_angstrom_and_three_microns(group):
     assert (single(p.to("cpu", torch.float32)) - expected).abs().max() < 1e-3
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("group", [GROUP, ABERRATED], ids=["plain", "aberrated"])
+def test_single_precision_holds_on_the_gpu(group):
+    pixels = half_plane_pixels(128)
+    p = particles(200, defocus=30000.0)
+    expected = ctf_reference_BK(pixels.frequency_K2(1.0, torch.float64), p, group)
+    single = GroupCtf.build(pixels.frequency_K2(1.0).cuda(), group)
+    for parameters in (p, p.to("cuda"), p.to("cuda", torch.float32)):
+        actual = single(parameters)
+        assert actual.is_cuda
+        assert (actual.cpu() - expected).abs().max() < 1e-3
+
+
 def test_phases_do_not_depend_on_the_precision_of_matrix_products():
     frequency = half_plane_pixels(32).frequency_K2(1.0)
     model, p = GroupCtf.build(frequency, GROUP), particles(9, 30000.0)

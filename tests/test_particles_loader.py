@@ -193,6 +193,15 @@ def test_errors_in_the_reading_thread_reach_the_consumer(tmp_path, monkeypatch):
         list(ImageLoader(table_of(tmp_path, {"a.mrcs": images(4, 8, 1)})))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_for_a_gpu_are_pinned(tmp_path):
+    data = images(5, 8, 1)
+    for batch in ImageLoader(table_of(tmp_path, {"a.mrcs": data}), batch_size=2, device="cuda"):
+        assert batch.image_BYX.is_pinned()
+        assert np.array_equal(batch.image_BYX.numpy(), data[batch.index_B])
+
+
 def test_real_stacks(shared):
     table = ParticleTable.read(shared / "data/betagal_tutorial/particles_1391_with_poses.star")
     loader = ImageLoader(table, np.arange(0, 1391, 7), batch_size=50)

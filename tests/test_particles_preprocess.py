@@ -168,6 +168,22 @@ def test_transform_is_the_fourier_sum_about_the_centre():
     assert transform(image, 6).shape == (1, 6, 4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_gives_the_same():
+    data, shift = noisy(4, 24, dtype=torch.float64) + 5, torch.tensor([[0, 0], [3, -2], [-30, 0], [1, 1]])
+    mask, spectrum = soft_circle(24, 8, 4), torch.ones(13, dtype=torch.float64)
+    for work in (
+        lambda x: normalise_background(x, 9),
+        lambda x: shift_whole_pixels(x, shift),
+        lambda x: resample(x, 16),
+        lambda x: fill_with_noise(x, mask.to(x.device), spectrum, torch.Generator().manual_seed(1)),
+    ):
+        on_gpu = work(data.cuda())
+        assert on_gpu.is_cuda
+        assert (on_gpu.cpu() - work(data)).abs().max() < 1e-10
+
+
 @pytest.mark.interop
 @pytest.mark.skipif(shutil.which("relion_preprocess") is None, reason="relion_preprocess is not installed")
 def test_normalising_and_rescaling_agree_with_relion(tmp_path):

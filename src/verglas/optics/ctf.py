@@ -119,10 +119,11 @@ class GroupCtf:
         return cls(group.wavelength_angstrom, quadratic.to(like), shared.to(like), u2.to(like), group.ctf_corrected)
 
     def __call__(self, parameters: CtfParameters, options: CtfOptions = PLAIN) -> Tensor:
-        """CTF [B, K]; parameters on the same device, in float64 if it has it."""
+        """CTF [B, K] on the device of the tables; keep the parameters there, too, in float64 if it has it."""
         if self.corrected:
             return self.u2_K.new_ones(len(parameters), len(self.u2_K))
-        return _ctf_from_phase(self.phase_BK(parameters), parameters.to(self.u2_K.device), self.u2_K, options)
+        here = parameters.to(self.u2_K.device)
+        return _ctf_from_phase(self.phase_BK(here), here, self.u2_K, options)
 
     def phase_BK(self, parameters: CtfParameters) -> Tensor:
         """-gamma [B, K] in radians."""

@@ -35,6 +35,7 @@ class StackReader:
                 self._read_run(int(stack_index_B[start]), int(image_index_B[start]), out_BYX[start:stop])
 
     def close(self) -> None:
+        """Close the files that are still open."""
         while self._files:
             self._files.popitem()[1].close()
 
