@@ -5,7 +5,6 @@ from __future__ import annotations
 import html.parser
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,8 +57,9 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
     rng = np.random.default_rng(0)
     x_S = np.arange(33) / 226.56
     sections = [
@@ -72,10 +72,10 @@ def page(tmp_path: Path) -> str:
         Table("Groups", [["<one>", 300, 2.7]], ["name", "kV", "mm"]),
         Text("Note", "resolution at <b>0.143</b>"),
     ]
-    write_report(tmp_path / "report.html", "β-gal & friends", sections, FACTS)
+    write_report(path, "β-gal & friends", sections, FACTS)
     with pytest.raises(OutputError):
-        write_report(tmp_path / "report.html", "again", [], FACTS)
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+        write_report(path, "again", [], FACTS)
+    return path.read_text(encoding="utf-8")
 
 
 def test_the_page_is_well_formed_and_stands_alone(page: str) -> None:
