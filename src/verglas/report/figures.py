@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from verglas.io.runfolder import short
 from verglas.report.sections import Curve, Histogram, Orientations, Slices
 from verglas.report.style import FAINT, INK, SERIES, figure, svg
 
@@ -79,9 +80,10 @@ def draw_histogram(section: Histogram, name: str) -> str:
         axes.grid(axis="x", visible=False)
         axes.hist(values_B, bins=section.bins, color=SERIES[0], alpha=0.85)
         if len(values_B):
+            axes.set_ylim(top=1.12 * axes.get_ylim()[1])  # room for the text above the bars
             median = float(np.median(values_B))
             axes.axvline(median, color=INK, linewidth=1)
-            axes.annotate(f"median {median:.4g}", (median, 1), (4, -2), xycoords=("data", "axes fraction"),
+            axes.annotate(f"median {short(median)}", (median, 1), (4, -2), xycoords=("data", "axes fraction"),
                           textcoords="offset points", va="top", fontsize=9)  # fmt: skip
         axes.set_xlabel(section.x_label)
         axes.set_ylabel("Count")

@@ -60,7 +60,7 @@ def svg(drawn: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    width = 1.4 * drawn.get_figwidth()  # drawn no larger than this, so that type keeps its size
+    width = 1.15 * drawn.get_figwidth()  # drawn no larger than this, so that type keeps its size
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 style="max-width: {width:.1f}in"', text, count=1)
     text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
