@@ -338,8 +338,9 @@ class _ToCs:
                 raise InputError("rlnImagePixelSize", f"{pixel.min():g} Å", "a pixel size above 0")
             self.fields[f"{group}/shift"] = (origin / pixel[:, None]).astype("<f4")
         for label, name in (("rlnRandomSubset", "split"), ("rlnClassNumber", "class")):
-            if label in self.left:
-                self.fields[f"{group}/{name}"] = np.maximum(self._column(label) - 1, 0).astype("<u4")
+            # cryoSPARC counts from 0 and knows no "none": files with RELION's 0 keep their own column.
+            if label in self.left and (as_number(self.particles[label], label) >= 1).all():
+                self.fields[f"{group}/{name}"] = (self._column(label) - 1).astype("<u4")
 
     def _micrographs(self) -> None:
         if "rlnMicrographName" in self.left:

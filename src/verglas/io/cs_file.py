@@ -32,7 +32,20 @@ def load_cs(path: Path | str) -> Fields:
         raise InputError(path, "has no field uid of whole numbers", "a cryoSPARC .cs file of particles", "Export it again.")
     if len(array) == 0:
         raise InputError(path, "holds no particles", "at least one row", "Export the particles again.")
-    return {name: array[name] for name in array.dtype.names or ()}
+    fields = {name: array[name] for name in array.dtype.names or ()}
+    for name, values in fields.items():
+        _check_kind(name, values, path)
+    return fields
+
+
+def _check_kind(name: str, values: np.ndarray, path: Path | str) -> None:
+    if values.dtype.kind not in "iufbSU":
+        raise InputError(path, f"field {name[:40]!r} is of type {str(values.dtype)[:40]}", "numbers or text", "Export it again.")
+    if values.dtype.kind == "U" and values.dtype.itemsize:
+        # NumPy keeps text as 4-byte code points and does not check them; Python breaks on what is no character.
+        codes = np.ascontiguousarray(values).view(values.dtype.str[0] + "u4")
+        if codes.size and (codes.max() > 0x10FFFF or bool(((codes >= 0xD800) & (codes < 0xE000)).any())):
+            raise InputError(path, f"field {name[:40]!r} holds no valid text", "Unicode text", "Export the particles again.")
 
 
 def _read_array(file: BinaryIO, path: Path | str) -> np.ndarray:

@@ -33,15 +33,7 @@ def as_texts(values: np.ndarray) -> np.ndarray | pd.Series:
         return values.astype(values.dtype.newbyteorder("="))
     if values.dtype.kind == "f":
         return values.astype(np.float64)
-    return pd.Series([_printable(str(value)) for value in _python_values(values)], dtype="str")
-
-
-def _python_values(values: np.ndarray) -> list:
-    try:
-        return values.tolist()
-    except ValueError:  # text of a damaged file that holds no characters
-        raise InputError("cryoSPARC file", f"a field of type {values.dtype} holds no valid text", "text",
-                         "Export the particles again.") from None
+    return pd.Series([_printable(str(value)) for value in values.tolist()], dtype="str")
 
 
 def _printable(text: str) -> str:
@@ -50,12 +42,9 @@ def _printable(text: str) -> str:
 
 
 def _vector_text(row: np.ndarray) -> str:
-    return _printable("[" + ",".join(str(value) for value in _python_or_short(row)) + "]")
-
-
-def _python_or_short(row: np.ndarray) -> list:
-    """NumPy's own float32 values print as their shortest decimals; other kinds as Python's."""
-    return list(row) if row.dtype.kind in "iuf" else _python_values(row)
+    """[a,b,c]; NumPy's own float32 values print as their shortest decimals."""
+    texts = (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in row)
+    return _printable("[" + ",".join(texts) + "]")
 
 
 def as_number(column: pd.Series, label: str) -> np.ndarray:

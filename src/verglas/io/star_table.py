@@ -69,7 +69,8 @@ def _read_plain(text: mmap.mmap, start: int, end: int, labels: list[str]) -> pd.
     file = io.BufferedReader(_Window(text, start, end), 2**20)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a cast that fails also raises, and the exact path explains
+            # What pandas warns of (casts that fail, long rows) also raises or leaves traces: the exact path explains it.
+            warnings.simplefilter("ignore")
             frame = pd.read_csv(file, sep=r"\s+", header=None, names=[*labels, _BEYOND], dtype=dtypes, index_col=False,
                                 na_filter=False, quoting=3, engine="c", encoding="utf-8", **_EXACT_FLOATS)  # type: ignore
     except (ValueError, OverflowError, TypeError):  # ragged rows, no numbers, not UTF-8: the exact path says which and where
