@@ -5,6 +5,7 @@ The order and the constants are RELION's default ("skip gridding") path (facts 4
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,53 +35,60 @@ class SolvedSums:
 
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
-        return self._shell_mean(round_up=0.5)
+        return self._shell_mean(lambda weight, shell: weight)
 
     def coverage(self, inverse_tau2_S: Tensor) -> Tensor:
         """Share of voxels of each shell where the data weigh at least as much as the prior, float64 [radius + 1]."""
-        seen = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
-        count = torch.zeros_like(seen)
-        for part, shell, inside in self._shells(0.5):
-            enough = (self.weight_V[part] >= inverse_tau2_S.to(self.weight_V)[shell]) & inside
-            seen.index_add_(0, shell, enough.double())
-            count.index_add_(0, shell, inside.double())
-        return seen / count.clamp_min(1)
+        prior = inverse_tau2_S.to(self.weight_V)
+        return self._shell_mean(lambda weight, shell: (weight >= prior[shell]).double())
 
-    def _shell_mean(self, round_up: float) -> Tensor:
-        total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
-        count = torch.zeros_like(total)
-        for part, shell, inside in self._shells(round_up):
-            total.index_add_(0, shell, torch.where(inside, self.weight_V[part], 0).double())
-            count.index_add_(0, shell, inside.double())
-        return total / count.clamp_min(1)
-
-    def _shells(self, round_up: float):  # type: ignore[no-untyped-def]
-        for first, coordinates in coordinate_chunks(self.rows):
-            r2 = coordinates.float().square().sum(1)
-            shell = (r2.sqrt() / self.padding + round_up).floor().long().clamp_max(self.radius)
-            yield slice(first, first + len(r2)), shell, r2 < self.rows.radius**2
-
-    def map(self, inverse_tau2_S: Tensor | None = None) -> Tensor:
+    def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Tensor:
         """Map [N, N, N]: data / (weight + 1/tau2), the weight never under a thousandth of its shell's mean.
 
         inverse_tau2_S: in units of the weight, per shell (from `wiener_term`), added from shell 5 on; None for none.
+        keep_scale: divide each shell by its mean weight / (weight + 1/tau2): voxels are then weighted by how well they
+        were seen, but the fall-off of the map with resolution is that of the unregularised one (for half maps).
         """
-        floor_S = WEIGHT_FLOOR * self._shell_mean(round_up=0.0)
-        floor_S[-1] = floor_S[-2]  # the last shell of floor(r / padding) holds only the edge
-        quotient_V2 = torch.empty_like(self.data_V2)
-        for (part, shell, inside), (_, floor_shell, _) in zip(self._shells(0.5), self._shells(0.0)):
-            weight = self.weight_V[part]
-            if inverse_tau2_S is not None:
-                prior = inverse_tau2_S.to(weight)[shell]
-                weight = torch.where(shell >= FIRST_REGULARISED_SHELL, weight + prior, weight)
-            weight = torch.maximum(weight, floor_S.to(weight)[floor_shell])
-            usable = inside & (weight > 0)
-            quotient_V2[part] = torch.where(usable[:, None], self.data_V2[part] / weight.clamp_min(1e-30)[:, None], 0)
-        fourier = unpack(quotient_V2, self.rows, padded_size(self.box, self.padding))
-        del quotient_V2
-        real = cropped_map(fourier, self.box).float()
+        floor_S = self._weight_floor()
+        prior_S = torch.zeros_like(floor_S) if inverse_tau2_S is None else inverse_tau2_S.to(floor_S)
+        prior_S = torch.where(torch.arange(len(prior_S), device=prior_S.device) >= FIRST_REGULARISED_SHELL, prior_S, 0)
+        gain_S = torch.ones_like(floor_S)
+        if keep_scale:
+            gain_S = self._shell_mean(lambda w, shell: w / (w + prior_S.to(w)[shell]).clamp_min(1e-30)).clamp_min(1e-12)
+        quotient_V2 = torch.empty_like(self.data_V2, memory_format=torch.contiguous_format)
+        for part, r, inside in self._radii():
+            shell, floor_shell = (r + 0.5).long(), r.long()
+            weight = torch.maximum(self.weight_V[part] + prior_S.to(r)[shell], floor_S.to(r)[floor_shell])
+            scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S.to(r)[shell]).clamp_min(1e-30), 0)
+            torch.mul(self.data_V2[part], scale[:, None], out=quotient_V2[part])
+        return self._to_real_space(quotient_V2)
+
+    def _to_real_space(self, quotient_V2: Tensor) -> Tensor:
+        real = cropped_map(unpack(quotient_V2, self.rows, padded_size(self.box, self.padding)), self.box).float()
         real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
         return real / gridding_correction(self.box, self.padding, real.device)
+
+    def _weight_floor(self) -> Tensor:
+        """A thousandth of the mean weight of the voxels with floor(r / padding) = shell; the last repeats its neighbour."""
+        floor_S = WEIGHT_FLOOR * self._shell_mean(lambda weight, shell: weight, rounding=0.0)
+        floor_S[-1] = floor_S[-2]
+        return floor_S
+
+    def _shell_mean(self, value: Callable[[Tensor, Tensor], Tensor], rounding: float = 0.5) -> Tensor:
+        """Mean of value(weight, shell) over the voxels of each shell floor(r / padding + rounding)."""
+        total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
+        count = torch.zeros_like(total)
+        for part, r, inside in self._radii():
+            shell = (r + rounding).long()
+            total += torch.bincount(shell, torch.where(inside, value(self.weight_V[part], shell), 0).double(), len(total))
+            count += torch.bincount(shell, inside.double(), len(total))
+        return total / count.clamp_min(1)
+
+    def _radii(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Runs of voxels: where they lie, r / padding (no more than the radius), whether within the radius."""
+        for first, coordinates in coordinate_chunks(self.rows):
+            r2 = coordinates.to(self.weight_V.dtype).square().sum(1)
+            yield slice(first, first + len(r2)), (r2.sqrt() / self.padding).clamp_max(self.radius), r2 < self.rows.radius**2
 
 
 def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1") -> SolvedSums:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,13 +135,19 @@ def pack(fourier_ZYX: Tensor, rows: RowTable, axes: tuple[int, int, int] = (0, 1
 
 
 def unpack(values_V2: Tensor, rows: RowTable, size: int) -> Tensor:
-    """Inverse of `pack`: packed rows to a centred half transform [P, P, P/2+1], zero elsewhere."""
-    fourier = torch.zeros(size, size, size // 2 + 1, 2, dtype=values_V2.dtype, device=values_V2.device)
-    for begin, coordinates in coordinate_chunks(rows):
-        inside = coordinates.double().square().sum(1) <= min(rows.radius, size // 2) ** 2
-        x, y, z = coordinates[inside].long().unbind(1)
-        fourier[z % size, y % size, x] = values_V2[begin : begin + len(inside)][inside]
-    return torch.view_as_complex(fourier)
+    """Inverse of `pack`: packed rows to a centred half transform [P, P, P/2+1], zero elsewhere.
+
+    Voxels at and beyond `rows.radius` must hold 0: what lies outside the transform's own range lands on its origin.
+    """
+    columns = size // 2 + 1
+    fourier = torch.zeros(size * size * columns, 2, dtype=values_V2.dtype, device=values_V2.device)
+    for first, coordinates in coordinate_chunks(rows):
+        x, y, z = coordinates.long().unbind(1)
+        target = ((z % size) * size + y % size) * columns + x
+        fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2)
+        # Added, not copied: -P/2 and +P/2 are one index of the transform, and one of them holds 0.
+        fourier.index_add_(0, torch.where(fits, target, 0), values_V2[first : first + len(x)])
+    return torch.view_as_complex(fourier.view(size, size, columns, 2))
 
 
 def coordinate_chunks(rows: RowTable, voxels: int = 2**21) -> Iterator[tuple[int, Tensor]]:
@@ -156,8 +163,12 @@ def coordinate_chunks(rows: RowTable, voxels: int = 2**21) -> Iterator[tuple[int
 
 
 def _plane_coordinates(rows: RowTable, low: int, high: int) -> Tensor:
-    lengths = rows.length_ZY[low:high].flatten().long()
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)
-    first = lengths.cumsum(0) - lengths
-    x = torch.arange(len(row), device=rows.device) - first[row]
-    return torch.stack([x, row % rows.edge - rows.half, row // rows.edge + low - rows.half], -1).int()
+    lengths = rows.length_ZY[low:high].flatten()
+    numbers = torch.arange(len(lengths), device=rows.device, dtype=torch.int32)
+    if rows.device.type == "cpu":  # numpy's repeat is several times faster than torch's
+        row = torch.from_numpy(np.repeat(numbers.numpy(), lengths.numpy()))
+    else:
+        row = torch.repeat_interleave(numbers, lengths)
+    first = rows.start_ZY[low:high].flatten() - rows.start_ZY[low, 0]
+    x = torch.arange(len(row), device=rows.device, dtype=torch.int32) - first[row]
+    return torch.stack([x, row % rows.edge - rows.half, row // rows.edge + (low - rows.half)], -1)

@@ -1,0 +1,234 @@
+"""verglas reconstruct: a map from particles whose poses are known. Option declarations; torch is imported in `run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from verglas.cli.common import Angstrom, Computing, Flag
+from verglas.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from verglas.io.runfolder import RunFolder
+    from verglas.maximization.reconstruct import Geometry
+    from verglas.maximization.reconstruction import Reconstruction
+    from verglas.particles.loader import ImageLoader
+    from verglas.particles.table import ParticleTable
+
+
+@dataclass(kw_only=True)
+class Reconstruct:
+    """Reconstruct a map from particles with known poses.
+
+    Writes map.mrc (weighted least squares, the algorithm of relion_reconstruct --skip_gridding) and, unless
+    --no-half-maps, half1.mrc, half2.mrc, fsc.csv (FSC, SSNR, coverage) and map_wiener.mrc (with the prior that the half
+    maps imply: the best single estimate). report.html shows them.
+
+    Example: verglas reconstruct --particles run_data.star --sym D2 --out reconstruct
+    """
+
+    particles: Annotated[Path, arg(metavar="FILE")]
+    """Particles with poses: .star or .cs."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder to be made."""
+    sym: Annotated[str, arg(metavar="GROUP")] = "C1"
+    """Point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4."""
+    ctf: bool = True
+    """Correct for the contrast transfer function (needs defoci)."""
+    half_maps: bool = True
+    """Keep the half sets apart: half maps, FSC, SSNR and the Wiener map."""
+    max_resolution: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: Nyquist)")] = None
+    """Leave out frequencies beyond this resolution."""
+    subset: Annotated[int | None, arg(metavar="1|2", help_behavior_hint="(default: both)")] = None
+    """Use only this half set (rlnRandomSubset), as relion_reconstruct --subset does."""
+    mask: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: a soft sphere)")] = None
+    """Map with values 0..1: where the masked FSC is taken."""
+    mask_diameter: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: the box less its edge)")] = None
+    """Diameter of the soft sphere of the masked FSC (edge of 3 px outside)."""
+    padding: Annotated[float, arg(metavar="X")] = 2.0
+    """Oversampling of Fourier space."""
+    folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: of the STAR file, else the current one)")] = None
+    """What the image names in the particle file are relative to."""
+    skip_bad: Flag = False
+    """Leave out images with NaN or without contrast instead of stopping."""
+    overwrite: Flag = False
+    """Replace the folder of an earlier run."""
+    seed: int = 0
+    """For splitting into half sets where the file has none."""
+    computing: Computing = field(default_factory=Computing)
+
+    def run(self) -> None:
+        """Check the options and the particles, reconstruct into a run folder, write the report."""
+        self.check()
+        from verglas.io.runfolder import RunFolder
+        from verglas.particles.table import ParticleTable
+
+        device, reason = self.computing.start()
+        run = RunFolder.create(self.out, "reconstruct", self, self.overwrite)
+        table = self.chosen(ParticleTable.read(self.particles, self.folder))
+        with run:
+            result = reconstruct(table, self, run, device, reason)
+            save(result, run)
+            write_report_of(result, table, self, run)
+
+    def check(self) -> None:
+        """Raise InputError for options that make no sense, before anything heavy is loaded."""
+        if self.subset not in (None, 1, 2):
+            raise InputError("--subset", str(self.subset), "1 or 2, the half set to use")
+        if not 1 <= self.padding <= 4:
+            raise InputError("--padding", str(self.padding), "1 to 4")
+        for name, value in (("--max-resolution", self.max_resolution), ("--mask-diameter", self.mask_diameter)):
+            if value is not None and not value > 0:
+                raise InputError(name, str(value), "a length above 0 Å")
+        if self.mask is not None and self.mask_diameter is not None:
+            raise InputError("--mask-diameter", "given together with --mask", "one of the two")
+
+    def chosen(self, table: ParticleTable) -> ParticleTable:
+        """The particles to use; InputError if columns are missing or none is left."""
+        table.require("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+        if self.subset is not None:
+            table.require("rlnRandomSubset")
+            table = table.select(table.half_sets(self.seed) == self.subset)
+        if len(table) == 0:
+            raise InputError(self.particles, "no particles are left to reconstruct from", "at least one")
+        return table
+
+
+def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, device: torch.device, reason: str) -> Reconstruction:
+    """Backproject all images and solve for the maps."""
+    from verglas.core.symmetry import normalise_name
+    from verglas.kernels import choose
+    from verglas.maximization.reconstruct import accumulate, model_geometry
+    from verglas.maximization.reconstruction import solve
+    from verglas.particles.loader import ImageLoader
+
+    import torch  # isort: skip
+
+    symmetry = normalise_name(options.sym)
+    geometry = model_geometry(table, options.max_resolution, options.padding)
+    mask = read_mask(options, geometry)
+    loader = ImageLoader(table, batch_size=batch_size(geometry.box, device), device=device, skip_bad=options.skip_bad)
+    half_B = halves(table, options)
+    choice = choose(device, torch.float32)
+    run.provenance(device, f"project, backproject: {choice.name} ({choice.reason})", "images, CTF and sums in float32", reason)
+    with run.progress("Backprojecting", len(table), "particles") as bar:
+        sums = accumulate(table, half_B, loader, geometry, options.ctf, device, bar.advance)
+    run.log(sums[0].precision)
+    report_bad(loader, run)
+    with run.progress("Solving", 1, "maps") as bar:
+        radius = options.mask_diameter / 2 / geometry.pixel_size if options.mask_diameter else None
+        result = solve(sums, symmetry, geometry.pixel_size, None if mask is None else mask.to(device), radius)
+        bar.advance(1)
+    run.figure("particles", sum(s.slices for s in sums), "particles")
+    run.figure("box", geometry.box, "px")
+    run.figure("pixel size", geometry.pixel_size, "Å")
+    return result
+
+
+def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
+    """1 or 2 for each particle; 1 throughout if the halves are not kept apart."""
+    import numpy as np
+
+    if not options.half_maps or options.subset is not None:
+        return np.ones(len(table), np.int64)
+    half_B = table.half_sets(options.seed)
+    if len(np.unique(half_B)) < 2:
+        raise InputError(options.particles, f"all particles are in half set {half_B[0]}", "particles in both half sets",
+                         "Remove the column rlnRandomSubset for a random split, or pass --no-half-maps.")
+    return half_B
+
+
+def read_mask(options: Reconstruct, geometry: Geometry) -> torch.Tensor | None:
+    """The user's mask as a tensor [N, N, N]; InputError if it does not fit the particles or leaves [0, 1]."""
+    if options.mask is None:
+        return None
+    import torch
+
+    from verglas.io.mrc import read_map
+
+    mask_ZYX = read_map(options.mask).data_ZYX
+    if mask_ZYX.shape[0] != geometry.box:
+        raise InputError(options.mask, f"the mask is {mask_ZYX.shape[0]} px wide", f"{geometry.box} px, the particles' box",
+                         "Crop or pad it with `verglas map`.")
+    if mask_ZYX.min() < -1e-5 or mask_ZYX.max() > 1 + 1e-5 or not mask_ZYX.any():
+        found = f"values from {mask_ZYX.min():.3g} to {mask_ZYX.max():.3g}"
+        raise InputError(options.mask, found, "a mask within 0 and 1 that is not empty", "Make one with `verglas mask`.")
+    return torch.from_numpy(mask_ZYX)
+
+
+def batch_size(box: int, device: torch.device) -> int:
+    """Images at once: about 4 million pixels on the CPU (they stay near the cache), 64 million on a GPU."""
+    pixels = 2**26 if device.type == "cuda" else 2**22
+    return max(8, min(4096, pixels // box**2))
+
+
+def report_bad(loader: ImageLoader, run: RunFolder) -> None:
+    """Say which images were left out, and record how many."""
+    if loader.bad:
+        names = ", ".join(f"{image.name} ({image.reason})" for image in loader.bad[:5])
+        run.log(f"left out {len(loader.bad)} unusable images: {names}{', ...' if len(loader.bad) > 5 else ''}")
+        run.figure("images left out", len(loader.bad), "images")
+
+
+def save(result: Reconstruction, run: RunFolder) -> None:
+    """Write the maps and curves, and note the resolution."""
+    from verglas.io.mrc import Map, write_map
+
+    maps = {"map.mrc": result.map_ZYX, "map_wiener.mrc": result.wiener_ZYX}
+    if result.half_maps is not None:
+        maps |= {"half1.mrc": result.half_maps[0], "half2.mrc": result.half_maps[1]}
+        result.save_curves(run.path("fsc.csv"))
+        for masked, name in ((False, "resolution (FSC 0.143, whole box)"), (True, "resolution (FSC 0.143, within the mask)")):
+            run.figure(name, round(result.resolution(masked=masked), 3), "Å")
+            at_limit = " (the pixel size's limit)" if result.reaches_last_shell(masked) else ""
+            run.log(f"{name}: {result.resolution(masked=masked):.2f} Å{at_limit}")
+    for name, tensor in maps.items():
+        if tensor is not None:
+            write_map(run.path(name), Map(tensor.cpu().numpy(), result.pixel_size))
+
+
+def write_report_of(result: Reconstruction, table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
+    """report.html: resolution, FSC, slices, views."""
+    from verglas.core.symmetry import symmetry_matrices
+    from verglas.maximization.reconstruction import frequency_S
+    from verglas.report import Curve, KeyFigures, Orientations, Slices, write_report
+    from verglas.report.sections import Section
+
+    views = table.rotations()
+    symmetry = symmetry_matrices(options.sym)
+    note_views(table, options, run)
+    sections: list[Section] = [KeyFigures("What came out", run.figures)]
+    if result.fsc_S is not None and result.fsc_masked_S is not None and result.ssnr_S is not None:
+        frequency = frequency_S(result).numpy()
+        curves = [result.fsc_S.cpu().numpy(), result.fsc_masked_S.cpu().numpy()]
+        sections.append(
+            Curve("Fourier shell correlation of the half maps", frequency, curves, ["whole box", "within the mask"],
+                  "resolution", "FSC", (0.143, 0.5), True, True, (-0.1, 1.05),
+                  "The mask's own correlation is not removed here: `verglas postprocess` does that.")
+        )  # fmt: skip
+    if result.wiener_ZYX is not None:
+        sections.append(Slices("Wiener map", result.wiener_ZYX.cpu().numpy(), result.pixel_size))
+    sections.append(Slices("Map without prior", result.map_ZYX.cpu().numpy(), result.pixel_size))
+    sections.append(Orientations("Viewing directions", views.numpy(), symmetry.numpy()))
+    write_report(run.path("report.html"), f"Reconstruction, {options.sym.upper()}", sections, run.facts())
+
+
+def note_views(table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
+    """How evenly the views cover Fourier space, as key figures (from at most 20,000 particles)."""
+    import torch
+
+    from verglas.core.symmetry import symmetry_matrices
+    from verglas.postprocess.orientations import fourier_sampling, orientation_efficiency
+
+    views = table.rotations()
+    if len(views) > 20_000:
+        views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(options.seed))[:20_000]]
+    group = symmetry_matrices(options.sym)
+    run.figure("sampling compensation factor", round(fourier_sampling(views, group).scf, 3))
+    run.figure("orientation efficiency", round(orientation_efficiency(views, group), 3))
