@@ -274,6 +274,20 @@ def test_a_map_as_model(tmp_path):
     assert read_map(finer / "truth.mrc").box == 64
 
 
+def test_maps_of_two_grids_and_exact_images_of_a_map_are_refused(tmp_path):
+    blob = np.zeros((32, 32, 32), np.float32)
+    blob[14:18, 14:18, 14:18] = 1
+    for name, pixel_size in (("one.mrc", 3.0), ("two.mrc", 4.0)):
+        write_map(tmp_path / name, Map(blob, pixel_size))
+    one, two = ("--model", tmp_path / "one.mrc"), ("--model", tmp_path / "two.mrc")
+    with pytest.raises(InputError, match=r"as in one\.mrc"):
+        simulate(tmp_path / "set", *SMALL, *one, *two)
+    with pytest.raises(InputError, match="the model is a map"):
+        simulate(tmp_path / "set", *SMALL, *one, "--method", "atoms")
+    with pytest.raises(InputError, match="mixed"):
+        simulate(tmp_path / "set", *SMALL, *one, "--model", "demo")
+
+
 def test_a_map_wider_than_the_images(tmp_path):
     wide = np.zeros((64, 64, 64), np.float32)
     wide[28:36, 28:36, 28:36] = 1

@@ -27,6 +27,7 @@ class HalfPlane:
 
     @classmethod
     def of(cls, group: OpticsGroup, device: torch.device) -> HalfPlane:
+        """All frequencies of the group's box, rows in FFT order."""
         y = signed_frequencies(group.box)[:, None].expand(group.box, group.box // 2 + 1)
         x = torch.arange(group.box // 2 + 1)[None].expand_as(y)
         frequency_K2 = torch.stack([x, y], -1).reshape(-1, 2).double() / (group.box * group.pixel_size)
@@ -74,6 +75,7 @@ class Transfer:
 
     @classmethod
     def of(cls, plane: HalfPlane) -> Transfer:
+        """Tables of the group's optics on the plane's device."""
         phase_K = aberration_phase_K(plane.frequency_K2.double(), plane.group)
         odd_YX = None if phase_K is None else _unit_phase(-phase_K / (2 * math.pi)).view(plane.shape)
         return cls(plane, GroupCtf.build(plane.frequency_K2, plane.group), odd_YX)

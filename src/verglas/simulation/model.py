@@ -79,10 +79,21 @@ def read_models(names: tuple[str, ...], recentre: bool, symmetry: str, seed: int
         if not atoms:
             raise InputError("--sym", f"{symmetry} with a map", "an atom model", "Give a map that has the symmetry already.")
         return [model.symmetrised(symmetry) for model in atoms]
+    if not atoms:
+        _check_alike([model for model in models if isinstance(model, MapModel)])
     if not atoms or not recentre:
         return models
     centre_3 = atoms[0].centre_3
     return [model.moved(-centre_3) for model in atoms]
+
+
+def _check_alike(maps: list[MapModel]) -> None:
+    first = maps[0]
+    for other in maps[1:]:
+        if other.map_ZYX.shape != first.map_ZYX.shape or abs(other.pixel_size / first.pixel_size - 1) > 1e-4:
+            raise InputError(other.name, f"{other.map_ZYX.shape[-1]} px of {other.pixel_size:g} Å",
+                             f"{first.map_ZYX.shape[-1]} px of {first.pixel_size:g} Å, as in {first.name}",
+                             "Bring the maps to one grid with `verglas map`.")  # fmt: skip
 
 
 def _read(name: str, seed: int) -> Model:

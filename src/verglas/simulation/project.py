@@ -23,8 +23,7 @@ from verglas.simulation.imaging import HalfPlane, Transfer
 from verglas.simulation.model import MapModel
 from verglas.simulation.noise import WhiteNoise
 from verglas.simulation.signal import MapTransforms, SliceSource
-from verglas.simulation.simulate import PIXELS_AT_ONCE, check_disk
-from verglas.simulation.writer import MeasuredStackWriter, OverlappedWriter, on_each_batch
+from verglas.simulation.writer import Delivery, check_disk, write_stack
 
 
 class Options(Protocol):
@@ -54,12 +53,12 @@ def project(options: Options, run: RunFolder, device: torch.device, reason: str)
     source_map = read_map(options.map)
     table = ParticleTable.read(options.particles)
     groups = output_groups(table, source_map.box, options)
-    run.provenance(device, kernels="slices", precision="float32", reason=reason)
     size = 2 if options.float16 else 4
     pixels = sum(int((table.group_index_B == g).sum()) * group.box**2 for g, group in enumerate(groups))
     check_disk(run.out.parent, pixels * size + 1000 * len(table) + 2**24)
     model = MapModel(options.map.name, torch.tensor(source_map.data_ZYX), source_map.pixel_size)
     transforms = MapTransforms.of([model], min(group.pixel_size for group in groups), device)
+    run.provenance(device, kernels=transforms.volumes[0].kernel, precision="float32", reason=reason)
     names = np.empty(len(table), object)
     with run.progress("Projecting", total=len(table), unit="images") as bar:
         for number, group in enumerate(groups):
@@ -68,7 +67,7 @@ def project(options: Options, run: RunFolder, device: torch.device, reason: str)
                 continue
             name = "projections.mrcs" if len(groups) == 1 else f"projections_group{number + 1:02d}.mrcs"
             images = projector(table, transforms, group, options, device)
-            write_group(run.path(name), index_B, images, group, options.float16, device, bar.advance)
+            write_stack(run.path(name), group, index_B, images, Delivery(device, options.float16), bar.advance)
             names[index_B.numpy()] = [f"{i:06d}@{name}" for i in range(1, len(index_B) + 1)]
     made = replace(table.with_columns(rlnImageName=names), optics_frame=optics_of(table, groups))
     made.write(run.path("projections.star"))
@@ -127,17 +126,3 @@ def projector(
         return image_BYX
 
     return images
-
-
-def write_group(
-    path: Path, index_B: Tensor, images: Callable[[Tensor], Tensor], group: OpticsGroup, float16: bool,
-    device: torch.device, advance: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Write the stack of one optics group, in the order of `index_B`."""
-    batch = min(max(1, PIXELS_AT_ONCE[device.type] // group.box**2), len(index_B))
-    dtype = "float16" if float16 else "float32"
-    with (
-        MeasuredStackWriter(path, len(index_B), (group.box, group.box), group.pixel_size, dtype) as stack,
-        OverlappedWriter(stack, batch, device) as writer,
-    ):
-        on_each_batch(index_B, batch, images, writer, advance)

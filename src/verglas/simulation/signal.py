@@ -20,7 +20,12 @@ _COORDINATES_AT_ONCE = 2**26
 
 
 class SignalSource(Protocol):
-    """Makes the signal of one optics group's images."""
+    """Makes the signal of one optics group's images. kernel: what computes it, for the run record."""
+
+    @property
+    def kernel(self) -> str:
+        """What computes, and why."""
+        ...
 
     def __call__(self, rotation_B33: Tensor, class_B: Tensor) -> Tensor:
         """class_B: 0-based conformation, -1 for none. Returns complex64 [B, box, box/2 + 1], forward 1/box^2."""
@@ -35,6 +40,11 @@ class AtomSource:
     plane: HalfPlane
     bfactor: float
     threads: int = 1
+
+    @property
+    def kernel(self) -> str:
+        """What computes, and why."""
+        return "exact sums: finufft (CPU device)" if self.plane.device.type == "cpu" else "exact sums: torch spreading (GPU)"
 
     def __call__(self, rotation_B33: Tensor, class_B: Tensor) -> Tensor:
         group, device = self.plane.group, self.plane.device
@@ -93,6 +103,11 @@ class SliceSource:
         area = (maps.box * maps.pixel_size / (group.box * group.pixel_size)) ** 2
         inside_K = coordinate_K3.norm(dim=-1) <= (maps.box // 2) * (1 + 1e-6)
         self.factor_K = (area * inside_K * torch.exp(-bfactor / 4 * frequency_K2.square().sum(-1))).float()
+
+    @property
+    def kernel(self) -> str:
+        """What computes, and why."""
+        return self.maps.volumes[0].kernel
 
     def __call__(self, rotation_B33: Tensor, class_B: Tensor) -> Tensor:
         out_BYX = torch.zeros(len(rotation_B33), *self.plane.shape, dtype=torch.complex64, device=self.plane.device)

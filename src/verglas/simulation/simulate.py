@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.errors import OutputError
+from verglas.errors import InputError
 from verglas.io.mrc import Map, write_map
 from verglas.io.runfolder import RunFolder
 from verglas.io.star import write_star
@@ -25,12 +24,11 @@ from verglas.simulation.model import AtomModel, MapModel, Model, read_models
 from verglas.simulation.options import ImageOptions, MicroscopeOptions, SampleOptions
 from verglas.simulation.signal import AtomSource, MapTransforms, SignalSource, SliceSource
 from verglas.simulation.truth import Truth, draw_truth
-from verglas.simulation.writer import MeasuredStackWriter, OverlappedWriter, on_each_batch
+from verglas.simulation.writer import Delivery, check_disk, write_stack
 
 ATOM_BFACTOR = 60.0  # Å^2, for atoms if none is given; a map has its own blur and gets none
 ATOMS_PER_SECOND = {"cpu": 8e6, "cuda": 5e8}  # order of magnitude per core or GPU, for the choice of the method only
 PATIENCE = 60.0  # s that exact images of atoms may take before slices are chosen
-PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 class Options(Protocol):
@@ -46,7 +44,7 @@ class Options(Protocol):
 
 @dataclass(frozen=True)
 class Simulated:
-    """What was made, for the report: truth, truth maps [Z, Y, X] (scaled to the images), pixel size Å, first images."""
+    """What was made, for the report: truth, truth maps [Z, Y, X] (scaled to the images), pixel size in Å, some images."""
 
     truth: Truth
     maps: list[np.ndarray]
@@ -64,12 +62,12 @@ def simulate(options: Options, run: RunFolder, device: torch.device, reason: str
     run.input(*(Path(name) for name in names if Path(name).is_file()))
     check_disk(run.out.parent, bytes_needed(truth, len(models), options.image.float16))
     method, why = choose_method(models, len(truth), options.image.method, device)
-    run.provenance(device, kernels=method, precision="float32, positions in float64", reason=f"{reason}; {why}")
     bfactor = bfactor_of(models, options.image.bfactor)
     if method == "slices" and isinstance(models[0], AtomModel):
         models = [map_of_atoms(model, truth.groups, bfactor) for model in models if isinstance(model, AtomModel)]
         bfactor = 0.0  # the maps have it now
     makers = build_makers(options, models, truth, bfactor, device)
+    run.provenance(device, kernels=makers[0].source.kernel, precision="float32", reason=f"{reason}; {why}")
     started = time.monotonic()
     examples_BYX = write_stacks(makers, options, run, device)
     seconds = time.monotonic() - started
@@ -82,7 +80,9 @@ def simulate(options: Options, run: RunFolder, device: torch.device, reason: str
 def choose_method(models: list[Model], n: int, asked: str, device: torch.device) -> tuple[str, str]:
     """(method, why): atoms where exact images take less than a minute or are asked for, else slices."""
     if not all(isinstance(model, AtomModel) for model in models):
-        return "slices", "slices, as the model is a map" + ("" if asked != "atoms" else " (--method atoms needs atoms)")
+        if asked == "atoms":
+            raise InputError("--method atoms", "the model is a map", "atoms", "Use --method slices, or give a structure.")
+        return "slices", "slices, as the model is a map"
     if asked != "auto":
         return asked, f"{asked}, as asked"
     n_atoms = max(len(model.xyz_N3) for model in models if isinstance(model, AtomModel))
@@ -130,31 +130,15 @@ def bytes_needed(truth: Truth, n_models: int, float16: bool) -> int:
     return images * (2 if float16 else 4) + maps * 4 + 600 * len(truth) + 2**24
 
 
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise OutputError if the disk of `folder` (which need not exist yet) has less than `needed` bytes free."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(f"The images need {needed / 1e9:.2f} GB, but {folder} has only {free / 1e9:.2f} GB free. "
-                          "Make fewer or smaller images, use --float16, or choose another disk.")  # fmt: skip
-
-
 def write_stacks(makers: list[ImageMaker], options: Options, run: RunFolder, device: torch.device) -> np.ndarray:
     """Write the stack of every group; returns the first images of the first group [<= 16, Y, X]."""
     truth = makers[0].scene.truth
-    dtype = "float16" if options.image.float16 else "float32"
+    delivery = Delivery(device, options.image.float16, options.batch)
     with run.progress("Simulating", total=len(truth), unit="images") as bar:
         for maker in makers:
             group = maker.transfer.plane.group
             index_B = torch.from_numpy(np.flatnonzero(truth.group_B == group.number - 1))
-            batch = min(options.batch or max(1, PIXELS_AT_ONCE[device.type] // group.box**2), len(index_B))
-            path = run.path(truth.stack_name(group.number - 1))
-            with (
-                MeasuredStackWriter(path, len(index_B), (group.box, group.box), group.pixel_size, dtype) as stack,
-                OverlappedWriter(stack, batch, device) as writer,
-            ):
-                on_each_batch(index_B, batch, maker, writer, bar.advance)
+            write_stack(run.path(truth.stack_name(group.number - 1)), group, index_B, maker, delivery, bar.advance)
     mine = torch.from_numpy(np.flatnonzero(truth.group_B == makers[0].transfer.plane.group.number - 1))
     return makers[0](mine[:16]).cpu().numpy()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -14,8 +16,10 @@ from torch import Tensor
 
 from verglas.errors import OutputError
 from verglas.io.mrc import StackWriter
+from verglas.optics.group import OpticsGroup
 
 BUFFERS = 3
+PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}
 LARGEST_FLOAT16 = 65504.0
 
 
@@ -120,9 +124,40 @@ class OverlappedWriter:
             raise self._error
 
 
-def on_each_batch(index_B: Tensor, batch: int, images: Callable[[Tensor], Tensor], writer: OverlappedWriter,
-                  advance: Callable[[int], None]) -> None:  # fmt: skip
-    """Compute images of the particles `index_B` in batches and hand them to the writer."""
-    for part in index_B.split(batch):
-        writer.put(images(part))
-        advance(len(part))
+@dataclass(frozen=True)
+class Delivery:
+    """How images are computed and stored: device, float16 or float32, images per batch (None: by their size)."""
+
+    device: torch.device
+    float16: bool
+    batch: int | None = None
+
+    def batch_for(self, box: int) -> int:
+        """Images of `box` px to compute at once."""
+        return self.batch or max(1, PIXELS_AT_ONCE[self.device.type] // box**2)
+
+
+def write_stack(
+    path: Path, group: OpticsGroup, index_B: Tensor, images: Callable[[Tensor], Tensor], delivery: Delivery,
+    advance: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Write the images of particles `index_B`, in this order. images: from indices to float32 [B, box, box] on the device."""
+    batch = min(delivery.batch_for(group.box), len(index_B))
+    dtype = "float16" if delivery.float16 else "float32"
+    with (
+        MeasuredStackWriter(path, len(index_B), (group.box, group.box), group.pixel_size, dtype) as stack,
+        OverlappedWriter(stack, batch, delivery.device) as writer,
+    ):
+        for part in index_B.split(batch):
+            writer.put(images(part))
+            advance(len(part))
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise OutputError if the disk of `folder` (which need not exist yet) has less than `needed` bytes free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(f"The images need {needed / 1e9:.2f} GB, but {folder} has only {free / 1e9:.2f} GB free. "
+                          "Make fewer or smaller images, use --float16, or choose another disk.")  # fmt: skip
