@@ -154,12 +154,12 @@ def _ctf_from_phase(phase_BK: Tensor, p: CtfParameters, u2_K: Tensor, options: C
     if options.intact_after_first_peak:
         ctf = torch.where(phase_BK.abs() > math.pi / 2, 1.0, ctf)
     if p.has_envelope:
-        ctf = ctf * torch.exp(-0.25 * p.bfactor_B.to(ctf.dtype)[:, None] * u2_K)
+        ctf.mul_(((-0.25 * p.bfactor_B.to(ctf.dtype))[:, None] * u2_K).exp_())
     if options.absolute:
         ctf = ctf.abs()
     elif options.phase_flip:
         ctf = torch.where(ctf < 0, -1.0, torch.ones_like(ctf))
     if p.has_envelope:
-        ctf = ctf * p.scale_B.to(ctf.dtype)[:, None]
+        ctf.mul_(p.scale_B.to(ctf.dtype)[:, None])
     # Adding 0 makes a negative zero positive. copysign is three times cheaper than a comparison with torch.where here.
     return torch.copysign(ctf.abs().clamp_min_(SMALLEST), ctf + 0.0)
