@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Angstrom, Computing, Flag
+from verglas.cli.common import Computing, Flag
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Reconstruct:
     """Diameter of the soft sphere of the masked FSC (edge of 3 px outside)."""
     padding: Annotated[float, arg(metavar="X")] = 2.0
     """Oversampling of Fourier space."""
-    folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: of the STAR file, else the current one)")] = None
-    """What the image names in the particle file are relative to."""
+    folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
+    """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
     """Leave out images with NaN or without contrast instead of stopping."""
     overwrite: Flag = False

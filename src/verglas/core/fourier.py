@@ -98,6 +98,7 @@ class PixelList:
         return torch.stack([self.x_K, self.y_K], -1).to(dtype) / (self.box * pixel_size)
 
     def to(self, device: torch.device | str) -> PixelList:
+        """The same list on another device."""
         moved = [getattr(self, name).to(device) for name in ("x_K", "y_K", "index_K", "shell_K")]
         return PixelList(self.box, self.radius, *moved)
 

@@ -46,7 +46,9 @@ def symmetry_matrices(symmetry: str) -> Tensor:
     name = normalise_name(symmetry)
     if name[0] in "CD":
         n = int(name[1:])
-        generators: list[Axis] = [(n, (0, 0, 1))] + ([(2, (1, 0, 0))] if name[0] == "D" else [])
+        generators: list[Axis] = [(n, (0.0, 0.0, 1.0))]
+        if name[0] == "D":
+            generators.append((2, (1.0, 0.0, 0.0)))
     else:
         generators = _GENERATORS[name]
     group = torch.eye(3, dtype=torch.float64)[None]
