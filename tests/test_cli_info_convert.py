@@ -92,13 +92,13 @@ def test_info_of_particles(particles, capsys, tmp_path):
     columns = {column["name"]: column for column in table["columns"]}
     assert columns["myOwn"]["distinct"] == 5
     assert columns["rlnDefocusU"]["min"] == particles[1]["rlnDefocusU"].min()
-    assert (facts["images"]["images"], facts["images"]["stacks"]) == (5, 2)
-    assert not any(facts["images"][key] for key in ("missing_stacks", "damaged_stacks", "short_stacks"))
+    assert (facts["images_named"]["images"], facts["images_named"]["stacks"]) == (5, 2)
+    assert not any(facts["images_named"][key] for key in ("missing_stacks", "damaged_stacks", "short_stacks"))
     (tmp_path / "a.mrcs").unlink()
     with StackWriter(tmp_path / "b.mrcs", 4, (8, 8), 2.0, overwrite=True) as stack:
         stack.append(np.ones((4, 8, 8)))
     (facts,) = facts_of(capsys, "p.star")
-    assert facts["images"]["missing_stacks"] == ["a.mrcs"] and facts["images"]["short_stacks"] == ["b.mrcs"]
+    assert facts["images_named"]["missing_stacks"] == ["a.mrcs"] and facts["images_named"]["short_stacks"] == ["b.mrcs"]
     info("p.star")
     text = capsys.readouterr().out
     assert "data_optics" in text and "missing" in text and "too short" in text and "5 different, first v" in text
@@ -108,8 +108,10 @@ def test_info_of_real_files(shared, capsys):
     data = shared / "data"
     star, cs = facts_of(capsys, data / "betagal_tutorial/particles_1391_with_poses.star",
                         data / "star_cs_variants/cryosparc_P12_J24_001_particles.cs")  # fmt: skip
-    assert star["images"]["images"] == 1391 and star["images"]["stacks"] == 10 and not star["images"]["missing_stacks"]
-    assert cs["rows"] == 2019 and len(cs["images"]["missing_stacks"]) == cs["images"]["stacks"] == 50
+    images = star["images_named"]
+    assert (images["images"], images["stacks"], images["missing_stacks"]) == (1391, 10, [])
+    images = cs["images_named"]
+    assert cs["rows"] == 2019 and len(images["missing_stacks"]) == images["stacks"] == 50
 
 
 @pytest.mark.parametrize(("name", "content", "text"), [

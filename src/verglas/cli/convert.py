@@ -26,12 +26,14 @@ class Convert:
 
     The suffixes of the two files say what is wanted:
 
-      particles.cs -> particles.star   poses, CTF, half-sets and optics groups; what RELION does not know is kept as cs_ columns
-      particles.star -> particles.cs   the way back; nothing about the particles is lost
-      old.star -> new.star             RELION 3.0 (no optics table, origins in px) becomes 3.1; 3.1 and 5 are written anew
-      images.mrcs -> images.mrcs       and maps, with --float32 or --float16
+      .cs -> .star     poses, CTF, half-sets, optics groups; what RELION does
+                       not know is kept as cs_ columns
+      .star -> .cs     the way back; particles lose nothing
+      .star -> .star   RELION 3.0 becomes 3.1 (optics table, origins in Å)
+      .mrcs -> .mrcs   and .mrc, .map: with --float32 or --float16
 
-    With --float32 or --float16 a particle file also gets its images copied into one new stack beside it.
+    With --float32 or --float16 a particle file gets its images copied into one
+    new stack beside it.
 
     Example: verglas convert particles.star --out particles_f32.star --float32
     """
@@ -40,19 +42,19 @@ class Convert:
     """.star, .cs, .mrc, .mrcs or .map (maps also .gz, .bz2)"""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE|DIR")]
     """What to write; a folder (a name without suffix) gets particles.star, and particles.mrcs if images are copied."""
-    float32: bool = False
+    float32: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the images as float32 (RELION 3.1 reads no float16)."""
-    float16: bool = False
+    float16: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the images as float16: half the disk space."""
     passthrough: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = ()
     """cryoSPARC passthrough files of the same job; joined by uid."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
     """What relative image names start from."""
-    flip_y: bool = True
-    """Flip micrograph y coordinates between cryoSPARC (from the bottom) and RELION (from the top)."""
+    keep_y: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Do not flip micrograph y coordinates between cryoSPARC (from the bottom) and RELION (from the top)."""
     pixel: Annotated[float | None, tyro.conf.arg(metavar="Å", help_behavior_hint="(default: as the file says)")] = None
     """Pixel size of a map or stack whose header does not give it."""
-    overwrite: bool = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace --out if it exists."""
 
     def run(self) -> None:
@@ -110,7 +112,7 @@ class Convert:
         if suffix == ".star":
             table.write(out, self.overwrite)
         else:
-            notices += write_cs(out, table.frame, table.optics_frame, self.overwrite, self.flip_y)
+            notices += write_cs(out, table.frame, table.optics_frame, self.overwrite, not self.keep_y)
         for notice in notices:
             say(notice)
         return figures
@@ -122,7 +124,7 @@ class Convert:
 
         if kind == "star":
             return ParticleTable.read(self.source, self.folder), []
-        read = read_cs(self.source, self.passthrough, self.flip_y)
+        read = read_cs(self.source, self.passthrough, not self.keep_y)
         first = read.particles["rlnImageName"].iloc[0].partition("@")[2]
         folder = self.folder or image_folder([first], self.source.parent)
         return ParticleTable(read.particles, read.optics, folder, self.source), read.notices

@@ -26,7 +26,7 @@ class Info:
 
     files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")]]
     """.mrc .map (also .gz .bz2) .mrcs .star .cs"""
-    json: bool = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON list instead of tables."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
     """What relative image names in STAR and .cs files start from."""
@@ -40,10 +40,8 @@ class Info:
             raise InputError("verglas info", "no file given", "at least one", "For example: verglas info particles.star")
         described = []
         for path in self.files:
-            facts = describe(path)
-            if facts["kind"] in ("star", "cs"):
-                facts |= self._images(path)
-            described.append(facts)
+            facts, images = describe(path)
+            described.append(facts | self._images(images, path))
         if self.json:
             print(_to_json(described))
             return
@@ -53,15 +51,14 @@ class Info:
         for facts in described:
             _show(console, facts)
 
-    def _images(self, path: Path) -> Facts:
-        from verglas.io.describe import check_images, image_columns
+    def _images(self, names: list[str], path: Path) -> Facts:
+        from verglas.io.describe import check_images
         from verglas.particles.images import image_folder, parse_image_names
 
-        names = image_columns(path)
         if not names:
             return {}
         stacks, stack_B, index_B = parse_image_names(names, path)
-        return {"images": check_images(stacks, index_B, stack_B, self.folder or image_folder(stacks, path.parent))}
+        return {"images_named": check_images(stacks, index_B, stack_B, self.folder or image_folder(stacks, path.parent))}
 
 
 def _to_json(described: list[Facts]) -> str:
@@ -90,8 +87,8 @@ def _show(console: Console, facts: Facts) -> None:
         _show_block(console, block)
     if "fields" in facts:
         _show_columns(console, facts["fields"], "field")
-    if "images" in facts:
-        _show_rows(console, _image_check_rows(facts["images"]))
+    if "images_named" in facts:
+        _show_rows(console, _image_check_rows(facts["images_named"]))
 
 
 def _headline(facts: Facts) -> str:

@@ -252,6 +252,8 @@ class _ToCs:
         unknown = set(particles["rlnOpticsGroup"]) - set(optics["rlnOpticsGroup"])
         if unknown:
             raise InputError("particles", f"optics group {min(unknown)} is not in the optics table", "every group there")
+        if optics["rlnOpticsGroup"].duplicated().any():
+            raise InputError("optics table", "an optics group occurs twice", "every group once")
         self.fields: Fields = {}
 
     def write(self, overwrite: bool) -> list[str]:

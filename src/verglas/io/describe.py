@@ -31,16 +31,22 @@ def kind_of_file(path: Path) -> str:
     raise InputError(path, f"unknown kind of file {path.suffix!r}", ".mrc .map .mrcs .star .cs (maps also .gz .bz2)")
 
 
-def describe(path: Path) -> Facts:
-    """Facts of a map, stack, STAR or .cs file, first of all its "kind". Raises InputError if it cannot be read."""
+def describe(path: Path) -> tuple[Facts, list[str]]:
+    """Facts of a map, stack, STAR or .cs file, first of all its "kind", and the images (`000001@stack`) that it names.
+
+    Raises InputError if it cannot be read.
+    """
     kind = kind_of_file(path)
     facts: Facts = {"path": str(path), "kind": kind}
     if kind == "star":
-        return facts | {"blocks": [_block(block) for block in read_star(path).values()]}
+        blocks = read_star(path).values()
+        named = [block.frame["rlnImageName"].tolist() for block in blocks if "rlnImageName" in block.frame]
+        return facts | {"blocks": [_block(block) for block in blocks]}, named[0] if named else []
     if kind == "cs":
         fields = load_cs(path)
-        return facts | {"rows": len(fields["uid"]), "fields": [_field(name, values) for name, values in fields.items()]}
-    return facts | _image_facts(path, kind)
+        facts |= {"rows": len(fields["uid"]), "fields": [_field(name, values) for name, values in fields.items()]}
+        return facts, _cs_images(fields)
+    return facts | _image_facts(path, kind), []
 
 
 def _image_facts(path: Path, kind: str) -> Facts:
@@ -143,18 +149,8 @@ def check_images(names: list[str], index_B: np.ndarray, stack_B: np.ndarray, fol
             "damaged_stacks": damaged, "short_stacks": short}  # fmt: skip
 
 
-def image_columns(path: Path) -> list[str] | None:
-    """Image names (`000001@stack`) of a STAR or .cs file of particles; None if it names no images."""
-    if kind_of_file(path) == "cs":
-        return _cs_images(load_cs(path))
-    for block in read_star(path).values():
-        if "rlnImageName" in block.frame:
-            return block.frame["rlnImageName"].tolist()
-    return None
-
-
-def _cs_images(fields: Fields) -> list[str] | None:
+def _cs_images(fields: Fields) -> list[str]:
     if "blob/path" not in fields or "blob/idx" not in fields or fields["blob/idx"].dtype.kind not in "iu":
-        return None
+        return []
     paths = (path.decode("utf-8", "replace") if isinstance(path, bytes) else str(path) for path in fields["blob/path"])
     return [f"{int(index) + 1}@{path}" for index, path in zip(fields["blob/idx"].ravel(), paths)]
