@@ -63,10 +63,14 @@ def test_opening_costs_nothing_however_large(tmp_path):
     with open(path, "wb") as file:
         file.write(header.tobytes())
         file.truncate(1024 + 400_000 * 360 * 360 * 4)  # sparse: takes no disk
-    code = (
-        "import resource, sys; from verglas.io.mrc import Stack; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "s = Stack.open(sys.argv[1]); s.raw()[399_999, 5, 5]; print(s.n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
+    code = """if True:
+        import resource, sys
+        from verglas.io.mrc import Stack
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
+        stack = Stack.open(sys.argv[1])
+        stack.raw()[399_999, 5, 5]
+        print(stack.n, peak() - before)"""
     count, grown = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout.split()
     assert int(count) == 400_000
     assert int(grown) < 5_000  # kB
@@ -138,7 +142,7 @@ def test_compressed_maps(tmp_path, suffix, pack):
     with pytest.raises(InputError, match="truncated"):
         read_map(packed)
     packed.write_bytes(packed.read_bytes()[:-20])
-    with pytest.raises(InputError, match="unpacked|truncated"):
+    with pytest.raises(InputError, match=r"unpacked|truncated"):
         read_map(packed)
 
 
