@@ -15,7 +15,8 @@ from torch import Tensor
 
 from verglas.core.rows import RowTable
 
-BLOCK, BLOCKS, WARPS = 256, 2, 8
+# Pixels and warps of a program for slices of at least so many pixels (measured: NOTES.md).
+TILES = ((4096, 512, 16), (0, 256, 8))
 
 
 @triton.jit
@@ -90,9 +91,9 @@ def locate(px, py, pz, half, edge, limit2, mask):
 @triton.jit
 def _project_kernel(
     words, start, sampling, order, key, coordinates, out, n_pixels, n_voxels, half, limit2, scale,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    patches = tl.cdiv(n_pixels, BLOCK * BLOCKS)
+    patches = tl.cdiv(n_pixels, BLOCK)
     patch, place = tl.program_id(0) % patches, tl.program_id(0) // patches
     r = tl.load(order + place)
     copy = tl.load(key + r) >> 20  # this copy's rows run along axis `copy`
@@ -102,24 +103,23 @@ def _project_kernel(
     az, bz, cz = load_axis(sampling, r, (copy + 2) % 3)
     edge = 2 * half + 1
     out += r.to(tl.int64) * 2 * n_pixels
-    for b in tl.static_range(BLOCKS):
-        k = (patch * BLOCKS + b) * BLOCK + tl.arange(0, BLOCK)
-        mask = k < n_pixels
-        kx = tl.load(coordinates + k, mask=mask, other=0.0)
-        ky = tl.load(coordinates + n_pixels + k, mask=mask, other=0.0)
-        kz = tl.load(coordinates + 2 * n_pixels + k, mask=mask, other=0.0)
-        px, py, pz = ax * kx + bx * ky + cx * kz, ay * kx + by * ky + cy * kz, az * kx + bz * ky + cz * kz
-        row, x, fx, fy, fz, turned, inside = locate(px, py, pz, half, edge, limit2, mask)
-        re, im = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-        for corner in tl.static_range(4):
-            dy, dz = corner % 2, corner // 2
-            address = tl.load(start + row + dy + dz * edge, mask=inside, other=0) + x
-            weight = (fy if dy == 1 else 1 - fy) * (fz if dz == 1 else 1 - fz)
-            row_re, row_im = _row(words, address, fx, inside, HALF)
-            re += weight * row_re
-            im += weight * row_im
-        tl.store(out + k, re * scale, mask=mask, cache_modifier=".cs")  # streamed past the cache the volume needs
-        tl.store(out + n_pixels + k, tl.where(turned, -im, im) * scale, mask=mask, cache_modifier=".cs")
+    k = patch * BLOCK + tl.arange(0, BLOCK)
+    mask = k < n_pixels
+    kx = tl.load(coordinates + k, mask=mask, other=0.0)
+    ky = tl.load(coordinates + n_pixels + k, mask=mask, other=0.0)
+    kz = tl.load(coordinates + 2 * n_pixels + k, mask=mask, other=0.0)
+    px, py, pz = ax * kx + bx * ky + cx * kz, ay * kx + by * ky + cy * kz, az * kx + bz * ky + cz * kz
+    row, x, fx, fy, fz, turned, inside = locate(px, py, pz, half, edge, limit2, mask)
+    re, im = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for corner in tl.static_range(4):
+        dy, dz = corner % 2, corner // 2
+        address = tl.load(start + row + dy + dz * edge, mask=inside, other=0) + x
+        weight = (fy if dy == 1 else 1 - fy) * (fz if dz == 1 else 1 - fz)
+        row_re, row_im = _row(words, address, fx, inside, HALF)
+        re += weight * row_re
+        im += weight * row_im
+    tl.store(out + k, re * scale, mask=mask, cache_modifier=".cs")  # streamed past the cache the volume needs
+    tl.store(out + n_pixels + k, tl.where(turned, -im, im) * scale, mask=mask, cache_modifier=".cs")
 
 
 def visiting_order(sampling_R33: Tensor, copies: int) -> tuple[Tensor, Tensor]:
@@ -149,8 +149,9 @@ def project_triton(
         return out_R2K
     sampling = sampling_R33.to(values_CV2.device, torch.float32).contiguous()
     order_R, key_R = visiting_order(sampling, 3 if values_CV2.ndim == 3 else 1)
-    _project_kernel[(triton.cdiv(n_pixels, BLOCK * BLOCKS) * n_slices,)](
+    block, warps = next((block, warps) for least, block, warps in TILES if n_pixels >= least)
+    _project_kernel[(triton.cdiv(n_pixels, block) * n_slices,)](
         words, rows.start_ZY, sampling, order_R, key_R, coordinates_K3.to(torch.float32).T.contiguous(), out_R2K,
-        n_pixels, rows.count, rows.half, rows.limit2, scale, HALF=half_precision, BLOCK=BLOCK, BLOCKS=BLOCKS, num_warps=WARPS,
+        n_pixels, rows.count, rows.half, rows.limit2, scale, HALF=half_precision, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     return out_R2K

@@ -1,0 +1,1 @@
+"""Benchmarks of verglas; see benchmarks/NOTES.md for predictions and outcomes."""
