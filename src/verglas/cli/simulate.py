@@ -92,7 +92,7 @@ def write_report_of(made: Simulated, options: Simulate, run: RunFolder) -> None:
 
 
 def mosaic(image_BYX: np.ndarray, columns: int = 8) -> str:
-    """Images side by side, grey, as the address of a PNG that a page can hold."""
+    """Images side by side, grey, as the address of a PNG that a page can hold; large ones are binned to about 128 px."""
     import base64
     import io
 
@@ -100,8 +100,11 @@ def mosaic(image_BYX: np.ndarray, columns: int = 8) -> str:
     from matplotlib import image
 
     whole_BYX = image_BYX[: len(image_BYX) // columns * columns] if len(image_BYX) > columns else image_BYX
-    rows = [np.concatenate(list(whole_BYX[i : i + columns]), 1) for i in range(0, len(whole_BYX), columns)]
-    low, high = np.percentile(whole_BYX, [0.5, 99.5])
+    factor = max(1, whole_BYX.shape[-1] // 128)
+    edge = whole_BYX.shape[-1] // factor * factor
+    binned_BYX = whole_BYX[:, :edge, :edge].reshape(len(whole_BYX), edge // factor, factor, edge // factor, factor).mean((2, 4))
+    rows = [np.concatenate(list(binned_BYX[i : i + columns]), 1) for i in range(0, len(binned_BYX), columns)]
+    low, high = np.percentile(binned_BYX, [0.5, 99.5])
     buffer = io.BytesIO()
     image.imsave(buffer, np.concatenate(rows), cmap="gray", vmin=low, vmax=high, origin="lower", format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -23,7 +23,10 @@ def truth_map(model: Model, box: int, pixel_size: float, bfactor: float) -> Tens
         fourier_ZYX = atom_volume_transform(model.xyz_N3, model.weight_N, box, pixel_size)
     else:
         # A projection sums voxels of the map's own size; on this grid fewer or more of them lie along z.
-        fourier_ZYX = centred_rfft3(resampled(model, box, pixel_size) * (pixel_size / model.pixel_size))
+        map_ZYX = resampled(model, box, pixel_size) * (pixel_size / model.pixel_size)
+        if bfactor == 0:
+            return map_ZYX
+        fourier_ZYX = centred_rfft3(map_ZYX)
     return centred_irfft3(fourier_ZYX.mul_(torch.exp(-bfactor / 4 * s2_of_half_volume(box, pixel_size))), box)
 
 
