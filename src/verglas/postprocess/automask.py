@@ -24,7 +24,9 @@ def otsu_threshold(values: np.ndarray) -> float:
     above = below[-1] + count[-1] - below
     sum_below = np.cumsum(count * centre)[:-1]
     mean_gap = sum_below / np.maximum(below, 1) - ((count * centre).sum() - sum_below) / np.maximum(above, 1)
-    return float(edges[1 + int(np.argmax(below * above * mean_gap**2))])
+    score = below * above * mean_gap**2
+    # An empty stretch between the classes ties: its middle is the fair answer.
+    return float(edges[1 + int(np.flatnonzero(score == score.max()).mean())])
 
 
 def automatic_threshold(smooth_ZYX: Tensor) -> float:

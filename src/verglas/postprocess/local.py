@@ -162,7 +162,7 @@ class WindowSum:
     def __call__(self, values_P: Tensor) -> Tensor:
         sparse = torch.zeros([self.padded] * 3, dtype=torch.float64, device=self.device)
         z, y, x = self.centre_P3.unbind(1)
-        sparse[z, y, x] = values_P.to(self.device)
+        sparse[z, y, x] = values_P.to(self.device, torch.float64)
         smooth = torch.fft.irfftn(torch.fft.rfftn(sparse) * self.kernel, s=sparse.shape)
         return smooth[: self.box, : self.box, : self.box]
 

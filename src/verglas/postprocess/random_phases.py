@@ -31,7 +31,7 @@ def _feedback() -> Callable[..., Any]:
         at = 0
         for i in range(len(out)):
             before3 = at + _LAG - 3 if at < 3 else at - 3
-            value = history[at] + history[before3]
+            value = np.uint32(history[at] + history[before3])  # numba adds in 64 bits; the carry must go
             history[at] = value
             out[i] = value >> np.uint32(1)
             at = 0 if at == _LAG - 1 else at + 1
