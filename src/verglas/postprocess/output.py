@@ -74,6 +74,7 @@ def directional_table(directional: DirectionalFsc) -> pd.DataFrame:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table with six significant digits; OutputError if `path` exists."""
     with atomic_path(path, False) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")
 
