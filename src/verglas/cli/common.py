@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")]
-Angstrom = Annotated[float, tyro.conf.arg(metavar="Å")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]  # a switch that is off by default, without its --no- twin in the help
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")]
 
 
 @dataclass(kw_only=True)
@@ -26,7 +25,7 @@ class Computing:
 
     device: DeviceChoice = "auto"
     """auto takes the GPU if there is one."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    threads: Threads = None
     """CPU threads."""
 
     def start(self) -> tuple[torch.device, str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
+from verglas.cli.common import Flag
 from verglas.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -38,23 +39,23 @@ class Convert:
     Example: verglas convert particles.star --out particles_f32.star --float32
     """
 
-    source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
+    source: Positional[Annotated[Path, arg(metavar="FILE")]]
     """.star, .cs, .mrc, .mrcs or .map (maps also .gz, .bz2)"""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE|DIR")]
+    out: Annotated[Path, arg(metavar="FILE|DIR")]
     """What to write; a folder (a name without suffix) gets particles.star, and particles.mrcs if images are copied."""
-    float32: tyro.conf.FlagCreatePairsOff[bool] = False
+    float32: Flag = False
     """Write the images as float32 (RELION 3.1 reads no float16)."""
-    float16: tyro.conf.FlagCreatePairsOff[bool] = False
+    float16: Flag = False
     """Write the images as float16: half the disk space."""
-    passthrough: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = ()
+    passthrough: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="(default: none)")] = ()
     """cryoSPARC passthrough files of the same job; joined by uid."""
-    folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
+    folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
     """What relative image names start from."""
-    keep_y: tyro.conf.FlagCreatePairsOff[bool] = False
+    keep_y: Flag = False
     """Do not flip micrograph y coordinates between cryoSPARC (from the bottom) and RELION (from the top)."""
-    pixel: Annotated[float | None, tyro.conf.arg(metavar="Å", help_behavior_hint="(default: as the file says)")] = None
+    pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: as the file says)")] = None
     """Pixel size of a map or stack whose header does not give it."""
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    overwrite: Flag = False
     """Replace --out if it exists."""
 
     def run(self) -> None:

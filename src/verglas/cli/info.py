@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
+from tyro.conf import Positional, arg
+
+from verglas.cli.common import Flag
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,11 +26,11 @@ class Info:
     Example: verglas info particles.star map.mrc
     """
 
-    files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")]]
+    files: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]", help_behavior_hint="(at least one)")]]
     """.mrc .map (also .gz .bz2) .mrcs .star .cs"""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: Flag = False
     """Print one JSON list instead of tables."""
-    folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
+    folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
     """What relative image names in STAR and .cs files start from."""
 
     def run(self) -> None:

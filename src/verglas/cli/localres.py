@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from tyro.conf import arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Computing, Flag
 from verglas.postprocess.options import LocalOptions, MaskOptions
 
 if TYPE_CHECKING:
@@ -31,20 +31,20 @@ class Localres:
     Example: verglas localres --half1 run/half1.mrc --half2 run/half2.mrc --out local --sampling 20
     """
 
-    half1: Annotated[Path, tyro.conf.arg(metavar="MAP")]
+    half1: Annotated[Path, arg(metavar="MAP")]
     """Unfiltered map of the first half-set."""
-    half2: Annotated[Path | None, tyro.conf.arg(metavar="MAP")] = None
-    """Unfiltered map of the second half-set; default: the name of the first with half1 -> half2."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    half2: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: --half1 with half1 -> half2)")] = None
+    """Unfiltered map of the second half-set."""
+    out: Annotated[Path, arg(metavar="DIR")]
     """Folder for the results."""
-    mask: Annotated[Path | None, tyro.conf.arg(metavar="MAP")] = None
-    """Where to take the statistics from; the measurement does not use it. Default: made from the half-maps."""
-    pixel: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
-    """Pixel size; default: what the files say."""
+    mask: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: made from the half-maps)")] = None
+    """Where to take the statistics from; the measurement does not use it."""
+    pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: what the files say)")] = None
+    """Pixel size."""
     local: LocalOptions = field(default_factory=LocalOptions)
     seed: int = 0
     """Of the random phases."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace an existing run in --out."""
     computing: Computing = field(default_factory=Computing)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Flag, Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,41 +28,42 @@ class MapTool:
     Example: verglas map --map map.mrc --out small.mrc --low-pass 20 --new-pixel 4 --box 64
     """
 
-    map: Annotated[Path, tyro.conf.arg(metavar="MAP")]
+    map: Annotated[Path, arg(metavar="MAP")]
     """Map to work on."""
-    out: Annotated[Path, tyro.conf.arg(metavar="MAP")]
+    out: Annotated[Path, arg(metavar="MAP")]
     """The changed map."""
-    pixel: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
-    """Pixel size of the input; default: what the file says."""
-    invert: bool = False
+    pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: what the file says)")] = None
+    """Pixel size of the input."""
+    invert: Flag = False
     """Change the sign of the density."""
-    flip_hand: bool = False
+    flip_hand: Flag = False
     """Mirror the map (x -> -x)."""
-    rotate: Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="ROT TILT PSI")] = None
+    rotate: Annotated[tuple[float, float, float] | None, arg(metavar="ROT TILT PSI", help_behavior_hint="(default: off)")] = None
     """Turn the map by A(rot, tilt, psi), ZYZ Euler angles in degrees: out(A r) = in(r)."""
-    shift: Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="X Y Z")] = None
+    shift: Annotated[tuple[float, float, float] | None, arg(metavar="X Y Z", help_behavior_hint="(default: off)")] = None
     """Move the map by this many Å, after rotating."""
-    align_to: Annotated[Path | None, tyro.conf.arg(metavar="MAP")] = None
+    align_to: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: off)")] = None
     """Lay the map on this one (any box and pixel size) by an exhaustive search."""
-    either_hand: bool = False
+    either_hand: Flag = False
     """With --align-to: try the mirror image as well and keep the better one."""
-    sym: Annotated[str | None, tyro.conf.arg(metavar="GROUP")] = None
+    sym: Annotated[str | None, arg(metavar="GROUP", help_behavior_hint="(default: off)")] = None
     """Average over a point group (Cn, Dn, T, O, I1-I4) about the standard axes."""
-    high_pass: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
+    high_pass: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: off)")] = None
     """Take away what is coarser than this."""
-    low_pass: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
+    low_pass: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: off)")] = None
     """Take away what is finer than this."""
-    new_pixel: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
+    new_pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: off)")] = None
     """Resample to this pixel size, in Fourier space."""
-    box: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
+    box: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: off)")] = None
     """Crop or pad to this box, in real space."""
-    normalise: bool = False
+    normalise: Flag = False
     """Mean 0 and standard deviation 1 outside the inscribed sphere."""
     dtype: Literal["float32", "float16"] = "float32"
     """Number format of the output."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace an existing file."""
-    computing: Computing = field(default_factory=Computing)
+    threads: Threads = None
+    """CPU threads."""
 
     def run(self) -> None:
         """Read, apply the operations asked for, write the map and <stem>.result.json beside it."""
@@ -73,7 +74,7 @@ class MapTool:
 
         started = time.time()
         self._check()
-        set_threads(self.computing.threads)
+        set_threads(self.threads)
         source = read_map(self.map, pixel_size=self.pixel)
         figures: dict[str, tuple[object, str]] = {}
         result = self._on_grid(self._place(source, figures))

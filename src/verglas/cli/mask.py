@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from tyro.conf import arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Flag, Threads
 from verglas.postprocess.options import MaskOptions
 
 if TYPE_CHECKING:
@@ -27,18 +27,19 @@ class Mask:
     Example: verglas mask --map map.mrc --out mask.mrc --mask-lowpass 15 --mask-extend 3 --mask-edge 6
     """
 
-    map: Annotated[Path, tyro.conf.arg(metavar="MAP")]
+    map: Annotated[Path, arg(metavar="MAP")]
     """Map to make the mask from (density positive)."""
-    out: Annotated[Path, tyro.conf.arg(metavar="MAP")]
+    out: Annotated[Path, arg(metavar="MAP")]
     """The mask, values 0 to 1."""
-    pixel: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
-    """Pixel size; default: what the file says."""
+    pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: what the file says)")] = None
+    """Pixel size."""
     making: MaskOptions = field(default_factory=MaskOptions)
-    invert: bool = False
+    invert: Flag = False
     """Write 1 - mask."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace an existing file."""
-    computing: Computing = field(default_factory=Computing)
+    threads: Threads = None
+    """CPU threads."""
 
     def run(self) -> None:
         """Read, make, write the mask and <stem>.result.json beside it."""
@@ -51,7 +52,7 @@ class Mask:
         from verglas.postprocess.automask import make_mask
 
         started = time.time()
-        set_threads(self.computing.threads)
+        set_threads(self.threads)
         source = read_map(self.map, pixel_size=self.pixel)
         mask_ZYX, threshold = make_mask(torch.tensor(source.data_ZYX), source.pixel_size, self.making)
         share = self._share(mask_ZYX, threshold)

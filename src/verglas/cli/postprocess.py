@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from tyro.conf import arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Computing, Flag
 from verglas.postprocess.options import FscOptions, MaskOptions, SharpenOptions
 
 if TYPE_CHECKING:
@@ -35,30 +35,30 @@ class Postprocess:
     Example: verglas postprocess --half1 run/half1.mrc --half2 run/half2.mrc --out post --mtf mtf.star --mtf-pixel 0.885
     """
 
-    half1: Annotated[Path, tyro.conf.arg(metavar="MAP")]
+    half1: Annotated[Path, arg(metavar="MAP")]
     """Unfiltered map of the first half-set."""
-    half2: Annotated[Path | None, tyro.conf.arg(metavar="MAP")] = None
-    """Unfiltered map of the second half-set; default: the name of the first with half1 -> half2."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    half2: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: --half1 with half1 -> half2)")] = None
+    """Unfiltered map of the second half-set."""
+    out: Annotated[Path, arg(metavar="DIR")]
     """Folder for the results."""
-    mask: Annotated[Path | None, tyro.conf.arg(metavar="MAP")] = None
-    """Soft mask, 1 inside the particle; default: made from the mean of the half-maps."""
-    no_mask: bool = False
+    mask: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: made from the mean of the half-maps)")] = None
+    """Soft mask, 1 inside the particle."""
+    no_mask: Flag = False
     """Use no mask at all."""
-    pixel: Annotated[float | None, tyro.conf.arg(metavar="Å")] = None
-    """Pixel size; default: what the files say."""
+    pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: what the files say)")] = None
+    """Pixel size."""
     fsc: FscOptions = field(default_factory=FscOptions)
     automatic_mask: MaskOptions = field(default_factory=MaskOptions)
     sharpen: SharpenOptions = field(default_factory=SharpenOptions)
-    half_maps: bool = False
+    half_maps: Flag = False
     """Write both half-maps with the same sharpening, too."""
-    directional: bool = False
+    directional: Flag = False
     """Measure the resolution in cones over all directions."""
-    cone: Annotated[float, tyro.conf.arg(metavar="DEGREES")] = 20.0
+    cone: Annotated[float, arg(metavar="DEGREES")] = 20.0
     """Half angle of the cones."""
     seed: int = 0
     """Of the random phases."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace an existing run in --out."""
     computing: Computing = field(default_factory=Computing)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Computing, Flag
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class Project:
     """STAR or .cs file with poses, origins and, for --ctf, CTF values."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to be made."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace the folder of an earlier run."""
-    ctf: bool = False
+    ctf: Flag = False
     """Multiply by each particle's CTF, with the aberrations and beam tilt of its optics group."""
     white_noise: Annotated[float, arg(metavar="SIGMA")] = 0.0
     """Standard deviation of white noise to be added, grey values."""
@@ -42,7 +42,7 @@ class Project:
     """Edge of the images."""
     pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: that of the optics group)")] = None
     """Pixel size of the images."""
-    float16: bool = False
+    float16: Flag = False
     """Write stacks as float16 (MRC mode 12), half the size; RELION reads it from version 4 on."""
     seed: int = 0
     """Seed of the noise."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Computing, Flag
 from verglas.errors import InputError
 from verglas.simulation.options import ImageOptions, MicroscopeOptions, SampleOptions
 
@@ -33,7 +33,7 @@ class Simulate:
     """.pdb, .cif, .npz (xyz, w), .mrc or .map; demo and demo-open are built in. Repeat it for several conformations."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to be made."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace the folder of an earlier run."""
     seed: int = 0
     """The same seed gives the same particles, whatever the device and batch (noise: on the CPU)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing
+from verglas.cli.common import Computing, Flag
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,21 +36,21 @@ class Stack:
     """STAR files, .cs files, or plain image stacks (.mrcs)."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to be made."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace the folder of an earlier run."""
     box: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: as it is)")] = None
     """Downsample to this even box by cropping in Fourier space."""
     pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: as it is)")] = None
     """Downsample to the even box whose pixel size comes nearest."""
-    recentre: bool = False
+    recentre: Flag = False
     """Move images by the whole pixels of their origins (vacated pixels are 0); origins keep the rest."""
     normalise: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: off)")] = None
     """Background outside this diameter to mean 0 and deviation 1, after subtracting a plane."""
-    invert: bool = False
+    invert: Flag = False
     """Change the sign of every pixel."""
-    float16: bool = False
+    float16: Flag = False
     """Write half precision: half the size."""
-    float32: bool = False
+    float32: Flag = False
     """Write single precision (the default)."""
     subset: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Take this many particles at random."""
@@ -58,7 +58,7 @@ class Stack:
     """Of the random choice."""
     pixel_size: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: the headers')")] = None
     """Pixel size of plain stacks, instead of what their headers say."""
-    skip_bad: bool = False
+    skip_bad: Flag = False
     """Leave out images that are constant or not finite (reads everything once more)."""
     computing: Computing = field(default_factory=Computing)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from verglas.errors import InputError
 
@@ -15,11 +15,11 @@ from verglas.errors import InputError
 class SampleOptions:
     """The particles: how many, how they lie, what is not a particle."""
 
-    n: int = 1000
+    n: Annotated[int, arg(metavar="N")] = 1000
     """Number of particle images, junk included."""
-    weights: Annotated[tuple[float, ...], arg(metavar="W ...")] = ()
-    """Share of each conformation, in the order of --model; equal if not given."""
-    sym: str = "C1"
+    weights: Annotated[tuple[float, ...], arg(metavar="W ...", help_behavior_hint="(default: equal)")] = ()
+    """Share of each conformation, in the order of --model."""
+    sym: Annotated[str, arg(metavar="GROUP")] = "C1"
     """Point group by which the atoms of the model are copied (about the origin of the file)."""
     recentre: bool = True
     """Put the centre of mass of the first model at the centre of the box (atoms without --sym)."""
@@ -55,7 +55,7 @@ class MicroscopeOptions:
     """Edge of the images, even."""
     pixel: Annotated[tuple[float, ...], arg(metavar="Å ...")] = (3.0,)
     """Pixel size."""
-    optics_groups: int = 1
+    optics_groups: Annotated[int, arg(metavar="N")] = 1
     """Number of optics groups (more where an option has more values)."""
     voltage: Annotated[tuple[float, ...], arg(metavar="KV ...")] = (300.0,)
     """Acceleration voltage."""
@@ -69,7 +69,7 @@ class MicroscopeOptions:
     """Spread of the particles' defocus within a micrograph (their height in the ice)."""
     astigmatism: Annotated[float, arg(metavar="Å")] = 250.0
     """Spread of DefocusU - DefocusV over micrographs."""
-    defocus_file: Annotated[Path | None, arg(metavar="FILE.npy")] = None
+    defocus_file: Annotated[Path | None, arg(metavar="FILE.npy", help_behavior_hint="(default: none)")] = None
     """Real values instead: array [N, 3] of DefocusU, DefocusV (Å) and angle (degrees), one row per particle in order."""
     phase_shift: Annotated[tuple[float, float], arg(metavar="DEG DEG")] = (0.0, 0.0)
     """Smallest and largest phase shift of a micrograph (phase plate)."""
@@ -124,7 +124,7 @@ class ImageOptions:
     """Padding of the map before it is sliced: the interpolation is off by 1 % at 2 and by 0.4 % at 3 (3.4 times the memory)."""
     start_resolution: Annotated[float, arg(metavar="Å")] = 40.0
     """Resolution of start.mrc, the low-passed first map (amplitude one half there)."""
-    float16: bool = False
+    float16: FlagCreatePairsOff[bool] = False
     """Write stacks as float16 (MRC mode 12), half the size; RELION reads it from version 4 on."""
 
     def check(self) -> None:
