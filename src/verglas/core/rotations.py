@@ -46,16 +46,20 @@ def rotation_about_axis(axis: tuple[float, float, float], degrees: float) -> Ten
     return torch.eye(3, dtype=torch.float64) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
 
 
-def random_rotations(n: int, generator: torch.Generator) -> Tensor:
-    """`n` rotation matrices uniform on SO(3), [n, 3, 3] float64 (normalised Gaussian quaternions)."""
-    q = torch.randn(n, 4, generator=generator, dtype=torch.float64)
-    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
+def matrix_from_quaternion(quaternion_B4: Tensor) -> Tensor:
+    """Rotation matrices [B, 3, 3] of quaternions (w, x, y, z) of any length above 0."""
+    w, x, y, z = (quaternion_B4 / quaternion_B4.norm(dim=-1, keepdim=True)).unbind(-1)
     elements = [
         1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
         2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
         2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(elements, -1).unflatten(-1, (3, 3))
+
+
+def random_rotations(n: int, generator: torch.Generator) -> Tensor:
+    """`n` rotation matrices uniform on SO(3), [n, 3, 3] float64 (normalised Gaussian quaternions)."""
+    return matrix_from_quaternion(torch.randn(n, 4, generator=generator, dtype=torch.float64))
 
 
 def angular_distance(a_B33: Tensor, b_B33: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import radius_grid, raised_cosine
+from verglas.core.rotations import matrix_from_quaternion
 from verglas.postprocess.mapops import flip_hand, fourier_resize
 
 _COARSE_BOX, _FINE_BOX = 32, 64
@@ -38,17 +39,8 @@ def even_rotations(n: int) -> Tensor:
     s = torch.arange(n, dtype=torch.float64) + 0.5
     inner, outer = (s / n).sqrt(), (1 - s / n).sqrt()
     alpha, beta = 2 * math.pi * s / _PHI, 2 * math.pi * s / _PSI
-    return _matrix(torch.stack([inner * alpha.sin(), inner * alpha.cos(), outer * beta.sin(), outer * beta.cos()], 1))
-
-
-def _matrix(quaternion_B4: Tensor) -> Tensor:
-    x, y, z, w = (quaternion_B4 / quaternion_B4.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    quaternions = [outer * beta.cos(), inner * alpha.sin(), inner * alpha.cos(), outer * beta.sin()]
+    return matrix_from_quaternion(torch.stack(quaternions, 1))
 
 
 def _turned(map_ZYX: Tensor, rotation_R33: Tensor, shift_R3: Tensor | None = None) -> Tensor:
