@@ -226,3 +226,21 @@ def test_real_maps_as_mrcfile_reads_them(shared):
         stack = Stack.open(path)
         assert (stack.mode, stack.box_yx, stack.pixel_size) == (12, (64, 64), 3.54)
         np.testing.assert_array_equal(stack.read(slice(None)), mrcfile.read(path).astype(np.float32))
+
+
+def test_measured_images_are_written_with_their_statistics(tmp_path):
+    data = np.random.default_rng(3).normal(2, 5, (6, 8, 8)).astype(np.float32)
+    with StackWriter(tmp_path / "a.mrcs", 6, (8, 8), 2.0, "float16") as stack:
+        for part in (data[:4], data[4:]):
+            numbers = (float(part.min()), float(part.max()), float(part.sum()), float(np.square(part).sum()))
+            stack.append_measured(part.astype(np.float16), numbers)
+    with mrcfile.open(tmp_path / "a.mrcs") as file:
+        np.testing.assert_array_equal(file.data, data.astype(np.float16))
+        found = [float(file.header[name]) for name in ("dmin", "dmax", "dmean", "rms")]
+    assert found == pytest.approx([data.min(), data.max(), data.mean(), data.std()], rel=1e-5)
+    with (
+        pytest.raises(OutputError, match="1e\\+05 do not fit float16"),
+        StackWriter(tmp_path / "b.mrcs", 1, (8, 8), 2.0, "float16") as stack,
+    ):
+        stack.append_measured(np.zeros((1, 8, 8), np.float16), (0.0, 1e5, 1e5, 1e10))
+    assert not (tmp_path / "b.mrcs").exists()

@@ -235,12 +235,12 @@ def test_a_disk_too_small_is_found_before_writing(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_writing_thread_reaches_the_caller(tmp_path, monkeypatch):
-    from verglas.simulation.writer import MeasuredStackWriter
+    from verglas.io.mrc import StackWriter
 
     def fails(self, images_BYX, statistics):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(MeasuredStackWriter, "append_measured", fails)
+    monkeypatch.setattr(StackWriter, "append_measured", fails)
     with pytest.raises(OutputError, match="full"):
         simulate(tmp_path / "set", *SMALL, "--batch", 1)
     assert list(tmp_path.iterdir()) == []

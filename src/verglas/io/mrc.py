@@ -31,6 +31,8 @@ from verglas.io.mrc_header import (
 )
 
 LARGEST_COMPRESSED_MAP = 2**34  # bytes once unpacked; a header may ask for more, but no map of the field needs it
+LARGEST_FLOAT16 = 65504.0
+_SET_PIXEL = "Give it with --pixel, or put it right with `verglas map --pixel`."
 _OPENERS: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 
 
@@ -60,10 +62,12 @@ def read_map(path: Path | str, cubic: bool = True, pixel_size: float | None = No
         bad = int((~np.isfinite(data_ZYX)).sum())
         raise InputError(path, f"{bad} voxels are not finite numbers", "a map without NaN or infinity", "Compute the map again.")
     if cubic:
-        _check_cubic(data_ZYX.shape, header, path, pixel_size)
+        _check_cubic(data_ZYX.shape, path)
     size = header.voxel_xyz[0] if pixel_size is None else pixel_size
     if not (size > 0 and math.isfinite(size)):
-        raise InputError(path, f"voxel size {size:g}", "a size above 0 Å", "Give it with --pixel-size.")
+        raise InputError(path, f"voxel size {size:g}", "a size above 0 Å", _SET_PIXEL)
+    if pixel_size is None:
+        _check_voxel(header, path)
     return Map(data_ZYX, size, header.origin_xyz, header.labels)
 
 
@@ -105,16 +109,18 @@ def _to_zyx(axes: tuple[int, int, int]) -> tuple[int, int, int]:
     return stored.index(3), stored.index(2), stored.index(1)
 
 
-def _check_cubic(shape: tuple[int, ...], header: MrcHeader, path: Path | str, pixel_size: float | None) -> None:
+def _check_cubic(shape: tuple[int, ...], path: Path | str) -> None:
     nz, ny, nx = shape
     if not nx == ny == nz:
-        raise InputError(path, f"box of {nx} x {ny} x {nz} voxels", "a cube", "Pad or crop it with `verglas map`.")
+        raise InputError(path, f"box of {nx} x {ny} x {nz} voxels", "a cube", "Pad or crop it with `verglas map --box`.")
     if nx % 2:
         raise InputError(path, f"odd box of {nx} voxels", "an even box", "Pad it with `verglas map --box`.")
-    small, large = min(header.voxel_xyz), max(header.voxel_xyz)
-    if pixel_size is None and large > 1.001 * small > 0:
-        raise InputError(path, f"voxels of {' x '.join(f'{v:.4f}' for v in header.voxel_xyz)} Å", "one size along x, y and z",
-                         "If the header is wrong, give --pixel-size.")
+
+
+def _check_voxel(header: MrcHeader, path: Path | str) -> None:
+    sizes = header.voxel_xyz[: 3 if header.shape[0] > 1 else 2]  # a single image has no size along z
+    if max(sizes) > 1.001 * min(sizes):
+        raise InputError(path, f"voxels of {' x '.join(f'{v:.4f}' for v in sizes)} Å", "one size along x, y and z", _SET_PIXEL)
 
 
 def write_map(path: Path | str, map: Map, overwrite: bool = False, dtype: str = "float32") -> None:
@@ -139,8 +145,12 @@ def _convert(values: np.ndarray, dtype: str, path: Path | str) -> np.ndarray:
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(values, dtype=np.dtype(dtype).newbyteorder("<"))
     if dtype == "float16" and np.isinf(converted).any() and np.isfinite(values).all():
-        raise OutputError(f"{path}: values up to {np.abs(values).max():.4g} do not fit float16 (65504). Write float32 instead.")
+        raise OutputError(_too_large_for_float16(path, float(np.abs(values).max())))
     return converted
+
+
+def _too_large_for_float16(path: Path | str, value: float) -> str:
+    return f"{path}: values up to {value:.4g} do not fit float16 ({LARGEST_FLOAT16:g}). Write float32 instead."
 
 
 class Stack:
@@ -253,19 +263,38 @@ class StackWriter:
                               "Free some space, write to another disk, or write float16.")
 
     def append(self, images_BYX: np.ndarray) -> None:
-        """Add images [B, Y, X]; ValueError if their box or their number does not fit."""
+        """Add images [B, Y, X] of any dtype; ValueError if their box or their number does not fit."""
+        self._check_fit(images_BYX)
+        if len(images_BYX) == 0:
+            return
+        data = _convert(images_BYX, self.dtype, self.path)
+        squares = float(np.square(data, dtype=np.float64).sum())
+        self._add(data, (float(data.min()), float(data.max()), float(data.sum(dtype=np.float64)), squares))
+
+    def append_measured(self, images_BYX: np.ndarray, statistics: tuple[float, float, float, float]) -> None:
+        """Add images that already have the dtype of the file, as a GPU hands them over.
+
+        statistics: smallest, largest, sum, sum of squares of these images, before they were rounded.
+        """
+        self._check_fit(images_BYX)
+        farthest = max(-statistics[0], statistics[1])
+        if self.dtype == "float16" and farthest > LARGEST_FLOAT16:
+            raise OutputError(_too_large_for_float16(self.path, farthest))
+        self._add(images_BYX, statistics)
+
+    def _add(self, images_BYX: np.ndarray, statistics: tuple[float, float, float, float]) -> None:
+        smallest, largest, total, total_of_squares = statistics
+        self._file.write(np.ascontiguousarray(images_BYX).data)
+        self.written += len(images_BYX)
+        self._smallest, self._largest = min(self._smallest, smallest), max(self._largest, largest)
+        self._sum += total
+        self._sum_of_squares += total_of_squares
+
+    def _check_fit(self, images_BYX: np.ndarray) -> None:
         if images_BYX.ndim != 3 or images_BYX.shape[1:] != tuple(self.box_yx):
             raise ValueError(f"images are {images_BYX.shape}, expected [B, {self.box_yx[0]}, {self.box_yx[1]}]")
         if self.written + len(images_BYX) > self.n:
             raise ValueError(f"{self.path} was declared with {self.n} images, got {self.written + len(images_BYX)}")
-        if len(images_BYX) == 0:
-            return
-        data = _convert(images_BYX, self.dtype, self.path)
-        self._file.write(data.data)
-        self.written += len(data)
-        self._smallest, self._largest = min(self._smallest, float(data.min())), max(self._largest, float(data.max()))
-        self._sum += float(data.sum(dtype=np.float64))
-        self._sum_of_squares += float(np.square(data, dtype=np.float64).sum())
 
 
 __all__ = ["MODES", "Map", "Stack", "StackWriter", "read_map", "read_raw", "write_map"]

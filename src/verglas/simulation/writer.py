@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from verglas.optics.group import OpticsGroup
 
 BUFFERS = 3
 PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}
-LARGEST_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -36,27 +34,6 @@ class Block:
     copied: torch.cuda.Event | None
 
 
-class MeasuredStackWriter(StackWriter):
-    """A StackWriter for images already in the dtype of the file, whose statistics the device has taken."""
-
-    def __enter__(self) -> MeasuredStackWriter:
-        super().__enter__()
-        return self
-
-    def append_measured(self, images_BYX: np.ndarray, statistics: list[float]) -> None:
-        """Add images [B, Y, X]; statistics: smallest, largest, sum, sum of squares of these images."""
-        smallest, largest, total, total_of_squares = statistics
-        if self.dtype == "float16" and max(-smallest, largest) > LARGEST_FLOAT16:
-            raise OutputError(f"{self.path}: values up to {max(-smallest, largest):.4g} do not fit float16. Write float32.")
-        if images_BYX.shape[1:] != tuple(self.box_yx) or self.written + len(images_BYX) > self.n:
-            raise ValueError(f"{len(images_BYX)} images of {images_BYX.shape[1:]} do not fit into {self.path}")
-        self._file.write(np.ascontiguousarray(images_BYX).data)
-        self.written += len(images_BYX)
-        self._smallest, self._largest = min(self._smallest, smallest), max(self._largest, largest)
-        self._sum += total
-        self._sum_of_squares += total_of_squares
-
-
 class OverlappedWriter:
     """Hands batches of images to `stack` in a thread; at most BUFFERS batches are under way.
 
@@ -65,7 +42,7 @@ class OverlappedWriter:
     An error of the thread is raised by the next `put` or at the end of the `with`.
     """
 
-    def __init__(self, stack: MeasuredStackWriter, batch: int, device: torch.device) -> None:
+    def __init__(self, stack: StackWriter, batch: int, device: torch.device) -> None:
         self.stack = stack
         self.dtype = torch.float16 if stack.dtype == "float16" else torch.float32
         self.on_gpu = device.type == "cuda"
@@ -115,7 +92,8 @@ class OverlappedWriter:
         try:
             if block.copied is not None:
                 block.copied.synchronize()
-            self.stack.append_measured(block.image_BYX[: block.count].numpy(), block.statistics.tolist())
+            smallest, largest, total, squares = block.statistics.tolist()
+            self.stack.append_measured(block.image_BYX[: block.count].numpy(), (smallest, largest, total, squares))
         except BaseException as error:
             self._error = error
 
@@ -145,7 +123,7 @@ def write_stack(
     batch = min(delivery.batch_for(group.box), len(index_B))
     dtype = "float16" if delivery.float16 else "float32"
     with (
-        MeasuredStackWriter(path, len(index_B), (group.box, group.box), group.pixel_size, dtype) as stack,
+        StackWriter(path, len(index_B), (group.box, group.box), group.pixel_size, dtype) as stack,
         OverlappedWriter(stack, batch, delivery.device) as writer,
     ):
         for part in index_B.split(batch):
