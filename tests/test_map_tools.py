@@ -162,3 +162,16 @@ def test_command_aligns_maps_of_different_grids(tmp_path):
     back = torch.tensor(read_map(tmp_path / "back.mrc").data_ZYX).double()
     expected = mapops.window(mapops.resample(reference, PIXEL, 3.0)[0], len(back))
     assert float(torch.corrcoef(torch.stack([back.flatten(), expected.flatten()]))[0, 1]) > 0.97
+
+
+def test_a_map_that_is_no_even_cube_is_brought_to_one(tmp_path, capsys):
+    data = np.zeros((9, 12, 15), np.float32)
+    data[4, 6, 7] = 1  # the centre voxel, n // 2 along each axis
+    write_map(tmp_path / "odd.mrc", Map(data, 2.0, (1.0, 2.0, 3.0)))
+    words = ["map", "--map", str(tmp_path / "odd.mrc"), "--out", str(tmp_path / "even.mrc")]
+    assert main(words) == 2
+    assert "box of 15 x 12 x 9 voxels" in capsys.readouterr().err and not (tmp_path / "even.mrc").exists()
+    assert main([*words, "--box", "10"]) == 0
+    even = read_map(tmp_path / "even.mrc")
+    assert even.data_ZYX.shape == (10, 10, 10) and even.data_ZYX[5, 5, 5] == 1 and even.data_ZYX.sum() == 1
+    assert even.origin == (1.0 + 2 * 2, 2.0 + 1 * 2, 3.0 - 1 * 2)  # the first voxel moved by n // 2 - 5

@@ -55,7 +55,7 @@ class MapTool:
     new_pixel: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: off)")] = None
     """Resample to this pixel size, in Fourier space."""
     box: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: off)")] = None
-    """Crop or pad to this box, in real space."""
+    """Crop or pad to this even box, in real space; a map that is no even cube is brought to it first."""
     normalise: Flag = False
     """Mean 0 and standard deviation 1 outside the inscribed sphere."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -75,7 +75,7 @@ class MapTool:
         started = time.time()
         self._check()
         set_threads(self.threads)
-        source = read_map(self.map, pixel_size=self.pixel)
+        source = self._as_cube(read_map(self.map, cubic=False, pixel_size=self.pixel))
         figures: dict[str, tuple[object, str]] = {}
         result = self._on_grid(self._place(source, figures))
         write_map(self.out, result, self.overwrite, self.dtype)
@@ -98,6 +98,24 @@ class MapTool:
             raise InputError("--either-hand", "given without --align-to", "a map to align to")
         if self.sym is not None:
             normalise_name(self.sym)
+
+    def _as_cube(self, source: Map) -> Map:
+        """A map that is no even cube is brought to --box before anything else; its centre voxels stay the centre."""
+        import torch
+
+        from verglas.errors import InputError
+        from verglas.io.mrc import Map
+        from verglas.postprocess import mapops
+
+        nz, ny, nx = source.data_ZYX.shape
+        if nx == ny == nz and nx % 2 == 0:
+            return source
+        if self.box is None:
+            raise InputError(self.map, f"box of {nx} x {ny} x {nz} voxels", "an even cube", "Pad or crop it with --box.")
+        moved = [(n // 2 - self.box // 2) * source.pixel_size for n in (nx, ny, nz)]
+        x, y, z = (start + shift for start, shift in zip(source.origin, moved))
+        data_ZYX = mapops.window(torch.tensor(source.data_ZYX), self.box).numpy()
+        return Map(data_ZYX, source.pixel_size, (x, y, z), source.labels)
 
     def _place(self, source: Map, figures: dict[str, tuple[object, str]]) -> Map:
         """Contrast, hand, pose and symmetry; the grid stays."""

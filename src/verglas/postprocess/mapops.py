@@ -65,10 +65,12 @@ def fourier_resize(map_ZYX: Tensor, box: int) -> Tensor:
 
 
 def window(map_ZYX: Tensor, box: int, fill: float = 0.0) -> Tensor:
-    """Crop or pad to `box` px in real space about the centre voxel; new voxels get `fill`."""
-    old = map_ZYX.shape[0]
-    before = box // 2 - old // 2
-    return torch.nn.functional.pad(map_ZYX, [before, box - old - before] * 3, value=fill)
+    """Crop or pad every axis to `box` px in real space about the centre voxel; new voxels get `fill`."""
+    margins: list[int] = []
+    for old in reversed(map_ZYX.shape):  # `pad` takes the last axis first
+        before = box // 2 - old // 2
+        margins += [before, box - old - before]
+    return torch.nn.functional.pad(map_ZYX, margins, value=fill)
 
 
 def resampling_boxes(box: int, old_pixel: float, new_pixel: float, tolerance: float = 1e-4) -> tuple[int, int]:
