@@ -112,11 +112,12 @@ def long_accumulation(slices: float = 1e8, box: int = 64, batch: int = 16384) ->
         accumulator.add(data, weight, rotation, coordinates)
     end.record()
     end.synchronize()
-    sums, weights = accumulator.total()
+    total = accumulator.total()
+    sums, weights = total[:, :2], total[:, 2:3]
     radius = accumulator.rows.coordinates_V3().float().norm(dim=1)
     shell = (radius / 2 + 0.5).long()
     worst = {}
-    for name, actual, expected in (("data", sums, exact[:, :2]), ("weight", weights[:, None], exact[:, 2:3])):
+    for name, actual, expected in (("data", sums, exact[:, :2]), ("weight", weights, exact[:, 2:3])):
         error = torch.bincount(shell, (actual - repeats * expected).square().sum(1))
         power = torch.bincount(shell, (repeats * expected).square().sum(1))
         worst[name] = float((error / power).sqrt()[: box // 2 + 1].max())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from verglas.errors import InputError
+from verglas.io.cryosparc import write_cs
 from verglas.io.mrc import StackWriter
 from verglas.particles.table import ParticleTable
 
@@ -237,3 +238,30 @@ def test_real_cryosparc_file(shared):
     assert len(table) == len(table.ctf()) == 2019
     assert [(group.box, group.voltage_kv) for group in table.groups] == [(180, 200.0)]
     assert torch.linalg.det(table.rotations()).sub(1).abs().max() < 1e-6
+
+
+def test_notices_of_a_cs_file_are_kept(tmp_path):
+    table = read(tmp_path, numbered(2))
+    write_cs(tmp_path / "p.cs", table.frame, table.optics_frame)
+    back = ParticleTable.read(tmp_path / "p.cs")
+    assert table.notices == () and any("No poses" in notice for notice in back.notices)
+    assert back.select(slice(1)).notices == back.notices
+
+
+def test_names_follow_a_file_to_another_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    table = read(tmp_path / "a", numbered(3))
+    assert table.named_from(tmp_path / "b") is table  # nothing to lead to
+    with StackWriter(tmp_path / "a/stack.mrcs", 3, (8, 8), 1.0) as stack:
+        stack.append(np.zeros((3, 8, 8), np.float32))
+    assert table.named_from(tmp_path / "a") is table
+    assert table.named_from(tmp_path / "a/../a") is table
+    moved = table.named_from(tmp_path / "b")
+    assert moved.frame["rlnImageName"].tolist() == [f"00000{i}@../a/stack.mrcs" for i in (1, 2, 3)]
+    assert moved.image_locations().paths[0].samefile(tmp_path / "a/stack.mrcs")
+
+
+def test_one_image_makes_no_halves(tmp_path):
+    with pytest.raises(InputError, match="one image"):
+        read(tmp_path, [PARTICLE, PARTICLE]).half_sets(0)

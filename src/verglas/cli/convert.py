@@ -110,6 +110,9 @@ class Convert:
         figures: Figures = {"particles": (len(table), ""), "optics_groups": (len(table.groups), "")}
         if self._dtype is not None:
             table, figures["stacks"] = self._copy_images(table, out, self._dtype)
+        elif (renamed := table.named_from(out.parent)) is not table:
+            table = renamed
+            notices.append("Relative image names were changed to start from the folder of the new file.")
         if suffix == ".star":
             table.write(out, self.overwrite)
         else:

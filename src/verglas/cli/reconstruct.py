@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 class Reconstruct:
     """Reconstruct a map from particles with known poses.
 
-    Writes map.mrc (weighted least squares, the algorithm of relion_reconstruct --skip_gridding) and, unless
-    --no-half-maps, half1.mrc, half2.mrc, fsc.csv (FSC, SSNR, coverage) and map_wiener.mrc (with the prior that the half
-    maps imply: the best single estimate). report.html shows them.
+    Writes map.mrc (weighted least squares, the algorithm of relion_reconstruct --skip_gridding) and, with half maps,
+    half1.mrc, half2.mrc, fsc.csv (FSC, SSNR, coverage) and map_wiener.mrc (with the prior that the half maps imply: the
+    best single estimate). report.html shows them. Half maps are made if the particles come in half sets
+    (rlnRandomSubset): halves split only now share their poses, so ask for those with --half-maps.
 
     Example: verglas reconstruct --particles run_data.star --sym D2 --out reconstruct
     """
@@ -41,8 +42,10 @@ class Reconstruct:
     """Point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4."""
     ctf: bool = True
     """Correct for the contrast transfer function (needs defoci)."""
-    half_maps: bool = True
-    """Keep the half sets apart: half maps, FSC, SSNR and the Wiener map."""
+    half_maps: Flag = False
+    """Make half maps even if the file holds no half sets: split at random."""
+    no_half_maps: Flag = False
+    """Make no half maps even if the file holds half sets."""
     max_resolution: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: Nyquist)")] = None
     """Leave out frequencies beyond this resolution."""
     subset: Annotated[int | None, arg(metavar="1|2", help_behavior_hint="(default: both)")] = None
@@ -86,6 +89,8 @@ class Reconstruct:
         for name, value in (("--max-resolution", self.max_resolution), ("--mask-diameter", self.mask_diameter)):
             if value is not None and not value > 0:
                 raise InputError(name, str(value), "a length above 0 Å")
+        if self.half_maps and self.no_half_maps:
+            raise InputError("--half-maps", "given together with --no-half-maps", "one of the two")
         if self.mask is not None and self.mask_diameter is not None:
             raise InputError("--mask-diameter", "given together with --mask", "one of the two")
 
@@ -121,13 +126,13 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
         sums = accumulate(table, half_B, loader, geometry, options.ctf, device, bar.advance)
     run.log(sums[0].precision)
     report_bad(loader, run)
-    with run.progress("Solving", 1, "maps") as bar:
+    with run.progress("Solving for the maps", 1, "steps") as bar:
         radius = options.mask_diameter / 2 / geometry.pixel_size if options.mask_diameter else None
         result = solve(sums, symmetry, geometry.pixel_size, None if mask is None else mask.to(device), radius)
         bar.advance(1)
     run.figure("particles", sum(s.slices for s in sums), "particles")
     run.figure("box", geometry.box, "px")
-    run.figure("pixel size", geometry.pixel_size, "Å")
+    run.figure("pixel_size", geometry.pixel_size, "Å")
     return result
 
 
@@ -135,7 +140,8 @@ def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
     """1 or 2 for each particle; 1 throughout if the halves are not kept apart."""
     import numpy as np
 
-    if not options.half_maps or options.subset is not None:
+    present = "rlnRandomSubset" in table.frame
+    if options.no_half_maps or options.subset is not None or not (present or options.half_maps):
         return np.ones(len(table), np.int64)
     half_B = table.half_sets(options.seed)
     if len(np.unique(half_B)) < 2:
@@ -163,8 +169,8 @@ def read_mask(options: Reconstruct, geometry: Geometry) -> torch.Tensor | None:
 
 
 def batch_size(box: int, device: torch.device) -> int:
-    """Images at once: about 4 million pixels on the CPU (they stay near the cache), 64 million on a GPU."""
-    pixels = 2**26 if device.type == "cuda" else 2**22
+    """Images at once: about a million pixels on the CPU (they stay near the cache), 64 million on a GPU."""
+    pixels = 2**26 if device.type == "cuda" else 2**20
     return max(8, min(4096, pixels // box**2))
 
 
@@ -173,7 +179,7 @@ def report_bad(loader: ImageLoader, run: RunFolder) -> None:
     if loader.bad:
         names = ", ".join(f"{image.name} ({image.reason})" for image in loader.bad[:5])
         run.log(f"left out {len(loader.bad)} unusable images: {names}{', ...' if len(loader.bad) > 5 else ''}")
-        run.figure("images left out", len(loader.bad), "images")
+        run.figure("images_left_out", len(loader.bad), "images")
 
 
 def save(result: Reconstruction, run: RunFolder) -> None:
@@ -184,10 +190,11 @@ def save(result: Reconstruction, run: RunFolder) -> None:
     if result.half_maps is not None:
         maps |= {"half1.mrc": result.half_maps[0], "half2.mrc": result.half_maps[1]}
         result.save_curves(run.path("fsc.csv"))
-        for masked, name in ((False, "resolution (FSC 0.143, whole box)"), (True, "resolution (FSC 0.143, within the mask)")):
+        for masked, name in ((False, "resolution_unmasked"), (True, "resolution_masked")):
             run.figure(name, round(result.resolution(masked=masked), 3), "Å")
             at_limit = " (the pixel size's limit)" if result.reaches_last_shell(masked) else ""
-            run.log(f"{name}: {result.resolution(masked=masked):.2f} Å{at_limit}")
+            where = "within the mask" if masked else "whole box"
+            run.log(f"resolution at FSC 0.143, {where}: {result.resolution(masked=masked):.2f} Å{at_limit}")
     for name, tensor in maps.items():
         if tensor is not None:
             write_map(run.path(name), Map(tensor.cpu().numpy(), result.pixel_size))
@@ -220,15 +227,15 @@ def write_report_of(result: Reconstruction, table: ParticleTable, options: Recon
 
 
 def note_views(table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
-    """How evenly the views cover Fourier space, as key figures (from at most 20,000 particles)."""
+    """How evenly the views cover Fourier space, as key figures (from at most 5,000 particles)."""
     import torch
 
     from verglas.core.symmetry import symmetry_matrices
     from verglas.postprocess.orientations import fourier_sampling, orientation_efficiency
 
     views = table.rotations()
-    if len(views) > 20_000:
-        views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(options.seed))[:20_000]]
+    if len(views) > 5000:
+        views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(options.seed))[:5000]]
     group = symmetry_matrices(options.sym)
-    run.figure("sampling compensation factor", round(fourier_sampling(views, group).scf, 3))
-    run.figure("orientation efficiency", round(orientation_efficiency(views, group), 3))
+    run.figure("sampling_compensation_factor", round(fourier_sampling(views, group).scf, 3))
+    run.figure("orientation_efficiency", round(orientation_efficiency(views, group), 3))

@@ -36,6 +36,8 @@ class Stack:
     """STAR files, .cs files, or plain image stacks (.mrcs)."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to be made."""
+    folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: where they are found)")] = None
+    """What relative image names start from."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
     box: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: as it is)")] = None
@@ -97,9 +99,11 @@ class Stack:
         tables = [
             ParticleTable.from_stacks([path], self.pixel_size)
             if path.suffix.lower() in STACK_SUFFIXES
-            else ParticleTable.read(path)
+            else ParticleTable.read(path, self.folder)
             for path in self.particles
         ]
+        for notice in (notice for table in tables for notice in table.notices):
+            run.log(notice)
         table = tables[0]
         if len(tables) > 1:
             table, notices = merge_tables(tables)

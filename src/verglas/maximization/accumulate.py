@@ -56,12 +56,15 @@ class Accumulator:
         self.running_V4.zero_()
         self._since_flush = 0
 
-    def total(self) -> tuple[Tensor, Tensor]:
-        """Sums so far: data [V, 2] and weight [V]; float64 if anything was flushed, else as added."""
+    def total(self) -> Tensor:
+        """Sums so far, (re, im, weight) in columns 0-2: float64 [V, 3] if anything was flushed, else as added [V, 4].
+
+        The accumulator's own memory, not a copy.
+        """
         if self.settled_V3 is not None:
             self.flush()
-            return self.settled_V3[:, :2], self.settled_V3[:, 2]
-        return self.running_V4[:, :2], self.running_V4[:, 2]
+            return self.settled_V3
+        return self.running_V4
 
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator of the same geometry to this one; its counts and precision come along."""

@@ -32,11 +32,13 @@ class GroupSlices:
     """Turns images of one optics group into CTF-weighted slices; tables are built once.
 
     pixels: kept frequencies of these images; coordinates_K3: the same in the model's integer frequencies (pixel size,
-    box and magnification accounted for).
+    box and magnification accounted for). field: area of these images over that of the model's box, which undoes the 1/N^2
+    of the forward transform where the two differ.
     """
 
     def __init__(self, group: OpticsGroup, geometry: Geometry, use_ctf: bool, device: torch.device | str) -> None:
         scale = group.box * group.pixel_size / (geometry.box * geometry.pixel_size)
+        self.field = scale**2
         radius = min(group.box // 2, int(np.ceil(geometry.radius * scale - 1e-6)))
         self.pixels: PixelList = half_plane_pixels(group.box, radius, device)
         frequency_K2 = self.pixels.frequency_K2(group.pixel_size, torch.float64)
@@ -52,6 +54,8 @@ class GroupSlices:
         fourier_BYX = centred_rfft2(image_BYX.to(self.device, non_blocking=True))
         self._shift(fourier_BYX, origin_B2)
         value_BK = self.pixels.gather(fourier_BYX)
+        if abs(self.field - 1) > 1e-6:
+            value_BK = value_BK * self.field
         if self.demodulation_K is not None:
             value_BK = value_BK * self.demodulation_K
         data_BK2 = torch.view_as_real(value_BK)
@@ -103,14 +107,18 @@ def accumulate(
         rows = torch.from_numpy(batch.index_B)
         data_B2K, weight_BK = slicer(batch.image_BYX, origin_B2[rows], ctf[rows])
         for accumulator, mine in _split(sums, values, half_B[batch.index_B]):
-            accumulator.add(data_B2K[mine], weight_BK[mine], rotation_B33[rows[mine.to("cpu")]], slicer.coordinates_K3)
+            accumulator.add(data_B2K[mine], weight_BK[mine], rotation_B33[rows[mine]], slicer.coordinates_K3)
         advance(len(batch))
     return sums
 
 
-def _split(sums: list[Accumulator], values: np.ndarray, half_B: np.ndarray) -> Iterator[tuple[Accumulator, Tensor]]:
-    """The rows of a batch that belong to each accumulator."""
+def _split(
+    sums: list[Accumulator], values: np.ndarray, half_B: np.ndarray
+) -> Iterator[tuple[Accumulator, Tensor | slice]]:
+    """The rows of a batch that belong to each accumulator; a slice, which copies nothing, where that is all of them."""
     for accumulator, value in zip(sums, values):
-        mine = torch.from_numpy(np.flatnonzero(half_B == value))
-        if len(mine):
-            yield accumulator, mine.to(accumulator.rows.device)
+        mine = np.flatnonzero(half_B == value)
+        if len(mine) == len(half_B):
+            yield accumulator, slice(None)
+        elif len(mine):
+            yield accumulator, torch.from_numpy(mine)

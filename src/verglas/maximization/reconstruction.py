@@ -70,12 +70,13 @@ def solve(sums: list[Accumulator], symmetry: str, pixel_size: float, mask_ZYX: T
     """Maps from one accumulator, or from two of independent halves (then with half maps, FSC, SSNR and Wiener map).
 
     mask_ZYX: where the FSC inside is taken, else a soft sphere of `mask_radius` px (default: N/2 - edge).
+    The accumulators are used up.
     The prior comes from the FSC inside the mask: the empty corners of the box would make the signal look weaker.
     """
     box = sums[0].box
     if len(sums) == 1:
-        return Reconstruction(gather_sums(sums, symmetry).map(), pixel_size)
-    halves = [gather_sums([half], symmetry) for half in sums]
+        return Reconstruction(gather_sums(sums, symmetry, consume=True).map(), pixel_size)
+    halves = [gather_sums([half], symmetry, consume=True) for half in sums]
     whole = add(halves)
     radius = mask_radius or box / 2 - MASK_EDGE
     mask = soft_sphere(box, radius, MASK_EDGE, sums[0].rows.device) if mask_ZYX is None else mask_ZYX

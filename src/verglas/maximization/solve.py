@@ -16,7 +16,15 @@ from verglas.core.rows import RowTable
 from verglas.core.symmetry import symmetry_matrices
 from verglas.kernels.project import project
 from verglas.maximization.accumulate import Accumulator
-from verglas.projection.volume import coordinate_chunks, cropped_map, gridding_correction, padded_size, unpack
+from verglas.projection.volume import (
+    coordinate_chunks,
+    cropped_map,
+    deposit,
+    empty_transform,
+    gridding_correction,
+    padded_size,
+    radius2,
+)  # fmt: skip
 
 WEIGHT_FLOOR = 1e-3  # of the mean weight of the shell: below this a voxel was hardly seen
 FIRST_REGULARISED_SHELL = 5
@@ -55,16 +63,14 @@ class SolvedSums:
         gain_S = torch.ones_like(floor_S)
         if keep_scale:
             gain_S = self._shell_mean(lambda w, shell: w / (w + prior_S.to(w)[shell]).clamp_min(1e-30)).clamp_min(1e-12)
-        quotient_V2 = torch.empty_like(self.data_V2, memory_format=torch.contiguous_format)
-        for part, r, inside in self._radii():
+        fourier = empty_transform(padded_size(self.box, self.padding), self.weight_V)
+        for part, coordinates, r, inside in self._radii():
             shell, floor_shell = (r + 0.5).long(), r.long()
             weight = torch.maximum(self.weight_V[part] + prior_S.to(r)[shell], floor_S.to(r)[floor_shell])
             scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S.to(r)[shell]).clamp_min(1e-30), 0)
-            torch.mul(self.data_V2[part], scale[:, None], out=quotient_V2[part])
-        return self._to_real_space(quotient_V2)
-
-    def _to_real_space(self, quotient_V2: Tensor) -> Tensor:
-        real = cropped_map(unpack(quotient_V2, self.rows, padded_size(self.box, self.padding)), self.box).float()
+            deposit(fourier, coordinates, self.data_V2[part] * scale[:, None])
+        real = cropped_map(torch.view_as_complex(fourier), self.box).float()
+        del fourier
         real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
         return real / gridding_correction(self.box, self.padding, real.device)
 
@@ -78,58 +84,60 @@ class SolvedSums:
         """Mean of value(weight, shell) over the voxels of each shell floor(r / padding + rounding)."""
         total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
         count = torch.zeros_like(total)
-        for part, r, inside in self._radii():
+        for part, _, r, inside in self._radii():
             shell = (r + rounding).long()
             total += torch.bincount(shell, torch.where(inside, value(self.weight_V[part], shell), 0).double(), len(total))
             count += torch.bincount(shell, inside.double(), len(total))
         return total / count.clamp_min(1)
 
-    def _radii(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Runs of voxels: where they lie, r / padding (no more than the radius), whether within the radius."""
-        for first, coordinates in coordinate_chunks(self.rows):
-            r2 = coordinates.to(self.weight_V.dtype).square().sum(1)
-            yield slice(first, first + len(r2)), (r2.sqrt() / self.padding).clamp_max(self.radius), r2 < self.rows.radius**2
+    def _radii(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Runs of voxels: where they lie, (x, y, z), r / padding (no more than the radius), whether within the radius."""
+        for part, coordinates in coordinate_chunks(self.rows):
+            r2 = radius2(coordinates)
+            yield part, coordinates, (r2.sqrt() / self.padding).clamp_max(self.radius), r2 < self.rows.radius**2
 
 
-def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1") -> SolvedSums:
+def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1", consume: bool = False) -> SolvedSums:
     """Sum of accumulators of one geometry, with Friedel partners added on x = 0 and the point group applied.
 
-    Both are sums, not averages, in data and weight alike, so quotients keep their scale.
+    Both are sums, not averages, in data and weight alike, so quotients keep their scale. consume: work in the first
+    accumulator's own memory; nothing may be added to it afterwards.
     """
     first = accumulators[0]
-    sums_V3 = torch.cat([t if t.ndim == 2 else t[:, None] for t in first.total()], 1)
+    sums = first.total() if consume else first.total().clone()
     for other in accumulators[1:]:
-        data_V2, weight_V = other.total()
-        sums_V3[:, :2] += data_V2
-        sums_V3[:, 2] += weight_V
-    add_friedel_partners(sums_V3, first.rows)
-    sums_V3 = apply_point_group(sums_V3, first.rows, symmetry)
-    return SolvedSums(sums_V3[:, :2], sums_V3[:, 2], first.rows, first.box, first.radius, first.padding)
+        sums[:, :3] += other.total()[:, :3]
+    add_friedel_partners(sums, first.rows)
+    sums = apply_point_group(sums, first.rows, symmetry)
+    return SolvedSums(sums[:, :2], sums[:, 2], first.rows, first.box, first.radius, first.padding)
 
 
-def add_friedel_partners(sums_V3: Tensor, rows: RowTable) -> None:
+def add_friedel_partners(sums_V: Tensor, rows: RowTable) -> None:
     """On the plane x = 0, kept whole, give (0, y, z) and (0, -y, -z) their common sum (data conjugated), in place."""
     start = rows.start_ZY[rows.length_ZY > 0].long()
     partner = rows.start_ZY.flip(0, 1)[rows.length_ZY > 0].long()
-    conjugate = sums_V3.new_tensor([1.0, -1.0, 1.0])
-    sums_V3[start] = sums_V3[start] + sums_V3[partner] * conjugate
+    conjugate = sums_V.new_tensor([1.0, -1.0, 1.0])
+    sums_V[start, :3] = sums_V[start, :3] + sums_V[partner, :3] * conjugate
 
 
-def apply_point_group(sums_V3: Tensor, rows: RowTable, symmetry: str) -> Tensor:
-    """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k)."""
+def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str) -> Tensor:
+    """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k).
+
+    Returns [V, 3]; the input itself for C1.
+    """
     operators = symmetry_matrices(symmetry)[1:]
     if len(operators) == 0:
-        return sums_V3
-    dtype = sums_V3.dtype
-    out_V3 = sums_V3.clone()
-    data_V2 = sums_V3[:, :2].contiguous()
-    weight_V2 = torch.stack([sums_V3[:, 2], torch.zeros_like(sums_V3[:, 2])], 1)
-    for first, coordinates in coordinate_chunks(rows):
-        part = slice(first, first + len(coordinates))
-        for operator in operators.to(sums_V3.device, dtype):
-            turned = project(data_V2, rows, operator[None], coordinates.to(dtype))[0]
+        return sums_V
+    dtype = sums_V.dtype
+    out_V3 = sums_V[:, :3].clone()
+    data_V2 = sums_V[:, :2].contiguous()
+    weight_V2 = torch.stack([sums_V[:, 2], torch.zeros_like(sums_V[:, 2])], 1)
+    for part, coordinates in coordinate_chunks(rows):
+        position_V3 = coordinates.T.to(dtype)
+        for operator in operators.to(sums_V.device, dtype):
+            turned = project(data_V2, rows, operator[None], position_V3)[0]
             out_V3[part, :2] += turned.T
-            out_V3[part, 2] += project(weight_V2, rows, operator[None], coordinates.to(dtype))[0, 0]
+            out_V3[part, 2] += project(weight_V2, rows, operator[None], position_V3)[0, 0]
     return out_V3
 
 

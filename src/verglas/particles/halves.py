@@ -16,12 +16,15 @@ def half_sets(frame: pd.DataFrame, seed: int, where: Path | str) -> np.ndarray:
     Rows that share an image (symmetry expansion) or a helical tube are never split. Raises InputError if only some
     particles have a half, if a value is not 0, 1 or 2, or if one half is empty.
     """
-    half_B = frame["rlnRandomSubset"].to_numpy(np.int64) if "rlnRandomSubset" in frame.columns else np.zeros(len(frame), np.int64)
+    given = "rlnRandomSubset" in frame.columns
+    half_B = frame["rlnRandomSubset"].to_numpy(np.int64) if given else np.zeros(len(frame), np.int64)
     other = np.setdiff1d(half_B, [0, 1, 2])
     if len(other):
         raise InputError(f"{where}, rlnRandomSubset", f"value {other[0]}", "1 or 2 (0: not assigned)")
     if (half_B == 0).all():
         half_B = random_halves(_units(frame), seed)
+        if len(np.unique(half_B)) < 2:
+            raise InputError(where, "all particles show one image", "two images or more, to make two halves of them")
     elif (half_B == 0).any():
         count = int((half_B == 0).sum())
         raise InputError(

@@ -166,7 +166,7 @@ def _open_stacks(table: ParticleTable, locations: ImageLocations, rows: np.ndarr
         if last >= 0 and not path.exists():
             raise InputError(
                 looked_in(path, table.folder), "stack not found", f"the images of {table.source}",
-                "Run from the folder that the names are relative to, or correct rlnImageName.",
+                "Run from the folder that the names are relative to, name it with --folder, or correct rlnImageName.",
             )  # fmt: skip
         stacks.append(Stack.open(path) if last >= 0 else None)
         opened = stacks[-1]

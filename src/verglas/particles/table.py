@@ -6,6 +6,7 @@ computes with, in its own units: rotation matrices, Å, tensors.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +33,8 @@ POSE_LABELS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 @dataclass(frozen=True)
 class ParticleTable:
     """frame: one row per particle; optics_frame: one row per optics group; folder: what image paths are relative to;
-    source: the file it came from, for messages; extra_blocks: other tables of that file, written back as they are.
+    source: the file it came from, for messages; extra_blocks: other tables of that file, written back as they are;
+    notices: what a user should know about how the file was read.
 
     The frames are not to be changed in place: derive a new table with `select` or `with_columns`.
     """
@@ -42,6 +44,7 @@ class ParticleTable:
     folder: Path
     source: Path
     extra_blocks: dict[str, StarBlock] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path | str, folder: Path | str | None = None, passthrough: Sequence[Path] = ()) -> ParticleTable:
@@ -51,11 +54,11 @@ class ParticleTable:
         Raises InputError if the file holds no particles or its optics groups make no sense.
         """
         path = Path(path)
-        blocks = _read_cs(path, passthrough) if path.suffix.lower() == ".cs" else read_star(path)
+        blocks, notices = _read_cs(path, passthrough) if path.suffix.lower() == ".cs" else (read_star(path), ())
         frame, optics, extra = _particles_and_optics(blocks, path)
         if folder is None:
             folder = image_folder([str(frame["rlnImageName"].iloc[0]).rpartition("@")[2]], path.parent)
-        table = cls(frame, optics, Path(folder), path, extra)._with_box_sizes()
+        table = cls(frame, optics, Path(folder), path, extra, notices)._with_box_sizes()
         table._assigned  # noqa: B018  optics groups are checked at the door
         return table
 
@@ -146,6 +149,21 @@ class ParticleTable:
         """Stack paths, and for every particle the stack's position among them and the 0-based image number in it."""
         return self._locations
 
+    def named_from(self, folder: Path) -> ParticleTable:
+        """The particles as a file in `folder` has to name them; self if its names lead to the first stack from there, too.
+
+        Nothing is changed either where that stack is not to be found now.
+        """
+        where = self.image_locations()
+        stack, first = where.paths[where.stack_index_B[0]], self.frame["rlnImageName"].iloc[0].rpartition("@")[2]
+        found = image_folder([first], folder) / first
+        if not stack.is_file() or (found.is_file() and found.samefile(stack)):
+            return self
+        relative = [os.path.relpath(path.resolve(), folder.resolve()) for path in where.paths]
+        numbers = zip(where.image_index_B.tolist(), where.stack_index_B.tolist())
+        names = [f"{image + 1:06d}@{relative[number]}" for image, number in numbers]
+        return replace(self.with_columns(rlnImageName=names), folder=folder)
+
     def rotations(self) -> Tensor:
         """RELION's A (object to image frame), float64 [B, 3, 3]."""
         self.require(*POSE_LABELS)
@@ -219,10 +237,11 @@ def _is_mask(index: np.ndarray | slice) -> bool:
     return not isinstance(index, slice) and np.asarray(index).dtype == bool
 
 
-def _read_cs(path: Path, passthrough: Sequence[Path]) -> dict[str, StarBlock]:
+def _read_cs(path: Path, passthrough: Sequence[Path]) -> tuple[dict[str, StarBlock], tuple[str, ...]]:
     from verglas.io.cryosparc import read_cs
 
-    return read_cs(path, passthrough).blocks()
+    read = read_cs(path, passthrough)
+    return read.blocks(), tuple(read.notices)
 
 
 def _particles_and_optics(blocks: dict[str, StarBlock], path: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, StarBlock]]:

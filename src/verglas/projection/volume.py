@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import PixelList, centred_irfft3, centred_rfft3
+from verglas.core.fourier import PixelList
 from verglas.core.masks import radius_grid
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels import choose
@@ -90,26 +89,74 @@ class FourierVolume:
 
 
 def sampling_matrices(rotation_R33: Tensor, padding: float) -> Tensor:
-    """S = padding * A^-1: from image frequencies to voxels of the padded volume; A may hold magnification (facts 1.9)."""
-    return padding * torch.linalg.inv(rotation_R33.double())
+    """S = padding * A^-1: from image frequencies to voxels of the padded volume; A may hold magnification (facts 1.9).
+
+    By cofactors: the general inverse takes longer than the slices themselves.
+    """
+    a, b, c = rotation_R33.double().unbind(-2)
+    cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1)
+    determinant = (a * torch.linalg.cross(b, c)).sum(-1)
+    return padding * cofactors / determinant[..., None, None]
 
 
 def padded_transform(map_ZYX: Tensor, size: int) -> Tensor:
-    """Gridding-corrected, zero-padded, centred transform times P^3 / N^2: its slices are FFT2(projection) / N^2."""
-    box = map_ZYX.shape[0]
-    padded = map_ZYX.new_zeros(size, size, size)
+    """Gridding-corrected, zero-padded, centred transform times P^3 / N^2: its slices are FFT2(projection) / N^2.
+
+    Axis by axis, so that lines known to be zero are never transformed: 7/12 of the work at padding 2, less memory.
+    """
+    box, columns = map_ZYX.shape[0], size // 2 + 1
+    corrected_ZYX = map_ZYX / gridding_correction(box, size / box, map_ZYX.device).to(map_ZYX.dtype)
     first = size // 2 - box // 2
     inner = slice(first, first + box)
-    padded[inner, inner, inner] = map_ZYX / gridding_correction(box, size / box, map_ZYX.device).to(map_ZYX.dtype)
-    return centred_rfft3(padded).mul_(size**3 / box**2)
+
+    def padded(values: Tensor, axis: int) -> Tensor:
+        shape = list(values.shape)
+        shape[axis] = size
+        out = values.new_zeros(shape)
+        out.narrow(axis, first, box).copy_(values)
+        return out
+
+    along_x = torch.fft.rfft(padded(corrected_ZYX, 2), dim=2).div_(box**2)
+    along_y = torch.fft.fft(padded(along_x, 1), dim=1)
+    del along_x
+    fourier_ZYX = along_y.new_zeros(size, size, columns)
+    for part in runs(size, size * columns):
+        fourier_ZYX[inner, part] = along_y[:, part]
+        fourier_ZYX[:, part] = torch.fft.fft(fourier_ZYX[:, part], dim=0)
+    return centre(fourier_ZYX)
 
 
 def cropped_map(fourier_ZYX: Tensor, box: int) -> Tensor:
-    """Inverse of `padded_transform` up to the gridding correction: centred transform [P, P, P/2+1] -> map [N, N, N]."""
-    size = fourier_ZYX.shape[0]
+    """Inverse of `padded_transform` up to the gridding correction: centred transform [P, P, P/2+1] -> map [N, N, N].
+
+    Axis by axis, keeping only the central N after each. Changes the signs of `fourier_ZYX` in place: it is used up.
+    """
+    size, columns = fourier_ZYX.shape[0], fourier_ZYX.shape[2]
     first = size // 2 - box // 2
     inner = slice(first, first + box)
-    return centred_irfft3(fourier_ZYX, size)[inner, inner, inner].mul(box**2 / size**3)
+    centre(fourier_ZYX)
+    along_z = fourier_ZYX.new_empty(box, size, columns)
+    for part in runs(size, size * columns):
+        along_z[:, part] = torch.fft.ifft(fourier_ZYX[:, part], dim=0)[inner]
+    map_ZYX = along_z.real.new_empty(box, box, box)
+    for part in runs(box, size * columns):
+        along_y = torch.fft.ifft(along_z[part], dim=1)[:, inner]
+        map_ZYX[part] = torch.fft.irfft(along_y, n=size, dim=2)[:, :, inner]
+    return map_ZYX.mul_(box**2)
+
+
+def runs(count: int, elements_each: int) -> list[slice]:
+    """Cut 0..count into slices of about four million elements, so that temporaries stay small."""
+    step = max(1, 2**22 // elements_each)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def centre(fourier_ZYX: Tensor) -> Tensor:
+    """Multiply by (-1)^(x+y+z) in place: moves the origin of the real-space map between a corner and its centre."""
+    fourier_ZYX[1::2] *= -1
+    fourier_ZYX[:, 1::2] *= -1
+    fourier_ZYX[:, :, 1::2] *= -1
+    return fourier_ZYX
 
 
 def pack(fourier_ZYX: Tensor, rows: RowTable, axes: tuple[int, int, int] = (0, 1, 2)) -> Tensor:
@@ -118,57 +165,72 @@ def pack(fourier_ZYX: Tensor, rows: RowTable, axes: tuple[int, int, int] = (0, 1
     axes: which volume axis (0 = x) runs along the packed x, y, z.
     """
     size = fourier_ZYX.shape[0]
+    columns = size // 2 + 1
     values_V2 = fourier_ZYX.real.new_zeros(rows.count, 2)
-    real = torch.view_as_real(fourier_ZYX)
-    for begin, coordinates in coordinate_chunks(rows):
-        inside = coordinates.double().square().sum(1) <= rows.radius**2
-        place = [torch.empty(0)] * 3
-        for packed_axis, axis in enumerate(axes):
-            place[axis] = coordinates[inside, packed_axis].long()
-        x, y, z = place
+    words = torch.view_as_real(fourier_ZYX.contiguous()).view(-1, 2)
+    for part, packed in coordinate_chunks(rows):
+        inside = radius2(packed) <= rows.radius**2
+        x, y, z = (packed[axes.index(axis)].long() for axis in range(3))
         turned = x < 0
-        x, y, z = x.abs(), torch.where(turned, -y, y) % size, torch.where(turned, -z, z) % size
-        found = real[z, y, x]
-        found[:, 1] *= torch.where(turned, -1.0, 1.0)
-        values_V2[begin : begin + len(inside)][inside] = found
+        y, z = torch.where(turned, -y, y) % size, torch.where(turned, -z, z) % size
+        found = words[torch.where(inside, (z * size + y) * columns + x.abs(), 0)]
+        found[:, 1] *= torch.where(turned, -1.0, 1.0).to(found.dtype)
+        torch.mul(found, inside[:, None], out=values_V2[part])
     return values_V2
 
 
 def unpack(values_V2: Tensor, rows: RowTable, size: int) -> Tensor:
     """Inverse of `pack`: packed rows to a centred half transform [P, P, P/2+1], zero elsewhere.
 
-    Voxels at and beyond `rows.radius` must hold 0: what lies outside the transform's own range lands on its origin.
+    Voxels at and beyond `rows.radius` must hold 0.
     """
-    columns = size // 2 + 1
-    fourier = torch.zeros(size * size * columns, 2, dtype=values_V2.dtype, device=values_V2.device)
-    for first, coordinates in coordinate_chunks(rows):
-        x, y, z = coordinates.long().unbind(1)
-        target = ((z % size) * size + y % size) * columns + x
-        fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2)
-        # Added, not copied: -P/2 and +P/2 are one index of the transform, and one of them holds 0.
-        fourier.index_add_(0, torch.where(fits, target, 0), values_V2[first : first + len(x)])
-    return torch.view_as_complex(fourier.view(size, size, columns, 2))
+    fourier = empty_transform(size, values_V2)
+    for part, coordinates in coordinate_chunks(rows):
+        deposit(fourier, coordinates, values_V2[part])
+    return torch.view_as_complex(fourier)
 
 
-def coordinate_chunks(rows: RowTable, voxels: int = 2**21) -> Iterator[tuple[int, Tensor]]:
-    """(first voxel, (x, y, z) int32 of a run of planes): bounded memory where the whole list would not be."""
+def empty_transform(size: int, like: Tensor) -> Tensor:
+    """A zero half transform [P, P, P/2+1, 2] for `deposit`."""
+    return torch.zeros(size, size, size // 2 + 1, 2, dtype=like.dtype, device=like.device)
+
+
+def deposit(fourier_ZYX2: Tensor, coordinates_3V: Tensor, values_V2: Tensor) -> None:
+    """Add voxel values into a half transform; what lies outside its range must be 0 (it lands on the origin)."""
+    size, columns = fourier_ZYX2.shape[0], fourier_ZYX2.shape[2]
+    x, y, z = coordinates_3V.long()
+    fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2)
+    target = torch.where(fits, ((z % size) * size + y % size) * columns + x, 0)
+    # Added, not copied: -P/2 and +P/2 are one index of the transform, and one of them holds 0.
+    fourier_ZYX2.view(-1, 2).index_add_(0, target, values_V2)
+
+
+def radius2(coordinates_3V: Tensor) -> Tensor:
+    """Squared distance from the origin, float32 (exact for integers below 4096)."""
+    x, y, z = coordinates_3V.float()
+    return x * x + y * y + z * z
+
+
+def coordinate_chunks(rows: RowTable, voxels: int = 2**19) -> Iterator[tuple[slice, Tensor]]:
+    """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box."""
     starts = rows.slab_starts_Z().tolist()
     low = 0
     while low < rows.edge:
         high = low + 1
         while high < rows.edge and starts[high + 1] - starts[low] <= voxels:
             high += 1
-        yield starts[low], _plane_coordinates(rows, low, high)
+        yield slice(starts[low], starts[high]), _plane_coordinates(rows, low, high)
         low = high
 
 
 def _plane_coordinates(rows: RowTable, low: int, high: int) -> Tensor:
+    if rows.device.type == "cpu":
+        from verglas.kernels.coordinates import plane_coordinates_cpu
+
+        return plane_coordinates_cpu(rows, low, high)
     lengths = rows.length_ZY[low:high].flatten()
     numbers = torch.arange(len(lengths), device=rows.device, dtype=torch.int32)
-    if rows.device.type == "cpu":  # numpy's repeat is several times faster than torch's
-        row = torch.from_numpy(np.repeat(numbers.numpy(), lengths.numpy()))
-    else:
-        row = torch.repeat_interleave(numbers, lengths)
+    row = torch.repeat_interleave(numbers, lengths)
     first = rows.start_ZY[low:high].flatten() - rows.start_ZY[low, 0]
     x = torch.arange(len(row), device=rows.device, dtype=torch.int32) - first[row]
-    return torch.stack([x, row % rows.edge - rows.half, row // rows.edge + (low - rows.half)], -1)
+    return torch.stack([x, row % rows.edge - rows.half, row // rows.edge + (low - rows.half)])

@@ -58,6 +58,8 @@ def project(options: Options, run: RunFolder, device: torch.device, reason: str)
     check_disk(run.out.parent, pixels * size + 1000 * len(table) + 2**24)
     model = MapModel(options.map.name, torch.tensor(source_map.data_ZYX), source_map.pixel_size)
     transforms = MapTransforms.of([model], min(group.pixel_size for group in groups), device)
+    for notice in table.notices:
+        run.log(notice)
     run.provenance(device, kernels=transforms.volumes[0].kernel, precision="float32", reason=reason)
     names = np.empty(len(table), object)
     with run.progress("Projecting", total=len(table), unit="images") as bar:
@@ -72,7 +74,7 @@ def project(options: Options, run: RunFolder, device: torch.device, reason: str)
     made = replace(table.with_columns(rlnImageName=names), optics_frame=optics_of(table, groups))
     made.write(run.path("projections.star"))
     run.figure("images", len(table))
-    run.figure("optics groups", len(groups))
+    run.figure("optics_groups", len(groups))
     return Projected(made, source_map.data_ZYX, source_map.pixel_size)
 
 

@@ -1,7 +1,7 @@
 """`backproject` on the CPU: Numba; each task owns a slab of z, so no copies, no atomics and no order dependence.
 
 Every voxel receives its samples in the order slice, pixel, whatever the number of threads: results are bitwise
-repeatable. Slabs are cut so that each fits the cache and receives about as many samples.
+repeatable. Slabs are cut so that each receives about as many samples. Voxels are fetched ahead of their use.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.kernels.positions import FASTMATH, RUN, locate
+from verglas.kernels.positions import AHEAD, FASTMATH, RUN, fetch, find_words, locate
 
 u = np.uintp
-SLAB_BYTES = 10e6  # measured best at 128 px (73 MB volume): 8 slabs; at 64 px (9 MB) one slab per thread
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
@@ -29,40 +28,53 @@ def _add_pair(accumulator, a, w0, w1, re, im, wt):
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _scatter(accumulator, start, edge, planes, row, column, fraction, sign, real, imaginary, weight):
-    first_row, last_row = planes[0] * np.int32(edge), planes[1] * np.int32(edge)
-    one, two = u(1), u(2)
-    for i in range(u(len(real))):
-        if row[i] < first_row - np.int32(edge) or row[i] >= last_row or sign[i] == 0:
-            continue
-        r, x = u(row[i]), u(column[i])
+def _choose(row, sign, n, first_row, last_row, edge, chosen):
+    """List the pixels of a run that touch the rows of a slab (their own plane or the next); returns how many."""
+    count = u(0)
+    for i in range(n):
+        chosen[count] = i
+        touches = row[i] >= first_row - edge and row[i] < last_row and sign[i] != 0
+        count += u(1) if touches else u(0)
+    return count
+
+
+@numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
+def _scatter(accumulator, address, chosen, first_row, last_upper, row, fraction, sign, real, imaginary, weight):
+    for j in range(u(min(AHEAD, len(chosen)))):
+        fetch(accumulator, address, j)
+    for j in range(u(len(chosen))):
+        fetch(accumulator, address, j + u(AHEAD))
+        i = u(chosen[j])
         fx, fy, fz = fraction[0, i], fraction[1, i], fraction[2, i]
         re, im, wt = real[i], imaginary[i] * sign[i], weight[i]
         gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
         if row[i] >= first_row:
             w = gy * gz
-            _add_pair(accumulator, (u(start[r]) + x) << two, w * gx, w * fx, re, im, wt)
+            _add_pair(accumulator, u(address[0, j]), w * gx, w * fx, re, im, wt)
             w = fy * gz
-            _add_pair(accumulator, (u(start[r + one]) + x) << two, w * gx, w * fx, re, im, wt)
-        if row[i] < last_row - np.int32(edge):
+            _add_pair(accumulator, u(address[1, j]), w * gx, w * fx, re, im, wt)
+        if row[i] < last_upper:
             w = gy * fz
-            _add_pair(accumulator, (u(start[r + edge]) + x) << two, w * gx, w * fx, re, im, wt)
+            _add_pair(accumulator, u(address[2, j]), w * gx, w * fx, re, im, wt)
             w = fy * fz
-            _add_pair(accumulator, (u(start[r + edge + one]) + x) << two, w * gx, w * fx, re, im, wt)
+            _add_pair(accumulator, u(address[3, j]), w * gx, w * fx, re, im, wt)
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
 def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, y_K, z_K, cuts):
-    edge = u(2 * half + 1)
+    edge = np.int32(2 * half + 1)
     for slab in numba.prange(len(cuts) - 1):
-        planes = (np.int32(cuts[slab]), np.int32(cuts[slab + 1]))
-        row, column = np.empty(RUN, np.int32), np.empty(RUN, np.int32)
+        first_row, last_row = np.int32(cuts[slab]) * edge, np.int32(cuts[slab + 1]) * edge
+        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), np.uint32)
         fraction, sign = np.empty((3, RUN), accumulator.dtype), np.empty(RUN, accumulator.dtype)
+        chosen = np.empty(RUN + 1, np.int32)
         for r in range(len(sampling)):
             for first in range(0, len(x_K), RUN):
                 last = min(first + RUN, len(x_K))
                 locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
-                _scatter(accumulator, start, edge, planes, row, column, fraction, sign,
+                count = _choose(row, sign, last - first, first_row, last_row, edge, chosen)
+                find_words(start, u(edge), row, column, u(4), chosen[:count], address)
+                _scatter(accumulator, address, chosen[:count], first_row, last_row - edge, row, fraction, sign,
                          data[r, 0, first:last], data[r, 1, first:last], weight[r, first:last])  # fmt: skip
 
 
@@ -77,17 +89,11 @@ def backproject_cpu(
     coordinates = coordinates_K3.to(dtype)
     x_K, y_K, z_K = coordinates.T.contiguous().numpy()
     weight = torch.zeros(len(sampling), len(coordinates), dtype=dtype) if weight_RK is None else weight_RK
-    cuts = slab_cuts(sampling, coordinates, rows, number_of_slabs(accumulator_V4, numba.get_num_threads()))
+    cuts = slab_cuts(sampling, coordinates, rows, numba.get_num_threads())
     _backproject(
         accumulator_V4.view(-1).numpy(), rows.start_ZY.view(-1).numpy(), rows.half, scalar(rows.limit2),
         data_R2K.to(dtype).contiguous().numpy(), weight.to(dtype).contiguous().numpy(), sampling.numpy(), x_K, y_K, z_K, cuts,
     )  # fmt: skip
-
-
-def number_of_slabs(accumulator_V4: Tensor, threads: int) -> int:
-    """A multiple of the threads; more where a slab would not fit the cache, up to 8 each."""
-    slabs = accumulator_V4.nbytes / SLAB_BYTES / threads
-    return threads * min(max(1, round(slabs)), 8)
 
 
 def slab_cuts(sampling_R33: Tensor, coordinates_K3: Tensor, rows: RowTable, n_slabs: int) -> np.ndarray:

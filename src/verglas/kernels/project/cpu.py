@@ -1,7 +1,8 @@
 """`project` on the CPU: Numba, a slice (or 16,384 of its pixels) per task, float32 or float64.
 
-Positions are found for a run of pixels in a loop that vectorises; the gathers follow in a second loop. Addresses are
-unsigned, which spares Numba's test for negative indices.
+For a run of pixels, positions are found in a loop that vectorises, then addresses, then the voxels are gathered while
+those of later pixels are being fetched: at 128 px the volume does not fit the cache and waiting for it is the cost.
+Addresses are unsigned, which spares Numba's test for negative indices.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.kernels.positions import FASTMATH, RUN, locate
+from verglas.kernels.positions import AHEAD, FASTMATH, RUN, fetch, find_words, locate
 
 u = np.uintp
 TASK = 64 * RUN  # pixels of one task
+EVERY = np.arange(RUN, dtype=np.int32)
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _gather(values, start, edge, row, column, fraction, sign, real_out, imaginary_out):
+def _gather(values, address, fraction, sign, real_out, imaginary_out):
     one, two, three = u(1), u(2), u(3)
+    for i in range(u(min(AHEAD, len(real_out)))):
+        fetch(values, address, i)
     for i in range(u(len(real_out))):
-        r, x = u(row[i]), u(column[i])
-        a = (u(start[r]) + x) << one
-        b = (u(start[r + one]) + x) << one
-        c = (u(start[r + edge]) + x) << one
-        d = (u(start[r + edge + one]) + x) << one
+        fetch(values, address, i + u(AHEAD))
+        a, b, c, d = u(address[0, i]), u(address[1, i]), u(address[2, i]), u(address[3, i])
         fx, fy, fz, s = fraction[0, i], fraction[1, i], fraction[2, i], sign[i]
         gy, gz = 1 - fy, 1 - fz
         wa, wb, wc, wd = gy * gz, fy * gz, gy * fz, fy * fz
@@ -44,12 +45,13 @@ def _project(values, start, half, limit2, sampling, x_K, y_K, z_K, out):
     tasks_each = (len(x_K) + TASK - 1) // TASK
     for task in numba.prange(len(sampling) * tasks_each):
         r, begin = task // tasks_each, (task % tasks_each) * TASK
-        row, column = np.empty(RUN, np.int32), np.empty(RUN, np.int32)
+        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), np.uint32)
         fraction, sign = np.empty((3, RUN), values.dtype), np.empty(RUN, values.dtype)
         for first in range(begin, min(begin + TASK, len(x_K)), RUN):
             last = min(first + RUN, len(x_K))
             locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
-            _gather(values, start, edge, row, column, fraction, sign, out[r, 0, first:last], out[r, 1, first:last])
+            find_words(start, edge, row, column, u(2), EVERY[: last - first], address)
+            _gather(values, address, fraction, sign, out[r, 0, first:last], out[r, 1, first:last])
 
 
 def project_cpu(values_V2: Tensor, rows: RowTable, sampling_R33: Tensor, coordinates_K3: Tensor) -> Tensor:
