@@ -310,6 +310,13 @@ def test_output_that_exists(data: DataSet, refuse: Callable[..., str]) -> None:
         assert "there.mrc" in message and "exists" in message
 
 
+def test_output_that_cannot_be(data: DataSet, refuse: Callable[..., str]) -> None:
+    words = commands(data)["stack"]
+    assert "cannot be the folder of a run" in refuse(*words, "--out", "/", "--overwrite")
+    assert "p.star" in refuse(*words, "--out", data.star / "out")
+    assert "--seed: -1" in refuse(*words, "--out", data.folder.parent / "out", "--seed", -1)
+
+
 class FullDisk:
     """Stands in for a file: takes `room` bytes, then says what the system says of a full disk."""
 

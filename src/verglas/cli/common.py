@@ -49,6 +49,12 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device
     return torch.device("cpu"), f"{absent} (--device auto)"
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed below 0, which numpy's generators do not take."""
+    if seed < 0:
+        raise InputError("--seed", str(seed), "0 or more")
+
+
 def set_threads(n: int | None) -> int:
     """Let torch and Numba use `n` CPU threads; None leaves their own choice. Returns the number that torch uses.
 

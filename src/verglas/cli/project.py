@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag
+from verglas.cli.common import Computing, Flag, check_seed
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Project:
         """Project into a run folder and write the report."""
         if self.white_noise < 0:
             raise InputError("--white-noise", f"{self.white_noise:g}", "0 or more")
-        if self.seed < 0:
-            raise InputError("--seed", str(self.seed), "0 or more")
+        check_seed(self.seed)
         from verglas.io.runfolder import RunFolder
         from verglas.simulation.project import project
 

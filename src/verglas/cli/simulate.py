@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from verglas.cli.common import Computing, Flag
+from verglas.cli.common import Computing, Flag, check_seed
 from verglas.errors import InputError
 from verglas.simulation.options import ImageOptions, MicroscopeOptions, SampleOptions
 
@@ -60,8 +60,7 @@ class Simulate:
         self.sample.check(max(len(self.model), 1))
         self.microscope.check()
         self.image.check()
-        if self.seed < 0:
-            raise InputError("--seed", str(self.seed), "0 or more")
+        check_seed(self.seed)
         if self.batch is not None and self.batch < 1:
             raise InputError("--batch", str(self.batch), "at least 1")
 

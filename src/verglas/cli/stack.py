@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag
+from verglas.cli.common import Computing, Flag, check_seed
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Stack:
 
     def check(self) -> None:
         """Raise InputError for options that make no sense together, before anything heavy is loaded."""
+        check_seed(self.seed)
         if self.float16 and self.float32:
             raise InputError("--float16", "given together with --float32", "one of the two")
         if self.box is not None and self.pixel is not None:

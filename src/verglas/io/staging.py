@@ -23,7 +23,9 @@ OWNER = ".owner.json"
 
 
 def sibling(target: Path, kind: str) -> Path:
-    """The hidden folder of this process beside `target`; kind: 'partial' or 'replaced'."""
+    """The hidden folder of this process beside `target`; kind: 'partial' or 'replaced'. OutputError for the root."""
+    if not target.name:
+        raise OutputError(f"{target} cannot be the folder of a run. Name a new folder with --out.")
     return target.with_name(f".{target.name}.{kind}-{os.getpid()}")
 
 
