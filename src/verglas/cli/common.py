@@ -60,9 +60,9 @@ def set_threads(n: int | None) -> int:
 
     Numba's pool cannot grow once it has started, so it takes at most the size it has then.
     """
-    # Waiting threads of torch's OpenMP sleep after some 20 microseconds instead of spinning: where another program uses a
-    # core, spinning made many-step solves up to ten times slower (benchmarks/NOTES.md). Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Waiting OpenMP threads sleep instead of spinning: where another program uses a core, spinning made a reconstruction
+    # three to ten times slower (benchmarks/NOTES.md). Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     if n is None:
