@@ -281,6 +281,18 @@ def test_half_maps_of_different_size(data: DataSet, refuse: Callable[..., str], 
     assert "half2.mrc" in message and "18 px" in message and "16 px" in message and "half1.mrc" in message
 
 
+def test_empty_maps_and_impossible_sizes(data: DataSet, refuse: Callable[..., str]) -> None:
+    empty, out = data.folder / "empty.mrc", data.folder.parent / "out.mrc"
+    write_map(empty, Map(np.zeros((BOX,) * 3, np.float32), PIXEL))
+    assert "empty.mrc: all voxels have one value" in refuse("mask", "--map", empty, "--out", out)
+    assert "empty.mrc: all voxels" in refuse("map", "--map", empty, "--align-to", data.folder / "map.mrc", "--out", out)
+    assert "empty.mrc: all voxels" in refuse("map", "--map", data.folder / "map.mrc", "--align-to", empty, "--out", out)
+    assert "memory" in refuse("map", "--map", data.folder / "map.mrc", "--new-pixel", "0.0001", "--out", out)
+    for command in ("map", "mask"):
+        message = refuse(command, "--map", data.folder / "map.mrc", "--out", out.with_suffix(".txt"))
+        assert "out.txt: suffix '.txt'" in message and ".mrc" in message
+
+
 def test_cs_file(data: DataSet, refuse: Callable[..., str]) -> None:
     path = data.folder / "p.cs"
     path.write_text("not numpy\n")
@@ -362,4 +374,4 @@ def test_full_disk(
         return FullDisk(file, room) if mode == "wb" else file
 
     monkeypatch.setattr("verglas.io.mrc.open", limited, raising=False)
-    assert "disk is full" in (message := refuse(*words)) and "out" in message
+    assert "disk is full" in (message := refuse(*words)) and "/out" in message and ".partial" not in message

@@ -78,7 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report_crash(error)
         return _report_error(error, f"{error.filename}: {error.strerror}.")
     except Exception as error:
+        if _is_out_of_memory(error):
+            fix = "Use a smaller box, fewer particles at once or another machine."
+            return _report_error(error, f"There is not enough memory for this: {error}. {fix}")
         return _report_crash(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """numpy and Python raise MemoryError; torch a RuntimeError of its own on a GPU, and one known by its text on the CPU."""
+    by_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and by_torch)
 
 
 def all_commands() -> dict[str, str]:

@@ -85,10 +85,10 @@ class MapTool:
 
     def _check(self) -> None:
         from verglas.core.symmetry import normalise_name
-        from verglas.errors import InputError, OutputError
+        from verglas.errors import InputError
+        from verglas.io.mrc import check_map_target
 
-        if self.out.exists() and not self.overwrite:
-            raise OutputError(f"{self.out} exists. Choose another --out, or replace it with --overwrite.")
+        check_map_target(self.out, self.overwrite)
         if self.box is not None and (self.box < 2 or self.box % 2):
             raise InputError("--box", f"{self.box} px", "an even number of 2 or more")
         for option, value in (("--new-pixel", self.new_pixel), ("--low-pass", self.low_pass), ("--high-pass", self.high_pass)):
@@ -124,6 +124,7 @@ class MapTool:
         from verglas.core.rotations import matrix_from_euler
         from verglas.core.symmetry import symmetry_matrices
         from verglas.postprocess import mapops
+        from verglas.postprocess.inputs import check_density
 
         data_ZYX = torch.tensor(source.data_ZYX).double()
         if self.invert:
@@ -135,6 +136,7 @@ class MapTool:
             shift_3 = torch.tensor(self.shift or (0.0, 0.0, 0.0), dtype=torch.float64) / source.pixel_size
             data_ZYX = mapops.rotate(data_ZYX, matrix_from_euler(*angles[:, None])[0], shift_3)
         if self.align_to is not None:
+            check_density(self.map, source)
             data_ZYX = self._align(data_ZYX, source.pixel_size, self.align_to, figures)
         if self.sym is not None:
             data_ZYX = mapops.symmetrise(data_ZYX, symmetry_matrices(self.sym))
@@ -148,8 +150,10 @@ class MapTool:
         from verglas.io.progress import say
         from verglas.postprocess import mapops
         from verglas.postprocess.align import align
+        from verglas.postprocess.inputs import check_density
 
         other = read_map(reference)
+        check_density(reference, other)
         target_ZYX = torch.tensor(other.data_ZYX).double()
         if abs(other.pixel_size / pixel_size - 1) > 1e-3:
             target_ZYX = mapops.resample(target_ZYX, other.pixel_size, pixel_size)[0]

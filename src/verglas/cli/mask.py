@@ -46,14 +46,17 @@ class Mask:
         import torch
 
         from verglas.cli.common import set_threads
-        from verglas.io.mrc import Map, read_map, write_map
+        from verglas.io.mrc import Map, check_map_target, read_map, write_map
         from verglas.io.progress import say
         from verglas.io.runfolder import write_result_json
         from verglas.postprocess.automask import make_mask
+        from verglas.postprocess.inputs import check_density
 
         started = time.time()
+        check_map_target(self.out, self.overwrite)
         set_threads(self.threads)
         source = read_map(self.map, pixel_size=self.pixel)
+        check_density(self.map, source)
         mask_ZYX, threshold = make_mask(torch.tensor(source.data_ZYX), source.pixel_size, self.making)
         share = self._share(mask_ZYX, threshold)
         data_ZYX = (1 - mask_ZYX if self.invert else mask_ZYX).numpy()

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from verglas.errors import InputError, OutputError
-from verglas.io.atomic import atomic_path
+from verglas.io.atomic import atomic_path, check_target
 from verglas.io.mrc_header import (
     HEADER_BYTES,
     MODE_OF_DTYPE,
@@ -31,6 +31,7 @@ from verglas.io.mrc_header import (
 )
 
 LARGEST_COMPRESSED_MAP = 2**34  # bytes once unpacked; a header may ask for more, but no map of the field needs it
+MAP_SUFFIXES = (".mrc", ".map")  # as maps are written
 LARGEST_FLOAT16 = 65504.0
 _SET_PIXEL = "Give it with --pixel, or put it right with `verglas map --pixel`."
 _OPENERS: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".bz2": bz2.open}  # type: ignore[dict-item]
@@ -121,6 +122,13 @@ def _check_voxel(header: MrcHeader, path: Path | str) -> None:
     sizes = header.voxel_xyz[: 3 if header.shape[0] > 1 else 2]  # a single image has no size along z
     if max(sizes) > 1.001 * min(sizes):
         raise InputError(path, f"voxels of {' x '.join(f'{v:.4f}' for v in sizes)} Å", "one size along x, y and z", _SET_PIXEL)
+
+
+def check_map_target(path: Path, overwrite: bool) -> None:
+    """Raise InputError or OutputError now if `write_map` should not or could not write `path`: before the work, not after."""
+    if path.suffix.lower() not in MAP_SUFFIXES:
+        raise InputError(path, f"suffix '{path.suffix}'", "a name that ends in .mrc or .map")
+    check_target(path, overwrite)
 
 
 def write_map(path: Path | str, map: Map, overwrite: bool = False, dtype: str = "float32") -> None:

@@ -97,6 +97,8 @@ class RunFolder:
         self._discard()
         if isinstance(error, OSError) and staging.is_disk_full(error):
             raise OutputError(staging.disk_full_text(self.out)) from error
+        if isinstance(error, OutputError) and str(self._folder) in str(error):  # people know the folder by its final name
+            raise OutputError(str(error).replace(str(self._folder), str(self.out))) from error
 
     # What a command calls while it runs
 

@@ -54,12 +54,17 @@ def read_half_maps(half1: Path, half2: Path | None, pixel_size: float | None = N
         raise InputError(half2, f"voxel size {second.pixel_size:g} Å", f"{first.pixel_size:g} Å as in {half1}",
                          "Give the right one with --pixel.")  # fmt: skip
     for path, one in ((half1, first), (half2, second)):
-        if np.ptp(one.data_ZYX) == 0:
-            raise InputError(path, "all voxels have one value", "a density map")
+        check_density(path, one)
     warnings = []
     if np.array_equal(first.data_ZYX, second.data_ZYX):
         warnings.append("The two half-maps are identical: every FSC is 1 and no resolution can be told from them.")
     return HalfMaps(first, second, warnings)
+
+
+def check_density(path: Path, density: Map) -> None:
+    """Raise InputError if all voxels have one value: no mask, FSC or alignment can come of it."""
+    if np.ptp(density.data_ZYX) == 0:
+        raise InputError(path, "all voxels have one value", "a density map", "Check how the map was made.")
 
 
 def read_mask(path: Path, like: Map) -> np.ndarray:
