@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag
+from verglas.cli.common import Computing, Flag, check_seed
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,16 +72,22 @@ class Reconstruct:
         from verglas.io.runfolder import RunFolder
         from verglas.particles.table import ParticleTable
 
+        from verglas.core.symmetry import normalise_name  # isort: skip
+
         device, reason = self.computing.start()
+        normalise_name(self.sym)
         run = RunFolder.create(self.out, "reconstruct", self, self.overwrite)
         table = self.chosen(ParticleTable.read(self.particles, self.folder))
         with run:
+            for notice in table.notices:
+                run.log(notice)
             result = reconstruct(table, self, run, device, reason)
             save(result, run)
             write_report_of(result, table, self, run)
 
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""
+        check_seed(self.seed)
         if self.subset not in (None, 1, 2):
             raise InputError("--subset", str(self.subset), "1 or 2, the half set to use")
         if not 1 <= self.padding <= 4:
@@ -122,6 +128,9 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
     half_B = halves(table, options)
     choice = choose(device, torch.float32)
     run.provenance(device, f"project, backproject: {choice.name} ({choice.reason})", "images, CTF and sums in float32", reason)
+    nyquist = 2 * geometry.pixel_size
+    if options.max_resolution is not None and options.max_resolution < nyquist:
+        run.log(f"--max-resolution {options.max_resolution:g} Å is finer than the pixel size allows: {nyquist:g} Å is used")
     with run.progress("Backprojecting", len(table), "particles") as bar:
         sums = accumulate(table, half_B, loader, geometry, options.ctf, device, bar.advance)
     run.log(sums[0].precision)
@@ -151,21 +160,20 @@ def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
 
 
 def read_mask(options: Reconstruct, geometry: Geometry) -> torch.Tensor | None:
-    """The user's mask as a tensor [N, N, N]; InputError if it does not fit the particles or leaves [0, 1]."""
+    """The user's mask as a tensor [N, N, N], None for a sphere; InputError if it does not fit the particles."""
+    width = geometry.box * geometry.pixel_size
+    if options.mask_diameter is not None and options.mask_diameter > width:
+        raise InputError("--mask-diameter", f"{options.mask_diameter:g} Å", f"at most {width:g} Å, the width of the box")
     if options.mask is None:
         return None
+    import numpy as np
     import torch
 
-    from verglas.io.mrc import read_map
+    from verglas.io.mrc import Map
+    from verglas.postprocess import inputs
 
-    mask_ZYX = read_map(options.mask).data_ZYX
-    if mask_ZYX.shape[0] != geometry.box:
-        raise InputError(options.mask, f"the mask is {mask_ZYX.shape[0]} px wide", f"{geometry.box} px, the particles' box",
-                         "Crop or pad it with `verglas map`.")
-    if mask_ZYX.min() < -1e-5 or mask_ZYX.max() > 1 + 1e-5 or not mask_ZYX.any():
-        found = f"values from {mask_ZYX.min():.3g} to {mask_ZYX.max():.3g}"
-        raise InputError(options.mask, found, "a mask within 0 and 1 that is not empty", "Make one with `verglas mask`.")
-    return torch.from_numpy(mask_ZYX)
+    like = Map(np.empty((geometry.box,) * 3, np.float32), geometry.pixel_size)
+    return torch.from_numpy(np.array(inputs.read_mask(options.mask, like)))
 
 
 def batch_size(box: int, device: torch.device) -> int:
@@ -180,6 +188,7 @@ def report_bad(loader: ImageLoader, run: RunFolder) -> None:
         names = ", ".join(f"{image.name} ({image.reason})" for image in loader.bad[:5])
         run.log(f"left out {len(loader.bad)} unusable images: {names}{', ...' if len(loader.bad) > 5 else ''}")
         run.figure("images_left_out", len(loader.bad), "images")
+        run.figure("names_of_images_left_out", ", ".join(image.name for image in loader.bad[:1000]))
 
 
 def save(result: Reconstruction, run: RunFolder) -> None:
@@ -192,7 +201,8 @@ def save(result: Reconstruction, run: RunFolder) -> None:
         result.save_curves(run.path("fsc.csv"))
         for masked, name in ((False, "resolution_unmasked"), (True, "resolution_masked")):
             run.figure(name, round(result.resolution(masked=masked), 3), "Å")
-            at_limit = " (the pixel size's limit)" if result.reaches_last_shell(masked) else ""
+            limit = "the pixel size" if result.radius == result.box // 2 else "--max-resolution"
+            at_limit = f" (limited by {limit})" if result.reaches_last_shell(masked) else ""
             where = "within the mask" if masked else "whole box"
             run.log(f"resolution at FSC 0.143, {where}: {result.resolution(masked=masked):.2f} Å{at_limit}")
     for name, tensor in maps.items():
@@ -237,5 +247,8 @@ def note_views(table: ParticleTable, options: Reconstruct, run: RunFolder) -> No
     if len(views) > 5000:
         views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(options.seed))[:5000]]
     group = symmetry_matrices(options.sym)
+    if len(views) < 20:
+        run.log(f"{len(views)} views are too few to say how evenly they cover Fourier space")
+        return
     run.figure("sampling_compensation_factor", round(fourier_sampling(views, group).scf, 3))
     run.figure("orientation_efficiency", round(orientation_efficiency(views, group), 3))

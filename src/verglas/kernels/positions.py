@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -19,7 +20,7 @@ u = np.uintp
 
 
 @intrinsic
-def prefetch(typing_context, array, index):
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask the processor to bring array[index] into its first-level cache; never faults, returns nothing."""
 
     def generate(context, builder, signature, arguments):

@@ -49,7 +49,7 @@ class GroupSlices:
         odd_K = aberration_phase_K(frequency_K2, group) if use_ctf else None
         self.demodulation_K = None if odd_K is None else torch.polar(torch.ones_like(odd_K), -odd_K).to(torch.complex64)
 
-    def __call__(self, image_BYX: Tensor, origin_B2: Tensor, ctf: CtfParameters) -> tuple[Tensor, Tensor]:
+    def __call__(self, image_BYX: Tensor, origin_B2: Tensor, ctf: CtfParameters | None) -> tuple[Tensor, Tensor]:
         """Images, origins (Å) and CTFs -> data [B, 2, K] = CTF X and weight [B, K] = CTF^2, X centred by the origin."""
         fourier_BYX = centred_rfft2(image_BYX.to(self.device, non_blocking=True))
         self._shift(fourier_BYX, origin_B2)
@@ -60,7 +60,7 @@ class GroupSlices:
             value_BK = value_BK * self.demodulation_K
         data_BK2 = torch.view_as_real(value_BK)
         data_B2K = torch.empty(len(value_BK), 2, self.pixels.count, device=value_BK.device)
-        if self.ctf is None:
+        if self.ctf is None or ctf is None:
             data_B2K.copy_(data_BK2.transpose(1, 2))
             return data_B2K, torch.ones_like(data_B2K[:, 0])
         ctf_BK = self.ctf(ctf)
@@ -98,14 +98,14 @@ def accumulate(
     """Backproject every image of `loader` into one accumulator per distinct value of `half_B` (its order ascending)."""
     values = np.unique(half_B[loader.indices])
     sums = [Accumulator(geometry.box, geometry.radius, geometry.padding, device) for _ in values]
-    rotation_B33, origin_B2, ctf = table.rotations(), table.origins(), table.ctf()
+    rotation_B33, origin_B2, ctf = table.rotations(), table.origins(), table.ctf() if use_ctf else None
     slicers: dict[int, GroupSlices] = {}
     for batch in loader:
         if batch.group_index not in slicers:
             slicers[batch.group_index] = GroupSlices(batch.group, geometry, use_ctf, device)
         slicer = slicers[batch.group_index]
         rows = torch.from_numpy(batch.index_B)
-        data_B2K, weight_BK = slicer(batch.image_BYX, origin_B2[rows], ctf[rows])
+        data_B2K, weight_BK = slicer(batch.image_BYX, origin_B2[rows], None if ctf is None else ctf[rows])
         for accumulator, mine in _split(sums, values, half_B[batch.index_B]):
             accumulator.add(data_B2K[mine], weight_BK[mine], rotation_B33[rows[mine]], slicer.coordinates_K3)
         advance(len(batch))

@@ -25,11 +25,13 @@ class Reconstruction:
     map_ZYX: data / weight of all particles (weighted least squares, no prior). wiener_ZYX: the same with the prior that
     the half maps imply. half_maps: weighted voxel by voxel by how well it was seen, fall-off as in map_ZYX.
     fsc_S, fsc_masked_S: correlation of the half maps, whole and within a soft sphere; ssnr_S: of all the particles,
-    inside the sphere; coverage_S: share of each shell's voxels where the data outweigh the prior.
+    inside the sphere; coverage_S: share of each shell's voxels where the data outweigh the prior. radius: the last shell
+    that was reconstructed; the curves are 0 beyond it.
     """
 
     map_ZYX: Tensor
     pixel_size: float
+    radius: int
     wiener_ZYX: Tensor | None = None
     half_maps: tuple[Tensor, Tensor] | None = None
     fsc_S: Tensor | None = None
@@ -48,9 +50,9 @@ class Reconstruction:
         return resolution_angstrom(curve, self.box, self.pixel_size, threshold)
 
     def reaches_last_shell(self, masked: bool = False) -> bool:
-        """True if the FSC never falls below 0.143: the pixel size, not the data, sets the resolution."""
+        """True if the FSC stays above 0.143 as far as was reconstructed: not the data but the limit sets the resolution."""
         curve = self.fsc_masked_S if masked else self.fsc_S
-        return curve is not None and last_shell_above(curve, 0.143) == len(curve) - 1
+        return curve is not None and last_shell_above(curve, 0.143) >= self.radius
 
     def save_curves(self, path: Path) -> None:
         """fsc.csv: one row a shell; resolution in Å (empty for shell 0), no other units."""
@@ -73,22 +75,28 @@ def solve(sums: list[Accumulator], symmetry: str, pixel_size: float, mask_ZYX: T
     The accumulators are used up.
     The prior comes from the FSC inside the mask: the empty corners of the box would make the signal look weaker.
     """
-    box = sums[0].box
+    box, radius = sums[0].box, sums[0].radius
     if len(sums) == 1:
-        return Reconstruction(gather_sums(sums, symmetry, consume=True).map(), pixel_size)
+        return Reconstruction(gather_sums(sums, symmetry, consume=True).map(), pixel_size, radius)
     halves = [gather_sums([half], symmetry, consume=True) for half in sums]
     whole = add(halves)
-    radius = mask_radius or box / 2 - MASK_EDGE
-    mask = soft_sphere(box, radius, MASK_EDGE, sums[0].rows.device) if mask_ZYX is None else mask_ZYX
+    mask = mask_ZYX
+    if mask is None:
+        mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE, sums[0].rows.device)
     first = [half.map() for half in halves]
-    inside_S = fsc(first[0] * mask, first[1] * mask)
+    inside_S = within(fsc(first[0] * mask, first[1] * mask), radius)
     half_maps = tuple(half.map(wiener_term(inside_S, half.shell_weight(), joined=False), keep_scale=True) for half in halves)
-    masked_S = fsc(half_maps[0] * mask, half_maps[1] * mask)
+    masked_S = within(fsc(half_maps[0] * mask, half_maps[1] * mask), radius)
     prior_S = wiener_term(masked_S, whole.shell_weight(), joined=True)
     return Reconstruction(
-        whole.map(), pixel_size, whole.map(prior_S), (half_maps[0], half_maps[1]), fsc(*half_maps), masked_S,
-        whole.shell_weight() / prior_S, whole.coverage(prior_S),
+        whole.map(), pixel_size, radius, whole.map(prior_S), (half_maps[0], half_maps[1]), within(fsc(*half_maps), radius),
+        masked_S, whole.shell_weight() / prior_S, whole.coverage(prior_S),
     )  # fmt: skip
+
+
+def within(curve_S: Tensor, radius: int) -> Tensor:
+    """The curve with 0 beyond `radius`: what maps hold there is leakage of masks and corrections in real space."""
+    return torch.where(torch.arange(len(curve_S), device=curve_S.device) <= radius, curve_S, 0)
 
 
 def add(halves: list[SolvedSums]) -> SolvedSums:
