@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba
@@ -14,7 +13,7 @@ from numba.extending import intrinsic
 # Reassociation and contraction only: NaN and infinity keep their meaning.
 FASTMATH = {"contract", "arcp", "nsz", "reassoc"}
 RUN = 256  # pixels handled at a time: the scratch arrays stay in the first-level cache
-AHEAD = 12  # pixels between fetching a voxel into the cache and using it (8-32 measure alike)
+AHEAD = 8  # pixels between fetching a voxel into the cache and using it
 
 u = np.uintp
 
@@ -40,7 +39,8 @@ def locate(sampling, x_K, y_K, z_K, half, limit2, row, column, fraction, sign):
     """Fill row (address in the row table), column (x), fraction [3, RUN] and sign of each pixel of a run.
 
     sign is +1, -1 where the position was turned into the stored half, and 0 beyond the radius (addressed at the origin).
-    A loop without branches or look-ups, so that the compiler vectorises it.
+    A loop without branches or look-ups, so that the compiler vectorises it. Integers never meet floats here: Numba would
+    go to double precision (also math.floor gives an integer, np.floor does not).
     """
     edge = np.int32(2 * half + 1)
     shift = np.int32(half)
@@ -49,14 +49,13 @@ def locate(sampling, x_K, y_K, z_K, half, limit2, row, column, fraction, sign):
         px = sampling[0, 0] * x_K[i] + sampling[0, 1] * y_K[i] + sampling[0, 2] * z_K[i]
         py = sampling[1, 0] * x_K[i] + sampling[1, 1] * y_K[i] + sampling[1, 2] * z_K[i]
         pz = sampling[2, 0] * x_K[i] + sampling[2, 1] * y_K[i] + sampling[2, 2] * z_K[i]
-        s = one if px >= 0 else -one
+        s = one if px >= one - one else -one
         s = s if px * px + py * py + pz * pz <= limit2 else one - one
         px, py, pz = px * s, py * s, pz * s
-        fy, fz = math.floor(py), math.floor(pz)
-        x0 = np.int32(px)
-        column[i] = x0
+        fx, fy, fz = np.floor(px), np.floor(py), np.floor(pz)
+        column[i] = np.int32(fx)
         row[i] = (np.int32(fz) + shift) * edge + np.int32(fy) + shift
-        fraction[0, i], fraction[1, i], fraction[2, i] = px - x0, py - fy, pz - fz
+        fraction[0, i], fraction[1, i], fraction[2, i] = px - fx, py - fy, pz - fz
         sign[i] = s
 
 

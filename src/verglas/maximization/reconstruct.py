@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import PixelList, centred_rfft2, half_plane_pixels
+from verglas.core.fourier import half_plane_pixels
+from verglas.kernels.weigh import GroupTables, ImageFactors, weigh
 from verglas.maximization.accumulate import Accumulator
 from verglas.optics.aberrations import aberration_phase_K
 from verglas.optics.ctf import CtfParameters, GroupCtf
@@ -31,55 +32,35 @@ class Geometry:
 class GroupSlices:
     """Turns images of one optics group into CTF-weighted slices; tables are built once.
 
-    pixels: kept frequencies of these images; coordinates_K3: the same in the model's integer frequencies (pixel size,
-    box and magnification accounted for). field: area of these images over that of the model's box, which undoes the 1/N^2
-    of the forward transform where the two differ.
+    coordinates_K3: the kept frequencies of these images in the model's integer frequencies (pixel size, box and
+    magnification accounted for).
     """
 
     def __init__(self, group: OpticsGroup, geometry: Geometry, use_ctf: bool, device: torch.device | str) -> None:
         scale = group.box * group.pixel_size / (geometry.box * geometry.pixel_size)
-        self.field = scale**2
         radius = min(group.box // 2, int(np.ceil(geometry.radius * scale - 1e-6)))
-        self.pixels: PixelList = half_plane_pixels(group.box, radius, device)
-        frequency_K2 = self.pixels.frequency_K2(group.pixel_size, torch.float64)
+        pixels = half_plane_pixels(group.box, radius, device)
+        frequency_K2 = pixels.frequency_K2(group.pixel_size, torch.float64)
         self.coordinates_K3 = group.model_coordinates_K3(frequency_K2, geometry.box, geometry.pixel_size).float()
-        self.ctf = GroupCtf.build(frequency_K2, group, torch.float32) if use_ctf else None
-        self.premultiplied = group.ctf_premultiplied
-        self.pixel_size, self.box, self.device = group.pixel_size, group.box, device
-        odd_K = aberration_phase_K(frequency_K2, group) if use_ctf else None
-        self.demodulation_K = None if odd_K is None else torch.polar(torch.ones_like(odd_K), -odd_K).to(torch.complex64)
+        self.ctf = GroupCtf.build(frequency_K2, group, torch.float32) if use_ctf and not group.ctf_corrected else None
+        # The forward transform's 1/N^2 would make images of a larger field weaker than the model's: undone by the areas.
+        self.tables = GroupTables(
+            pixels, None if self.ctf is None else self.ctf.quadratic_3K, None if self.ctf is None else self.ctf.shared_K,
+            None if self.ctf is None else self.ctf.u2_K, aberration_phase_K(frequency_K2, group) if use_ctf else None,
+            scale**2, group.ctf_premultiplied,
+        )  # fmt: skip
+        self.turn_per_angstrom = -2 * torch.pi / (group.box * group.pixel_size)
+        self.device = device
 
     def __call__(self, image_BYX: Tensor, origin_B2: Tensor, ctf: CtfParameters | None) -> tuple[Tensor, Tensor]:
         """Images, origins (Å) and CTFs -> data [B, 2, K] = CTF X and weight [B, K] = CTF^2, X centred by the origin."""
-        fourier_BYX = centred_rfft2(image_BYX.to(self.device, non_blocking=True))
-        self._shift(fourier_BYX, origin_B2)
-        value_BK = self.pixels.gather(fourier_BYX)
-        if abs(self.field - 1) > 1e-6:
-            value_BK = value_BK * self.field
-        if self.demodulation_K is not None:
-            value_BK = value_BK * self.demodulation_K
-        data_BK2 = torch.view_as_real(value_BK)
-        data_B2K = torch.empty(len(value_BK), 2, self.pixels.count, device=value_BK.device)
-        if self.ctf is None or ctf is None:
-            data_B2K.copy_(data_BK2.transpose(1, 2))
-            return data_B2K, torch.ones_like(data_B2K[:, 0])
-        ctf_BK = self.ctf(ctf)
-        if self.premultiplied:
-            data_B2K.copy_(data_BK2.transpose(1, 2))
-        else:
-            torch.mul(ctf_BK, data_BK2[..., 0], out=data_B2K[:, 0])
-            torch.mul(ctf_BK, data_BK2[..., 1], out=data_B2K[:, 1])
-        return data_B2K, ctf_BK.square_()
-
-    def _shift(self, fourier_BYX: Tensor, origin_B2: Tensor) -> None:
-        """Move the content by +origin: F(k) *= exp(-2 pi i k . origin), in place; separable in x and y."""
-        turns_B2 = (-2 * torch.pi / (self.box * self.pixel_size)) * origin_B2.to(self.device)
-        index = torch.arange(self.box, device=self.device, dtype=torch.float64)
-        signed = torch.where(index <= self.box // 2, index, index - self.box)
-        for axis, frequency in ((0, index[: self.box // 2 + 1]), (1, signed)):
-            angle = turns_B2[:, axis, None] * frequency
-            phase = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
-            fourier_BYX *= phase[:, None, :] if axis == 0 else phase[:, :, None]
+        fourier_BYX = torch.fft.rfft2(image_BYX.to(self.device, non_blocking=True), norm="forward")
+        phase_B4, envelope_B2 = None, None
+        if self.ctf is not None and ctf is not None:
+            phase_B4 = torch.stack(self.ctf.coefficients(ctf), 1)
+            if ctf.has_envelope:
+                envelope_B2 = torch.stack([ctf.bfactor_B, ctf.scale_B], 1)
+        return weigh(fourier_BYX, self.tables, ImageFactors(self.turn_per_angstrom * origin_B2, phase_B4, envelope_B2))
 
 
 def model_geometry(table: ParticleTable, max_resolution: float | None, padding: float = 2.0) -> Geometry:

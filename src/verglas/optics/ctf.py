@@ -127,12 +127,13 @@ class GroupCtf:
 
     def phase_BK(self, parameters: CtfParameters) -> Tensor:
         """-gamma [B, K] in radians."""
-        xx_B1, xy_B1, yy_B1, shift_B1 = (c.to(self.shared_K.dtype)[:, None] for c in self._coefficients(parameters))
+        xx_B1, xy_B1, yy_B1, shift_B1 = (c.to(self.shared_K.dtype)[:, None] for c in self.coefficients(parameters))
         phase_BK = torch.addcmul(self.shared_K, xx_B1, self.quadratic_3K[0])
         phase_BK.addcmul_(xy_B1, self.quadratic_3K[1]).addcmul_(yy_B1, self.quadratic_3K[2])
         return phase_BK.add_(shift_B1)
 
-    def _coefficients(self, p: CtfParameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, p: CtfParameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What each particle multiplies x^2, xy, y^2 and 1 by in -gamma; radians times Å^2, and radians; [B] each."""
         angle_B = torch.deg2rad(p.angle_B)
         cosine_B, sine_B = torch.cos(angle_B), torch.sin(angle_B)
         u_B, v_B = (math.pi * self.wavelength * d for d in (p.defocus_u_B, p.defocus_v_B))

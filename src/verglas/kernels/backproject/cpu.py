@@ -39,7 +39,7 @@ def _choose(row, sign, n, first_row, last_row, edge, chosen):
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _scatter(accumulator, address, chosen, first_row, last_upper, row, fraction, sign, real, imaginary, weight):
+def _scatter(accumulator, address, chosen, first_row, last_upper, row, fraction, sign, unit, real, imaginary, weight):
     for j in range(u(min(AHEAD, len(chosen)))):
         fetch(accumulator, address, j)
     for j in range(u(len(chosen))):
@@ -47,7 +47,7 @@ def _scatter(accumulator, address, chosen, first_row, last_upper, row, fraction,
         i = u(chosen[j])
         fx, fy, fz = fraction[0, i], fraction[1, i], fraction[2, i]
         re, im, wt = real[i], imaginary[i] * sign[i], weight[i]
-        gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
+        gx, gy, gz = unit - fx, unit - fy, unit - fz
         if row[i] >= first_row:
             w = gy * gz
             _add_pair(accumulator, u(address[0, j]), w * gx, w * fx, re, im, wt)
@@ -74,7 +74,7 @@ def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, 
                 locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
                 count = _choose(row, sign, last - first, first_row, last_row, edge, chosen)
                 find_words(start, u(edge), row, column, u(4), chosen[:count], address)
-                _scatter(accumulator, address, chosen[:count], first_row, last_row - edge, row, fraction, sign,
+                _scatter(accumulator, address, chosen[:count], first_row, last_row - edge, row, fraction, sign, limit2 / limit2,
                          data[r, 0, first:last], data[r, 1, first:last], weight[r, first:last])  # fmt: skip
 
 

@@ -21,7 +21,7 @@ EVERY = np.arange(RUN, dtype=np.int32)
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _gather(values, address, fraction, sign, real_out, imaginary_out):
+def _gather(values, address, fraction, sign, unit, real_out, imaginary_out):
     one, two, three = u(1), u(2), u(3)
     for i in range(u(min(AHEAD, len(real_out)))):
         fetch(values, address, i)
@@ -29,7 +29,7 @@ def _gather(values, address, fraction, sign, real_out, imaginary_out):
         fetch(values, address, i + u(AHEAD))
         a, b, c, d = u(address[0, i]), u(address[1, i]), u(address[2, i]), u(address[3, i])
         fx, fy, fz, s = fraction[0, i], fraction[1, i], fraction[2, i], sign[i]
-        gy, gz = 1 - fy, 1 - fz
+        gy, gz = unit - fy, unit - fz
         wa, wb, wc, wd = gy * gz, fy * gz, gy * fz, fy * fz
         re0 = wa * values[a] + wb * values[b] + wc * values[c] + wd * values[d]
         im0 = wa * values[a + one] + wb * values[b + one] + wc * values[c + one] + wd * values[d + one]
@@ -51,7 +51,7 @@ def _project(values, start, half, limit2, sampling, x_K, y_K, z_K, out):
             last = min(first + RUN, len(x_K))
             locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
             find_words(start, edge, row, column, u(2), EVERY[: last - first], address)
-            _gather(values, address, fraction, sign, out[r, 0, first:last], out[r, 1, first:last])
+            _gather(values, address, fraction, sign, limit2 / limit2, out[r, 0, first:last], out[r, 1, first:last])
 
 
 def project_cpu(values_V2: Tensor, rows: RowTable, sampling_R33: Tensor, coordinates_K3: Tensor) -> Tensor:
