@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from verglas.cli.main import main
+from verglas.core.fourier import centred_rfft3
 from verglas.core.masks import soft_sphere
-from verglas.core.shells import fsc
+from verglas.core.shells import fsc, fsc_of_transforms, shell_sum
 from verglas.io.mrc import Map, Stack, StackWriter, read_map, write_map
 from verglas.particles.table import ParticleTable
 
@@ -73,10 +74,11 @@ def test_a_set_without_half_sets_gives_one_map(data, tmp_path):
     assert result["command"] == "reconstruct" and result["figures"]["pixel_size"] == {"value": PIXEL, "unit": "Å"}
     assert (figures(out)["particles"], figures(out)["box"]) == (N, BOX) and "resolution_masked" not in figures(out)
     assert 0 < figures(out)["orientation_efficiency"] <= 1 and 0.7 < figures(out)["sampling_compensation_factor"] <= 1
-    curve = fsc(torch.from_numpy(found.data_ZYX).double(), truth)
-    assert float(curve[1:7].min()) > 0.99  # further out the noise shows
-    scale = float((torch.from_numpy(found.data_ZYX) * truth).sum() / truth.square().sum())
-    assert scale == pytest.approx(1, abs=0.05)  # truth.mrc has the grey values of the images
+    a, b = centred_rfft3(torch.from_numpy(found.data_ZYX).double()), centred_rfft3(truth)
+    assert float(fsc_of_transforms(a, b)[1:7].min()) > 0.99  # further out the noise shows
+    gain_S = shell_sum((a * b.conj()).real, BOX) / shell_sum(b.abs().square(), BOX)
+    # truth.mrc has the grey values of the images; the mean of the box is hardly seen through the CTF.
+    assert float((gain_S[1:16] - 1).abs().max()) < 0.08 and float(gain_S[1:16].mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_half_sets_of_the_file_give_half_maps(data, tmp_path):
@@ -132,7 +134,7 @@ def test_max_resolution_leaves_out_what_lies_beyond(data, tmp_path):
         beyond = f[:, None, None] ** 2 + f[:, None] ** 2 + f**2 > 12**2
         return float(torch.fft.fftn(map_ZYX)[beyond].abs().square().sum())
 
-    assert power(a) < 1e-3 * power(b)
+    assert power(a) < 5e-3 * power(b)  # what the soft edge of the map spreads
 
 
 def test_a_mask_of_the_user_is_where_the_masked_fsc_is_taken(data, tmp_path):

@@ -62,11 +62,11 @@ def agreement(found: torch.Tensor) -> tuple[float, float]:
 def test_data_and_weight_by_definition() -> None:
     """data = CTF X exp(-2 pi i s.origin), weight = CTF^2, of the exact slices; without CTF data = X, weight = 1."""
     slicer = GroupSlices(PLAIN, GEOMETRY, use_ctf=True, device="cpu")
-    assert slicer.pixels.count == half_plane_pixels(32).count and slicer.field == 1
-    s_K2 = slicer.pixels.frequency_K2(3.0, torch.float64)
+    assert slicer.tables.pixels.count == half_plane_pixels(32).count and slicer.tables.field == 1
+    s_K2 = slicer.tables.pixels.frequency_K2(3.0, torch.float64)
     ctf = ctf_reference_BK(s_K2, CTF, PLAIN)
     slices = BLOBS.slices(POSES, s_K2, 96.0, 3.0)
-    inside = slicer.pixels.shell_K < 16  # at Nyquist a shifted real image has lost its phase
+    inside = slicer.tables.pixels.shell_K < 16  # at Nyquist a shifted real image has lost its phase
     data, weight = slicer(images(PLAIN), ORIGINS, CTF)
     found = torch.complex(data[:, 0], data[:, 1])
     assert (found - slices * ctf**2)[:, inside].abs().max() < 1e-5 * slices.abs().max()
@@ -84,7 +84,7 @@ def test_origin_is_the_shift_that_centres() -> None:
     image[0, 16 - 1, 16 + 2] = 32**2
     slicer = GroupSlices(PLAIN, GEOMETRY, use_ctf=False, device="cpu")
     data, _ = slicer(image, torch.tensor([[-6.0, 3.0]], dtype=torch.float64), CTF[:1])
-    assert torch.allclose(data[0, 0], torch.ones(slicer.pixels.count), atol=1e-4)
+    assert torch.allclose(data[0, 0], torch.ones(slicer.tables.pixels.count), atol=1e-4)
     assert float(data[0, 1].abs().max()) < 1e-4
 
 
@@ -143,7 +143,7 @@ def test_pixels_reach_as_far_as_the_model_is_kept() -> None:
     """Radius 10 of a 96 Å model field: 10 pixels of a like image, 15 of one of 144 Å, never more than its Nyquist."""
     kept = replace(GEOMETRY, radius=10)
     found = [
-        GroupSlices(replace(PLAIN, **change), kept, False, "cpu").pixels.radius
+        GroupSlices(replace(PLAIN, **change), kept, False, "cpu").tables.pixels.radius
         for change in ({}, {"box": 48}, {"box": 48, "pixel_size": 2.0}, {"box": 16, "pixel_size": 6.0})
     ]
     assert found == [10, 15, 10, 8]
