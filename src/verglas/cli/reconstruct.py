@@ -105,6 +105,9 @@ class Reconstruct:
         table.require("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
         if self.subset is not None:
             table.require("rlnRandomSubset")
+            if not has_half_sets(table):
+                raise InputError(self.particles, "rlnRandomSubset is 0 throughout", "half sets 1 and 2",
+                                 "Leave out --subset, or use the file of a refinement.")  # fmt: skip
             table = table.select(table.half_sets(self.seed) == self.subset)
         if len(table) == 0:
             raise InputError(self.particles, "no particles are left to reconstruct from", "at least one")
@@ -119,6 +122,7 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
     from verglas.maximization.reconstruction import solve
     from verglas.particles.loader import ImageLoader
 
+    import numpy as np  # isort: skip
     import torch  # isort: skip
 
     symmetry = normalise_name(options.sym)
@@ -131,6 +135,8 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
     nyquist = 2 * geometry.pixel_size
     if options.max_resolution is not None and options.max_resolution < nyquist:
         run.log(f"--max-resolution {options.max_resolution:g} Å is finer than the pixel size allows: {nyquist:g} Å is used")
+    if len(np.unique(half_B)) < 2 and (options.mask is not None or options.mask_diameter is not None):
+        run.log("the mask is not used: without half maps there is no FSC to take in it")
     with run.progress("Backprojecting", len(table), "particles") as bar:
         sums = accumulate(table, half_B, loader, geometry, options.ctf, device, bar.advance)
     run.log(sums[0].precision)
@@ -149,7 +155,7 @@ def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
     """1 or 2 for each particle; 1 throughout if the halves are not kept apart."""
     import numpy as np
 
-    present = "rlnRandomSubset" in table.frame
+    present = has_half_sets(table)
     if options.no_half_maps or options.subset is not None or not (present or options.half_maps):
         return np.ones(len(table), np.int64)
     half_B = table.half_sets(options.seed)
@@ -157,6 +163,11 @@ def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
         raise InputError(options.particles, f"all particles are in half set {half_B[0]}", "particles in both half sets",
                          "Remove the column rlnRandomSubset for a random split, or pass --no-half-maps.")
     return half_B
+
+
+def has_half_sets(table: ParticleTable) -> bool:
+    """Whether the file assigns half sets: a column of zeros means that it does not yet."""
+    return "rlnRandomSubset" in table.frame and bool((table.frame["rlnRandomSubset"] != 0).any())
 
 
 def read_mask(options: Reconstruct, geometry: Geometry) -> torch.Tensor | None:
@@ -170,8 +181,13 @@ def read_mask(options: Reconstruct, geometry: Geometry) -> torch.Tensor | None:
     import torch
 
     from verglas.io.mrc import Map
+    from verglas.io.mrc_header import read_header
     from verglas.postprocess import inputs
 
+    voxel = read_header(options.mask).voxel_xyz[0] if options.mask.suffix in (".mrc", ".map") else 0.0
+    if voxel > 0 and abs(voxel - geometry.pixel_size) > 1e-2 * geometry.pixel_size:
+        raise InputError(options.mask, f"voxel size {voxel:g} Å", f"{geometry.pixel_size:g} Å, the particles' pixel size",
+                         "Resample it with `verglas map --new-pixel`.")  # fmt: skip
     like = Map(np.empty((geometry.box,) * 3, np.float32), geometry.pixel_size)
     return torch.from_numpy(np.array(inputs.read_mask(options.mask, like)))
 

@@ -38,7 +38,9 @@ class GroupSlices:
 
     def __init__(self, group: OpticsGroup, geometry: Geometry, use_ctf: bool, device: torch.device | str) -> None:
         scale = group.box * group.pixel_size / (geometry.box * geometry.pixel_size)
-        radius = min(group.box // 2, int(np.ceil(geometry.radius * scale - 1e-6)))
+        # Magnification below 1 brings frequencies from outside the circle in: the smallest singular value says how far.
+        shrink = float(np.linalg.svd(np.array(group.magnification), compute_uv=False).min())
+        radius = min(group.box // 2, int(np.ceil(geometry.radius * scale / shrink - 1e-6)))
         pixels = half_plane_pixels(group.box, radius, device)
         frequency_K2 = pixels.frequency_K2(group.pixel_size, torch.float64)
         self.coordinates_K3 = group.model_coordinates_K3(frequency_K2, geometry.box, geometry.pixel_size).float()

@@ -51,8 +51,9 @@ def fourier_sampling(
     count_D = torch.zeros(n_directions, dtype=torch.float64, device=view_B3.device)
     for part_B3 in view_B3.split(max(_PAIRS_AT_ONCE // n_directions, 1)):
         count_D += ((direction_D3.float() @ part_B3.T).abs() * fourier_radius < 0.5).sum(1)
-    inverse = (1 / count_D.clamp_min(0.5)).mean() * count_D.mean()
-    return Sampling(direction_D3, count_D, float(1 / inverse) if inverse > 0 else 0.0, float((count_D == 0).double().mean()))
+    at_least_half_D = count_D.clamp_min(0.5)  # in both means, so that 1 remains the largest value (Jensen's inequality)
+    scf = 1 / ((1 / at_least_half_D).mean() * at_least_half_D.mean())
+    return Sampling(direction_D3, count_D, float(scf), float((count_D == 0).double().mean()))
 
 
 def point_spread_radii(
