@@ -180,12 +180,11 @@ def read_mask(options: Reconstruct, geometry: Geometry) -> torch.Tensor | None:
     import numpy as np
     import torch
 
-    from verglas.io.mrc import Map
-    from verglas.io.mrc_header import read_header
+    from verglas.io.mrc import Map, read_map
     from verglas.postprocess import inputs
 
-    voxel = read_header(options.mask).voxel_xyz[0] if options.mask.suffix in (".mrc", ".map") else 0.0
-    if voxel > 0 and abs(voxel - geometry.pixel_size) > 1e-2 * geometry.pixel_size:
+    voxel = read_map(options.mask).pixel_size
+    if abs(voxel - geometry.pixel_size) > 1e-2 * geometry.pixel_size:
         raise InputError(options.mask, f"voxel size {voxel:g} Å", f"{geometry.pixel_size:g} Å, the particles' pixel size",
                          "Resample it with `verglas map --new-pixel`.")  # fmt: skip
     like = Map(np.empty((geometry.box,) * 3, np.float32), geometry.pixel_size)
