@@ -322,3 +322,23 @@ def test_one_accumulator_gives_one_map() -> None:
     result = solve([add_views(Accumulator(BOX), random_rotations(50, generator(3)))], "C1", PIXEL)
     assert result.half_maps is None and result.fsc_S is None and result.wiener_ZYX is None
     assert result.box == BOX and not result.reaches_last_shell() and math.isfinite(float(result.map_ZYX.sum()))
+
+
+@pytest.mark.parametrize("mask_radius", [None, 16.0])
+def test_half_maps_of_pure_noise_do_not_correlate(mask_radius: float | None) -> None:
+    """Weighting voxels by how well they were seen must not make noise agree: no resolution without signal."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = half_plane_pixels(48)
+    sums = []
+    for _ in range(2):
+        half = Accumulator(48)
+        defocus = 0.5 + torch.rand(600, 1, generator=generator)
+        ctf = torch.sin(0.02 * pixels.shell_K.float() ** 2 * defocus)
+        noise = torch.randn(600, 2, pixels.count, generator=generator)
+        half.add(noise * ctf[:, None], ctf**2, random_rotations(600, generator), pixels.coordinates_K3())
+        sums.append(half)
+    result = solve(sums, "C1", 1.0, mask_radius=mask_radius)
+    assert result.fsc_S is not None and result.fsc_masked_S is not None
+    for curve in (result.fsc_S, result.fsc_masked_S):
+        assert abs(float(curve[5:24].mean())) < 0.03  # a shell's spread is about 0.03, so the mean's is below 0.01
+    assert result.resolution(0.5) > 15
