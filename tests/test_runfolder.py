@@ -230,7 +230,8 @@ def test_overwriting_by_a_resumable_run_keeps_the_old_until_the_end(options: Opt
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_leave_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
     script = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell inherit it ignored
 from dataclasses import dataclass
 from pathlib import Path
 from verglas.cli import main as cli
