@@ -44,12 +44,12 @@ def weigh_reference(fourier_BYX: Tensor, tables: GroupTables, factors: ImageFact
     """See README.md; in the precision of `fourier_BYX`."""
     pixels, dtype, device = tables.pixels, fourier_BYX.real.dtype, fourier_BYX.device
     value_BK = pixels.gather(fourier_BYX)
-    turn_B2 = factors.turn_B2.to(device)
+    turn_B2 = factors.turn_B2.to(device, dtype)  # tens of radians at most: single precision keeps 1e-5 of them
     angle_BK = turn_B2[:, :1] * pixels.x_K + turn_B2[:, 1:] * pixels.y_K
     if tables.odd_K is not None:
-        angle_BK = angle_BK - tables.odd_K
-    sign_K = tables.field * (1 - 2 * ((pixels.x_K + pixels.y_K) % 2)).to(angle_BK.dtype)
-    value_BK = value_BK * torch.polar(sign_K.abs().expand_as(angle_BK), angle_BK).to(value_BK.dtype) * sign_K.sign().to(dtype)
+        angle_BK = angle_BK - tables.odd_K.to(dtype)
+    sign_K = tables.field * (1 - 2 * ((pixels.x_K + pixels.y_K) % 2)).to(dtype)
+    value_BK = value_BK * torch.polar(torch.ones_like(angle_BK), angle_BK) * sign_K
     data_B2K = torch.view_as_real(value_BK).transpose(1, 2)
     ctf_BK = _ctf(tables, factors, dtype, device)
     if ctf_BK is None:
