@@ -65,3 +65,11 @@ def test_definition_is_centring_shift_and_ctf() -> None:
     product = (expected * moved)[:, inside]
     assert torch.allclose(weight, expected**2, atol=1e-10)
     assert torch.allclose(torch.complex(data[:, 0], data[:, 1])[:, inside], product, atol=1e-12)
+
+
+def test_double_precision_is_never_lowered_in_silence() -> None:
+    fourier, tables, factors = case(False, False, False, True)
+    data, weight = weigh(fourier, tables, factors)
+    assert data.dtype == weight.dtype == torch.float64
+    with pytest.raises(TypeError, match="complex64"):
+        weigh(fourier, tables, factors, "cpu")

@@ -118,6 +118,7 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
     """Backproject all images and solve for the maps."""
     from verglas.core.symmetry import normalise_name
     from verglas.kernels import choose
+    from verglas.kernels.weigh import choose_weigh
     from verglas.maximization.reconstruct import accumulate, model_geometry
     from verglas.maximization.reconstruction import solve
     from verglas.particles.loader import ImageLoader
@@ -131,7 +132,9 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
     loader = ImageLoader(table, batch_size=batch_size(geometry.box, device), device=device, skip_bad=options.skip_bad)
     half_B = halves(table, options)
     choice = choose(device, torch.float32)
-    run.provenance(device, f"project, backproject: {choice.name} ({choice.reason})", "images, CTF and sums in float32", reason)
+    weighing = choose_weigh(device, torch.float32)
+    kernels = f"project, backproject: {choice.name} ({choice.reason}); weigh: {weighing.name} ({weighing.reason})"
+    run.provenance(device, kernels, "images, CTF and sums in float32", reason)
     nyquist = 2 * geometry.pixel_size
     if options.max_resolution is not None and options.max_resolution < nyquist:
         run.log(f"--max-resolution {options.max_resolution:g} Å is finer than the pixel size allows: {nyquist:g} Å is used")

@@ -17,10 +17,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from verglas.kernels.weigh.reference import SMALLEST
 from verglas.optics.aberrations import even_phase_K
 from verglas.optics.group import OpticsGroup
-
-SMALLEST = 1e-8  # |CTF| is never less, so that dividing by it is safe
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def _weigh(fourier, index, x_K, y_K, sign, odd, turn_x, turn_y, ctf, phase, enve
 
 
 def weigh_cpu(fourier_BYX: Tensor, tables: GroupTables, factors: ImageFactors) -> tuple[Tensor, Tensor]:
-    """See README.md; complex64 transforms."""
+    """See README.md; complex64 transforms (TypeError for others: this kernel computes in single precision)."""
+    if fourier_BYX.dtype != torch.complex64:
+        raise TypeError(f"the compiled kernel weighs complex64 transforms, got {fourier_BYX.dtype}")
     pixels, n = tables.pixels, len(fourier_BYX)
     data_B2K = torch.from_numpy(np.empty((n, 2, pixels.count), np.float32))
     weight_BK = torch.from_numpy(np.empty((n, pixels.count), np.float32))

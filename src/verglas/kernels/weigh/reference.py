@@ -9,7 +9,7 @@ from torch import Tensor
 
 from verglas.core.fourier import PixelList
 
-SMALLEST = 1e-8  # |CTF| is never less, as in verglas/optics/ctf.py
+SMALLEST = 1e-8  # |CTF| is never less, so that dividing by it is safe
 
 
 @dataclass(frozen=True)
