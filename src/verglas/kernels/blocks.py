@@ -1,0 +1,58 @@
+"""Ragged lists of what is compared: for each particle some slices and some shifts, every pair of them one sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """CSR lists of B particles. Sample (slice a, shift t) of particle i is number value_ptr[i] + a * n_shifts(i) + t.
+
+    slice_ptr_B1, shift_ptr_B1, value_ptr_B1: int64 [B + 1]; slice_N: int32, rows of the slice table (ascending within a
+    particle); shift_M: int32, which of the particle's shifted images.
+    """
+
+    slice_ptr_B1: Tensor
+    slice_N: Tensor
+    shift_ptr_B1: Tensor
+    shift_M: Tensor
+    value_ptr_B1: Tensor
+
+    @classmethod
+    def build(cls, slice_ptr_B1: Tensor, slice_N: Tensor, shift_ptr_B1: Tensor, shift_M: Tensor) -> Blocks:
+        """Blocks of these lists; the numbering of the samples follows."""
+        sizes = (slice_ptr_B1[1:] - slice_ptr_B1[:-1]) * (shift_ptr_B1[1:] - shift_ptr_B1[:-1])
+        value_ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        return cls(slice_ptr_B1.long(), slice_N.int(), shift_ptr_B1.long(), shift_M.int(), value_ptr)
+
+    @property
+    def particles(self) -> int:
+        return len(self.slice_ptr_B1) - 1
+
+    @property
+    def samples(self) -> int:
+        return int(self.value_ptr_B1[-1])
+
+    def shape(self, particle: int) -> tuple[int, int]:
+        """(number of slices, number of shifts) of a particle."""
+        slices = int(self.slice_ptr_B1[particle + 1] - self.slice_ptr_B1[particle])
+        return slices, int(self.shift_ptr_B1[particle + 1] - self.shift_ptr_B1[particle])
+
+    def lists(self, particle: int) -> tuple[Tensor, Tensor, slice]:
+        """(its slices [n], its shifts [m], where its n * m samples lie), for plain references and tests."""
+        slices = self.slice_N[self.slice_ptr_B1[particle] : self.slice_ptr_B1[particle + 1]].long()
+        shifts = self.shift_M[self.shift_ptr_B1[particle] : self.shift_ptr_B1[particle + 1]].long()
+        return slices, shifts, slice(int(self.value_ptr_B1[particle]), int(self.value_ptr_B1[particle + 1]))
+
+    def sample_indices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(particle, position in slice_N, position in shift_M) of every sample, int64 [samples] each."""
+        sizes = self.value_ptr_B1[1:] - self.value_ptr_B1[:-1]
+        particle = torch.repeat_interleave(torch.arange(self.particles, device=sizes.device), sizes)
+        within = torch.arange(self.samples, device=sizes.device) - self.value_ptr_B1[particle]
+        shifts = (self.shift_ptr_B1[1:] - self.shift_ptr_B1[:-1])[particle]
+        a = torch.div(within, shifts, rounding_mode="floor")
+        return particle, self.slice_ptr_B1[particle] + a, self.shift_ptr_B1[particle] + within - a * shifts

@@ -1,0 +1,39 @@
+"""What a refinement can be told, with RELION's auto-refine defaults. Imports nothing heavy: the command line is made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["auto", "half", "single", "double"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Options of one auto-refinement. Lengths in Å, angles in degrees, unless a comment says otherwise."""
+
+    diameter: float  # of the particle: circular mask on images, spherical mask on maps
+    symmetry: str = "C1"
+    initial_resolution: float = 60.0  # the reference is low-passed to this
+    absolute_greyscale: bool = False  # the reference has the data's grey scale: no first iteration by cross-correlation
+    mask: Path | None = None  # replaces the spherical mask on the maps
+    solvent_corrected_fsc: bool = False  # FSC inside the mask, corrected by phase randomisation; needs a mask
+    healpix_order: int = 2  # of the coarse grid at the start
+    oversampling: int = 1  # each coarse orientation has 8^n children, each offset 4^n
+    offset_range: float = 5.0  # px
+    offset_step: float = 2.0  # px, coarse
+    local_from_order: int = 4  # coarse order from which on searches are local
+    perturbation: float = 0.5  # of the grids, in steps
+    adaptive_fraction: float = 0.999
+    join_resolution: float = 40.0  # below, the halves are averaged
+    mask_edge: float = 5.0  # px
+    padding: float = 2.0
+    tau2_fudge: float = 1.0
+    correct_norm: bool = True
+    correct_scale: bool = True
+    max_iterations: int = 60
+    initial_offset_sigma: float = 10.0
+    seed: int = 0
+    precision: Precision = "auto"  # half operands with single sums on a GPU, single on a CPU
+    memory_gb: float | None = None  # what batches and tables may take; None: planned from what is free

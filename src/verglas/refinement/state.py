@@ -1,0 +1,139 @@
+"""The state of a refinement: all that one iteration hands to the next, and all that a checkpoint holds.
+
+Spectra are per shell of the model's box, shells 0..N/2, in units of forward-normalised 2-D transforms; sigma2 and tau2 are
+variances of one component (real or imaginary) as in RELION's files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class HalfModel:
+    """What one half-set knows. map_ZYX: the next reference, float32 [N, N, N] on the CPU, masked.
+
+    sigma2_noise_GS: per optics group; direction_prior_D: sums to 1 over the directions of the grid; offset_sigma: Å;
+    norm_average: mean norm correction; scale_M: per micrograph group (mean 1). The rest describes the map:
+    tau2_S, sigma2_S (rlnReferenceSigma2), ssnr_S (rlnSsnrMap), coverage_S (rlnFourierCompleteness).
+    """
+
+    map_ZYX: Tensor
+    sigma2_noise_GS: Tensor
+    direction_prior_D: Tensor
+    offset_sigma: float
+    norm_average: float
+    scale_M: Tensor
+    tau2_S: Tensor
+    sigma2_S: Tensor
+    ssnr_S: Tensor
+    coverage_S: Tensor
+    log_likelihood: float = 0.0
+    average_pmax: float = 0.0
+
+
+@dataclass
+class Poses:
+    """What is known of each particle, in the order of the table [B]; float64 unless said.
+
+    rotation_B33: A, object to image; origin_B2: Å, centres the image; norm_B: norm correction; log_likelihood_B: natural
+    logarithm (rlnLogLikeliContribution); pmax_B; significant_B: int64, coarse samples; entropy_B: of the posterior, nats;
+    half_B: int64, 1 or 2; micrograph_B: int64, scale group.
+    """
+
+    rotation_B33: Tensor
+    origin_B2: Tensor
+    norm_B: Tensor
+    log_likelihood_B: Tensor
+    pmax_B: Tensor
+    significant_B: Tensor
+    entropy_B: Tensor
+    half_B: Tensor
+    micrograph_B: Tensor
+
+
+@dataclass
+class Schedule:
+    """Sampling and convergence (RELION facts 5). Angles in degrees, lengths in Å, all of the coarse grid.
+
+    local_sigma: standard deviation of the orientation prior, 0 while searches are global; perturbation: in steps,
+    drawn anew each iteration; counters as in rlnNumberOfIterWithoutResolutionGain and ...ChangingAssignments.
+    changes_*, smallest_*: hidden-variable changes of the last iteration, and the smallest since the grid was refined.
+    """
+
+    healpix_order: int
+    oversampling: int
+    offset_range: float
+    offset_step: float
+    perturbation: float = 0.0
+    local_sigma: float = 0.0
+    iterations_without_gain: int = 0
+    iterations_without_changes: int = 0
+    best_resolution: float = float("inf")
+    changes_angles: float = 999.0
+    changes_offsets: float = 999.0
+    smallest_angles: float = 999.0
+    smallest_offsets: float = 999.0
+    accuracy_angles: float = 999.0
+    accuracy_offsets: float = 999.0
+    fine_enough: bool = False
+    size_increment: int = 10
+    high_fsc_at_limit: bool = False
+    converged: bool = False
+
+    @property
+    def angular_step(self) -> float:
+        """Coarse step in degrees: 360 / (6 2^order)."""
+        return 360.0 / (6 * 2**self.healpix_order)
+
+    @property
+    def fine_angular_step(self) -> float:
+        """Step after oversampling, degrees."""
+        return self.angular_step / 2**self.oversampling
+
+    @property
+    def fine_offset_step(self) -> float:
+        """Step after oversampling, Å."""
+        return self.offset_step / 2**self.oversampling
+
+
+@dataclass
+class State:
+    """A refinement between two iterations. halves: one model per half-set (one only, if all particles are together).
+
+    iteration: number of the last iteration done (0: nothing yet); current_resolution: Å; current_size: px, of the last
+    iteration; fsc_S: of the half maps; solved: whether the last, joint iteration is done; micrographs: names of the
+    scale groups; group_names: of the optics groups.
+    """
+
+    iteration: int
+    halves: list[HalfModel]
+    poses: Poses
+    schedule: Schedule
+    box: int
+    pixel_size: float
+    current_resolution: float
+    current_size: int
+    fsc_S: Tensor
+    micrographs: list[str] = field(default_factory=list)
+    solved: bool = False
+
+    @property
+    def shells(self) -> int:
+        return self.box // 2 + 1
+
+    def shell_of(self, resolution: float) -> int:
+        """Shell nearest to a resolution in Å, round(N p / d)."""
+        return int(self.box * self.pixel_size / resolution + 0.5)
+
+    def resolution_of(self, shell: int) -> float:
+        """Å of a shell; infinite for shell 0."""
+        return self.box * self.pixel_size / shell if shell else float("inf")
+
+
+def flat_spectrum(shells: int, value: float = 0.0) -> Tensor:
+    """A constant spectrum, float64 [S]."""
+    return torch.full((shells,), value, dtype=torch.float64)
