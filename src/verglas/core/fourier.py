@@ -138,6 +138,17 @@ def half_plane_pixels(
     return PixelList(box, radius, x.int(), y.int(), index, shell).to(device)
 
 
+def nested_pixels(pixels: PixelList, inner_radius: float) -> tuple[PixelList, int]:
+    """The same pixels with those of r <= `inner_radius` first, otherwise in their order; and how many those are.
+
+    A coarse comparison then reads the first part of every row.
+    """
+    inside_K = pixels.x_K.double() ** 2 + pixels.y_K.double() ** 2 <= inner_radius**2
+    order = torch.cat([inside_K.nonzero().squeeze(1), (~inside_K).nonzero().squeeze(1)])
+    parts = [getattr(pixels, name)[order] for name in ("x_K", "y_K", "index_K", "shell_K")]
+    return PixelList(pixels.box, pixels.radius, *parts), int(inside_K.sum())
+
+
 def shells_of_half_volume(box: int, device: torch.device | str = "cpu") -> Tensor:
     """round(r) of every voxel of a [N, N, N/2+1] transform, int64."""
     f = signed_frequencies(box, device).float()

@@ -1,0 +1,57 @@
+"""Slices of one reference in the form the comparison wants: divided by the common noise, in its precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verglas.expectation.sampling import OrientationGrid
+from verglas.projection.volume import FourierVolume
+
+NUMBERS_AT_ONCE = 2**27  # of the float32 slices before they are rounded
+
+
+class Slicer:
+    """Slices P / sigma_c of a reference at fixed coordinates. dtype: what the slices are rounded to."""
+
+    def __init__(self, volume: FourierVolume, coordinates_K3: Tensor, common_K: Tensor, dtype: torch.dtype) -> None:
+        self.volume, self.coordinates_K3, self.dtype = volume, coordinates_K3, dtype
+        self.inverse_K = (1 / common_K).to(volume.work_dtype)
+
+    def __call__(self, rotation_R33: Tensor) -> Tensor:
+        """[R, 2, K] at poses A."""
+        pixels = len(self.coordinates_K3)
+        step = max(1, NUMBERS_AT_ONCE // (2 * pixels))
+        out = torch.empty(len(rotation_R33), 2, pixels, dtype=self.dtype, device=self.coordinates_K3.device)
+        for first in range(0, len(rotation_R33), step):
+            part = slice(first, first + step)
+            out[part] = self.volume.slices(rotation_R33[part], self.coordinates_K3).mul_(self.inverse_K)
+        return out
+
+
+class FineSlices:
+    """Slices of the children of coarse orientations: of the whole grid once, if that fits, else of those asked for.
+
+    `of(orientations)` returns (table [*, 2, K], row of the first child of each orientation); the children of an
+    orientation are consecutive rows.
+    """
+
+    def __init__(self, slicer: Slicer, grid: OrientationGrid, whole: bool) -> None:
+        self.slicer, self.grid = slicer, grid
+        self.table: Tensor | None = None
+        if whole:
+            self.table = slicer(grid.child_rotations(torch.arange(grid.count * grid.children_per_orientation)))
+
+    def of(self, orientation_U: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class. orientation_U: int64, coarse orientations."""
+        each = self.grid.children_per_orientation
+        if self.table is not None:
+            return self.table, orientation_U * each
+        return self.slicer(self.grid.child_rotations(child_indices(orientation_U, each))), each * torch.arange(
+            len(orientation_U), device=orientation_U.device
+        )
+
+
+def child_indices(orientation_U: Tensor, each: int) -> Tensor:
+    """Fine indices of all children, [U * each] int64: o * each + c."""
+    return (orientation_U[:, None] * each + torch.arange(each, device=orientation_U.device)).flatten()
