@@ -21,13 +21,14 @@ from verglas.particles.table import ParticleTable
 
 LARGEST_MEAN = 0.5  # of the background, in its own standard deviations
 DEVIATIONS = (0.5, 2.0)  # between which the background's standard deviation should lie
+ROUNDING = 1e-6  # of the power: a smaller difference between mean power and power of the mean is float32 rounding
 
 
 @dataclass(frozen=True)
 class InitialNoise:
-    """sigma2_noise_GS: float64, variance per real or imaginary component of each group's own forward-normalised
-    transforms, by shell of the model; mean_image_YX: float64, average of the masked images on the model's grid;
-    notices: what a user should know of the images' normalisation.
+    """sigma2_noise_GS: float64, variance per real or imaginary component of forward-normalised transforms, by shell of
+    the model and in its unit (transforms of images of another field times the ratio of the areas); mean_image_YX: float64,
+    average of the masked images on the model's grid; notices: what a user should know of the images' normalisation.
     """
 
     sigma2_noise_GS: Tensor
@@ -88,10 +89,13 @@ def initial_noise(
         raise InputError("the particles", "no image to estimate the noise from", "at least two images")
     sigma2_GS = torch.zeros(n_groups, box // 2 + 1, dtype=torch.float64)
     for (size, own_pixel), one in sums.items():
-        shells = _ModelShells(size, (box * pixel_size) / (size * own_pixel), box // 2 + 1)
+        scale = (box * pixel_size) / (size * own_pixel)
+        shells = _ModelShells(size, scale, box // 2 + 1)
         average_S = shells.mean(torch.fft.rfft2(one.image_YX / one.count, norm="forward").abs().square())
         for index, power_YX in one.power_GYX.items():
-            sigma2_GS[index] = positive((shells.mean(power_YX / one.count_G[index]) - average_S) / 2)
+            power_S = shells.mean(power_YX / one.count_G[index])
+            noise_S = torch.where(power_S - average_S > ROUNDING * power_S, power_S - average_S, 0)
+            sigma2_GS[index] = positive(noise_S) / 2 / scale**4
     return InitialNoise(sigma2_GS, _mean_image(sums, box, pixel_size), unusual.notices())
 
 
