@@ -1,0 +1,239 @@
+"""What is asked of the particles and the reference before a refinement starts: errors for what cannot work, notices else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verglas.core.fourier import (
+    PixelList,
+    centred_irfft3,
+    centred_rfft2,
+    centred_rfft3,
+    crop_half_volume,
+    half_plane_pixels,
+    shells_of_half_volume,
+)
+from verglas.core.masks import low_pass_filter, radius_grid
+from verglas.core.symmetry import order
+from verglas.errors import InputError
+from verglas.io.mrc import Map
+from verglas.optics.ctf import CtfParameters, GroupCtf
+from verglas.particles.loader import ImageBatch, ImageLoader
+from verglas.particles.table import ParticleTable
+from verglas.refinement.config import RefineConfig
+
+SMALLEST_HALF = 20  # particles of one half-set
+FEW_VIEWS = 500  # particles times symmetry order; below it a map hardly comes out
+SAMPLE = 500  # images looked at
+CONTRAST_RESOLUTION = 40.0  # Å; coarser than this, proteins look like blobs
+INVERTED_IMAGES = -4.0  # standard errors from 0
+INVERTED_REFERENCE = -0.5  # of a measure that runs from -1 to 1
+LARGEST_MEAN, DEVIATIONS = 0.5, (0.5, 2.0)  # of the background: |mean| / deviation, and deviation (RELION's limits)
+
+
+def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ignore_contrast: bool = False) -> list[str]:
+    """Check everything that can be known before the images are aligned; returns notices, plain sentences for the user.
+
+    ignore_contrast: inverted contrast of reference or images is a notice instead of an error.
+    Raises InputError for too few particles, an empty half-set, a diameter that does not fit the box, missing CTF columns,
+    stacks that are missing or broken, a reference without density, inverted contrast.
+    """
+    notices = check_counts(table, config)
+    check_diameter(table, config)
+    check_ctf(table)
+    faults = [reference_fault(reference, config.diameter)]
+    chosen = table.subset(SAMPLE, config.seed)
+    sample = look_at(chosen, config.diameter)
+    if len(sample.background_mean_B):
+        faults.append(sample.contrast_fault())
+        notices += sample.notices()
+    for fault in faults:
+        if fault is not None and fault.is_certain and not ignore_contrast:
+            raise InputError(fault.where, fault.found, fault.expected, fault.fix)
+        if fault is not None:
+            notices.append(f"{fault.where}: {fault.found}")
+    return notices
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A suspicion about contrast, in the terms of an InputError; is_certain: enough to stop for."""
+
+    where: str
+    found: str
+    expected: str
+    fix: str
+    is_certain: bool
+
+
+def check_counts(table: ParticleTable, config: RefineConfig) -> list[str]:
+    """Both half-sets hold enough particles; InputError states the numbers. Returns a notice if the views are few."""
+    if len(table) < 2 * SMALLEST_HALF:
+        raise InputError(table.source, f"{len(table)} particles", f"at least {2 * SMALLEST_HALF} for a refinement",
+                         "Pick more particles.")  # fmt: skip
+    sizes = np.bincount(table.half_sets(config.seed), minlength=3)[1:]
+    if sizes.min() < SMALLEST_HALF:
+        raise InputError(f"{table.source}, rlnRandomSubset", f"half-sets of {sizes[0]} and {sizes[1]} particles",
+                         f"at least {SMALLEST_HALF} in each", "Remove the column to draw new halves.")  # fmt: skip
+    notices = []
+    if len(table) * order(config.symmetry) < FEW_VIEWS:
+        notices.append(f"{len(table)} particles are few: a refinement may not find their poses, and its map will be coarse")
+    if sizes.max() > 1.5 * sizes.min():
+        notices.append(f"the half-sets are of very different size: {sizes[0]} and {sizes[1]} particles")
+    return notices
+
+
+def check_diameter(table: ParticleTable, config: RefineConfig) -> None:
+    """InputError unless 0 < diameter <= width of the smallest box in use (Å)."""
+    used = [table.groups[i] for i in np.unique(table.group_index_B)]
+    width = min((group.box * group.pixel_size for group in used if group.box), default=math.inf)
+    if not 0 < config.diameter <= width:
+        raise InputError("--diameter", f"{config.diameter:g} Å", f"more than 0 and at most {width:g} Å, the width of the box",
+                         "It is the diameter of the circular mask around the particle.")  # fmt: skip
+
+
+def check_ctf(table: ParticleTable) -> CtfParameters | None:
+    """The particles' CTF parameters, None if no image needs a CTF; InputError names the columns that are missing."""
+    used = np.unique(table.group_index_B)
+    return None if all(table.groups[i].ctf_corrected for i in used) else table.ctf()
+
+
+# The reference
+
+
+def reference_fault(reference: Map, diameter: float) -> Fault | None:
+    """Whether protein is dark in the reference; InputError if all its voxels have one value."""
+    if np.ptp(reference.data_ZYX) == 0:
+        raise InputError("--reference", "all voxels have one value", "a density map", "Check how the map was made.")
+    skew = density_skewness(reference, diameter)
+    if skew > -INVERTED_REFERENCE / 2:
+        return None
+    certain = skew < INVERTED_REFERENCE
+    if certain:
+        found = f"its contrast is inverted: the density is negative against the background (skewness {skew:.2f} of -1..1)"
+    else:
+        found = f"its contrast cannot be told: density on both sides of the background (skewness {skew:.2f} of -1..1)"
+    return Fault("--reference", found, "protein brighter than the background",
+                 "Invert it with `verglas map --invert`, or pass --ignore-contrast.", certain)  # fmt: skip
+
+
+def density_skewness(reference: Map, diameter: float) -> float:
+    """sum d^3 / sum |d|^3 inside the sphere of `diameter` Å, d = density at 40 Å less the median outside; from -1 to 1.
+
+    Near 1 for protein (dense against a flat background), near -1 when inverted, near 0 for noise.
+    """
+    low_ZYX, pixel_size = low_passed(reference)
+    radius_ZYX = radius_grid(len(low_ZYX), 3) * pixel_size
+    inside_ZYX = radius_ZYX <= min(diameter / 2, 0.5 * (len(low_ZYX) - 1) * pixel_size)
+    cube_V = (low_ZYX[inside_ZYX] - low_ZYX[~inside_ZYX].median()).double() ** 3
+    return float(cube_V.sum() / cube_V.abs().sum().clamp_min(1e-300))
+
+
+def low_passed(reference: Map) -> tuple[Tensor, float]:
+    """The map at 40 Å (or what it holds) on as few voxels as that needs, and their size in Å."""
+    box, pixel_size = reference.box, reference.pixel_size
+    cutoff = min(box / 2 - 1, box * pixel_size / CONTRAST_RESOLUTION)
+    small = min(box, 2 * math.ceil(cutoff + 3) + 2)
+    fourier_ZYX = crop_half_volume(centred_rfft3(torch.tensor(reference.data_ZYX)), small)
+    keep_ZYX = low_pass_filter(shells_of_half_volume(small).float(), max(cutoff, 2.0))
+    return centred_irfft3(fourier_ZYX * keep_ZYX, small), pixel_size * box / small
+
+
+# The images
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """What a sample of images shows, one value each [B]: mean and standard deviation outside the circle of the particle;
+    blob_B: how much a bright blob of the particle's size at the centre is like the image, seen through its CTF."""
+
+    source: str
+    background_mean_B: np.ndarray
+    background_deviation_B: np.ndarray
+    blob_B: np.ndarray
+
+    @property
+    def contrast(self) -> float:
+        """Mean of blob_B in standard errors: well above 0 if protein is bright, well below if it is dark."""
+        spread = self.blob_B.std(ddof=1) if len(self.blob_B) > 1 else 0.0
+        return float(self.blob_B.mean() / max(spread, 1e-300) * math.sqrt(len(self.blob_B)))
+
+    def contrast_fault(self) -> Fault | None:
+        """Whether protein is dark in the images."""
+        if self.contrast > -INVERTED_IMAGES / 2:
+            return None
+        seen = f"in {len(self.blob_B)} of them a bright blob at the centre fits at {self.contrast:.1f} standard errors"
+        certain = self.contrast < INVERTED_IMAGES
+        found = "their contrast is inverted: protein is dark" if certain else "whether protein is bright cannot be told"
+        return Fault(f"{self.source}, images", f"{found} ({seen})", "protein brighter than the background",
+                     "Invert them with `verglas stack --invert`, or pass --ignore-contrast.", certain)  # fmt: skip
+
+    def notices(self) -> list[str]:
+        """A sentence if the background of many images is not of mean 0 and standard deviation 1."""
+        mean_B, deviation_B = self.background_mean_B, self.background_deviation_B
+        off_B = (np.abs(mean_B) > LARGEST_MEAN * deviation_B) | (deviation_B < DEVIATIONS[0]) | (deviation_B > DEVIATIONS[1])
+        if off_B.mean() < 0.05:
+            return []
+        return [
+            f"{100 * off_B.mean():.0f} % of the images are not normalised: outside the particle their mean is "
+            f"{np.median(mean_B):.3g} and their standard deviation {np.median(deviation_B):.3g} (medians; 0 and 1 are expected). "
+            "`verglas stack --normalise` does it"
+        ]
+
+
+def look_at(table: ParticleTable, diameter: float) -> ImageSample:
+    """Read all images of `table` and measure background and contrast; diameter: Å. Unusable images are left out here."""
+    parameters = check_ctf(table)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in ImageLoader(table, batch_size=64, skip_bad=True):
+        own = None if parameters is None else parameters[torch.from_numpy(batch.index_B)]
+        found.append(measure(batch, own, diameter))
+    columns = [torch.cat(column).double().numpy() for column in zip(*found)] if found else [np.zeros(0)] * 3
+    return ImageSample(str(table.source), columns[0], columns[1], columns[2])
+
+
+def measure(batch: ImageBatch, parameters: CtfParameters | None, diameter: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, deviation) of the pixels farther than diameter / 2 from the centre, and the blob's likeness; [B] each."""
+    box, pixel_size = batch.image_BYX.shape[-1], batch.group.pixel_size
+    radius_YX = radius_grid(box, 2) * pixel_size
+    # A diameter as wide as the box leaves the corners only, and those always.
+    outside_YX = radius_YX > min(diameter / 2, 0.5 * box * pixel_size)
+    outside_BP = batch.image_BYX[:, outside_YX]
+    mean_B, deviation_B = outside_BP.mean(-1), outside_BP.std(-1)
+    image_BYX = (batch.image_BYX - mean_B[:, None, None]) / deviation_B.clamp_min(1e-10)[:, None, None]
+    low = max(box * pixel_size / CONTRAST_RESOLUTION, 3.0)
+    pixels = half_plane_pixels(box, math.ceil(low))
+    data_BK = pixels.gather(centred_rfft2(image_BYX))
+    ctf_BK = torch.ones(1)
+    if parameters is not None:
+        ctf_BK = GroupCtf.build(pixels.frequency_K2(pixel_size), batch.group)(parameters)
+    ball_YX = (1 - (radius_YX / (diameter / 2)).square()).clamp_min(0).sqrt()  # projection of a full sphere
+    ball_K = pixels.gather(centred_rfft2(ball_YX[None]))[0].real
+    return mean_B, deviation_B, likeness(data_BK, ctf_BK, ball_K, pixels)
+
+
+def likeness(data_BK: Tensor, ctf_BK: Tensor, ball_K: Tensor, pixels: PixelList) -> Tensor:
+    """sum_k C_k Re(X_k) T_k / N_s without DC: the matched filter for a real template T in noise of power N. [B]
+
+    N_s is the mean power of the batch in each shell. The CTF C settles the sign, so that the answer does not depend on
+    defocus or phase plates.
+    """
+    shells = int(pixels.shell_K.max()) + 1
+    total_S = torch.zeros(shells).index_add_(0, pixels.shell_K, data_BK.abs().square().mean(0))
+    power_S = total_S / torch.bincount(pixels.shell_K, minlength=shells).clamp_min(1)
+    weight_K = torch.where(pixels.shell_K > 0, ball_K / power_S.clamp_min(1e-30)[pixels.shell_K], 0.0)
+    return (data_BK.real * ctf_BK * weight_K).sum(-1)
+
+
+def bad_rows(table: ParticleTable) -> Sequence[tuple[int, str, str]]:
+    """(row, name, reason) of every image that cannot be used; reads all images once."""
+    loader = ImageLoader(table, batch_size=256, skip_bad=True)
+    for _ in loader:
+        pass
+    return [(image.row, image.name, image.reason) for image in loader.bad]
