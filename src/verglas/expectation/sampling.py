@@ -220,7 +220,7 @@ class OffsetGrid:
     def build(cls, range_angstrom: float, step_angstrom: float, oversampling: int, perturbation: float = 0.0) -> OffsetGrid:
         """Offsets on a square grid of a step (Å) up to a range (Å), all displaced along x and y by perturbation * step."""
         if not (step_angstrom > 0 and range_angstrom >= 0):
-            raise InputError("offsets", f"range {range_angstrom:g} Å, step {step_angstrom:g} Å", "a range of 0 or more, a step above 0",
+            raise InputError("offsets", f"range {range_angstrom:g} Å, step {step_angstrom:g} Å", "a range >= 0, a step > 0",
                              "Give a range of a few pixels and a step of one or two.")  # fmt: skip
         reach = math.ceil(range_angstrom / step_angstrom)
         axis = torch.arange(-reach, reach + 1, dtype=torch.float64) * step_angstrom
