@@ -1,0 +1,202 @@
+"""The maximization of one refinement iteration: from the weighted sums of two half-sets to the next references.
+
+Order and constants are RELION's (facts 4.2-4.6): Friedel partners and point group, joining at low resolution, FSC, tau^2,
+Wiener solve. Spectra are per shell of the map, [N/2 + 1] float64, in units of forward-normalised 2-D transforms, one
+component (real or imaginary); they are 0 beyond the radius of the sums. Weights are sums of CTF^2 / sigma^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verglas.core.rows import RowTable
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.reconstruction import add
+from verglas.maximization.solve import SolvedSums, gather_sums
+from verglas.projection.volume import coordinate_chunks, radius2
+
+FscOfMaps = Callable[[list[Tensor]], Tensor]
+"""How to judge two unregularised half maps, for example inside a mask: maps [N, N, N] -> FSC [N/2 + 1]."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One map, not yet flattened, and what is known of its shells.
+
+    map_ZYX: float32 [N, N, N]; tau2_S: power of the signal (rlnReferenceTau2); sigma2_S: power of the map's noise,
+    1 / (padding^3 mean weight) (rlnReferenceSigma2); ssnr_S: their ratio times tau2_fudge as RELION counts it
+    (rlnSsnrMap); coverage_S: share of voxels where the data outweigh the prior (rlnFourierCompleteness).
+    """
+
+    map_ZYX: Tensor
+    tau2_S: Tensor
+    sigma2_S: Tensor
+    ssnr_S: Tensor
+    coverage_S: Tensor
+
+
+def solve_halves(
+    sums: tuple[Accumulator, Accumulator], symmetry: str, join_shell: int, tau2_fudge: float = 1.0,
+    fsc_S: Tensor | FscOfMaps | None = None,
+) -> tuple[list[Solution], Tensor]:  # fmt: skip
+    """The next reference of each half-set, and the FSC of the halves that their priors come from.
+
+    join_shell: up to it both halves get the mean of their sums, so that they do not drift apart (FSC 1 there).
+    fsc_S: a curve to use, or a function of the two unregularised maps; None: of the averages, unmasked.
+    The accumulators are used up.
+    """
+    halves = gathered_halves(sums, symmetry)
+    join_low_shells(halves, join_shell)
+    if fsc_S is None:
+        curve_S = fsc_of_sums(halves)
+    else:
+        curve_S = fsc_S([half.map() for half in halves]) if callable(fsc_S) else fsc_S
+    return [_solve_with_fsc(half, curve_S, tau2_fudge, joined=False) for half in halves], curve_S
+
+
+def solve_joined(
+    sums: tuple[Accumulator, Accumulator], symmetry: str, fsc_S: Tensor | FscOfMaps | None = None,
+    tau2_fudge: float = 1.0, join_shell: int = 0,
+) -> tuple[Solution, list[Tensor], Tensor]:  # fmt: skip
+    """The last iteration (facts 5.5): the map of all particles, both half maps without prior or joining, and the FSC.
+
+    join_shell: as in `solve_halves`, for the FSC only. The accumulators are used up.
+    """
+    halves = gathered_halves(sums, symmetry)
+    half_maps = [half.map() for half in halves]
+    whole = add(halves)
+    if fsc_S is None:
+        join_low_shells(halves, join_shell)
+        curve_S = fsc_of_sums(halves)
+    else:
+        curve_S = fsc_S(half_maps) if callable(fsc_S) else fsc_S
+    del halves
+    return _solve_with_fsc(whole, curve_S, tau2_fudge, joined=True), half_maps, curve_S
+
+
+def solve_single(sums: Accumulator, symmetry: str, reference_tau2_S: Tensor, tau2_fudge: float = 1.0) -> Solution:
+    """Without half-sets: the prior's power is that of the reference the particles were compared with (facts 4.3).
+
+    reference_tau2_S: from `reference.reference_spectrum`. A shell where it is 0 comes out empty. `sums` is used up.
+    """
+    gathered = gather_sums([sums], symmetry, consume=True)
+    sigma2_S = _noise_power(gathered)
+    tau2_S = reference_tau2_S[: len(sigma2_S)].to(sigma2_S)
+    ssnr_S = torch.where(sigma2_S > 0, tau2_fudge * tau2_S / sigma2_S, 0)
+    return _solution(gathered, tau2_S, sigma2_S, ssnr_S, tau2_fudge)
+
+
+def gathered_halves(sums: tuple[Accumulator, Accumulator], symmetry: str) -> list[SolvedSums]:
+    """Both halves with Friedel partners and point group applied; the accumulators are used up."""
+    return [gather_sums([half], symmetry, consume=True) for half in sums]
+
+
+def join_low_shells(halves: list[SolvedSums], shell: int) -> None:
+    """Replace data and weight of both halves within r <= shell by their mean, in place; shell 0 leaves them apart."""
+    first, second = halves
+    limit2 = _padded_radius(shell, first.padding) ** 2
+    if shell <= 0:
+        return
+    for part, coordinates in coordinate_chunks(first.rows):
+        inside = radius2(coordinates) <= limit2
+        if not bool(inside.any()):
+            continue
+        for a, b in ((first.data_V2, second.data_V2), (first.weight_V, second.weight_V)):
+            chosen = inside[:, None] if a.ndim == 2 else inside
+            mean = 0.5 * (a[part] + b[part])
+            a[part] = torch.where(chosen, mean, a[part])
+            b[part] = torch.where(chosen, mean.to(b.dtype), b[part])
+
+
+def fsc_of_sums(halves: list[SolvedSums]) -> Tensor:
+    """FSC of two halves from their sums alone, [N/2 + 1]; FSC(0) = 1, 0 beyond the radius (facts 4.5).
+
+    Sums of padded voxels are added up on the unpadded grid (index round(k / padding)) and divided there: no prior, no
+    real space. The plane x = 0, stored whole, counts as stored.
+    """
+    first, second = halves
+    average_a, average_b = _unpadded_average(first), _unpadded_average(second)
+    shell, inside = _unpadded_shells(first)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
+
+    cross = total((average_a * average_b).sum(1))
+    norm = (total(average_a.square().sum(1)) * total(average_b.square().sum(1))).sqrt()
+    fsc_S = cross.new_zeros(first.box // 2 + 1)
+    fsc_S[: first.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
+    fsc_S[0] = 1.0
+    return fsc_S
+
+
+def ssnr_of_fsc(fsc_S: Tensor, tau2_fudge: float = 1.0, joined: bool = False) -> Tensor:
+    """T f / (1 - f) with f = FSC, or sqrt(2 FSC / (1 + FSC)) for both halves together; f within 0.001..0.999."""
+    f = fsc_S.clamp_min(1e-3)
+    if joined:
+        f = (2 * f / (1 + f)).sqrt()
+    f = f.clamp_max(0.999)
+    return tau2_fudge * f / (1 - f)
+
+
+def _solve_with_fsc(sums: SolvedSums, fsc_S: Tensor, tau2_fudge: float, joined: bool) -> Solution:
+    sigma2_S = _noise_power(sums)
+    ssnr_S = ssnr_of_fsc(fsc_S[: len(sigma2_S)].to(sigma2_S), tau2_fudge, joined)
+    return _solution(sums, ssnr_S * sigma2_S, sigma2_S, ssnr_S, tau2_fudge)
+
+
+def _noise_power(sums: SolvedSums) -> Tensor:
+    """1 / (padding^3 mean weight) per shell, 0 where nothing was seen, [radius + 1]."""
+    weight_S = sums.shell_weight() * sums.padding**3
+    return torch.where(weight_S > 0, 1 / weight_S.clamp_min(1e-300), 0)
+
+
+def _solution(sums: SolvedSums, tau2_S: Tensor, sigma2_S: Tensor, ssnr_S: Tensor, tau2_fudge: float) -> Solution:
+    """Solve with 1 / tau^2 in units of the weight. The fudge counts twice where it is in tau^2 already, as in RELION."""
+    inverse_tau2_S = 1 / (sums.padding**3 * tau2_fudge * tau2_S)  # infinite where no signal is expected: the map is 0 there
+    coverage_S = sums.coverage(inverse_tau2_S)
+
+    def padded(curve_S: Tensor) -> Tensor:
+        out = torch.zeros(sums.box // 2 + 1, dtype=torch.float64, device=curve_S.device)
+        out[: len(curve_S)] = curve_S
+        return out
+
+    curves = [padded(curve_S) for curve_S in (tau2_S, sigma2_S, ssnr_S, coverage_S)]
+    return Solution(sums.map(inverse_tau2_S), *curves)
+
+
+def _padded_radius(shell: int, padding: float) -> int:
+    return int(shell * padding + 0.5)
+
+
+def _unpadded_average(sums: SolvedSums) -> Tensor:
+    """Data over weight (re, im) on the grid of `_unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
+    edge, columns = _unpadded_grid(sums.rows, sums.padding)
+    total = torch.zeros(edge * edge * columns, 3, dtype=torch.float64, device=sums.weight_V.device)
+    half = edge // 2
+    for part, coordinates in coordinate_chunks(sums.rows):
+        nearest = (coordinates.abs().double() / sums.padding + 0.5).floor()
+        x, y, z = torch.where(coordinates < 0, -nearest, nearest).long()
+        voxel = ((z + half) * edge + y + half) * columns + x
+        values = torch.cat([sums.data_V2[part], sums.weight_V[part, None]], 1)
+        total.index_add_(0, voxel, values.double())
+    return torch.where(total[:, 2:] > 0, total[:, :2] / total[:, 2:].clamp_min(1e-300), 0)
+
+
+def _unpadded_grid(rows: RowTable, padding: float) -> tuple[int, int]:
+    """(edge along z and y, columns along x) of the unpadded grid that takes every stored voxel."""
+    half = int(rows.half / padding + 0.5)
+    return 2 * half + 1, half + 1
+
+
+def _unpadded_shells(sums: SolvedSums) -> tuple[Tensor, Tensor]:
+    """Shell round(r) of each voxel of that grid (no more than the radius), and whether r <= radius; flat."""
+    edge, columns = _unpadded_grid(sums.rows, sums.padding)
+    device = sums.weight_V.device
+    axis = torch.arange(edge, device=device, dtype=torch.float64) - edge // 2
+    x = torch.arange(columns, device=device, dtype=torch.float64)
+    r = (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + x**2).sqrt().flatten()
+    return (r + 0.5).long().clamp_max(sums.radius), r <= sums.radius
