@@ -22,7 +22,9 @@ from verglas.core.fourier import (
 from verglas.core.masks import low_pass_filter, radius_grid
 from verglas.core.symmetry import order
 from verglas.errors import InputError
-from verglas.io.mrc import Map
+from verglas.io.mrc import Map, read_map
+from verglas.maximization.reconstruct import model_geometry
+from verglas.maximization.reference import check_mask, low_pass, symmetry_correlation
 from verglas.optics.ctf import CtfParameters, GroupCtf
 from verglas.particles.loader import ImageBatch, ImageLoader
 from verglas.particles.table import ParticleTable
@@ -31,6 +33,7 @@ from verglas.refinement.config import RefineConfig
 SMALLEST_HALF = 20  # particles of one half-set
 FEW_VIEWS = 500  # particles times symmetry order; below it a map hardly comes out
 SAMPLE = 500  # images looked at
+SYMMETRY_RESOLUTION, SYMMETRIC = 30.0, 0.9  # Å, and the correlation from which on a map counts as symmetric
 CONTRAST_RESOLUTION = 40.0  # Å; coarser than this, proteins look like blobs
 INVERTED_IMAGES = -4.0  # standard errors from 0
 INVERTED_REFERENCE = -0.5  # of a measure that runs from -1 to 1
@@ -42,14 +45,15 @@ def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ign
 
     ignore_contrast: inverted contrast of reference or images is a notice instead of an error.
     Raises InputError for too few particles, an empty half-set, a diameter that does not fit the box, missing CTF columns,
-    stacks that are missing or broken, a reference without density, inverted contrast.
+    a mask that cannot serve, stacks that are missing or broken, a reference without density, inverted contrast.
     """
     notices = check_counts(table, config)
     check_diameter(table, config)
     check_ctf(table)
+    check_mask_file(table, config)
     faults = [reference_fault(reference, config.diameter)]
-    chosen = table.subset(SAMPLE, config.seed)
-    sample = look_at(chosen, config.diameter)
+    notices += symmetry_notices(reference, config.symmetry)
+    sample = look_at(table.subset(SAMPLE, config.seed), config.diameter)
     if len(sample.background_mean_B):
         faults.append(sample.contrast_fault())
         notices += sample.notices()
@@ -104,7 +108,29 @@ def check_ctf(table: ParticleTable) -> CtfParameters | None:
     return None if all(table.groups[i].ctf_corrected for i in used) else table.ctf()
 
 
+def check_mask_file(table: ParticleTable, config: RefineConfig) -> None:
+    """InputError unless the user's mask has the particles' box and voxel size, values in [0, 1], and is not empty."""
+    if config.mask is None:
+        return
+    geometry = model_geometry(table, None)
+    check_mask(read_map(config.mask), geometry.box, geometry.pixel_size, str(config.mask))
+
+
 # The reference
+
+
+def symmetry_notices(reference: Map, symmetry: str) -> list[str]:
+    """A sentence with the correlation if the reference, seen at 30 Å, does not have the point group it is refined in."""
+    if order(symmetry) == 1:
+        return []
+    coarse_ZYX = low_pass(torch.tensor(reference.data_ZYX), SYMMETRY_RESOLUTION, reference.pixel_size)
+    correlation = symmetry_correlation(coarse_ZYX, symmetry)
+    if correlation >= SYMMETRIC:
+        return []
+    return [
+        f"the reference does not have the symmetry {symmetry}: at {SYMMETRY_RESOLUTION:g} Å it correlates with its turned "
+        f"copies by {correlation:.2f} only. Is the symmetry right, and are its axes where RELION has them?"
+    ]
 
 
 def reference_fault(reference: Map, diameter: float) -> Fault | None:

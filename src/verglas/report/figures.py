@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verglas.io.runfolder import short
-from verglas.report.sections import Curve, Histogram, Orientations, Slices
+from verglas.report.sections import Curve, Histogram, Orientations, Slices, Stack
 from verglas.report.style import FAINT, INK, SERIES, figure, svg
 
 if TYPE_CHECKING:
@@ -20,26 +20,51 @@ SCALE_BARS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # Å
 
 def draw_curve(section: Curve, name: str) -> str:
     """Curves over x, with thresholds as dashed lines, and Å on the axis of resolutions."""
+    counted = np.issubdtype(np.asarray(section.x).dtype, np.integer)
     with figure(6.4, 4.0) as drawn:
         axes = drawn.add_subplot()
         for i, (y_S, label) in enumerate(zip(section.ys, section.labels, strict=True)):
             colour = SERIES[i % len(SERIES)]
             if section.mark_crossings and section.thresholds:
                 label += _mark_crossing(axes, np.asarray(section.x), np.asarray(y_S), section.thresholds[0], colour)
-            axes.plot(section.x, y_S, color=colour, label=label, linestyle="-" if i < len(SERIES) else "--")
+            style: dict[str, Any] = {"linestyle": "-" if i < len(SERIES) else "--"}
+            if section.ramp:
+                colour, style = SERIES[0], {"alpha": 0.15 + 0.85 * (i + 1) / len(section.ys)}
+            if counted:
+                style["marker"] = "."
+            axes.plot(section.x, y_S, color=colour, label=label, **style)
         for value in section.thresholds:
             axes.axhline(value, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.9)
             axes.annotate(f"{value:g}", (0, value), (5, 3), xycoords=("axes fraction", "data"),
                           textcoords="offset points", color=FAINT, fontsize=9)  # fmt: skip
         axes.set_xlabel(section.x_label)
         axes.set_ylabel(section.y_label)
-        axes.margins(x=0)
+        axes.margins(x=0.02 if counted else 0)
+        if counted:
+            axes.locator_params(axis="x", integer=True)
         if section.y_range:
             axes.set_ylim(*section.y_range)
         if section.resolution_axis:
             _resolution_axis(axes)
         if any(section.labels):  # outside, so that it can hide no curve
             drawn.legend(loc="outside lower center", ncols=2 if len(section.labels) < 5 else 4, columnspacing=1.6)
+        return svg(drawn, name)
+
+
+def draw_stack(section: Stack, name: str) -> str:
+    """One bar per x, its parts on each other."""
+    with figure(6.4, 4.0) as drawn:
+        axes = drawn.add_subplot()
+        axes.grid(axis="x", visible=False)
+        below_S = np.zeros(len(section.x))
+        for i, (label, part_S) in enumerate(section.parts.items()):
+            shade = 1.0 if i < len(SERIES) else 0.5
+            axes.bar(section.x, part_S, bottom=below_S, color=SERIES[i % len(SERIES)], label=label, alpha=shade, width=0.75)
+            below_S = below_S + np.asarray(part_S)
+        axes.set_xlabel(section.x_label)
+        axes.set_ylabel(section.y_label)
+        axes.locator_params(axis="x", integer=True)
+        drawn.legend(loc="outside lower center", ncols=2 if len(section.parts) < 5 else 4, columnspacing=1.6)
         return svg(drawn, name)
 
 

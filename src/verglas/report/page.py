@@ -13,7 +13,7 @@ import verglas
 from verglas.io.atomic import atomic_path
 from verglas.io.runfolder import short
 from verglas.report import figures
-from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Section, Slices, Table, Text
+from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Section, Slices, Stack, Table, Text
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def block(section: Section, name: str) -> Block:
             body, half = table(section), False
         case Curve():
             body, half = figures.draw_curve(section, name), True
+        case Stack():
+            body, half = figures.draw_stack(section, name), True
         case Histogram():
             body, half = figures.draw_histogram(section, name), True
         case Slices():

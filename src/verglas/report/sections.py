@@ -47,6 +47,7 @@ class Curve:
 
     x: [S]; ys: one [S] per label; thresholds: y of horizontal lines. With resolution_axis, x is a frequency in 1/Å and the
     ticks say Å; mark_crossings then marks, per curve, the last point before it first drops below the first threshold.
+    Whole numbers as x (iterations) get dots at the points. ramp: the curves are one quantity as it develops, pale to strong.
     """
 
     title: str
@@ -59,6 +60,19 @@ class Curve:
     resolution_axis: bool = False
     mark_crossings: bool = False
     y_range: tuple[float, float] | None = None
+    ramp: bool = False
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Bars that stand on each other. x: [S], whole numbers; parts: name -> height [S]."""
+
+    title: str
+    x: np.ndarray
+    parts: Mapping[str, np.ndarray]
+    x_label: str
+    y_label: str
     caption: str = ""
 
 
@@ -94,4 +108,4 @@ class Orientations:
     caption: str = ""
 
 
-Section = Text | KeyFigures | Table | Curve | Histogram | Slices | Orientations
+Section = Text | KeyFigures | Table | Curve | Stack | Histogram | Slices | Orientations
