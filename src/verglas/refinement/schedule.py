@@ -1,0 +1,236 @@
+"""When the sampling gets finer, how large the transforms are, and when the refinement is done. Pure: nothing is changed in place.
+
+The rules are those of RELION's auto-refinement. Order within an iteration: `is_converged` (then set `converged`), `image_size`
+and `coarse_size`, `perturb`, the accuracies of the poses, `update_sampling`, the expectation; then `monitor_changes` and, with
+the new FSC in the state, `update_resolution`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from verglas.core.symmetry import symmetry_matrices
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.state import Poses, Schedule, State
+
+UNKNOWN = 999.0  # changes and accuracies that were not measured yet; no measured value is that large
+_PATIENCE = 1  # iterations without gain, and without large changes, that are enough
+_SAFE_SHARE = 0.75  # of the accuracy: a step finer than this gains nothing
+_LARGEST_OFFSET_STEP = 1.5  # Å, after oversampling, once the grid is refined
+_KEEP_SAFE = 1.2  # a coarse search sees details of the arc between two views over this
+_SETTLED_SHARE = 0.40  # of a fine step: smaller changes count as none
+_TOLERANCE = 1.03  # changes within 3 per cent of the smallest are not smaller
+_PAIRS_AT_ONCE = 2**20  # (particle, symmetry mate) pairs compared at once
+
+
+class _Verdict(Enum):
+    FIRST = "kept: refined from the second iteration on"
+    NOT_MEASURED = "kept: the accuracy of the poses was not estimated"
+    GAINING = "kept: the resolution still improves"
+    MOVING = "kept: the poses still change"
+    FINE_ENOUGH = "kept: fine enough"
+    REFINE = "refined"
+
+
+def initial_schedule(config: RefineConfig, pixel_size: float) -> Schedule:
+    """The schedule before the first iteration; offsets from px to Å. Searches start local if the grid is fine enough."""
+    schedule = Schedule(
+        healpix_order=config.healpix_order,
+        oversampling=config.oversampling,
+        offset_range=config.offset_range * pixel_size,
+        offset_step=config.offset_step * pixel_size,
+        best_resolution=config.initial_resolution,
+    )
+    return replace(schedule, local_sigma=_local_sigma(schedule, config))
+
+
+def perturb(schedule: Schedule, config: RefineConfig, iteration: int) -> Schedule:
+    """Draw the perturbation of an iteration from its number and the seed: the last one plus half to one times
+    `config.perturbation`, wrapped into -perturbation ... perturbation."""
+    limit = config.perturbation
+    moved = schedule.perturbation + random.Random(config.seed + iteration).uniform(0.5 * limit, limit)
+    return replace(schedule, perturbation=moved - 2 * limit if moved > limit else moved)
+
+
+def image_size(state: State, config: RefineConfig) -> int:
+    """Edge (px, even) of the transforms in the coming iteration: the resolution's shell and some more, at most the box.
+
+    Far from the limit, when the halves agree at the edge (FSC above 0.2) and poses are sharp (mean largest posterior above 0.1:
+    otherwise two blurred maps agree on nothing but zeros), a quarter of the box's shells more; the whole box when converged.
+    """
+    if state.schedule.converged:
+        return state.box
+    pmax = sum(half.average_pmax for half in state.halves) / len(state.halves)
+    far = state.schedule.high_fsc_at_limit and pmax > 0.1
+    more = _round(0.25 * state.box / 2) if far else state.schedule.size_increment
+    return min(2 * (state.shell_of(state.current_resolution) + more), state.box)
+
+
+def coarse_size(schedule: Schedule, config: RefineConfig, box: int, pixel_size: float, current_size: int) -> int:
+    """Edge (px, even) of the transforms in the coarse search, which leaves out what blurs within a step at the particle's rim.
+
+    diameter in Å, pixel_size in Å. Without oversampling there is one search, at `current_size`.
+    """
+    if schedule.oversampling == 0:
+        return current_size
+    arc = schedule.angular_step / 360.0 * math.pi * config.diameter
+    return min(2 * math.ceil(box * pixel_size * _KEEP_SAFE / arc), current_size)
+
+
+def update_sampling(state: State, config: RefineConfig) -> Schedule:
+    """The sampling of the coming iteration: once resolution and poses have settled, one HEALPix order more, and offsets as fine
+    as their accuracy asks for; or the note that the grid is fine enough.
+
+    Read: the counters, changes_offsets (last iteration) and the accuracies (of this iteration) of the schedule.
+    """
+    schedule = state.schedule
+    verdict = _verdict(state)
+    if verdict is _Verdict.FINE_ENOUGH:
+        return replace(schedule, fine_enough=True)
+    if verdict is not _Verdict.REFINE:
+        return replace(schedule)
+    offset_range, offset_step = _finer_offsets(schedule)
+    finer = replace(
+        schedule,
+        healpix_order=schedule.healpix_order + 1,
+        offset_range=offset_range,
+        offset_step=offset_step,
+        iterations_without_gain=0,
+        iterations_without_changes=0,
+        smallest_angles=UNKNOWN,
+        smallest_offsets=UNKNOWN,
+        fine_enough=False,
+    )
+    return replace(finer, local_sigma=_local_sigma(finer, config))
+
+
+def explain_sampling(state: State, config: RefineConfig) -> str:
+    """One line for the log: what `update_sampling` makes of this state, and why."""
+    old, new, verdict = state.schedule, update_sampling(state, config), _verdict(state)
+    step = f"angular step {old.fine_angular_step:.3g}°"
+    match verdict:
+        case _Verdict.REFINE:
+            search = f"local searches, sigma {new.local_sigma:.3g}°" if new.local_sigma else "global searches"
+            return (
+                f"{step} {verdict.value} to {new.fine_angular_step:.3g}° ({search}): resolution and poses have settled, "
+                f"poses are accurate to {old.accuracy_angles:.3g}°; offsets: range {new.offset_range:.3g} Å, "
+                f"step {new.fine_offset_step:.3g} Å"
+            )
+        case _Verdict.FINE_ENOUGH:
+            return f"{step} {verdict.value} for poses accurate to {old.accuracy_angles:.3g}°"
+        case _Verdict.MOVING:
+            return f"{step} {verdict.value}: {old.changes_angles:.3g}°, {old.changes_offsets:.3g} Å"
+        case _Verdict.GAINING:
+            return f"{step} {verdict.value}: {state.current_resolution:.4g} Å"
+    return f"{step} {verdict.value}"
+
+
+def monitor_changes(old_poses: Poses, new_poses: Poses, state: State, symmetry: str) -> Schedule:
+    """The schedule with the changes of the poses (mean angle in degrees; rms offset along one axis in Å) and their counter.
+
+    An iteration counts as one without large changes when angles and offsets each changed by less than 0.4 fine steps or by no
+    less than the smallest change so far. The first iteration on a grid has nothing to be compared with and never counts.
+    """
+    schedule = state.schedule
+    angles = float(axes_distance(new_poses.rotation_B33, old_poses.rotation_B33, symmetry).mean())
+    moved = (new_poses.origin_B2 - old_poses.origin_B2).double()
+    offsets = math.sqrt(float(moved.square().sum()) / (2 * len(moved)))
+    fresh = schedule.smallest_angles == UNKNOWN
+    settled_angles = angles < _SETTLED_SHARE * schedule.fine_angular_step or _TOLERANCE * angles >= schedule.smallest_angles
+    settled_offsets = offsets < _SETTLED_SHARE * schedule.fine_offset_step or _TOLERANCE * offsets >= schedule.smallest_offsets
+    settled = settled_angles and settled_offsets and not fresh
+    return replace(
+        schedule,
+        changes_angles=angles,
+        changes_offsets=offsets,
+        smallest_angles=min(angles, schedule.smallest_angles),
+        smallest_offsets=min(offsets, schedule.smallest_offsets),
+        iterations_without_changes=schedule.iterations_without_changes + 1 if settled else 0,
+    )
+
+
+def axes_distance(a_B33: Tensor, b_B33: Tensor, symmetry: str) -> Tensor:
+    """RELION's distance of poses, degrees [B]: mean angle between corresponding image axes, smallest over the symmetry mates."""
+    mates_G33 = symmetry_matrices(symmetry).to(a_B33.device)
+    distances = []
+    block = max(1, _PAIRS_AT_ONCE // len(mates_G33))
+    for a_b33, b_b33 in zip(a_B33.double().split(block), b_B33.double().split(block), strict=True):
+        cosine_bGi = (a_b33[:, None] * (b_b33[:, None] @ mates_G33)).sum(-1)
+        distances.append(torch.rad2deg(cosine_bGi.clamp(-1, 1).acos()).mean(-1).amin(1))
+    return torch.cat(distances)
+
+
+def update_resolution(state: State, new_resolution: float) -> State:
+    """The state with a new resolution (Å) and what follows from it and from the FSC of this iteration (fsc_S, current_size).
+
+    Gain: more than 0.0001 1/Å. size_increment: at least the shells between the first FSC below 0.5 and below 0.143, and 5; never
+    less than before. high_fsc_at_limit: FSC above 0.2 at the outermost shell used; stays true.
+    """
+    schedule = state.schedule
+    gained = 1 / new_resolution > 1 / state.current_resolution + 0.0001
+    first_half, first_seventh = _first_below(state.fsc_S, 0.5), _first_below(state.fsc_S, 0.143)
+    high = bool(state.fsc_S[state.current_size // 2 - 1] > 0.2)
+    updated = replace(
+        schedule,
+        iterations_without_gain=0 if gained else schedule.iterations_without_gain + 1,
+        best_resolution=min(new_resolution, schedule.best_resolution),
+        size_increment=max(schedule.size_increment, first_seventh - first_half + 5),
+        high_fsc_at_limit=schedule.high_fsc_at_limit or high,
+    )
+    return replace(state, current_resolution=new_resolution, schedule=updated)
+
+
+def is_converged(schedule: Schedule, config: RefineConfig) -> bool:
+    """Whether the next iteration is the last: the grid is fine enough, neither resolution nor poses get better."""
+    settled = min(schedule.iterations_without_gain, schedule.iterations_without_changes) >= _PATIENCE
+    return schedule.fine_enough and settled
+
+
+def _verdict(state: State) -> _Verdict:
+    schedule = state.schedule
+    if state.iteration < 1:
+        return _Verdict.FIRST
+    if schedule.iterations_without_gain < _PATIENCE:
+        return _Verdict.GAINING
+    if schedule.iterations_without_changes < _PATIENCE:
+        return _Verdict.MOVING
+    if UNKNOWN in (schedule.accuracy_angles, schedule.accuracy_offsets):
+        return _Verdict.NOT_MEASURED
+    if schedule.fine_angular_step < _SAFE_SHARE * schedule.accuracy_angles:
+        return _Verdict.FINE_ENOUGH
+    return _Verdict.REFINE
+
+
+def _finer_offsets(schedule: Schedule) -> tuple[float, float]:
+    """(range, coarse step) in Å for the next grid: five times the last change, three to nine offsets across."""
+    step = min(_LARGEST_OFFSET_STEP, _SAFE_SHARE * schedule.accuracy_offsets) * 2**schedule.oversampling
+    reach = min(1.3 * schedule.offset_range, 5 * schedule.changes_offsets)
+    reach = max(reach, 1.5 * step)
+    if reach > 4 * step:
+        reach /= 2
+    if reach > 4 * step:
+        step = reach / 4
+    if step > schedule.offset_step:  # never coarser than before
+        return schedule.offset_range, schedule.offset_step
+    return reach, step
+
+
+def _local_sigma(schedule: Schedule, config: RefineConfig) -> float:
+    """Spread of the orientation prior in degrees: two fine steps, so searches reach six; 0 while they are global."""
+    return 2 * schedule.fine_angular_step if schedule.healpix_order >= config.local_from_order else 0.0
+
+
+def _first_below(fsc_S: Tensor, threshold: float) -> int:
+    """First shell with an FSC below a threshold, -1 if there is none."""
+    below = torch.nonzero(fsc_S < threshold)
+    return int(below[0]) if len(below) else -1
+
+
+def _round(value: float) -> int:
+    return math.floor(value + 0.5)
