@@ -51,3 +51,11 @@ def significant_reference(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float)
     count_B = torch.zeros_like(n_B).index_add_(0, run_N, accepted_N)
     log_sum_B = torch.where(usable_B, max_B + torch.log(sum_B), max_B)
     return Significance(max_B, log_sum_B, best_B, smallest_B, count_B)
+
+
+def chosen_reference(log_weight_N: Tensor, ptr_B1: Tensor, threshold_B: Tensor) -> tuple[Tensor, Tensor]:
+    """See README.md: (ptr [B + 1], positions), int64."""
+    n_B = ptr_B1[1:] - ptr_B1[:-1]
+    threshold_N = torch.repeat_interleave(threshold_B, n_B, output_size=len(log_weight_N))
+    index_N = (log_weight_N >= threshold_N).nonzero().squeeze(1)
+    return torch.searchsorted(index_N, ptr_B1), index_N

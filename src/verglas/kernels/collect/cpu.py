@@ -1,0 +1,103 @@
+"""`collect` on the CPU: Numba, float32, the same result whatever the number of threads.
+
+A task owns some slices and a run of coefficients, and goes through all particles in order: nobody else writes there, so
+every number is summed in the order of the particles. The shifted images of a particle, which many of its slices use, stay
+in the second-level cache. A particle's slices are ascending, so those that a task owns are found by bisection.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from verglas.kernels.blocks import Blocks
+from verglas.kernels.positions import FASTMATH
+from verglas.kernels.ragged import Lists, Weighted, with_weight
+
+u = np.uintp
+RUN = 256  # coefficients of a task: 84 shifts of them take 172 kB
+TASKS_PER_THREAD = 8
+
+
+@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
+def _add_four(p0, p1, p2, p3, a0, a1, a2, a3, out):
+    for k in range(u(len(out))):
+        out[k] += p0 * a0[k] + p1 * a1[k] + p2 * a2[k] + p3 * a3[k]
+
+
+@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
+def _add_one(p, a, out):
+    for k in range(u(len(out))):
+        out[k] += p * a[k]
+
+
+@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
+def add_images(weight_S, image_S, images, begin, end, out):
+    """out += sum of weight * images[image, begin:end], four images at a time."""
+    fours = len(weight_S) // 4 * 4
+    for s in range(0, fours, 4):
+        a0, a1 = images[u(image_S[s]), begin:end], images[u(image_S[s + 1]), begin:end]
+        a2, a3 = images[u(image_S[s + 2]), begin:end], images[u(image_S[s + 3]), begin:end]
+        _add_four(weight_S[s], weight_S[s + 1], weight_S[s + 2], weight_S[s + 3], a0, a1, a2, a3, out)
+    for s in range(fours, len(weight_S)):
+        _add_one(weight_S[s], images[u(image_S[s]), begin:end], out)
+
+
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
+def _collect(slice_ptr, slice_N, weighted, bound, shifted, weight, data, total):
+    ptr, image_S, weight_S, sum_N = weighted
+    n_k = weight.shape[1]
+    parts = len(bound) - 1
+    for task in numba.prange(parts * ((n_k + RUN - 1) // RUN)):
+        part, begin = task % parts, task // parts * RUN
+        end = min(begin + RUN, n_k)
+        for i in range(len(weight)):
+            own = slice_N[slice_ptr[i] : slice_ptr[i + 1]]
+            first = slice_ptr[i] + np.searchsorted(own, bound[part])
+            last = slice_ptr[i] + np.searchsorted(own, bound[part + 1])
+            for n in range(first, last):
+                if ptr[n] == ptr[n + 1]:
+                    continue
+                row, p, image = u(slice_N[n]), weight_S[ptr[n] : ptr[n + 1]], image_S[ptr[n] : ptr[n + 1]]
+                add_images(p, image, shifted[i], begin, end, data[row, begin:end])
+                add_images(p, image, shifted[i], begin + n_k, end + n_k, data[row, begin + n_k : end + n_k])
+                _add_one(sum_N[n], weight[i, begin:end], total[row, begin:end])
+
+
+def collect_cpu(
+    posterior_N: Tensor, shifted_BT2K: Tensor, weight_BK: Tensor, blocks: Blocks, data_U2K: Tensor, total_UK: Tensor
+) -> None:
+    """See README.md; float32 (TypeError for others), the accumulators contiguous (ValueError: they are written in place)."""
+    for tensor in (shifted_BT2K, weight_BK, data_U2K, total_UK):
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"the compiled kernel collects float32 transforms, got {tensor.dtype}")
+    if not (data_U2K.is_contiguous() and total_UK.is_contiguous()):
+        raise ValueError("the sums are written in place and must be contiguous")
+    lists = Lists.of(blocks)
+    if not _ascending(lists):
+        raise ValueError("the slices of a particle must be ascending")
+    weighted = with_weight(posterior_N, lists)
+    n_runs = max(1, -(-weight_BK.shape[1] // RUN))
+    parts = -(-TASKS_PER_THREAD * numba.get_num_threads() // n_runs) if numba.get_num_threads() > 1 else 1
+    with numba.parallel_chunksize(1):
+        _collect(
+            lists.slice_ptr, lists.slice_N, tuple(weighted), _bounds(lists, weighted, len(data_U2K), parts),
+            shifted_BT2K.contiguous().flatten(2).numpy(), weight_BK.contiguous().numpy(),
+            data_U2K.view(len(data_U2K), -1).numpy(), total_UK.numpy(),
+        )  # fmt: skip
+
+
+def _bounds(lists: Lists, weighted: Weighted, n_slices: int, parts: int) -> np.ndarray:
+    """First slice of each part and the end: parts of about equal work, int32 [parts + 1]."""
+    work_N = np.diff(weighted.ptr_N1)
+    before_U = np.cumsum(np.bincount(lists.slice_N, work_N + (work_N > 0), minlength=n_slices))
+    inner = np.searchsorted(before_U, before_U[-1] * np.arange(1, parts) / parts)
+    return np.concatenate([[0], inner, [n_slices]]).astype(np.int32)
+
+
+def _ascending(lists: Lists) -> bool:
+    """Whether the slices of every particle are in ascending order."""
+    falls = np.flatnonzero(lists.slice_N[1:] < lists.slice_N[:-1]) + 1
+    return bool(np.isin(falls, lists.slice_ptr).all())

@@ -1,0 +1,133 @@
+"""`significant` and `chosen` on the CPU: Numba, a particle per task, sums in float64.
+
+One pass puts the weights into narrow bins of their logarithm; the bin in which the sum crosses the fraction is then
+sorted, and nothing else. Samples more than 60 below the largest are left out: a billion of them hold less than
+1e-17 of the sum, which float64 does not show.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from verglas.kernels.positions import FASTMATH
+from verglas.kernels.significant.reference import Significance
+
+DEPTH = 60.0  # natural logarithm
+BINS = 4096
+PER_UNIT = BINS / DEPTH
+
+
+@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
+def _largest(run):
+    """(largest, position of the first that large); position len(run) where it is empty."""
+    largest = run.dtype.type(-np.inf)
+    for value in run:
+        largest = max(largest, value)
+    for n in range(len(run)):
+        if run[n] == largest:
+            return largest, n
+    return largest, len(run)
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _fill_bins(run, largest, sum_C, count_C):
+    """Sum and number of the weights exp(run - largest), by distance from the largest."""
+    for value in run:
+        below = largest - np.float64(value)
+        if below < DEPTH:
+            c = np.uintp(below * PER_UNIT)
+            sum_C[c] += math.exp(-below)
+            count_C[c] += 1
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _cross(run, largest, sum_C, count_C, target):
+    """(threshold, how many reach it): from the top down, the value with which the sum exceeds the target."""
+    crossing = np.flatnonzero(count_C)[-1]  # where rounding keeps the sum from the target: everything
+    before, above = 0.0, 0
+    for c in range(crossing):
+        if before + sum_C[c] > target:
+            crossing = c
+            break
+        before, above = before + sum_C[c], above + count_C[c]
+    value_N, n = np.empty(count_C[crossing]), 0
+    for value in run:
+        below = largest - np.float64(value)
+        if below < DEPTH and np.uintp(below * PER_UNIT) == np.uintp(crossing):
+            value_N[n] = value
+            n += 1
+    value_N = np.sort(value_N)[::-1]
+    for n in range(len(value_N)):
+        before += math.exp(value_N[n] - largest)
+        if before > target:
+            break
+    while n + 1 < len(value_N) and value_N[n + 1] == value_N[n]:
+        n += 1
+    return value_N[n], above + n + 1
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _significant(log_weight, ptr, fraction, max_B, log_sum_B, best_B, threshold_B, count_B):
+    for i in numba.prange(len(max_B)):
+        run = log_weight[ptr[i] : ptr[i + 1]]
+        largest, best = _largest(run)
+        max_B[i] = log_sum_B[i] = largest
+        best_B[i] = ptr[i] + best if len(run) else len(log_weight)
+        threshold_B[i], count_B[i] = np.inf, 0
+        if len(run) and largest > -np.inf:
+            sum_C, count_C = np.zeros(BINS), np.zeros(BINS, np.int64)
+            _fill_bins(run, np.float64(largest), sum_C, count_C)
+            total = sum_C.sum()
+            log_sum_B[i] = np.float64(largest) + math.log(total)
+            threshold_B[i], count_B[i] = _cross(run, np.float64(largest), sum_C, count_C, fraction * total)
+
+
+def significant_cpu(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float) -> Significance:
+    """See README.md; float32 or float64 in, floats in float64 and positions in int64 out."""
+    n = len(ptr_B1) - 1
+    max_B, log_sum_B, threshold_B = (np.empty(n) for _ in range(3))
+    best_B, count_B = np.empty(n, np.int64), np.empty(n, np.int64)
+    with numba.parallel_chunksize(1):
+        _significant(
+            log_weight_N.contiguous().numpy(), ptr_B1.contiguous().numpy(), float(fraction),
+            max_B, log_sum_B, best_B, threshold_B, count_B,
+        )  # fmt: skip
+    return Significance(*(torch.from_numpy(array) for array in (max_B, log_sum_B, best_B, threshold_B, count_B)))
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _count(log_weight, ptr, threshold_B, count_B):
+    for i in numba.prange(len(count_B)):
+        count = 0
+        for value in log_weight[ptr[i] : ptr[i + 1]]:
+            count += value >= threshold_B[i]
+        count_B[i] = count
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _choose(log_weight, ptr, threshold_B, out_ptr, index_N):
+    for i in numba.prange(len(threshold_B)):
+        place = out_ptr[i]
+        for n in range(ptr[i], ptr[i + 1]):
+            if place == out_ptr[i + 1]:
+                break
+            if log_weight[n] >= threshold_B[i]:
+                index_N[place] = n
+                place += 1
+
+
+def chosen_cpu(log_weight_N: Tensor, ptr_B1: Tensor, threshold_B: Tensor) -> tuple[Tensor, Tensor]:
+    """See README.md: (ptr [B + 1], positions), int64."""
+    log_weight, ptr, threshold = (t.contiguous().numpy() for t in (log_weight_N, ptr_B1, threshold_B))
+    count_B = np.empty(len(threshold), np.int64)
+    with numba.parallel_chunksize(1):
+        _count(log_weight, ptr, threshold, count_B)
+        out_ptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(count_B)])
+        index_N = np.empty(out_ptr[-1], np.int64)
+        _choose(log_weight, ptr, threshold, out_ptr, index_N)
+    return torch.from_numpy(out_ptr), torch.from_numpy(index_N)
