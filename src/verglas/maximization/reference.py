@@ -76,7 +76,10 @@ def resample(map_ZYX: Tensor, pixel_size: float, box: int, new_pixel_size: float
         torch.cos(turn * target).T @ torch.cos(turn * source) + torch.sin(turn * target).T @ torch.sin(turn * source)
     )
     matrix *= ((target >= source[0]) & (target <= source[-1]))[:, None] / old
-    return torch.einsum("az,by,cx,zyx->abc", matrix, matrix, matrix, map_ZYX.double()).to(map_ZYX.dtype)
+    values = map_ZYX.double()
+    for _ in range(3):
+        values = torch.tensordot(values, matrix, dims=([0], [1]))  # the axis worked on goes last: thrice is the old order
+    return values.to(map_ZYX.dtype)
 
 
 def window(map_ZYX: Tensor, box: int) -> Tensor:
