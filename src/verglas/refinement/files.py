@@ -1,0 +1,127 @@
+"""Files of a refinement in RELION's layout: after each iteration run_itNNN_..., at the end run_... .
+
+    run_it012_data.star                            particles with their poses, half-sets and figures of this iteration
+    run_it012_half1_model.star, _half2_model.star  spectra, noise, scales and direction priors (run_it012_model.star if
+                                                   all particles are together)
+    run_it012_half1_class001.mrc, _half2_...       references
+    run_it012_sampling.star, run_it012_optimiser.star
+
+Nothing in them depends on the clock: two runs of one seed write the same bytes, as long as folder and command line agree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verglas.io.mrc import Map, write_map
+from verglas.particles.table import ParticleTable
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.files_data import groups_in_file_order, write_data
+from verglas.refinement.files_model import ModelFile, write_model
+from verglas.refinement.files_optimiser import OptimiserFile, write_optimiser, write_sampling
+from verglas.refinement.state import State
+
+
+class JoinedMap(Protocol):
+    """The map of all particles together: map_ZYX [N, N, N] and its spectra per shell, as in `HalfModel`."""
+
+    @property
+    def map_ZYX(self) -> Tensor: ...
+
+    @property
+    def tau2_S(self) -> Tensor: ...
+
+    @property
+    def sigma2_S(self) -> Tensor: ...
+
+    @property
+    def ssnr_S(self) -> Tensor: ...
+
+    @property
+    def coverage_S(self) -> Tensor: ...
+
+
+class FinalMaps(NamedTuple):
+    """joined: regularised map of all particles; unfil_halves: half maps [N, N, N] without prior, mask or filter."""
+
+    joined: JoinedMap
+    unfil_halves: list[Tensor]
+
+
+def iteration_name(iteration: int) -> str:
+    """How all files of an iteration begin: run_it007."""
+    return f"run_it{iteration:03d}"
+
+
+def write_iteration(
+    folder: Path, state: State, table: ParticleTable, config: RefineConfig, directions_D2: Tensor, command_line: str
+) -> list[Path]:
+    """Write the files of the iteration `state.iteration` and return their paths; files of the same name are replaced.
+
+    table: the particles as read, rows in the order of state.poses; directions_D2: (rot, tilt) of the coarse grid in
+    degrees, before perturbation, in the order of direction_prior_D. Names of images, maps and files in the STAR files
+    start from the working folder, as RELION wants it. Raises OutputError if a file cannot be written.
+    """
+    name = iteration_name(state.iteration)
+    data, sampling = folder / f"{name}_data.star", folder / f"{name}_sampling.star"
+    write_data(data, state, table)
+    write_sampling(sampling, state, config, directions_D2)
+    groups = groups_in_file_order(state, table)
+    maps, models = [], []
+    for number, half in enumerate(state.halves, 1):
+        part = f"{name}_half{number}" if len(state.halves) > 1 else name
+        maps.append(_write_map(folder / f"{part}_class001.mrc", half.map_ZYX, state.pixel_size))
+        models.append(folder / f"{part}_model.star")
+        members_B = (
+            state.poses.half_B == number if len(state.halves) > 1 else torch.ones_like(state.poses.half_B, dtype=torch.bool)
+        )
+        write_model(models[-1], ModelFile(state, half, maps[-1], groups, members_B), config)
+    optimiser = folder / f"{name}_optimiser.star"
+    write_optimiser(optimiser, OptimiserFile(folder / "run", models, data, sampling, command_line), state, config)
+    return [data, *models, sampling, optimiser, *maps]
+
+
+def write_final(
+    folder: Path, state: State, table: ParticleTable, config: RefineConfig, final: FinalMaps, directions_D2: Tensor,
+    command_line: str,
+) -> list[Path]:  # fmt: skip
+    """Write run_class001.mrc, the two run_halfN_class001_unfil.mrc, and run_{data,model,sampling,optimiser}.star.
+
+    The arguments as in `write_iteration`. run_model.star holds the spectra of the joined map, and noise, scales and
+    direction priors of the first half, as RELION's does.
+    """
+    data, sampling = folder / "run_data.star", folder / "run_sampling.star"
+    write_data(data, state, table)
+    write_sampling(sampling, state, config, directions_D2)
+    joined = _write_map(folder / "run_class001.mrc", final.joined.map_ZYX, state.pixel_size)
+    halves = [
+        _write_map(folder / f"run_half{number}_class001_unfil.mrc", half_ZYX, state.pixel_size)
+        for number, half_ZYX in enumerate(final.unfil_halves, 1)
+    ]
+    model, everyone_B = folder / "run_model.star", torch.ones(len(table), dtype=torch.bool)
+    groups = groups_in_file_order(state, table)
+    write_model(model, ModelFile(state, state.halves[0], joined, groups, everyone_B, final.joined), config)
+    optimiser = folder / "run_optimiser.star"
+    write_optimiser(optimiser, OptimiserFile(folder / "run", [model], data, sampling, command_line), state, config)
+    return [data, model, sampling, optimiser, joined, *halves]
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete the temporary files of a run that was killed while it wrote, and return their paths.
+
+    Only for the owner of the folder, before it writes: the temporary file of a living process would go as well.
+    """
+    leftovers = sorted(folder.glob(".run_*.part.*"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return leftovers
+
+
+def _write_map(path: Path, map_ZYX: Tensor, pixel_size: float) -> Path:
+    write_map(path, Map(np.asarray(map_ZYX.detach().cpu(), np.float32), pixel_size), overwrite=True)
+    return path
