@@ -1,0 +1,94 @@
+"""`compare` on the GPU: one program scores a block of a particle's slices against a block of its shifts on the tensor cores.
+
+* The slices are gathered by row once and serve both the cross term (as a matrix product with the shifted images) and the
+  norm (in float32, from the values as stored).
+* Rows are read 16 bytes at a time where the number of coefficients K is a multiple of 16; pad K with zeros (A = W = 0)
+  to get there. Any other K is correct but several times slower.
+* Block sizes follow from how many slices and shifts a particle has (`tile_for`); nothing is compiled again when K or
+  the lists change.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from verglas.kernels.blocks import Blocks
+from verglas.kernels.tasks import Tile, lengths, list_tasks, smallest_class
+
+SLICE_LIMITS = (32, 128, 1 << 62)  # most slices of a particle that uses ...
+SLICE_BLOCKS = (16, 64, 128)  # ... programs of so many slices
+SHIFT_BLOCKS = (16, 32, 64, 128)  # the smallest that holds the particle's shifts; beyond the last, several programs
+SINGLE_SLICES, SINGLE_SHIFTS = 64, 64  # largest blocks of float32 operands
+
+
+@triton.jit(do_not_specialize=["n_images"])
+def _compare_kernel(
+    shifted, weight, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, task_particle, task_block, out,
+    n_images, n_coefficients,
+    SLICES: tl.constexpr, SHIFTS: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    i = tl.load(task_particle + tl.program_id(0)).to(tl.int64)
+    block = tl.load(task_block + tl.program_id(0))
+    slice_0, shift_0 = tl.load(slice_ptr + i), tl.load(shift_ptr + i)
+    n, m = tl.load(slice_ptr + i + 1) - slice_0, tl.load(shift_ptr + i + 1) - shift_0
+    shift_blocks = tl.cdiv(m, SHIFTS).to(tl.int32)
+    a = (block // shift_blocks) * SLICES + tl.arange(0, SLICES)
+    t = (block % shift_blocks) * SHIFTS + tl.arange(0, SHIFTS)
+    row = 2 * tl.cast(n_coefficients, tl.int64)
+    slice_row = tl.load(slice_list + slice_0 + a, mask=a < n, other=0).to(tl.int64) * row
+    image_row = (tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64) + i * n_images) * row
+    k = tl.arange(0, STEP)
+    slice_at = slices + slice_row[:, None] + k[None, :]
+    image_at = shifted + image_row[None, :] + k[:, None]
+    weight_at = weight + i * n_coefficients + k
+    cross = tl.zeros([SLICES, SHIFTS], tl.float32)
+    power = tl.zeros([SLICES, STEP], tl.float32)
+    for first in range(0, n_coefficients, STEP):
+        inside = k < n_coefficients - first
+        slice_mask = (a < n)[:, None] & inside[None, :]
+        image_mask = (t < m)[None, :] & inside[:, None]
+        w = tl.load(weight_at + first, mask=inside, other=0.0)
+        p_re = tl.load(slice_at + first, mask=slice_mask, other=0.0)
+        p_im = tl.load(slice_at + first + n_coefficients, mask=slice_mask, other=0.0)
+        a_re = tl.load(image_at + first, mask=image_mask, other=0.0)
+        a_im = tl.load(image_at + first + n_coefficients, mask=image_mask, other=0.0)
+        cross = tl.dot(p_re, a_re, cross, input_precision=PRECISION)
+        cross = tl.dot(p_im, a_im, cross, input_precision=PRECISION)
+        re, im = p_re.to(tl.float32), p_im.to(tl.float32)
+        power += (re * re + im * im) * w[None, :]
+    score = cross - 0.5 * tl.sum(power, 1)[:, None]
+    at = a[:, None] * m.to(tl.int32) + t[None, :]  # a particle has less than 2^31 samples
+    tl.store(out + tl.load(value_ptr + i) + at, score, mask=(a < n)[:, None] & (t < m)[None, :])
+
+
+def tile_for(slices: int, shifts: int, single: bool) -> Tile:
+    """How to cut a particle whose blocks are this large."""
+    if single:
+        slices, shifts = min(slices, SINGLE_SLICES), min(shifts, SINGLE_SHIFTS)
+        return Tile(slices, shifts, 16, 4, 2)
+    return Tile(slices, shifts, 32, 8 if slices * shifts > 8192 else 4, 3)
+
+
+def compare_triton(shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks) -> Tensor:
+    """See `compare_reference`; images and slices both in float16 or both in float32, weights and sums in float32."""
+    dtype = slices_U2K.dtype
+    if dtype not in (torch.float16, torch.float32) or shifted_BT2K.dtype != dtype:
+        raise TypeError(f"images and slices must both be float16 or both float32, got {shifted_BT2K.dtype} and {dtype}")
+    single = dtype == torch.float32
+    shifted, slices, weight = shifted_BT2K.contiguous(), slices_U2K.contiguous(), weight_BK.float().contiguous()
+    score = torch.empty(blocks.samples, dtype=torch.float32, device=slices.device)
+    n_B, m_B = lengths(blocks.slice_ptr_B1), lengths(blocks.shift_ptr_B1)
+    tiles = [tile_for(a, t, single) for a in SLICE_BLOCKS for t in SHIFT_BLOCKS]
+    class_B = smallest_class(n_B, SLICE_LIMITS) * len(SHIFT_BLOCKS) + smallest_class(m_B, SHIFT_BLOCKS)
+    for tasks in list_tasks(n_B, m_B, class_B, tiles):
+        tile = tasks.tile
+        _compare_kernel[(len(tasks.block_J),)](
+            shifted, weight, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
+            blocks.value_ptr_B1, tasks.particle_J, tasks.block_J, score, shifted.shape[1], shifted.shape[3],
+            SLICES=tile.slices, SHIFTS=tile.shifts, STEP=tile.coefficients, PRECISION="tf32x3" if single else "ieee",
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return score

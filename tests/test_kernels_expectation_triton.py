@@ -1,0 +1,224 @@
+"""The Triton kernels of the expectation against float64 references, on a GPU or in Triton's interpreter.
+
+Operands are rounded first and the reference works on the rounded values, so what remains is the error of single-precision sums.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from verglas.kernels.blocks import Blocks
+from verglas.kernels.collect import collect, collect_reference
+from verglas.kernels.compare import compare, compare_reference
+from verglas.kernels.shift import shift, shift_reference
+from verglas.kernels.spectra import spectra, spectra_reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+runnable = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1 (last test)"
+)
+HALF_AND_SINGLE = pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["half", "single"])
+
+IMAGES = 7  # shifted images of each particle
+ROWS = 90  # of the slice table
+LISTS = {
+    # slices and shifts of each particle: empty ones, single ones, more than one block
+    "ragged": [(0, 3), (5, 4), (1, 1), (17, 2), (3, 0), (40, 7), (0, 0), (2, 5)],
+    "one": [(1, 1)],
+    "nothing": [(0, 0), (0, 4), (3, 0)],
+}
+
+
+def make_blocks(sizes: list[tuple[int, int]], images: int = IMAGES, rows: int = ROWS) -> Blocks:
+    """Random lists of these lengths; the first particle with slices starts at row 0, every particle's last is the last row."""
+    slices = [torch.randperm(rows)[:n].sort().values for n, _ in sizes]
+    shifts = [torch.randperm(images)[:m].sort().values for _, m in sizes]
+    for one in slices:
+        one[-1:] = rows - 1
+    ptr = [torch.tensor([0] + [len(one) for one in lists]).cumsum(0) for lists in (slices, shifts)]
+    blocks = Blocks.build(ptr[0], torch.cat(slices), ptr[1], torch.cat(shifts))
+    return Blocks(**{name: value.to(DEVICE) for name, value in vars(blocks).items()})
+
+
+def random_inputs(blocks: Blocks, coefficients: int, dtype: torch.dtype, images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:
+    """(shifted images, weights, slices); the images that no list names are NaN, so that touching them shows."""
+    shifted = torch.full((blocks.particles, images, 2, coefficients), float("nan"))
+    for i in range(blocks.particles):
+        used = blocks.lists(i)[1].cpu()
+        shifted[i, used] = torch.randn(len(used), 2, coefficients)
+    weight = torch.rand(blocks.particles, coefficients)
+    slices = torch.full((ROWS, 2, coefficients), float("nan"))
+    used = blocks.slice_N.long().cpu()
+    slices[used] = torch.randn(len(used), 2, coefficients)
+    return shifted.to(DEVICE, dtype), weight.to(DEVICE), slices.to(DEVICE, dtype)
+
+
+def random_posterior(blocks: Blocks) -> Tensor:
+    """Weights over many orders of magnitude, most of them 0, whole slices and shifts of them too."""
+    _, a, t = blocks.sample_indices()
+    p = torch.rand(blocks.samples, device=DEVICE) * 10.0 ** (-7 * torch.rand(blocks.samples, device=DEVICE))
+    slice_used = torch.rand(len(blocks.slice_N), device=DEVICE) < 0.5
+    shift_used = torch.rand(len(blocks.shift_M), device=DEVICE) < 0.7
+    return p * slice_used[a] * shift_used[t] * (torch.rand(blocks.samples, device=DEVICE) < 0.7)
+
+
+def off(actual: Tensor, expected: Tensor) -> float:
+    """Largest error relative to the largest value."""
+    assert actual.shape == expected.shape
+    return float((actual.double() - expected).abs().max() / expected.abs().max()) if actual.numel() else 0.0
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is NaN: what a kernel does not write shows."""
+    empty = torch.empty
+
+    def poisoned(*size: int, **options: object) -> Tensor:
+        made = empty(*size, **options)  # type: ignore[call-overload]
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@runnable
+@HALF_AND_SINGLE
+@pytest.mark.parametrize("coefficients", [1, 33, 48])
+@pytest.mark.parametrize("name", LISTS)
+def test_compare(name: str, coefficients: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    blocks = make_blocks(LISTS[name])
+    shifted, weight, slices = random_inputs(blocks, coefficients, dtype)
+    poison(monkeypatch)
+    score = compare(shifted, weight, slices, blocks, "triton")
+    assert score.dtype == torch.float32
+    assert off(score, compare_reference(shifted.double(), weight.double(), slices.double(), blocks)) < 2e-6
+
+
+@runnable
+def test_compare_with_more_shifts_and_slices_than_a_program_holds() -> None:
+    torch.manual_seed(2)
+    blocks = make_blocks([(5, 131), (80, 20), (33, 40)], images=140)
+    shifted, weight, slices = random_inputs(blocks, 5, torch.float16, images=140)
+    score = compare(shifted, weight, slices, blocks, "triton")
+    assert off(score, compare_reference(shifted.double(), weight.double(), slices.double(), blocks)) < 2e-6
+
+
+@runnable
+@HALF_AND_SINGLE
+@pytest.mark.parametrize("coefficients", [1, 33, 80])
+@pytest.mark.parametrize("name", LISTS)
+def test_collect_adds_to_what_is_there(name: str, coefficients: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    blocks = make_blocks(LISTS[name])
+    shifted, weight, _ = random_inputs(blocks, coefficients, dtype)
+    p = random_posterior(blocks)
+    data, total = torch.randn(ROWS, 2, coefficients, device=DEVICE), torch.rand(ROWS, coefficients, device=DEVICE)
+    expected_data, expected_total = data.double(), total.double()
+    collect_reference(p.double(), shifted.double(), weight.double(), blocks, expected_data, expected_total)
+    collect(p, shifted, weight, blocks, data, total, "triton")
+    assert off(data, expected_data) < 1e-6
+    assert off(total, expected_total) < 1e-6
+
+
+@runnable
+def test_collect_keeps_the_precision_of_a_slice_whose_weights_are_all_small() -> None:
+    torch.manual_seed(4)
+    blocks = make_blocks([(3, 7)])
+    shifted, weight, _ = random_inputs(blocks, 20, torch.float16)
+    p = torch.rand(21, device=DEVICE) * torch.tensor([1.0, 1e-12, 1e-37], device=DEVICE).repeat_interleave(7)
+    data, total = torch.zeros(ROWS, 2, 20, device=DEVICE), torch.zeros(ROWS, 20, device=DEVICE)
+    expected, expected_total = data.double(), total.double()
+    collect_reference(p.double(), shifted.double(), weight.double(), blocks, expected, expected_total)
+    collect(p, shifted, weight, blocks, data, total, "triton")
+    rows = blocks.slice_N.long()
+    assert off(data[rows[0]], expected[rows[0]]) < 1e-6
+    assert off(data[rows[1]], expected[rows[1]]) < 1e-6
+    assert data.isfinite().all()
+
+
+@runnable
+def test_collect_needs_single_precision_tables() -> None:
+    blocks = make_blocks([(1, 1)])
+    shifted, weight, _ = random_inputs(blocks, 16, torch.float16)
+    data, total = torch.zeros(ROWS, 2, 16, device=DEVICE), torch.zeros(ROWS, 16, device=DEVICE)
+    with pytest.raises(TypeError, match="float32 tables"):
+        collect(torch.ones(1, device=DEVICE), shifted, weight, blocks, data.double(), total, "triton")
+
+
+@runnable
+@HALF_AND_SINGLE
+@pytest.mark.parametrize("coefficients", [1, 33, 80])
+@pytest.mark.parametrize("name", LISTS)
+def test_spectra(name: str, coefficients: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    blocks = make_blocks(LISTS[name])
+    shifted, weight, slices = random_inputs(blocks, coefficients, dtype)
+    p, shell = random_posterior(blocks), torch.randint(0, 6, (coefficients,), device=DEVICE)
+    actual = spectra(p, shifted, weight, slices, blocks, shell, 4, "triton")
+    expected = spectra_reference(p.double(), shifted.double(), weight.double(), slices.double(), blocks, shell, 4)
+    for one, other in zip(actual, expected, strict=True):
+        assert float((one - other).abs().max()) <= 2e-6 * float(other.abs().max())
+
+
+@runnable
+def test_spectra_with_more_shifts_than_a_program_holds() -> None:
+    torch.manual_seed(6)
+    blocks = make_blocks([(4, 150), (35, 20)], images=150)
+    shifted, weight, slices = random_inputs(blocks, 5, torch.float16, images=150)
+    p, shell = torch.rand(blocks.samples, device=DEVICE), torch.arange(5, device=DEVICE)
+    actual = spectra(p, shifted, weight, slices, blocks, shell, 5, "triton")
+    expected = spectra_reference(p.double(), shifted.double(), weight.double(), slices.double(), blocks, shell, 5)
+    assert off(actual[0], expected[0]) < 2e-6 and off(actual[1], expected[1]) < 2e-6
+
+
+@runnable
+def test_weights_that_are_zero_are_never_multiplied() -> None:
+    """Slices and images whose weights are all 0 are not touched: NaN in them does not matter."""
+    torch.manual_seed(7)
+    blocks = make_blocks([(6, 5)])
+    shifted, weight, slices = random_inputs(blocks, 20, torch.float16)
+    p = torch.rand(6, 5, device=DEVICE)
+    p[2], p[:, 3] = 0, 0
+    rows, shifts, _ = blocks.lists(0)
+    clean = shifted.clone(), slices.clone()
+    shifted[0, shifts[3]], slices[rows[2]] = float("nan"), float("nan")
+    shell = torch.zeros(20, dtype=torch.long, device=DEVICE)
+    actual = spectra(p.flatten(), shifted, weight, slices, blocks, shell, 1, "triton")
+    expected = spectra(p.flatten(), clean[0], weight, clean[1], blocks, shell, 1, "triton")
+    assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
+    data, total = torch.zeros(ROWS, 2, 20, device=DEVICE), torch.zeros(ROWS, 20, device=DEVICE)
+    collect(p.flatten(), shifted, weight, blocks, data, total, "triton")
+    assert data.isfinite().all() and bool((total[rows[2]] == 0).all())
+
+
+@runnable
+@pytest.mark.parametrize("out_dtype", [torch.float16, torch.float32], ids=["half", "single"])
+@pytest.mark.parametrize("images, shifts, coefficients", [(1, 1, 1), (5, 35, 33), (9, 2, 515), (0, 3, 8), (3, 0, 8)])
+def test_shift(images: int, shifts: int, coefficients: int, out_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(8)
+    image = torch.randn(images, 2, coefficients, device=DEVICE)
+    shift_T2 = 40 * torch.randn(shifts, 2, device=DEVICE)
+    x, y = (torch.randint(-32, 33, (coefficients,), dtype=torch.int32, device=DEVICE) for _ in "xy")
+    poison(monkeypatch)
+    actual = shift(image, shift_T2, x, y, 64, out_dtype, "triton")
+    assert actual.dtype == out_dtype and actual.shape == (images, shifts, 2, coefficients)
+    expected = shift_reference(image.double(), shift_T2.double(), x, y, 64, torch.float64)
+    error = (actual.double() - expected).abs()
+    assert bool((error <= (2.0**-11 if out_dtype == torch.float16 else 0) * expected.abs() + 1e-6).all())
+
+
+def test_in_the_interpreter() -> None:
+    if INTERPRETED or torch.cuda.is_available():
+        pytest.skip("the kernels run in this process")
+    pytest.importorskip("triton", reason="Triton is not installed")
+    options = ["-o", "addopts=", "-p", "no:cacheprovider", "--deselect", f"{__file__}::test_in_the_interpreter"]
+    command = [sys.executable, "-m", "pytest", *options, __file__]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "passed" in done.stdout, done.stdout[-500:]
