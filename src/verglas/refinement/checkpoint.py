@@ -54,7 +54,8 @@ def save(path: Path, state: State, config: RefineConfig, table_fingerprint: str)
     head = _MAGIC + b"%d\n" % VERSION + len(text).to_bytes(8, "little") + text
     with atomic_path(path, overwrite=True) as part, open(part, "wb") as file:
         digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        for data in (head, *(array.reshape(-1).view(np.uint8).data for array in arrays)):
+        pieces: list[bytes | memoryview] = [head, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
+        for data in pieces:
             file.write(data)
             digest.update(data)
         file.write(digest.digest())
