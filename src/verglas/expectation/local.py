@@ -102,6 +102,8 @@ def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, level
     log_M = torch.full((len(key_M),), -torch.inf, dtype=torch.float64, device=key_M.device)
     log_M.scatter_reduce_(0, which_N, log_N, "amax")
     particle_M = torch.div(key_M, grid.count, rounding_mode="floor")
+    highest_B = log_M.new_full((particles,), -torch.inf).scatter_reduce_(0, particle_M, log_M, "amax")
+    log_M = log_M - highest_B[particle_M]
     total_B = log_M.new_zeros(particles).index_add_(0, particle_M, log_M.exp())
     count_B = torch.bincount(particle_M, minlength=particles)
     return count_B, key_M - particle_M * grid.count, log_M - total_B.log()[particle_M]

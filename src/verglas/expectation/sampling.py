@@ -36,7 +36,7 @@ _PLANES_TURNED_BY = {"I1": 90.0, "I3": 31.7174745559, "I4": -31.7174745559}  # t
 
 def view_vectors(direction_D2: Tensor) -> Tensor:
     """Unit vectors (sin tilt cos rot, sin tilt sin rot, cos tilt) of (rot, tilt) in degrees, [D, 3]."""
-    rot, tilt = torch.deg2rad(direction_D2).unbind(-1)
+    rot, tilt = (direction_D2 * math.pi / 180.0).unbind(-1)  # rounded in this order, see _inside_unit
     return torch.stack([tilt.sin() * rot.cos(), tilt.sin() * rot.sin(), tilt.cos()], -1)
 
 
@@ -70,7 +70,9 @@ def _inside_unit(direction_D2: Tensor, name: str) -> Tensor:
     if name in _PLANES_TURNED_BY:
         angles = torch.tensor([0.0, _PLANES_TURNED_BY[name], 0.0], dtype=torch.float64)
         normals = normals @ matrix_from_euler(*angles).T
-    inside = (view_vectors(direction_D2) @ normals.T >= 0).all(1)
+    # Many directions lie exactly on a plane, where rounding decides: products and sums in RELION's order give its choice.
+    x, y, z = view_vectors(direction_D2)[:, :, None].unbind(1)
+    inside = (x * normals[:, 0] + y * normals[:, 1] + z * normals[:, 2] >= 0).all(1)
     if name == "T":
         return inside & (((rot >= 90) & (rot <= 150)) | (rot == 0))
     if name == "O":

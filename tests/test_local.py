@@ -1,0 +1,95 @@
+"""Local searches: the selection against a loop over particles, mates and all orientations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from verglas.core.rotations import angular_distance, matrix_from_euler, random_rotations
+from verglas.core.symmetry import symmetry_matrices
+from verglas.errors import InputError
+from verglas.expectation.local import select_local
+from verglas.expectation.sampling import OrientationGrid
+
+
+def plain_log_prior(grid: OrientationGrid, pose_33: Tensor, sigma: float) -> Tensor:
+    """Log prior of every coarse orientation for one pose, [O], -inf outside the cut; each step as the words say it."""
+    grid_O33 = OrientationGrid.build(grid.healpix_order, 0, grid.symmetry).rotations()
+    density_O = torch.full((grid.count,), -math.inf, dtype=torch.float64)
+    for mate_33 in symmetry_matrices(grid.symmetry):
+        a_33 = pose_33 @ mate_33
+        tilt_O = torch.rad2deg((grid_O33[:, 2] @ a_33[2]).clamp(-1, 1).acos())
+        between_O33 = grid_O33 @ a_33.T  # Rz(turn) times the shortest tilt of one view onto the other
+        turn_O = torch.rad2deg(torch.atan2(between_O33[:, 0, 1] - between_O33[:, 1, 0],
+                                           between_O33[:, 0, 0] + between_O33[:, 1, 1]))  # fmt: skip
+        log_O = -(tilt_O**2 + turn_O**2) / (2 * sigma**2)
+        near_O = (tilt_O < 3 * sigma) & (turn_O.abs() < 3 * sigma)
+        density_O = torch.where(near_O & (log_O > density_O), log_O, density_O)
+    return density_O - torch.logsumexp(density_O, 0)
+
+
+def poses_to_try(count: int) -> Tensor:
+    """Random poses, one near a pole, two on the border of asymmetric units."""
+    special = torch.tensor([[10.0, 1.0, 20.0], [25.7, 63.0, 4.0], [0.1, 90.1, 45.0]], dtype=torch.float64)
+    return torch.cat([random_rotations(count - 3, torch.Generator().manual_seed(3)), matrix_from_euler(*special.T)])
+
+
+@pytest.mark.parametrize("symmetry, order", [("C1", 1), ("C1", 3), ("C7", 3), ("D2", 3), ("T", 3), ("O", 4), ("I2", 3)])
+def test_selection_agrees_with_a_loop_over_everything(symmetry: str, order: int) -> None:
+    grid = OrientationGrid.build(order, 1, symmetry, perturbation=0.3)
+    sigma, poses = 0.93 * grid.angular_step, poses_to_try(8)
+    ptr_B1, orientation_N, log_prior_N = select_local(grid, poses, sigma, symmetry)
+    assert (ptr_B1.dtype, orientation_N.dtype, log_prior_N.dtype) == (torch.int64, torch.int64, torch.float64)
+    assert ptr_B1[-1] == len(orientation_N) == len(log_prior_N)
+    for number, pose_33 in enumerate(poses):
+        mine = slice(ptr_B1[number], ptr_B1[number + 1])
+        expected_O = plain_log_prior(grid, pose_33, sigma)
+        assert orientation_N[mine].tolist() == torch.nonzero(expected_O > -math.inf)[:, 0].tolist()
+        torch.testing.assert_close(log_prior_N[mine], expected_O[orientation_N[mine]], rtol=0, atol=1e-9)
+
+
+def test_wide_prior_selects_every_in_plane_angle_once() -> None:
+    grid = OrientationGrid.build(1, 1, "C1")
+    _, orientation_N, log_prior_N = select_local(grid, poses_to_try(4), 90.0, "C1")
+    assert orientation_N.reshape(4, -1).tolist() == [list(range(grid.count))] * 4
+    assert log_prior_N.exp().reshape(4, -1).sum(1).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_narrow_prior_selects_the_nearest_direction_and_angle() -> None:
+    grid = OrientationGrid.build(2, 1, "D2")
+    poses = poses_to_try(20)
+    ptr_B1, orientation_N, log_prior_N = select_local(grid, poses, 0.01, "D2")
+    assert ptr_B1.tolist() == list(range(21)) and log_prior_N.abs().max() < 1e-12
+    mates_BG33 = poses[:, None] @ symmetry_matrices("D2")
+    closeness_B = (mates_BG33[:, :, 2] @ grid.views_D33[:, 2].T).amax((1, 2))
+    chosen = grid.rotations(orientation_N)
+    assert torch.allclose((mates_BG33[:, :, 2] * chosen[:, None, 2]).sum(-1).amax(1), closeness_B)
+    distance_BG = angular_distance(chosen[:, None], mates_BG33)
+    assert distance_BG.amin(1).max() < 1.2 * grid.angular_step
+
+
+def test_near_the_pole_the_right_orientations_are_found() -> None:
+    """There psi of a pose and of its neighbours have nothing in common: a window in psi would miss most of them."""
+    grid = OrientationGrid.build(4, 1, "C1")
+    pose_133 = matrix_from_euler(*torch.tensor([[33.0, 0.4, 57.0]], dtype=torch.float64).T)
+    _, orientation_N, _ = select_local(grid, pose_133, grid.angular_step, "C1")
+    near = torch.nonzero(angular_distance(grid.rotations(), pose_133) < 2.9 * grid.angular_step)[:, 0]
+    assert len(near) > 50 and set(near.tolist()) <= set(orientation_N.tolist())
+
+
+def test_blocks_of_particles_give_what_single_particles_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = OrientationGrid.build(3, 1, "C7")
+    poses = poses_to_try(9)
+    at_once = select_local(grid, poses, grid.angular_step, "C7")
+    monkeypatch.setattr("verglas.expectation.local._PAIRS_AT_ONCE", 1)
+    for mine, expected in zip(select_local(grid, poses, grid.angular_step, "C7"), at_once, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 200.0, math.nan])
+def test_impossible_priors_are_refused(sigma: float) -> None:
+    with pytest.raises(InputError):
+        select_local(OrientationGrid.build(1, 1, "C1"), poses_to_try(4), sigma, "C1")
