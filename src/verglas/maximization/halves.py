@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
+from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.reconstruction import add
 from verglas.maximization.solve import SolvedSums, gather_sums
@@ -177,12 +178,15 @@ def _unpadded_average(sums: SolvedSums) -> Tensor:
     edge, columns = _unpadded_grid(sums.rows, sums.padding)
     total = torch.zeros(edge * edge * columns, 3, dtype=torch.float64, device=sums.weight_V.device)
     half = edge // 2
-    for part, coordinates in coordinate_chunks(sums.rows):
-        nearest = (coordinates.abs().double() / sums.padding + 0.5).floor()
-        x, y, z = torch.where(coordinates < 0, -nearest, nearest).long()
-        voxel = ((z + half) * edge + y + half) * columns + x
-        values = torch.cat([sums.data_V2[part], sums.weight_V[part, None]], 1)
-        total.index_add_(0, voxel, values.double())
+    axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=total.device)
+    nearest_E = torch.where(axis < 0, -1, 1) * (axis.abs().double() / sums.padding + 0.5).floor().long()
+    if voxels.compiled(total):
+        voxels.sum_unpadded_cpu(sums.data_V2, sums.weight_V, sums.rows, nearest_E, total.view(edge, edge, columns, 3))
+    else:
+        for part, coordinates in coordinate_chunks(sums.rows):
+            x, y, z = nearest_E[coordinates.long() + sums.rows.half]
+            values = torch.cat([sums.data_V2[part], sums.weight_V[part, None]], 1)
+            total.index_add_(0, ((z + half) * edge + y + half) * columns + x, values.double())
     return torch.where(total[:, 2:] > 0, total[:, :2] / total[:, 2:].clamp_min(1e-300), 0)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from verglas.core.masks import fill_outside, soft_sphere
 from verglas.core.rows import RowTable
-from verglas.core.symmetry import symmetry_matrices
-from verglas.kernels.project import project
+from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.point_group import apply_point_group
 from verglas.projection.volume import (
     coordinate_chunks,
     cropped_map,
@@ -43,12 +43,13 @@ class SolvedSums:
 
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
-        return self._shell_mean(lambda weight, shell: weight)
+        total_S, count_S, _ = self._shell_sums()
+        return total_S / count_S.clamp_min(1)
 
     def coverage(self, inverse_tau2_S: Tensor) -> Tensor:
         """Share of voxels of each shell where the data weigh at least as much as the prior, float64 [radius + 1]."""
-        prior = inverse_tau2_S.to(self.weight_V)
-        return self._shell_mean(lambda weight, shell: (weight >= prior[shell]).double())
+        _, count_S, covered_S = self._shell_sums(prior_S=inverse_tau2_S)
+        return covered_S / count_S.clamp_min(1)
 
     def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Tensor:
         """Map [N, N, N]: data / (weight + 1/tau2), the weight never under a thousandth of its shell's mean.
@@ -64,28 +65,52 @@ class SolvedSums:
         if keep_scale:
             gain_S = self._shell_mean(lambda w, shell: w / (w + prior_S.to(w)[shell]).clamp_min(1e-30)).clamp_min(1e-12)
         fourier = empty_transform(padded_size(self.box, self.padding), self.weight_V)
-        for part, coordinates, r, inside in self._radii():
-            shell, floor_shell = (r + 0.5).long(), r.long()
-            weight = torch.maximum(self.weight_V[part] + prior_S.to(r)[shell], floor_S.to(r)[floor_shell])
-            scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S.to(r)[shell]).clamp_min(1e-30), 0)
-            deposit(fourier, coordinates, self.data_V2[part] * scale[:, None])
+        self._divide((prior_S, floor_S, gain_S), fourier)
         real = cropped_map(torch.view_as_complex(fourier), self.box).float()
         del fourier
         real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
         return real / gridding_correction(self.box, self.padding, real.device)
 
+    def _divide(self, curves_S: tuple[Tensor, Tensor, Tensor], fourier_ZYX2: Tensor) -> None:
+        """Write data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain)."""
+        if voxels.compiled(self.weight_V):
+            voxels.divide_cpu(self.data_V2, self.weight_V, self.rows, self.padding, curves_S, fourier_ZYX2)
+            return
+        prior_S, floor_S, gain_S = (curve.to(self.weight_V) for curve in curves_S)
+        for part, coordinates, r, inside in self._radii():
+            shell, floor_shell = (r + 0.5).long(), r.long()
+            weight = torch.maximum(self.weight_V[part] + prior_S[shell], floor_S[floor_shell])
+            scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S[shell]).clamp_min(1e-30), 0)
+            deposit(fourier_ZYX2, coordinates, self.data_V2[part] * scale[:, None])
+
     def _weight_floor(self) -> Tensor:
         """A thousandth of the mean weight of the voxels with floor(r / padding) = shell; the last repeats its neighbour."""
-        floor_S = WEIGHT_FLOOR * self._shell_mean(lambda weight, shell: weight, rounding=0.0)
+        total_S, count_S, _ = self._shell_sums(rounding=0.0)
+        floor_S = WEIGHT_FLOOR * total_S / count_S.clamp_min(1)
         floor_S[-1] = floor_S[-2]
         return floor_S
 
-    def _shell_mean(self, value: Callable[[Tensor, Tensor], Tensor], rounding: float = 0.5) -> Tensor:
-        """Mean of value(weight, shell) over the voxels of each shell floor(r / padding + rounding)."""
+    def _shell_sums(self, rounding: float = 0.5, prior_S: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of the weight, voxels, and voxels with weight >= prior of each shell floor(r / padding + rounding)."""
+        shells = self.radius + 1
+        if voxels.compiled(self.weight_V):
+            return voxels.shell_sums_cpu(self.weight_V, self.rows, self.padding, shells, rounding, prior_S)
+        total, count, covered = torch.zeros(3, shells, dtype=torch.float64, device=self.weight_V.device)
+        prior = torch.zeros_like(total) if prior_S is None else prior_S.to(total)
+        for part, _, r, inside in self._radii():
+            shell = (r + rounding).long()
+            weight = self.weight_V[part].double()
+            total += torch.bincount(shell, torch.where(inside, weight, 0), shells)
+            count += torch.bincount(shell, inside.double(), shells)
+            covered += torch.bincount(shell, (inside & (weight >= prior[shell])).double(), shells)
+        return total, count, covered
+
+    def _shell_mean(self, value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Mean of value(weight, shell) over the voxels of each shell round(r / padding)."""
         total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
         count = torch.zeros_like(total)
         for part, _, r, inside in self._radii():
-            shell = (r + rounding).long()
+            shell = (r + 0.5).long()
             total += torch.bincount(shell, torch.where(inside, value(self.weight_V[part], shell), 0).double(), len(total))
             count += torch.bincount(shell, inside.double(), len(total))
         return total / count.clamp_min(1)
@@ -120,27 +145,6 @@ def add_friedel_partners(sums_V: Tensor, rows: RowTable) -> None:
     partner = rows.start_ZY.flip(0, 1)[rows.length_ZY > 0].long()
     conjugate = sums_V.new_tensor([1.0, -1.0, 1.0])
     sums_V[start, :3] = sums_V[start, :3] + sums_V[partner, :3] * conjugate
-
-
-def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str) -> Tensor:
-    """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k).
-
-    Returns [V, 3]; the input itself for C1.
-    """
-    operators = symmetry_matrices(symmetry)[1:]
-    if len(operators) == 0:
-        return sums_V
-    dtype = sums_V.dtype
-    out_V3 = sums_V[:, :3].clone()
-    data_V2 = sums_V[:, :2].contiguous()
-    weight_V2 = torch.stack([sums_V[:, 2], torch.zeros_like(sums_V[:, 2])], 1)
-    for part, coordinates in coordinate_chunks(rows):
-        position_V3 = coordinates.T.to(dtype)
-        for operator in operators.to(sums_V.device, dtype):
-            turned = project(data_V2, rows, operator[None], position_V3)[0]
-            out_V3[part, :2] += turned.T
-            out_V3[part, 2] += project(weight_V2, rows, operator[None], position_V3)[0, 0]
-    return out_V3
 
 
 def wiener_term(fsc_S: Tensor, shell_weight_S: Tensor, joined: bool) -> Tensor:

@@ -1,0 +1,115 @@
+"""Sums over a point group, as little interpolated as the group allows.
+
+Rotations that turn the grid onto itself (all of O; D2; 12 of the 60 of I) form a subgroup H and need no interpolation.
+With coset representatives c (G = union of c H), the sum over G of in(R k) is the sum over H of S(h k), S(k) = sum over c
+of in(c k): only the c other than 1 are interpolated, and H is done step by step along a chain of subgroups.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from verglas.core.rows import RowTable
+from verglas.core.symmetry import normalise_name, symmetry_matrices
+from verglas.kernels import voxels
+from verglas.kernels.project import project
+from verglas.projection.volume import coordinate_chunks, radius2
+
+
+def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str) -> Tensor:
+    """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k).
+
+    sums_V: (re, im, weight) in columns 0-2. Returns [V, 3]; the input itself for C1. Beyond the radius nothing is added.
+    """
+    representatives, steps = _plan(normalise_name(symmetry))
+    if len(representatives) == 1 and not steps:
+        return sums_V
+    out_V3 = sums_V[:, :3].clone()
+    if len(representatives) > 1:
+        _add_interpolated(sums_V, rows, representatives[1:], out_V3)
+    for step in steps:
+        before_V3 = out_V3.clone()
+        for operator in step:
+            add_turned(before_V3, rows, operator, out_V3)
+    return out_V3
+
+
+@lru_cache(maxsize=16)
+def _plan(symmetry: str) -> tuple[Tensor, list[list[Tensor]]]:
+    """Coset representatives and the steps of the subgroup chain; remembered, as every iteration asks again."""
+    representatives, on_grid = cosets(symmetry_matrices(symmetry))
+    return representatives, subgroup_chain(on_grid)
+
+
+def cosets(operators_G33: Tensor) -> tuple[Tensor, Tensor]:
+    """(representatives c, subgroup H of the rotations that keep the grid), identities first, with G = union of c H."""
+    representatives: list[Tensor] = []
+    for operator in operators_G33:
+        if not any(_is_integer(known.T @ operator) for known in representatives):
+            representatives.append(operator)
+    return torch.stack(representatives), torch.stack([one.round() for one in operators_G33 if _is_integer(one)])
+
+
+def subgroup_chain(group_H33: Tensor) -> list[list[Tensor]]:
+    """Steps t of a chain of subgroups 1 < ... < H: the sum over H of f(h k) comes from f <- f(k) + sum over t of f(t k)."""
+    known, steps = [group_H33[0]], []
+    while len(known) < len(group_H33):
+        larger = min((_generated([*known, one]) for one in group_H33 if not _holds(known, one)), key=len)
+        step: list[Tensor] = []
+        for one in larger:
+            if not any(_holds(known, one @ earlier.T) for earlier in (group_H33[0], *step)):
+                step.append(one)
+        steps.append(step)
+        known = larger
+    return steps
+
+
+def add_turned(values_V3: Tensor, rows: RowTable, operator_33: Tensor, out_V3: Tensor) -> None:
+    """out(k) += in(R k) in place, for a rotation that keeps the grid, within the table's radius."""
+    if voxels.compiled(values_V3):
+        voxels.add_turned_cpu(values_V3, rows, operator_33, out_V3)
+        return
+    conjugated = values_V3.new_tensor([1.0, -1.0, 1.0])
+    turn = operator_33.tolist()
+    for part, (x, y, z) in coordinate_chunks(rows):
+        tx, ty, tz = (int(a) * x + int(b) * y + int(c) * z for a, b, c in turn)
+        sign = torch.where(tx < 0, -1, 1)
+        inside = radius2(torch.stack([x, y, z])) <= rows.limit2
+        row = torch.where(inside, (sign * tz + rows.half) * rows.edge + sign * ty + rows.half, 0)
+        source = torch.where(inside, rows.start_ZY.flatten()[row] + tx.abs(), 0)
+        turned = values_V3[source] * torch.where((sign < 0)[:, None], conjugated, 1)
+        out_V3[part] += torch.where(inside[:, None], turned, 0)
+
+
+def _add_interpolated(sums_V: Tensor, rows: RowTable, operators_C33: Tensor, out_V3: Tensor) -> None:
+    dtype = sums_V.dtype
+    data_V2 = sums_V[:, :2].contiguous()
+    weight_V2 = torch.stack([sums_V[:, 2], torch.zeros_like(sums_V[:, 2])], 1)
+    for part, coordinates in coordinate_chunks(rows):
+        position_V3 = coordinates.T.to(dtype)
+        for operator in operators_C33.to(sums_V.device, dtype):
+            turned = project(data_V2, rows, operator[None], position_V3)[0]
+            out_V3[part, :2] += turned.T
+            out_V3[part, 2] += project(weight_V2, rows, operator[None], position_V3)[0, 0]
+
+
+def _is_integer(matrix_33: Tensor) -> bool:
+    return bool((matrix_33 - matrix_33.round()).abs().max() < 1e-9)
+
+
+def _holds(group: list[Tensor], matrix_33: Tensor) -> bool:
+    return any(torch.equal(one, matrix_33) for one in group)
+
+
+def _generated(seeds: list[Tensor]) -> list[Tensor]:
+    """The group of integer matrices that `seeds` (identity first) generate."""
+    group = list(seeds)
+    for one in group:  # grows while it is walked through
+        for other in seeds:
+            product = one @ other
+            if not _holds(group, product):
+                group.append(product)
+    return group
