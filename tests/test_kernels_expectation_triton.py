@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -211,6 +212,38 @@ def test_shift(images: int, shifts: int, coefficients: int, out_dtype: torch.dty
     expected = shift_reference(image.double(), shift_T2.double(), x, y, 64, torch.float64)
     error = (actual.double() - expected).abs()
     assert bool((error <= (2.0**-11 if out_dtype == torch.float16 else 0) * expected.abs() + 1e-6).all())
+
+
+POINTERS = {"total": "*fp32", "peak": "*fp32", "largest": "*fp32", "slice_used": "*i8", "shift_used": "*i8", "one": "fp32"}
+POINTERS |= dict.fromkeys(["n_images", "n_shifts", "n_coefficients", "length"], "i32")
+POINTERS |= dict.fromkeys(["task_particle", "task_block", "slice_list", "shift_list", "active_slice", "active_shift"], "*i32")
+POINTERS |= dict.fromkeys(["slice_ptr", "shift_ptr", "value_ptr", "active_slice_ptr", "active_shift_ptr"], "*i64")
+POINTERS |= dict.fromkeys(["shifted", "slices"], "*fp16")
+BLOCKS = {"SLICES": 64, "SHIFTS": 64, "COEFFICIENTS": 64, "HALF": True, "STEP": 32, "PRECISION": "ieee", "IMAGES": 4}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("name", ["compare", "collect", "collect active", "spectra", "shift"])
+def test_compiles_for_a_gpu_that_need_not_be_there(name: str) -> None:
+    """The interpreter accepts what the compiler does not. Half-precision operands, rows of a multiple of 16 numbers, sm_90."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    folder, *which = name.split()
+    kernel = getattr(import_module(f"verglas.kernels.{folder}.triton"), f"_{which[0] if which else folder}_kernel")
+    constants = {(at,): BLOCKS[one] for at, one in enumerate(kernel.arg_names) if one in BLOCKS}
+    signature = {one: "constexpr" if one in BLOCKS else POINTERS.get(one, "*fp32") for one in kernel.arg_names}
+    aligned = [at for at, one in enumerate(kernel.arg_names) if signature[one].startswith("*") or one == "length"]
+    source = ASTSource(kernel, signature, constants, {(at,): [["tt.divisibility", 16]] for at in aligned})
+    made = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 3}).asm
+    assert len(made["cubin"]) > 1000
+    products = [line for line in made["ttgir"].splitlines() if "warp_group_dot " in line]
+    if folder in ("compare", "collect", "spectra") and not which:
+        assert products and "cp.async" in made["ptx"]
+    if folder == "compare":  # the left operand must be in registers: see the comment in the kernel
+        assert all(" : tensor<" in line for line in products), products
 
 
 def test_in_the_interpreter() -> None:

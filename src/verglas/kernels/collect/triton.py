@@ -22,7 +22,7 @@ from verglas.kernels.tasks import Tile, lengths, list_tasks, smallest_class
 SCAN = Tile(64, 32, 0, 4, 1)  # slices and shifts of a program that reads the posterior
 SLICE_BLOCKS = (16, 64)  # the smallest that holds a particle's active slices; beyond the last, several programs
 SHIFT_STEP = 32
-COEFFICIENTS = 64
+COEFFICIENTS = 128
 WEIGHT_SCALE = tl.constexpr(1024.0)  # the largest weight as float16: its low half stays clear of the smallest float16
 TINIEST = tl.constexpr(1e-30)  # weights are not scaled up further: float32 would overflow
 
@@ -102,10 +102,10 @@ def split_weights(p):
 def _collect_kernel(
     posterior, shifted, weight, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr,
     active_slice_ptr, active_slice, active_shift_ptr, active_shift, total, peak, task_particle, task_block,
-    data, total_out, n_images, n_coefficients,
+    data_out, total_out, n_images, n_coefficients, length,
     SLICES: tl.constexpr, SHIFTS: tl.constexpr, COEFFICIENTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    patches = tl.cdiv(n_coefficients, COEFFICIENTS)
+    patches = tl.cdiv(length, COEFFICIENTS)  # a row, real plane and imaginary plane, is one vector of `length` numbers
     task, patch = tl.program_id(0) // patches, tl.program_id(0) % patches
     i = tl.load(task_particle + task).to(tl.int64)
     slice_0, shift_0 = tl.load(slice_ptr + i), tl.load(shift_ptr + i)
@@ -116,40 +116,34 @@ def _collect_kernel(
     slice_at = tl.load(active_slice + active_0 + a, mask=a < n, other=0)
     weight_at = tl.load(value_ptr + i) + (slice_at - slice_0) * stride - shift_0
     unit = tl.maximum(tl.load(peak + slice_at, mask=a < n, other=1.0), TINIEST) / WEIGHT_SCALE  # of the scaled weights
+    per_unit = 1.0 / unit
     k = patch * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
-    inside = k < n_coefficients
-    row = 2 * tl.cast(n_coefficients, tl.int64)
-    sum_re = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
-    sum_im = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
+    data = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
     for first in range(0, m, SHIFTS):
         t = first + tl.arange(0, SHIFTS)
         shift_at = tl.load(active_shift + used_0 + t, mask=t < m, other=0)
         p_mask = (a < n)[:, None] & (t < m)[None, :]
         p = tl.load(posterior + weight_at[:, None] + shift_at[None, :], mask=p_mask, other=0.0)
-        image_row = (tl.load(shift_list + shift_at, mask=t < m, other=0).to(tl.int64) + i * n_images) * row
-        image_at = shifted + image_row[:, None] + k[None, :]
-        image_mask = (t < m)[:, None] & inside[None, :]
-        re = tl.load(image_at, mask=image_mask, other=0.0)
-        im = tl.load(image_at + n_coefficients, mask=image_mask, other=0.0)
+        image = tl.load(shift_list + shift_at, mask=t < m, other=0).to(tl.int64) + i * n_images
+        image_mask = (t < m)[:, None] & (k < length)[None, :]
+        image_MK = tl.load(shifted + (image * length)[:, None] + k[None, :], mask=image_mask, other=0.0)
         if HALF:
-            high, low = split_weights(p / unit[:, None])
-            sum_re = tl.dot(low, re, tl.dot(high, re, sum_re))
-            sum_im = tl.dot(low, im, tl.dot(high, im, sum_im))
+            high, low = split_weights(p * per_unit[:, None])
+            data = tl.dot(low, image_MK, tl.dot(high, image_MK, data))
         else:
-            sum_re = tl.dot(p, re, sum_re, input_precision="tf32x3")
-            sum_im = tl.dot(p, im, sum_im, input_precision="tf32x3")
+            data = tl.dot(p, image_MK, data, input_precision="tf32x3")
     if HALF:
-        sum_re *= unit[:, None]
-        sum_im *= unit[:, None]
+        data *= unit[:, None]
     u = tl.load(slice_list + slice_at, mask=a < n, other=0).to(tl.int64)
-    mask = (a < n)[:, None] & inside[None, :]
-    w = tl.load(weight + i * n_coefficients + k, mask=inside, other=0.0)
-    slice_total = tl.load(total + slice_at, mask=a < n, other=0.0)
-    data_at = data + u[:, None] * row + k[None, :]
-    tl.atomic_add(data_at, sum_re, mask=mask, sem="relaxed")
-    tl.atomic_add(data_at + n_coefficients, sum_im, mask=mask, sem="relaxed")
-    total_at = total_out + u[:, None] * n_coefficients + k[None, :]
-    tl.atomic_add(total_at, slice_total[:, None] * w[None, :], mask=mask, sem="relaxed")
+    data_mask = (a < n)[:, None] & (k < length)[None, :]
+    tl.atomic_add(data_out + (u * length)[:, None] + k[None, :], data, mask=data_mask, sem="relaxed")
+    if patch * COEFFICIENTS < n_coefficients:
+        inside = k < n_coefficients
+        w = tl.load(weight + i * n_coefficients + k, mask=inside, other=0.0)
+        slice_total = tl.load(total + slice_at, mask=a < n, other=0.0)
+        total_at = total_out + (u * n_coefficients)[:, None] + k[None, :]
+        total_mask = (a < n)[:, None] & inside[None, :]
+        tl.atomic_add(total_at, slice_total[:, None] * w[None, :], mask=total_mask, sem="relaxed")
 
 
 def collect_triton(
@@ -163,16 +157,17 @@ def collect_triton(
             raise TypeError(f"the Triton kernel adds to contiguous float32 tables, got {table.dtype}")
     posterior, weight = posterior_N.float().contiguous(), weight_BK.float().contiguous()
     shifted = shifted_BT2K.contiguous()
-    n_images, n_coefficients = shifted.shape[1], shifted.shape[3]
+    n_images, n_coefficients, length = shifted.shape[1], shifted.shape[3], 2 * shifted.shape[3]
     active = active_lists(posterior, blocks)
     n_B = lengths(active.slice_ptr_B1)
     tiles = [Tile(block, SHIFT_STEP, COEFFICIENTS, 4, 2) for block in SLICE_BLOCKS]
     for tasks in list_tasks(n_B, torch.ones_like(n_B), smallest_class(n_B, SLICE_BLOCKS), tiles):
         tile = tasks.tile
-        _collect_kernel[(len(tasks.block_J) * triton.cdiv(n_coefficients, tile.coefficients),)](
+        _collect_kernel[(len(tasks.block_J) * triton.cdiv(length, tile.coefficients),)](
             posterior, shifted, weight, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
             blocks.value_ptr_B1, active.slice_ptr_B1, active.slice_at_A, active.shift_ptr_B1, active.shift_at_A,
-            active.total_N, active.peak_N, tasks.particle_J, tasks.block_J, data_U2K, total_UK, n_images, n_coefficients,
+            active.total_N, active.peak_N, tasks.particle_J, tasks.block_J, data_U2K, total_UK,
+            n_images, n_coefficients, length,
             SLICES=tile.slices, SHIFTS=tile.shifts, COEFFICIENTS=tile.coefficients, HALF=shifted.dtype == torch.float16,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
