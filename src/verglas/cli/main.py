@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Heading -> command -> "module:class" in verglas.cli. A module is imported only when its command is asked for (or for --help).
 COMMANDS: dict[str, dict[str, str]] = {
     "From particles to a map": {
+        "refine": "refine:Refine",
         "reconstruct": "reconstruct:Reconstruct",
         "postprocess": "postprocess:Postprocess",
         "mask": "mask:Mask",

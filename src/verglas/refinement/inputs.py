@@ -29,6 +29,7 @@ from verglas.optics.ctf import CtfParameters, GroupCtf
 from verglas.particles.loader import ImageBatch, ImageLoader
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
+from verglas.refinement.dataset import contrast
 
 SMALLEST_HALF = 20  # particles of one half-set
 FEW_VIEWS = 500  # particles times symmetry order; below it a map hardly comes out
@@ -36,7 +37,7 @@ SAMPLE = 500  # images looked at
 SYMMETRY_RESOLUTION, SYMMETRIC = 30.0, 0.9  # Å, and the correlation from which on a map counts as symmetric
 CONTRAST_RESOLUTION = 40.0  # Å; coarser than this, proteins look like blobs
 INVERTED_IMAGES = -4.0  # standard errors from 0
-INVERTED_REFERENCE = -0.5  # of a measure that runs from -1 to 1
+INVERTED_REFERENCE, BRIGHT_REFERENCE = -0.6, 0.6  # skewness; maps of proteins have over 0.9, noise stays within these
 LARGEST_MEAN, DEVIATIONS = 0.5, (0.5, 2.0)  # of the background: |mean| / deviation, and deviation (RELION's limits)
 
 
@@ -49,7 +50,7 @@ def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ign
     """
     notices = check_counts(table, config)
     check_diameter(table, config)
-    check_ctf(table)
+    contrast(table)  # InputError if columns are missing
     check_mask_file(table, config)
     faults = [reference_fault(reference, config.diameter)]
     notices += symmetry_notices(reference, config.symmetry)
@@ -102,12 +103,6 @@ def check_diameter(table: ParticleTable, config: RefineConfig) -> None:
                          "It is the diameter of the circular mask around the particle.")  # fmt: skip
 
 
-def check_ctf(table: ParticleTable) -> CtfParameters | None:
-    """The particles' CTF parameters, None if no image needs a CTF; InputError names the columns that are missing."""
-    used = np.unique(table.group_index_B)
-    return None if all(table.groups[i].ctf_corrected for i in used) else table.ctf()
-
-
 def check_mask_file(table: ParticleTable, config: RefineConfig) -> None:
     """InputError unless the user's mask has the particles' box and voxel size, values in [0, 1], and is not empty."""
     if config.mask is None:
@@ -138,7 +133,7 @@ def reference_fault(reference: Map, diameter: float) -> Fault | None:
     if np.ptp(reference.data_ZYX) == 0:
         raise InputError("--reference", "all voxels have one value", "a density map", "Check how the map was made.")
     skew = density_skewness(reference, diameter)
-    if skew > -INVERTED_REFERENCE / 2:
+    if skew > BRIGHT_REFERENCE:
         return None
     certain = skew < INVERTED_REFERENCE
     if certain:
@@ -215,7 +210,7 @@ class ImageSample:
 
 def look_at(table: ParticleTable, diameter: float) -> ImageSample:
     """Read all images of `table` and measure background and contrast; diameter: Å. Unusable images are left out here."""
-    parameters = check_ctf(table)
+    parameters = contrast(table)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in ImageLoader(table, batch_size=64, skip_bad=True):
         own = None if parameters is None else parameters[torch.from_numpy(batch.index_B)]

@@ -1,0 +1,177 @@
+"""report.html of a refinement, rewritten as it goes on. Imported only by a run that writes one: it needs numpy and figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from matplotlib.image import imsave
+from torch import Tensor
+
+from verglas.core.symmetry import symmetry_matrices
+from verglas.report import Curve, Histogram, KeyFigures, Orientations, Stack, Table, Text, write_report
+from verglas.report.figures import central_slices, grey_limits
+from verglas.report.sections import Section
+
+if TYPE_CHECKING:
+    from verglas.cli.refine_watch import Record
+    from verglas.io.runfolder import RunFolder
+    from verglas.refinement.config import RefineConfig
+    from verglas.refinement.driver import Iteration
+
+SHARE = 0.04  # of the run's time that reports may take
+SHORTEST_INTERVAL = 5.0  # s
+MOST_CURVES = 12  # of FSC on one figure
+PICTURE_WIDTH = 300  # px of one slice, about
+MOST_VIEWS = 20_000  # particles on the sphere
+
+JUNK = (
+    "Junk shows in these three together: images without a particle explain the noise as well as any view does, so their "
+    "log-likelihood lies in a tail or second hump below the rest, their largest posterior weight near 0 and the entropy of "
+    "their posterior near its upper end."
+)
+
+
+class ReportWriter:
+    """Writes the page after an iteration unless that would cost more than its share of the time."""
+
+    def __init__(self, run: RunFolder, config: RefineConfig) -> None:
+        self.run, self.config = run, config
+        self.not_before = 0.0
+
+    def update(self, history: Sequence[Record], iteration: Iteration) -> None:
+        """Rewrite report.html; the last iteration's always."""
+        started = time.monotonic()
+        if started < self.not_before and iteration.final is None:
+            return
+        symmetry = self.config.symmetry.upper()
+        title = f"Refinement, {symmetry}" + ("" if iteration.final else f": iteration {iteration.state.iteration}")
+        sections = sections_of(history, iteration, self.config, self.run.figures)
+        write_report(self.run.path("report.html"), title, sections, self.run.facts(), overwrite=True)
+        now = time.monotonic()
+        self.not_before = now + max(SHORTEST_INTERVAL, (now - started) / SHARE)
+
+
+def sections_of(
+    history: Sequence[Record], iteration: Iteration, config: RefineConfig, figures: dict[str, dict[str, Any]]
+) -> list[Section]:
+    """Everything on the page, in its order."""
+    box = iteration.state.box
+    sections: list[Section] = [KeyFigures("Where it stands" if iteration.final is None else "What came out", figures)]
+    sections += [fsc_curves(history, box), resolution_curve(history), *sampling_curves(history), pmax_curve(history)]
+    sections.append(timings(history))
+    sections.append(slices(iteration))
+    sections += [orientations(iteration, config), *junk_histograms(iteration), notes(history)]
+    return sections
+
+
+def column(history: Sequence[Record], name: str, scale: float = 1.0) -> np.ndarray:
+    """One number of every iteration, NaN where it was not known."""
+    return np.array([np.nan if record[name] is None else record[name] * scale for record in history])
+
+
+def numbers(history: Sequence[Record]) -> np.ndarray:
+    """Iteration numbers, int."""
+    return np.array([record["iteration"] for record in history], dtype=int)
+
+
+def fsc_curves(history: Sequence[Record], box: int) -> Section:
+    """FSC of the half maps, from the first iteration to the last."""
+    chosen = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, MOST_CURVES).round().astype(int))]
+    labels = [""] * len(chosen)
+    labels[0] = f"iteration {chosen[0]['iteration']}"
+    labels[-1] = f"iteration {chosen[-1]['iteration']}, {chosen[-1]['resolution'] or float('inf'):.3g} Å"
+    frequency_S = np.arange(len(chosen[-1]["fsc"])) / (box * chosen[-1]["pixel_size"])
+    return Curve(
+        "Fourier shell correlation of the half maps", frequency_S, [np.array(record["fsc"], float) for record in chosen], labels,
+        "resolution", "FSC", (0.143,), True, y_range=(-0.1, 1.05), ramp=True,
+        caption="Pale to strong: the iterations. Up to 40 Å the halves are joined, beyond the image size nothing was compared.",
+    )  # fmt: skip
+
+
+def resolution_curve(history: Sequence[Record]) -> Section:
+    """Resolution of every iteration."""
+    return Curve("Resolution", numbers(history), [column(history, "resolution")], [""], "iteration", "resolution / Å",
+                 caption="Where the prior from the half maps falls below the noise (FSC 1/2 of the reference).")  # fmt: skip
+
+
+def sampling_curves(history: Sequence[Record]) -> list[Section]:
+    """Changes and accuracy beside the step of the grid, for angles and for offsets."""
+    found: list[Section] = []
+    for title, names, unit in (
+        ("Angles", ("fine_angular_step", "changes_angles", "accuracy_angles"), "degrees"),
+        ("Offsets", ("fine_offset_step", "changes_offsets", "accuracy_offsets"), "Å"),
+    ):
+        ys = [column(history, name) for name in names]
+        labels = ["step of the fine grid", "mean change", "expected accuracy"]
+        found.append(Curve(title, numbers(history), ys, labels, "iteration", unit))
+    return found
+
+
+def pmax_curve(history: Sequence[Record]) -> Section:
+    """Mean of the largest posterior weights."""
+    return Curve("How sure the poses are", numbers(history), [column(history, "pmax")], [""], "iteration", "mean Pmax",
+                 y_range=(0.0, 1.02), caption="Mean over the particles of the largest posterior weight of one pose.")  # fmt: skip
+
+
+def timings(history: Sequence[Record]) -> Section:
+    """Seconds of each stage, iteration by iteration."""
+    stages = list(dict.fromkeys(name for record in history for name in record["took"] if name != "total"))
+    parts = {name: np.array([record["took"].get(name, 0.0) for record in history]) for name in stages}
+    return Stack("Where the time went", numbers(history), parts, "iteration", "seconds")
+
+
+def slices(iteration: Iteration) -> Section:
+    """Central slices of both halves, and of the map of all particles if it is there: one row of pictures each."""
+    maps = [("reference of half-set 1", iteration.state.halves[0].map_ZYX)]
+    maps += [(f"reference of half-set {number}", half.map_ZYX) for number, half in enumerate(iteration.state.halves[1:], 2)]
+    if iteration.final is not None:
+        maps.insert(0, ("map of all particles, neither masked nor sharpened", iteration.final.joined.map_ZYX))
+    rows = [f'<figure style="margin: 0 0 .8rem">{picture(one)}<figcaption>{name}</figcaption></figure>' for name, one in maps]
+    return Text(
+        "Central slices: xy, xz, yz", "".join(rows), "Protein is bright. Both halves should look alike as far as they agree."
+    )
+
+
+def picture(map_ZYX: Tensor) -> str:
+    """Three central slices side by side as one PNG inside the page; enlarged here, since that is far quicker than drawing."""
+    volume_ZYX = map_ZYX.float().cpu()
+    low, high = grey_limits(volume_ZYX.numpy())
+    parts = [torch.from_numpy(np.ascontiguousarray(one_YX)) for _, one_YX in central_slices(volume_ZYX.numpy())]
+    factor = max(1, round(PICTURE_WIDTH / volume_ZYX.shape[-1]))
+    large_SYX = torch.nn.functional.interpolate(torch.stack(parts)[:, None], scale_factor=factor, mode="bicubic")[:, 0]
+    buffer = io.BytesIO()
+    imsave(buffer, torch.cat(list(large_SYX), 1).numpy(), cmap="gray", vmin=low, vmax=high, origin="lower", format="png")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="Central slices" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+def orientations(iteration: Iteration, config: RefineConfig) -> Section:
+    """Views of the particles on the sphere (at most 20,000 of them), symmetry copies included."""
+    rotation_B33 = iteration.state.poses.rotation_B33.cpu().numpy()
+    step = -(-len(rotation_B33) // MOST_VIEWS)
+    return Orientations("Viewing directions", rotation_B33[::step], symmetry_matrices(config.symmetry).numpy())
+
+
+def junk_histograms(iteration: Iteration) -> list[Section]:
+    """Log-likelihood, Pmax and entropy of the particles."""
+    poses = iteration.state.poses
+    likelihood_B, pmax_B, entropy_B = (one.cpu().numpy() for one in (poses.log_likelihood_B, poses.pmax_B, poses.entropy_B))
+    return [
+        Histogram("Log-likelihood of each particle", likelihood_B, "log-likelihood contribution", caption=JUNK),
+        Histogram("Largest posterior weight of each particle", pmax_B, "Pmax"),
+        Histogram("Spread of each particle's posterior", entropy_B, "posterior entropy / nats",
+                  caption="exp(entropy) is about the number of poses that share the particle."),
+    ]  # fmt: skip
+
+
+def notes(history: Sequence[Record]) -> Section:
+    """What the schedule did and why."""
+    rows = [[record["iteration"], note] for record in history for note in record["notes"]]
+    title = "Notes of the schedule"
+    return Table(title, rows, ["iteration", "what happened"]) if rows else Text(title, "Nothing was changed yet.")
