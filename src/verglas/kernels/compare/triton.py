@@ -25,7 +25,7 @@ SHIFT_BLOCKS: tuple[int, ...] = (
     32,
     64,
     128,
-)  # the smallest that holds the particle's shifts; beyond the last, several programs
+)  # the smallest that holds its shifts; beyond the last, several programs
 SINGLE_SLICES, SINGLE_SHIFTS = 64, 64  # largest blocks of float32 operands
 
 
