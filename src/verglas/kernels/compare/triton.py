@@ -20,12 +20,7 @@ from verglas.kernels.tasks import Tile, lengths, list_tasks, smallest_class
 
 SLICE_LIMITS: tuple[int, ...] = (32, 128, 1 << 62)  # most slices of a particle that uses ...
 SLICE_BLOCKS: tuple[int, ...] = (16, 64, 128)  # ... programs of so many slices
-SHIFT_BLOCKS: tuple[int, ...] = (
-    16,
-    32,
-    64,
-    128,
-)  # the smallest that holds its shifts; beyond the last, several programs
+SHIFT_BLOCKS: tuple[int, ...] = (16, 32, 64, 128)  # the smallest that holds its shifts; beyond the last, several programs
 SINGLE_SLICES, SINGLE_SHIFTS = 64, 64  # largest blocks of float32 operands
 
 
