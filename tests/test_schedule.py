@@ -165,7 +165,7 @@ def changes(state: State, degrees: float, shift: float) -> Schedule:
     old = make_poses(state.poses.rotation_B33)
     angles = torch.tensor([[0.0], [0.0], [degrees]], dtype=torch.float64)
     moved = torch.tensor([[shift, 0.0]], dtype=torch.float64).expand(4, 2)
-    return rules.monitor_changes(old, make_poses(matrix_from_euler(*angles) @ old.rotation_B33, moved), state, "C1")
+    return rules.monitor_changes(old, make_poses(matrix_from_euler(*angles) @ old.rotation_B33, moved), state, CONFIG)
 
 
 def test_changes_are_measured() -> None:
@@ -175,7 +175,7 @@ def test_changes_are_measured() -> None:
     assert (schedule.smallest_angles, schedule.smallest_offsets) == (schedule.changes_angles, schedule.changes_offsets)
 
 
-# Fine steps: 7.5 degrees, so 3.0 degrees (4.5 in the plane) count as none; 1.5 Å, so 0.6 Å (0.85 Å along x alone).
+# Fine steps of the start (order 2, 2 px of 1.5 Å): 7.5 degrees, so 3.0 degrees (4.5 in the plane) count as none; 1.5 Å, so 0.6 Å (0.85 Å along x alone).
 @pytest.mark.parametrize("smallest, degrees, shift, count", [
     ((999.0, 999.0), 0.0, 0.0, 0),  # first iteration on this grid
     ((5.0, 1.0), 4.4, 0.84, 3),  # small against the steps
@@ -185,7 +185,8 @@ def test_changes_are_measured() -> None:
     ((5.0, 1.0), 30.0, 9.0, 3),  # worse than before is no improvement either
 ])  # fmt: skip
 def test_changes_are_counted(smallest: tuple[float, float], degrees: float, shift: float, count: int) -> None:
-    state = make_state(smallest_angles=smallest[0], smallest_offsets=smallest[1], iterations_without_changes=2)
+    smaller = {"healpix_order": 4, "offset_step": 0.7}  # does not matter
+    state = make_state(smallest_angles=smallest[0], smallest_offsets=smallest[1], iterations_without_changes=2, **smaller)
     after = changes(state, degrees, shift)
     assert after.iterations_without_changes == count
     assert after.smallest_angles == pytest.approx(min(smallest[0], 2 / 3 * degrees), abs=1e-5)

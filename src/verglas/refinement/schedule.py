@@ -131,19 +131,22 @@ def explain_sampling(state: State, config: RefineConfig) -> str:
     return f"{step} {verdict.value}"
 
 
-def monitor_changes(old_poses: Poses, new_poses: Poses, state: State, symmetry: str) -> Schedule:
+def monitor_changes(old_poses: Poses, new_poses: Poses, state: State, config: RefineConfig) -> Schedule:
     """The schedule with the changes of the poses (mean angle in degrees; rms offset along one axis in Å) and their counter.
 
-    An iteration counts as one without large changes when angles and offsets each changed by less than 0.4 fine steps or by no
-    less than the smallest change so far. The first iteration on a grid has nothing to be compared with and never counts.
+    An iteration counts as one without large changes when angles and offsets each changed by less than 0.4 fine steps of the
+    grid of the start, or by no less than the smallest change so far. (Of the start: in RELION the process that counts never
+    hears of finer grids; measured by replaying its runs. Counting in present steps would hold fine grids longer.)
+    The first iteration on a grid has nothing to be compared with and never counts.
     """
     schedule = state.schedule
-    angles = float(axes_distance(new_poses.rotation_B33, old_poses.rotation_B33, symmetry).mean())
+    angles = float(axes_distance(new_poses.rotation_B33, old_poses.rotation_B33, config.symmetry).mean())
     moved = (new_poses.origin_B2 - old_poses.origin_B2).double()
     offsets = math.sqrt(float(moved.square().sum()) / (2 * len(moved)))
     fresh = schedule.smallest_angles == UNKNOWN
-    settled_angles = angles < _SETTLED_SHARE * schedule.fine_angular_step or _TOLERANCE * angles >= schedule.smallest_angles
-    settled_offsets = offsets < _SETTLED_SHARE * schedule.fine_offset_step or _TOLERANCE * offsets >= schedule.smallest_offsets
+    start = initial_schedule(config, state.pixel_size)
+    settled_angles = angles < _SETTLED_SHARE * start.fine_angular_step or _TOLERANCE * angles >= schedule.smallest_angles
+    settled_offsets = offsets < _SETTLED_SHARE * start.fine_offset_step or _TOLERANCE * offsets >= schedule.smallest_offsets
     settled = settled_angles and settled_offsets and not fresh
     return replace(
         schedule,
