@@ -17,6 +17,7 @@ from verglas.cli.convert import Convert
 from verglas.core.rotations import angular_distance
 from verglas.io.mrc import read_map
 from verglas.io.star import read_star
+from verglas.maximization.halves import Solution
 from verglas.particles.table import ParticleTable
 from verglas.refinement.files import FinalMaps, remove_leftovers, write_final, write_iteration
 
@@ -215,20 +216,11 @@ def test_same_state_same_bytes_and_old_files_are_replaced(here):
     assert first == second
 
 
-@dataclasses.dataclass
-class Joined:
-    map_ZYX: torch.Tensor
-    tau2_S: torch.Tensor
-    sigma2_S: torch.Tensor
-    ssnr_S: torch.Tensor
-    coverage_S: torch.Tensor
-
-
 def test_final_files(here):
     table = small_table(here)
     state = small_state(table)
     state.solved = True
-    joined = Joined(torch.ones(16, 16, 16), *(torch.full((9,), value, dtype=torch.float64) for value in (2.0, 3.0, 0.5, 1.0)))
+    joined = Solution(torch.ones(16, 16, 16), *(torch.full((9,), value, dtype=torch.float64) for value in (2.0, 3.0, 0.5, 1.0)))
     final = FinalMaps(joined, [half.map_ZYX.double() * 2 for half in state.halves])
     paths = write_final(Path("out"), state, table, small_config(), final, small_directions(), COMMAND)
     maps = ["class001.mrc", "half1_class001_unfil.mrc", "half2_class001_unfil.mrc"]

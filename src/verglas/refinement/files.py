@@ -12,13 +12,14 @@ Nothing in them depends on the clock: two runs of one seed write the same bytes,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from verglas.io.mrc import Map, write_map
+from verglas.maximization.halves import Solution
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.files_data import groups_in_file_order, write_data
@@ -27,29 +28,10 @@ from verglas.refinement.files_optimiser import OptimiserFile, write_optimiser, w
 from verglas.refinement.state import State
 
 
-class JoinedMap(Protocol):
-    """The map of all particles together: map_ZYX [N, N, N] and its spectra per shell, as in `HalfModel`."""
-
-    @property
-    def map_ZYX(self) -> Tensor: ...
-
-    @property
-    def tau2_S(self) -> Tensor: ...
-
-    @property
-    def sigma2_S(self) -> Tensor: ...
-
-    @property
-    def ssnr_S(self) -> Tensor: ...
-
-    @property
-    def coverage_S(self) -> Tensor: ...
-
-
 class FinalMaps(NamedTuple):
     """joined: regularised map of all particles; unfil_halves: half maps [N, N, N] without prior, mask or filter."""
 
-    joined: JoinedMap
+    joined: Solution
     unfil_halves: list[Tensor]
 
 

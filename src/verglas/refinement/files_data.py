@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from verglas.core.rotations import euler_from_matrix
 from verglas.particles.table import POSE_LABELS, ParticleTable
-from verglas.refinement.state import State
+from verglas.refinement.state import Poses, State
 
 ENTROPY_LABEL = "verglasPosteriorEntropy"  # unknown to RELION, which carries such columns along as text
 PIXEL_ORIGINS = ("rlnOriginX", "rlnOriginY")
@@ -37,7 +37,7 @@ def updated_table(state: State, table: ParticleTable) -> ParticleTable:
 
     Origins in pixels (RELION 3.0) stay beside those in Å where they came, with the same values.
     """
-    poses = state.poses
+    poses = Poses(*(getattr(state.poses, field.name).cpu() for field in fields(Poses)))
     origin_B2 = poses.origin_B2.numpy()
     columns: dict[str, np.ndarray] = dict(zip(POSE_LABELS, euler_from_matrix(poses.rotation_B33).numpy().T))
     columns |= {"rlnOriginXAngst": origin_B2[:, 0], "rlnOriginYAngst": origin_B2[:, 1]}
@@ -84,7 +84,7 @@ def groups_in_file_order(state: State, table: ParticleTable) -> FileGroups:
 
     RELION looks neither at rlnGroupNumber nor at the names in model.star when it reads a run, only at this order.
     """
-    group_B = state.poses.micrograph_B.numpy()
+    group_B = state.poses.micrograph_B.cpu().numpy()
     n_groups = len(state.halves[0].scale_M)
     seen_B = np.arange(len(table))
     if "rlnMicrographName" in table.frame.columns:

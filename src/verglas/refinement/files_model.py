@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from torch import Tensor
 from verglas.io.atomic import atomic_path
 from verglas.io.star import StarBlock, write_star
 from verglas.io.star_block import Value
+from verglas.maximization.halves import Solution
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.files_data import FileGroups, shown_path
 from verglas.refinement.state import HalfModel, State
@@ -21,22 +21,6 @@ NO_RESOLUTION = 999.0  # Å; how RELION writes infinity
 TRILINEAR = 1
 NO_PRIOR, PRIOR_ON_ANGLES = 0, 1
 STAR_VERSION = 50001
-
-
-class MapSpectra(Protocol):
-    """Spectra of a map per shell, as in `HalfModel`."""
-
-    @property
-    def tau2_S(self) -> Tensor: ...
-
-    @property
-    def sigma2_S(self) -> Tensor: ...
-
-    @property
-    def ssnr_S(self) -> Tensor: ...
-
-    @property
-    def coverage_S(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +33,7 @@ class ModelFile:
     map_path: Path
     groups: FileGroups
     members_B: Tensor
-    spectra: MapSpectra | None = None
+    spectra: Solution | None = None
 
 
 def write_model(path: Path, model: ModelFile, config: RefineConfig) -> None:
@@ -152,7 +136,7 @@ def _groups_frame(model: ModelFile) -> pd.DataFrame:
 
 def _counts(model: ModelFile) -> np.ndarray:
     """Particles of this model in each scale group, int64 [M]."""
-    group_B = model.state.poses.micrograph_B[model.members_B].numpy()
+    group_B = model.state.poses.micrograph_B.cpu()[model.members_B.cpu()].numpy()
     return np.bincount(group_B, minlength=len(model.half.scale_M))
 
 

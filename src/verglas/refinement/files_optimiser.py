@@ -74,13 +74,15 @@ def write_sampling(path: Path, state: State, config: RefineConfig, directions_D2
 
 def _names(names: OptimiserFile, state: State) -> dict[str, Value]:
     labels = ("rlnModelStarFile", "rlnModelStarFile2")
+    split = len(names.models) > 1
     return {
         "rlnOutputRootName": shown_path(names.root),
         **{label: shown_path(model) for label, model in zip(labels, names.models)},
         "rlnExperimentalDataStarFile": shown_path(names.data),
         "rlnOrientSamplingStarFile": shown_path(names.sampling),
         "rlnCurrentIteration": state.iteration,
-        "rlnDoSplitRandomHalves": int(len(names.models) > 1),
+        "rlnDoSplitRandomHalves": int(split),
+        "rlnDoAutoRefine": int(split or state.solved),  # RELION's needs half-sets, but keeps the word in its final file
     }
 
 
@@ -106,7 +108,6 @@ def _options(config: RefineConfig) -> dict[str, Value]:
         "rlnHighresLimitExpectation": UNLIMITED,
         "rlnLowresLimitExpectation": UNLIMITED,
         "rlnDoMapEstimation": 1,
-        "rlnDoAutoRefine": 1,
         "rlnAutoLocalSearchesHealpixOrder": config.local_from_order,
         "rlnDoCorrectNorm": int(config.correct_norm),
         "rlnDoCorrectScale": int(config.correct_scale),
