@@ -44,7 +44,8 @@ class Prepared:
     """A batch ready to be compared; see the module's text. K: kept coefficients, those of the coarse disc first.
 
     scored_B2K, weight_BK: origin zero; mapped_B2K, mapped_weight_BK: with it. constant_B: 1/2 sum |X|^2 / sigma^2 over the
-    scored disc; power_BS: sum |X|^2 of the masked image per model shell, half plane, all shells.
+    scored disc; power_BS: sum |X|^2 of the masked image per model shell, half plane, all shells. origin_B, seen_B: X and
+    s C at the origin (0, 0), where a difference does not depend on the pose.
     """
 
     scored_B2K: Tensor
@@ -53,6 +54,8 @@ class Prepared:
     mapped_weight_BK: Tensor
     constant_B: Tensor
     power_BS: Tensor
+    origin_B: Tensor
+    seen_B: Tensor
 
 
 class ImagePreparer:
@@ -83,6 +86,7 @@ class ImagePreparer:
         self.mask_YX = soft_circle(group.box, diameter / (2 * group.pixel_size), mask_edge, device).to(dtype)
         self.shell_YX, self.field = self._all_shells(scale), scale**2
         self.not_origin_K = ((pixels.x_K != 0) | (pixels.y_K != 0)).to(dtype)
+        self.origin = int((self.not_origin_K == 0).nonzero())
 
     def _all_shells(self, scale: float) -> Tensor:
         """Model shell of every coefficient of a transform [Y, X/2+1]; `shells` for repeats on x = 0 and the corners."""
@@ -91,6 +95,9 @@ class ImagePreparer:
         image_shell = (x.double() ** 2 + y.double() ** 2).sqrt().add(0.5).floor()
         shell = (image_shell / scale).add(0.5).floor().long()
         outside = (image_shell > box // 2) | ((x == 0) & (y < 0)) | (shell >= shells)
+        # RELION's transforms of `size` px hold the rows -size/2 + 1 .. size/2: the noise of the last shell is summed without
+        # row -size/2. Followed, so that spectra agree; it lacks the few coefficients beyond the disc of that row.
+        outside |= (y == -self.pixels.radius) & (shell == self.grid.radius)
         return torch.where(outside, shells, shell).flatten()
 
     def __call__(
@@ -115,6 +122,7 @@ class ImagePreparer:
         return Prepared(
             _planes(scored_BK, seen_BK * (factor_K * self.not_origin_K)), seen_BK.square() * (weight_K * self.not_origin_K),
             _planes(mapped_BK, added_BK * factor_K), (scale_B1 * contrast_BK).square() * weight_K, power_BS @ inverse_S, power_BS,
+            scored_BK[:, self.origin].real.double(), seen_BK[:, self.origin].double(),
         )  # fmt: skip
 
     def _coefficients(self, fourier_BYX: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ compares only the children of coarse samples that hold `fraction` of the posteri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ class SearchSpace:
     """Grids and priors. log_prior_O: log of the prior of every coarse orientation, relative to its mean.
 
     offset_sigma: Å; fraction: of the posterior mass that significant samples hold; operand: dtype of the factors of
-    matrix products (float16 on a GPU, else the precision of the images).
+    matrix products (float16 on a GPU, else the precision of the images). correlate: score by the correlation coefficient and
+    keep the best sample alone, for a reference whose grey scale is not the data's (facts 3.4, CC mode).
+    relion_offset_prior: count offsets in the prior as RELION does, px and Å mixed (facts 3.5); for comparisons only.
     """
 
     grid: OrientationGrid
@@ -47,6 +49,8 @@ class SearchSpace:
     offset_sigma: float
     fraction: float
     operand: torch.dtype
+    correlate: bool = False
+    relion_offset_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,21 @@ class Posterior:
 class Searcher:
     """Searches batches of one optics group against one reference; slices of the coarse grid are made once."""
 
-    def __init__(self, preparer: ImagePreparer, slicer: Slicer, space: SearchSpace, fine: FineSlices, coarse: Slicer) -> None:
-        self.preparer, self.space, self.fine, self.coarse_slicer = preparer, space, fine, coarse
+    def __init__(self, preparer: ImagePreparer, space: SearchSpace, coarse: Slicer, full: Slicer, fine: FineSlices) -> None:
+        self.preparer, self.space, self.coarse_slicer, self.full, self.fine = preparer, space, coarse, full, fine
         self.coarse_OK: Tensor | None = None
         self.coarse_power_OK: Tensor | None = None
 
-    def __call__(self, prepared: Prepared, old_offset_B2: Tensor, local: Local | None = None) -> Posterior:
-        """Posterior of a batch; old_offset_B2: whole-pixel offsets already applied to the images, Å."""
+    def __call__(
+        self, prepared: Prepared, old_offset_B2: Tensor, local: Local | None = None, sigma2_S: Tensor | None = None
+    ) -> Posterior:
+        """Posterior of a batch; old_offset_B2: whole-pixel offsets already applied to the images, Å.
+
+        sigma2_S: noise of the batch's group, needed to take it out again when scoring by correlation.
+        """
+        if self.space.correlate:
+            assert sigma2_S is not None
+            return self._by_correlation(prepared, sigma2_S)
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is None:
             samples, bias_N = self._coarse(prepared, log_offset_BT)
@@ -91,9 +103,16 @@ class Searcher:
 
     def _offset_prior(self, old_offset_B2: Tensor) -> Tensor:
         """Log of the Gaussian prior of each coarse offset, relative to the mean over the offsets, [B, T]."""
-        distance2 = (old_offset_B2[:, None] + self.space.offsets.coarse_T2.to(old_offset_B2)).square().sum(-1)
+        offset_T2, pixel_size = self.space.offsets.coarse_T2.to(old_offset_B2), self.preparer.group.pixel_size
+        offset_BT2 = old_offset_B2[:, None] + offset_T2 * (pixel_size if self.space.relion_offset_prior else 1.0)
+        distance2 = offset_BT2.square().sum(-1)
         log_BT = -0.5 * distance2 / self.space.offset_sigma**2
         return log_BT - (torch.logsumexp(log_BT, 1, keepdim=True) - math.log(log_BT.shape[1]))
+
+    def origin_of_reference(self) -> float:
+        """Value of the reference's transform at the origin, the same in all slices."""
+        at = self.preparer.coordinates_K3[self.preparer.origin][None]
+        return float(self.full.volume.slices(torch.eye(3, dtype=torch.float64)[None], at)[0, 0, 0])
 
     def shifted(self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None) -> Tensor:
         """Copies [B, T, 2, K] of images shifted by offsets in Å, in the precision of operands; the first `count` K only."""
@@ -104,16 +123,9 @@ class Searcher:
 
     def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Samples, Tensor]:
         """Significant samples over the whole grid, and their log priors."""
-        count, grid = self.preparer.coarse_count, self.space.grid
-        if self.coarse_OK is None:
-            slices_O2K = self.coarse_slicer(grid.rotations())
-            self.coarse_OK = slices_O2K.flatten(1)
-            self.coarse_power_OK = slices_O2K.to(prepared.weight_BK).square_().sum(1)
-        assert self.coarse_power_OK is not None
-        images = self.shifted(prepared.scored_B2K, self.space.offsets.coarse_T2, count)
-        n, shifts = images.shape[:2]
-        score_BTO = product(images.flatten(2).flatten(0, 1), self.coarse_OK).unflatten(0, (n, shifts))
-        power_BO = prepared.weight_BK[:, :count] @ self.coarse_power_OK.T
+        grid = self.space.grid
+        score_BTO, power_BO = self._cross_and_power(prepared.scored_B2K, prepared.weight_BK)
+        n, shifts = score_BTO.shape[:2]
         score_BTO += (self.space.log_prior_O.to(power_BO) - 0.5 * power_BO)[:, None]
         score_BTO += log_offset_BT[:, :, None]
         ptr_B1 = torch.arange(n + 1, device=score_BTO.device) * (shifts * grid.count)
@@ -122,6 +134,42 @@ class Searcher:
         samples = Samples(ptr, within_N % grid.count, torch.div(within_N, grid.count, rounding_mode="floor"))
         bias_N = self.space.log_prior_O.to(log_offset_BT)[samples.orientation_N]
         return samples, bias_N + log_offset_BT[samples.particle_N, samples.shift_N]
+
+    def _cross_and_power(self, scored_B2K: Tensor, weight_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross terms [B, T, O] and norms sum W |P|^2 [B, O] of the whole coarse grid."""
+        count = self.preparer.coarse_count
+        if self.coarse_OK is None:
+            slices_O2K = self.coarse_slicer(self.space.grid.rotations())
+            self.coarse_OK = slices_O2K.flatten(1)
+            self.coarse_power_OK = slices_O2K.to(weight_BK).square().sum(1)
+        assert self.coarse_power_OK is not None
+        images = self.shifted(scored_B2K, self.space.offsets.coarse_T2, count)
+        cross_BTO = product(images.flatten(2).flatten(0, 1), self.coarse_OK).unflatten(0, images.shape[:2])
+        return cross_BTO, weight_BK[:, :count] @ self.coarse_power_OK.T
+
+    def _by_correlation(self, prepared: Prepared, sigma2_S: Tensor) -> Posterior:
+        """The best child of the best coarse sample by Re sum P* X / sqrt(sum |P|^2), without noise weights and priors."""
+        grid, offsets = self.space.grid, self.space.offsets
+        sigma2_K = sigma2_S[self.preparer.shell_K].to(prepared.weight_BK)
+        scored_B2K, weight_BK = prepared.scored_B2K * sigma2_K, prepared.weight_BK * sigma2_K
+        largest = scored_B2K.abs().amax().clamp_min(1e-30)  # half-precision operands want numbers of order one
+        scored_B2K = scored_B2K / largest
+        cross_BTO, power_BO = self._cross_and_power(scored_B2K, weight_BK)
+        best_B = (cross_BTO * power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
+        n = len(best_B)
+        ptr_B1 = torch.arange(n + 1, device=best_B.device)
+        samples = Samples(ptr_B1, best_B % grid.count, torch.div(best_B, grid.count, rounding_mode="floor"))
+        parents, orientation_U, _ = factorise(samples, len(offsets.coarse_T2))
+        table, base_U = self.fine.of(orientation_U)
+        blocks = children(parents, grid.children_per_orientation, offsets.children_per_offset)
+        in_table = rows_in_table(blocks, base_U, grid.children_per_orientation)
+        images = self.shifted(scored_B2K, offsets.fine_F2)
+        cross_N = compare(images, torch.zeros_like(weight_BK), table, in_table)
+        power_N = compare(torch.zeros_like(images), weight_BK, table, in_table) * -2
+        score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()
+        found = significant(score_N, blocks.value_ptr_B1, 0.5)
+        certain = replace(found, log_sum_B=found.max_B)
+        return self._posterior(blocks, orientation_U, table, base_U, score_N, certain, ptr_B1, found.best_B, samples)
 
     def _coarse_local(self, prepared: Prepared, log_offset_BT: Tensor, local: Local) -> tuple[Samples, Tensor]:
         """The same over each particle's own orientations."""
@@ -153,11 +201,8 @@ class Searcher:
         bias_P[place_N] = bias_N
         table, base_U = self.fine.of(orientation_U)
         blocks = children(parents, slices_each, shifts_each)
-        child_N = blocks.slice_N.long()  # position in the batch's list of parents, times children
-        rows_N = base_U[torch.div(child_N, slices_each, rounding_mode="floor")] + child_N % slices_each
-        in_table = Blocks(blocks.slice_ptr_B1, rows_N.int(), blocks.shift_ptr_B1, blocks.shift_M, blocks.value_ptr_B1)
         images = self.shifted(prepared.scored_B2K, offsets.fine_F2)
-        score_N = compare(images, prepared.weight_BK, table, in_table)
+        score_N = compare(images, prepared.weight_BK, table, rows_in_table(blocks, base_U, slices_each))
         del images
         admit(score_N, blocks, bias_P, parents, slices_each, shifts_each)
         found, ptr, index_N = self._choose(score_N, blocks.value_ptr_B1)
@@ -188,6 +233,13 @@ class Searcher:
             compact, fine_index(child_V), table, rows_V, weight, fine_index(best_child_B), best_shift_B, found.log_sum_B,
             torch.exp(found.max_B - found.log_sum_B), entropy_B, samples.ptr_B1[1:] - samples.ptr_B1[:-1],
         )  # fmt: skip
+
+
+def rows_in_table(blocks: Blocks, base_U: Tensor, slices_each: int) -> Blocks:
+    """The same blocks with slices numbered by their row in the table; base_U: row of the first child of each parent."""
+    child_N = blocks.slice_N.long()
+    rows_N = base_U[torch.div(child_N, slices_each, rounding_mode="floor")] + child_N % slices_each
+    return replace(blocks, slice_N=rows_N.int())
 
 
 def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:

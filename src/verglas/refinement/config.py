@@ -34,6 +34,7 @@ class RefineConfig:
     correct_scale: bool = True
     max_iterations: int = 60
     initial_offset_sigma: float = 10.0
+    relion_offset_prior: bool = False  # count offsets in the prior as RELION does (Å taken for px): for comparisons only
     seed: int = 0
     precision: Precision = "auto"  # half operands with single sums on a GPU, single on a CPU
     memory_gb: float | None = None  # what batches and tables may take; None: planned from what is free

@@ -1,0 +1,131 @@
+"""From the posterior of a batch to sums: weighted slices into the volume, residuals, likelihoods (facts 3.6, 3.8, 3.10, 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verglas.expectation.images import NoiseSpectra, Prepared
+from verglas.expectation.search import Posterior, Searcher
+from verglas.kernels.blocks import Blocks
+from verglas.kernels.collect import collect
+from verglas.kernels.spectra import spectra
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.sums import SSNR_FOR_SCALE, Sums
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """What a batch's particles bring along [B]: old_offset_B2 (Å, whole pixels, applied), norm_B (as a multiple of the
+    half-set's mean), scale_B and micrograph_B of their groups; group: number of the optics group."""
+
+    old_offset_B2: Tensor
+    norm_B: Tensor
+    scale_B: Tensor
+    micrograph_B: Tensor
+    group: int
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """New values of the particles of a batch, float64 on the CPU; see `verglas.refinement.state.Poses`."""
+
+    rotation_B33: Tensor
+    origin_B2: Tensor
+    norm_B: Tensor
+    log_likelihood_B: Tensor
+    pmax_B: Tensor
+    significant_B: Tensor
+    entropy_B: Tensor
+
+
+def add_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior, common_S: Tensor, into: Accumulator) -> None:
+    """Add the unmasked images, weighted by the posterior, to the volume; in units of C X / sigma^2 and C^2 / sigma^2."""
+    count, pixels = len(posterior.orientation_U), prepared.weight_BK.shape[1]
+    if count == 0:
+        return
+    dtype = prepared.weight_BK.dtype
+    data_U2K = torch.zeros(count, 2, pixels, dtype=dtype, device=prepared.weight_BK.device)
+    total_UK = torch.zeros(count, pixels, dtype=dtype, device=prepared.weight_BK.device)
+    images = searcher.shifted(prepared.mapped_B2K, searcher.space.offsets.fine_F2)
+    collect(posterior.weight_N, images, prepared.mapped_weight_BK, posterior.blocks, data_U2K, total_UK)
+    inverse_K = (1 / common_S)[searcher.preparer.shell_K].to(dtype)
+    rotation_U33 = searcher.space.grid.child_rotations(posterior.orientation_U)
+    into.add(data_U2K.mul_(inverse_K), total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3)
+
+
+def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterior, radius: int) -> tuple[Tensor, Tensor]:
+    """(cross, power) [B, S] up to shell `radius`, float64, in units of sigma^2 (see kernels/spectra)."""
+    blocks, shells = posterior.blocks, prepared.power_BS.shape[1]
+    rows = posterior.table_rows_U[blocks.slice_N.long()].int()
+    in_table = Blocks(blocks.slice_ptr_B1, rows, blocks.shift_ptr_B1, blocks.shift_M, blocks.value_ptr_B1)
+    images = searcher.shifted(prepared.scored_B2K, searcher.space.offsets.fine_F2)
+    sums = spectra(posterior.weight_N, images, prepared.weight_BK, posterior.table, in_table, searcher.preparer.shell_K, shells)
+    inside_S = torch.arange(shells, device=prepared.power_BS.device) <= radius
+    return sums[0].double() * inside_S, sums[1].double() * inside_S
+
+
+def update_sums(
+    sums: Sums, searcher: Searcher, prepared: Prepared, posterior: Posterior, facts: BatchFacts, spectra_of: NoiseSpectra,
+    ssnr_S: Tensor, update_norm: bool = True,
+) -> BatchResult:  # fmt: skip
+    """Add a batch to the sums of its half-set; returns the particles' new values. ssnr_S: of the reference."""
+    radius = searcher.preparer.grid.radius
+    cross_BS, power_BS = residual_spectra(searcher, prepared, posterior, radius)
+    sigma2_S = spectra_of.sigma2_S.to(cross_BS)
+    mass_B = _add_hidden_variables(sums, searcher, posterior, facts)
+    inside_S = torch.arange(len(sigma2_S), device=sigma2_S.device) <= radius
+    seen_BS = prepared.power_BS * torch.where(inside_S, mass_B[:, None], 1.0)
+    residual_BS = seen_BS - sigma2_S * (2 * cross_BS - power_BS)
+    residual_BS[:, 0] = mass_B * (prepared.seen_B * searcher.origin_of_reference() - prepared.origin_B).square()
+    sums.noise_GS[facts.group] += residual_BS.sum(0).cpu()
+    sums.particles_G[facts.group] += float(mass_B.sum())
+    norm_B = facts.norm_B.to(residual_BS)
+    if update_norm:
+        norm_B = norm_B * (2 * residual_BS.sum(1).clamp_min(0)).sqrt()
+    strong_S = (ssnr_S.to(sigma2_S) > SSNR_FOR_SCALE) * sigma2_S
+    scale_B = facts.scale_B.to(residual_BS)
+    sums.cross_M.index_add_(0, facts.micrograph_B, ((cross_BS @ strong_S) / scale_B).cpu())
+    sums.power_M.index_add_(0, facts.micrograph_B, ((power_BS @ strong_S) / scale_B**2).cpu())
+    log_likelihood_B = posterior.log_evidence_B - prepared.constant_B.double() - outside_power(prepared, radius)
+    result = BatchResult(
+        searcher.space.grid.child_rotations(posterior.best_orientation_B).cpu(),
+        (facts.old_offset_B2.to(sigma2_S) + searcher.space.offsets.fine_F2.to(sigma2_S)[posterior.best_shift_B]).cpu(),
+        norm_B.cpu(), (log_likelihood_B - log_normalisation(searcher, sigma2_S)).cpu(), posterior.pmax_B.double().cpu(),
+        posterior.significant_B.cpu(), posterior.entropy_B.double().cpu(),
+    )  # fmt: skip
+    sums.norm += float(result.norm_B.sum())
+    sums.log_likelihood += float(result.log_likelihood_B.sum())
+    sums.pmax += float(result.pmax_B.sum())
+    sums.particles += len(result.norm_B)
+    return result
+
+
+def _add_hidden_variables(sums: Sums, searcher: Searcher, posterior: Posterior, facts: BatchFacts) -> Tensor:
+    """Add directions and offsets, weighted by the posterior; returns each particle's weight [B], a little below 1."""
+    space, blocks, weight_N = searcher.space, posterior.blocks, posterior.weight_N.double()
+    particle_N, at_slice_N, at_shift_N = blocks.sample_indices()
+    mass_B = torch.zeros(blocks.particles, dtype=torch.float64, device=weight_N.device).index_add_(0, particle_N, weight_N)
+    parent_U = torch.div(posterior.orientation_U, space.grid.children_per_orientation, rounding_mode="floor")
+    direction_N = space.grid.direction_of(parent_U)[blocks.slice_N[at_slice_N].long()]
+    sums.direction_D += torch.bincount(direction_N, weight_N, len(sums.direction_D)).cpu()
+    fine_F2 = space.offsets.fine_F2.to(weight_N)
+    offset_N2 = facts.old_offset_B2.to(weight_N)[particle_N] + fine_F2[blocks.shift_M[at_shift_N].long()]
+    sums.offset2 += float((weight_N * offset_N2.square().sum(1)).sum())
+    sums.weight += float(mass_B.sum())
+    return mass_B
+
+
+def outside_power(prepared: Prepared, radius: int) -> Tensor:
+    """Half the power beyond the current size [B]; added to the log-likelihood as RELION does, though without its sigma^2."""
+    return 0.5 * prepared.power_BS[:, radius + 1 :].sum(1)
+
+
+def log_normalisation(searcher: Searcher, sigma2_S: Tensor) -> Tensor:
+    """sum of ln(2 pi sigma^2) over the scored coefficients of the half plane, the origin left out."""
+    shell_YX = searcher.preparer.shell_YX
+    inside = (shell_YX > 0) & (shell_YX <= searcher.preparer.grid.radius)
+    counts_S = torch.bincount(shell_YX[inside], minlength=len(sigma2_S))[: len(sigma2_S)]
+    return (counts_S * torch.log(2 * torch.pi * sigma2_S)).sum()

@@ -1,0 +1,87 @@
+"""What one half-set adds up during an expectation besides the map: noise, norm, scale, priors, likelihood (facts 3.8-3.10).
+
+All of it is additive: sums of batches, devices and nodes are sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SSNR_FOR_SCALE = 3.0  # group scales are fitted to shells whose map has more signal than this
+
+
+@dataclass
+class Sums:
+    """Float64 on the CPU. noise_GS: squared residuals; particles_G: posterior weight per optics group; direction_D: per
+    direction; offset2: sum of w |d|^2 (Å^2); weight: of everything; norm: sum of the norm corrections; cross_M, power_M: of image
+    and prediction over strong shells per micrograph group; log_likelihood, pmax: sums; particles: count.
+    """
+
+    noise_GS: Tensor
+    particles_G: Tensor
+    direction_D: Tensor
+    cross_M: Tensor
+    power_M: Tensor
+    offset2: float = 0.0
+    weight: float = 0.0
+    norm: float = 0.0
+    log_likelihood: float = 0.0
+    pmax: float = 0.0
+    particles: int = 0
+
+    @classmethod
+    def zeros(cls, groups: int, shells: int, directions: int, micrographs: int) -> Sums:
+        """Nothing added yet."""
+
+        def zero(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64)
+
+        return cls(zero(groups, shells), zero(groups), zero(directions), zero(micrographs), zero(micrographs))
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+def updated_noise(sums: Sums, previous_GS: Tensor, pixels_S: Tensor) -> Tensor:
+    """sigma2 [G, S] = residual / (2 weight pixels): variance per component (facts 3.10); a group without particles keeps its own.
+
+    pixels_S: coefficients of each shell in the half plane. Values below 1e-14 copy the shell before.
+    """
+    noise_GS = sums.noise_GS / (2 * sums.particles_G[:, None].clamp_min(1e-30) * pixels_S)
+    for shell in range(1, noise_GS.shape[1]):
+        noise_GS[:, shell] = torch.where(noise_GS[:, shell] < 1e-14, noise_GS[:, shell - 1], noise_GS[:, shell])
+    return torch.where(sums.particles_G[:, None] > 0, noise_GS, previous_GS)
+
+
+def updated_scale(sums: Sums, particles_M: Tensor) -> Tensor:
+    """Scale of each micrograph group [M]: cross / power, kept within 5 x of the median, particle-weighted mean 1 (facts 3.8)."""
+    scale_M = torch.where(sums.power_M > 0, sums.cross_M / sums.power_M.clamp_min(1e-300), 1.0)
+    median = scale_M.sort().values[len(scale_M) // 2]
+    if median <= 0:  # more groups anticorrelate than correlate: no scale can be trusted
+        return torch.ones_like(scale_M)
+    scale_M = scale_M.clamp(median / 5, median * 5)
+    return scale_M / ((scale_M * particles_M).sum() / particles_M.sum())
+
+
+def updated_offset_sigma(sums: Sums, previous: float) -> float:
+    """Standard deviation of offsets in Å, per axis: sqrt(sum w |d|^2 / (2 sum w)), at least sqrt(2) (facts 3.5)."""
+    if sums.weight <= 0:
+        return previous
+    return max(2.0, sums.offset2 / (2 * sums.weight)) ** 0.5
+
+
+def updated_direction_prior(sums: Sums) -> Tensor:
+    """Share of the posterior weight in each direction [D]; sums to 1."""
+    return sums.direction_D / sums.direction_D.sum()
+
+
+def half_plane_counts(box: int) -> Tensor:
+    """Coefficients of each shell round(r) of the half plane, x = 0, y < 0 left out; float64 [N/2 + 1]."""
+    y = torch.arange(-(box // 2) + 1, box // 2 + 1, dtype=torch.float64)[:, None]
+    x = torch.arange(box // 2 + 1, dtype=torch.float64)[None]
+    shell = (x * x + y * y).sqrt().add(0.5).floor().long()
+    keep = ~((x == 0) & (y < 0)) & (shell <= box // 2)
+    return torch.bincount(shell[keep], minlength=box // 2 + 1).double()

@@ -1,0 +1,158 @@
+"""Auto-refinement from start to end: `prepare` a session, then take `iterations` from it until it has converged.
+
+The driver writes nothing and prints nothing; whoever takes the iterations does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from verglas.core.symmetry import normalise_name
+from verglas.expectation.initial_noise import first_rows, initial_noise
+from verglas.expectation.sampling import OrientationGrid
+from verglas.io.mrc import Map, read_map
+from verglas.kernels import choose
+from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr
+from verglas.particles.loader import ImageLoader
+from verglas.particles.table import ParticleTable
+from verglas.refinement import schedule as sampling
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
+from verglas.refinement.expect import Computing
+from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
+from verglas.refinement.step import Final, Iteration, iterate, soft_mask
+
+__all__ = ["Final", "Iteration", "Session", "iterations", "prepare", "resume"]
+CPU_MEMORY, GPU_SHARE = 1.5e9, 0.3  # bytes of a batch; share of a GPU's free memory
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything a refinement needs. notices: what the user should know; chosen: device, kernels, precision, residency,
+    reason, for the run record; mask_ZYX: the user's mask or None.
+    """
+
+    state: State
+    data: Dataset
+    config: RefineConfig
+    on: Computing
+    mask_ZYX: Tensor | None
+    notices: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(
+    table: ParticleTable, reference: Map, config: RefineConfig, device: torch.device | str = "cpu", threads: int | None = None,
+    progress: Progress | None = None,
+) -> Session:  # fmt: skip
+    """Read the images, estimate their noise, bring the reference to the particles' grid.
+
+    Raises InputError for a reference, mask, symmetry or particles that make no sense together.
+    """
+    config = replace(config, symmetry=normalise_name(config.symmetry))
+    on, chosen = computing(torch.device(device), config, threads)
+    group = table.groups[0]
+    map_ZYX, notices = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
+    mask_ZYX = None
+    if config.mask is not None:
+        mask_ZYX = check_mask(read_map(config.mask), group.box, group.pixel_size, str(config.mask))
+    loader = ImageLoader(table, first_rows(table))
+    noise = initial_noise(loader, len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge)
+    data = Dataset.read(table, on.device, progress=progress)
+    state = initial_state(table, map_ZYX, noise.sigma2_noise_GS, config)
+    gigabytes = sum(images.numel() * images.element_size() for images in data.images) / 1e9
+    chosen["residency"] = f"all images ({gigabytes:.2f} GB) in the memory of the {on.device.type}"
+    return Session(state, data, config, on, mask_ZYX, [*notices, *noise.notices], chosen)
+
+
+def computing(device: torch.device, config: RefineConfig, threads: int | None = None) -> tuple[Computing, dict[str, str]]:
+    """Precision, kernels and memory for a device, and what to record of the choice."""
+    cuda = device.type == "cuda"
+    precision = config.precision if config.precision != "auto" else "half" if cuda else "single"
+    dtype = torch.float64 if precision == "double" else torch.float32
+    operand = torch.float16 if precision == "half" else dtype
+    if precision == "half" and not cuda:
+        raise_half_on_cpu()
+    if config.memory_gb is not None:
+        memory = config.memory_gb * 1e9
+    else:
+        memory = GPU_SHARE * torch.cuda.mem_get_info(device)[0] if cuda else CPU_MEMORY
+    if not cuda:
+        # oneDNN's float32 product, twice the speed of the default one and exact to 5e-6 of the scores' spread.
+        torch.set_float32_matmul_precision("medium")
+    kernels = choose(device, dtype)
+    name = "reference" if precision == "double" else kernels.name
+    text = {"half": "operands float16, sums float32", "single": "float32", "double": "float64"}[precision]
+    reason = "asked for" if config.precision != "auto" else f"best for a {'GPU' if cuda else 'CPU'}"
+    chosen = {"device": str(device), "kernels": f"{name} ({kernels.reason})", "precision": f"{text} ({reason})"}
+    return Computing(device, dtype, operand, memory), chosen
+
+
+def raise_half_on_cpu() -> None:
+    """Half precision is a hundred times slower on CPUs: refused."""
+    from verglas.errors import InputError
+
+    raise InputError("--precision", "half on a CPU", "single or double", "Half precision needs a GPU.")
+
+
+def initial_state(table: ParticleTable, map_ZYX: Tensor, sigma2_noise_GS: Tensor, config: RefineConfig) -> State:
+    """The state before the first iteration: both halves start from the same low-passed reference."""
+    group, n = table.groups[0], len(table)
+    half_B = torch.from_numpy(table.half_sets(config.seed).copy())
+    micrograph_B, micrographs = micrograph_groups(table)
+    schedule = sampling.initial_schedule(config, group.pixel_size)
+    directions = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, 0.0).n_directions
+    tau2_S, ssnr_S = initial_ssnr(map_ZYX, sigma2_noise_GS, n / 2, config.tau2_fudge)
+    shells = group.box // 2 + 1
+    model = HalfModel(
+        map_ZYX.float(), sigma2_noise_GS, torch.full((directions,), 1 / directions, dtype=torch.float64),
+        config.initial_offset_sigma, 1.0, torch.ones(len(micrographs), dtype=torch.float64), tau2_S, flat_spectrum(shells),
+        ssnr_S, flat_spectrum(shells),
+    )  # fmt: skip
+    poses = initial_poses(table, half_B, micrograph_B)
+    state = State(
+        0, [model, replace(model)], poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box,
+        flat_spectrum(shells), micrographs,
+    )  # fmt: skip
+    mask = soft_mask(state, config, None)
+    return replace(state, halves=[replace(half, map_ZYX=half.map_ZYX * mask) for half in state.halves])
+
+
+def initial_poses(table: ParticleTable, half_B: Tensor, micrograph_B: Tensor) -> Poses:
+    """Poses of the file where it has them (else none), offsets and norm corrections likewise."""
+    n = len(table)
+    posed = "rlnAngleRot" in table.frame.columns
+    rotation_B33 = table.rotations() if posed else torch.eye(3, dtype=torch.float64).repeat(n, 1, 1)
+    norm_B = torch.ones(n, dtype=torch.float64)
+    if "rlnNormCorrection" in table.frame.columns:
+        norm_B = torch.from_numpy(table.frame["rlnNormCorrection"].to_numpy("float64").copy())
+    zero_B = torch.zeros(n, dtype=torch.float64)
+    return Poses(
+        rotation_B33, table.origins(), norm_B, zero_B, zero_B.clone(), torch.zeros(n, dtype=torch.int64), zero_B.clone(), half_B,
+        micrograph_B,
+    )  # fmt: skip
+
+
+def resume(session: Session, state: State) -> Session:
+    """The session going on from a state that was saved."""
+    return replace(session, state=state)
+
+
+def iterations(session: Session, progress: Progress | None = None) -> Iterator[Iteration]:
+    """Iterate until converged, the joint iteration included; or until `max_iterations`, whose next one is then the joint."""
+    state = session.state
+    while not state.solved:
+        if state.iteration >= session.config.max_iterations:
+            state = replace(state, schedule=replace(state.schedule, fine_enough=True, iterations_without_gain=1,
+                                                    iterations_without_changes=1))  # fmt: skip
+        done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
+        state = done.state
+        yield done
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """A progress that says nothing."""

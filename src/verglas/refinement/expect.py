@@ -1,0 +1,172 @@
+"""The expectation of one half-set: batches in, sums and new poses out. Nothing but the sums is shared between particles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
+from verglas.expectation.local import select_local
+from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.expectation.search import Local, Searcher, SearchSpace
+from verglas.expectation.slices import FineSlices, Slicer
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.gather import BatchFacts, BatchResult, add_slices, update_sums
+from verglas.maximization.sums import Sums
+from verglas.particles.preprocess import whole_pixels
+from verglas.projection.volume import FourierVolume
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.dataset import Dataset
+from verglas.refinement.state import HalfModel, Poses, Schedule
+
+BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
+    memory: bytes that the arrays of one batch may take, and as many those of the slices.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    operand: torch.dtype
+    memory: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an iteration does: grids, sizes (shells), and whether it scores by correlation (first iteration)."""
+
+    grid: OrientationGrid
+    offsets: OffsetGrid
+    model_grid: ModelGrid
+    schedule: Schedule
+    correlate: bool
+
+
+class HalfExpectation:
+    """Expectation of the particles `rows` against one model. `run` fills `sums` and `accumulator`, yields batch results."""
+
+    def __init__(self, model: HalfModel, data: Dataset, poses: Poses, plan: Plan, config: RefineConfig, on: Computing) -> None:
+        self.model, self.data, self.poses, self.plan, self.config, self.on = model, data, poses, plan, config, on
+        self.common_S = common_noise(model.sigma2_noise_GS).to(on.device)
+        grid = plan.model_grid
+        self.volume = FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, on.device, on.dtype)
+        self.accumulator = Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype)
+        self.sums = Sums.zeros(len(data.groups), grid.shells, plan.grid.n_directions, len(model.scale_M))
+        prior_D = model.direction_prior_D.to(on.device)
+        log_prior_D = torch.log(prior_D / prior_D.mean())
+        self.space = SearchSpace(
+            plan.grid, plan.offsets, log_prior_D.repeat_interleave(plan.grid.n_psi), model.offset_sigma,
+            config.adaptive_fraction, on.operand, plan.correlate, config.relion_offset_prior,
+        )  # fmt: skip
+        self._searchers: dict[int, Searcher] = {}
+        self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
+
+    def run(self, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
+        """Yield (rows [B] of the table, their new values) batch by batch."""
+        for group in range(len(self.data.groups)):
+            mine = rows[self.data.group_B[rows] == group]
+            if len(mine) == 0:
+                continue
+            searcher = self._searcher(group)
+            if self.plan.schedule.local_sigma:  # neighbours in direction share slices
+                mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
+            step = self.batch_size(searcher)
+            for first in range(0, len(mine), step):
+                batch = mine[first : first + step]
+                yield batch, self._batch(searcher, batch, group)
+
+    def prepared(self, rows: Tensor, group: int) -> tuple[Searcher, Prepared]:
+        """The searcher of an optics group and some of its particles, prepared."""
+        facts = self._facts(rows, group)
+        spectra = NoiseSpectra(self.model.sigma2_noise_GS[group].to(self.on.device), self.common_S)
+        searcher = self._searcher(group)
+        return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
+
+    def release(self) -> None:
+        """Give back the memory of slices; sums and accumulator stay."""
+        self._searchers.clear()
+        self._slices.clear()
+
+    def batch_size(self, searcher: Searcher) -> int:
+        """Particles at once, so that shifted images and coarse scores fit into the memory for batches."""
+        pixels, operand = searcher.preparer.pixels.count, BYTES[self.on.operand]
+        images = len(self.plan.offsets.fine_F2) * 2 * pixels * operand
+        local = bool(self.plan.schedule.local_sigma)
+        orientations = 400 if local else self.plan.grid.count
+        scores = len(self.plan.offsets.coarse_T2) * orientations * 3 * BYTES[self.on.dtype]
+        whole = 30 * self.data.groups[0].box ** 2 * BYTES[self.on.dtype]
+        slices = 200 * 2 * pixels * operand if local else 0  # those that only this particle needs
+        return max(1, int(self.on.memory / (images + scores + whole + slices)))
+
+    def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> BatchResult:
+        facts = self._facts(rows, group)
+        spectra = NoiseSpectra(self.model.sigma2_noise_GS[group].to(self.on.device), self.common_S)
+        prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
+        posterior = searcher(prepared, facts.old_offset_B2, self._local(rows), spectra.sigma2_S)
+        result = update_sums(
+            self.sums, searcher, prepared, posterior, facts, spectra, self.model.ssnr_S, self.config.correct_norm
+        )  # fmt: skip
+        add_slices(searcher, prepared, posterior, self.common_S, self.accumulator)
+        return result
+
+    def _facts(self, rows: Tensor, group: int) -> BatchFacts:
+        pixel_size = self.data.groups[group].pixel_size
+        old_offset_B2 = whole_pixels(self.poses.origin_B2[rows], pixel_size) * pixel_size
+        micrograph_B = self.poses.micrograph_B[rows]
+        norm_B = self.poses.norm_B[rows] / self.model.norm_average
+        return BatchFacts(old_offset_B2.to(self.on.device), norm_B, self.model.scale_M[micrograph_B], micrograph_B, group)
+
+    def _prepare(self, preparer: ImagePreparer, rows: Tensor, group: int, facts: BatchFacts, spectra: NoiseSpectra) -> Prepared:
+        shift_B2 = whole_pixels(self.poses.origin_B2[rows], self.data.groups[group].pixel_size)
+        gain_B = 1 / facts.norm_B if self.config.correct_norm else torch.ones(len(rows))
+        ctf = None if self.data.ctf is None else self.data.ctf[rows]
+        return preparer(self.data.images_of(rows, group), shift_B2, ctf, gain_B, facts.scale_B, spectra)
+
+    def _local(self, rows: Tensor) -> Local | None:
+        sigma = self.plan.schedule.local_sigma
+        if not sigma:
+            return None
+        lists = select_local(self.plan.grid, self.poses.rotation_B33[rows], sigma, self.config.symmetry)
+        return Local(*(part.to(self.on.device) for part in lists))
+
+    def _searcher(self, group: int) -> Searcher:
+        if group not in self._searchers:
+            preparer = ImagePreparer(
+                self.data.groups[group], self.plan.model_grid, self.config.diameter, self.config.mask_edge, self.on.device,
+                self.on.dtype,
+            )  # fmt: skip
+            self._searchers[group] = Searcher(preparer, self.space, *self._slices_of(preparer))
+        return self._searchers[group]
+
+    def _slices_of(self, preparer: ImagePreparer) -> tuple[Slicer, Slicer, FineSlices]:
+        """Slicers of this geometry: coarse disc, all coefficients, children; shared by groups of one geometry."""
+        group = preparer.group
+        key = (group.box, group.pixel_size, *group.magnification[0], *group.magnification[1])
+        if key not in self._slices:
+            common_K = self.common_S[preparer.shell_K]
+            full = Slicer(self.volume, preparer.coordinates_K3, common_K, self.on.operand)
+            n = preparer.coarse_count
+            coarse = Slicer(self.volume, preparer.coordinates_K3[:n], common_K[:n], self.on.operand)
+            grid = self.plan.grid
+            table = grid.count * grid.children_per_orientation * 2 * preparer.pixels.count * BYTES[self.on.operand]
+            whole = not self.plan.schedule.local_sigma and table <= self.on.memory
+            self._slices[key] = (coarse, full, FineSlices(full, grid, whole))
+        return self._slices[key]
+
+
+def direction_order(rotation_B33: Tensor) -> Tensor:
+    """Sort key that puts poses of like viewing direction, then of like in-plane angle, next to each other [B]."""
+    view_B3 = rotation_B33[:, 2]
+    cells = 64
+    place = ((view_B3 + 1) * (cells / 2)).floor().clamp(0, cells - 1).long()
+    key = torch.zeros(len(view_B3), dtype=torch.int64)
+    for bit in range(6):
+        for axis in range(3):
+            key |= ((place[:, axis] >> bit) & 1) << (3 * bit + axis)
+    return key

@@ -1,0 +1,243 @@
+"""One iteration of auto-refinement: state and images in, the next state out (RELION facts 5.1)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from verglas.core.masks import soft_sphere
+from verglas.expectation.accuracy import expected_accuracy
+from verglas.expectation.images import ModelGrid
+from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.maximization.halves import Solution, solve_halves, solve_joined
+from verglas.maximization.reference import low_pass
+from verglas.maximization.solvent import corrected_fsc
+from verglas.maximization.sums import (
+    Sums,
+    half_plane_counts,
+    updated_direction_prior,
+    updated_noise,
+    updated_offset_sigma,
+    updated_scale,
+)
+from verglas.refinement import schedule as sampling
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.dataset import Dataset, Progress
+from verglas.refinement.expect import Computing, HalfExpectation, Plan
+from verglas.refinement.state import HalfModel, Poses, Schedule, State
+
+MINIMUM_SHELL = 5  # the resolution is never taken to be worse than this shell
+
+
+@dataclass(frozen=True)
+class Final:
+    """What the last iteration leaves: joined: the map of all particles; unfil_halves: half maps without prior or mask."""
+
+    joined: Solution
+    unfil_halves: list[Tensor]
+
+
+@dataclass
+class Iteration:
+    """One finished iteration. state: after it, not to be changed; seconds per stage; notes: what was decided and why;
+    directions_D2: the grid's directions (rot, tilt, degrees); final: of the last iteration only.
+    """
+
+    state: State
+    seconds: dict[str, float]
+    notes: list[str]
+    directions_D2: Tensor
+    final: Final | None = None
+
+
+class Stopwatch:
+    """Seconds per stage; `with watch("expectation"): ...`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self.device = device
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def iterate(
+    state: State, data: Dataset, config: RefineConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
+) -> Iteration:
+    """The iteration after `state`; `state` itself stays as it is. mask_ZYX: the user's, None for a sphere."""
+    watch, notes = Stopwatch(on.device), []
+    number = state.iteration + 1
+    state = replace(
+        state, iteration=number, schedule=replace(state.schedule, converged=sampling.is_converged(state.schedule, config))
+    )
+    correlate = number == 1 and not config.absolute_greyscale
+    size = sampling.image_size(state, config)
+    if state.schedule.converged:
+        notes.append("Sampling, resolution and poses have settled: last iteration, all shells, halves joined.")
+    with watch("accuracy"):
+        state = replace(state, schedule=sampling.perturb(state.schedule, config, number), current_size=size)
+        if not correlate:
+            state = replace(state, schedule=measure_accuracy(state, data, config, on))
+        if number > 1 and not state.schedule.converged:
+            notes.append(sampling.explain_sampling(state, config))
+            state = resampled(state, config)
+    plan = plan_of(state, config, correlate)
+    with watch("expectation"):
+        halves, poses = expect(state, data, config, on, plan, progress)
+    with watch("maximization"):
+        models = [updated_model(model, half.sums, state, poses, number_of, correlate, config)
+                  for number_of, (model, half) in enumerate(zip(state.halves, halves), 1)]  # fmt: skip
+        new = replace(state, halves=models, poses=poses)
+        new, final = maximise(new, halves, config, mask_ZYX, notes)
+        if correlate:
+            new = restarted(new, config)
+        elif not state.schedule.converged:
+            new = with_resolution(new, config, notes)
+        if not correlate:
+            new = replace(new, schedule=sampling.monitor_changes(state.poses, poses, new, config.symmetry))
+    return Iteration(new, watch.seconds, notes, plan.grid.direction_D2, final)
+
+
+def plan_of(state: State, config: RefineConfig, correlate: bool) -> Plan:
+    """Grids and sizes of the coming iteration."""
+    schedule = state.schedule
+    coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size)
+    grid = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, schedule.perturbation)
+    offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
+    model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding)
+    return Plan(grid, offsets, model_grid, schedule, correlate)
+
+
+def resampled(state: State, config: RefineConfig) -> State:
+    """The state with the sampling that the schedule asks for; direction priors start flat on a new grid."""
+    schedule = sampling.update_sampling(state, config)
+    if schedule.healpix_order == state.schedule.healpix_order:
+        return replace(state, schedule=schedule)
+    count = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, 0.0).n_directions
+    flat_D = torch.full((count,), 1 / count, dtype=torch.float64)
+    return replace(state, schedule=schedule, halves=[replace(half, direction_prior_D=flat_D) for half in state.halves])
+
+
+def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
+    """Expected accuracy of angles (degrees) and offsets (Å), from the first half-set's model and 100 of its particles."""
+    first = (state.poses.half_B == int(state.poses.half_B.min())).nonzero().squeeze(1)
+    first = first[data.group_B[first] == data.group_B[first[0]]][:100]
+    group = int(data.group_B[first[0]])
+    half = HalfExpectation(state.halves[0], data, state.poses, plan_of(state, config, False), config, on)
+    searcher, prepared = half.prepared(first, group)
+    found = expected_accuracy(searcher.full, state.poses.rotation_B33[first], prepared.weight_BK, searcher.preparer.pixels,
+                              config.seed)  # fmt: skip
+    offset = found.offset * data.groups[group].pixel_size
+    return replace(state.schedule, accuracy_angles=found.angle, accuracy_offsets=offset)
+
+
+def expect(
+    state: State, data: Dataset, config: RefineConfig, on: Computing, plan: Plan, progress: Progress
+) -> tuple[list[HalfExpectation], Poses]:
+    """The expectation of all half-sets: their sums, and the new poses of all particles."""
+    poses, done, finished = copied(state.poses), 0, []
+    for number, model in enumerate(state.halves, 1):
+        half = HalfExpectation(model, data, state.poses, plan, config, on)
+        rows = torch.arange(len(data)) if len(state.halves) == 1 else (state.poses.half_B == number).nonzero().squeeze(1)
+        for batch, result in half.run(rows):
+            for name in ("rotation", "origin", "norm", "log_likelihood", "pmax", "significant", "entropy"):
+                axes = {"rotation": "_B33", "origin": "_B2"}.get(name, "_B")
+                getattr(poses, name + axes)[batch] = getattr(result, name + axes)
+            done += len(batch)
+            progress("expectation", done, len(data))
+        half.release()
+        finished.append(half)
+    return finished, poses
+
+
+def copied(poses: Poses) -> Poses:
+    """Poses in memory of their own."""
+    return Poses(**{name: getattr(poses, name).clone() for name in poses.__dataclass_fields__})
+
+
+def updated_model(
+    model: HalfModel, sums: Sums, state: State, poses: Poses, number: int, correlate: bool, config: RefineConfig
+) -> HalfModel:
+    """Noise, scales and priors of one half-set from its sums; the first iteration by correlation leaves noise, norm, scales."""
+    average = {"average_pmax": sums.pmax / sums.particles, "log_likelihood": sums.log_likelihood}
+    priors = {"direction_prior_D": updated_direction_prior(sums), "offset_sigma": updated_offset_sigma(sums, model.offset_sigma)}
+    if correlate:
+        return replace(model, **average, **priors)
+    mine = poses.half_B == number if len(state.halves) > 1 else torch.ones_like(poses.half_B, dtype=torch.bool)
+    particles_M = torch.bincount(poses.micrograph_B[mine], minlength=len(model.scale_M)).double()
+    return replace(
+        model, **average, **priors,
+        sigma2_noise_GS=updated_noise(sums, model.sigma2_noise_GS, half_plane_counts(state.box)),
+        norm_average=sums.norm / sums.particles if config.correct_norm else model.norm_average,
+        scale_M=updated_scale(sums, particles_M) if config.correct_scale and len(model.scale_M) > 1 else model.scale_M,
+    )  # fmt: skip
+
+
+def maximise(
+    state: State, halves: list[HalfExpectation], config: RefineConfig, mask_ZYX: Tensor | None, notes: list[str]
+) -> tuple[State, Final | None]:
+    """New maps from the sums; the joint one and the unfiltered halves if the refinement has converged."""
+    sums = (halves[0].accumulator, halves[1].accumulator)
+    join = math.ceil(state.box * state.pixel_size / max(config.join_resolution, state.current_resolution))
+    curve = None
+    if config.solvent_corrected_fsc and mask_ZYX is not None and state.current_resolution < config.join_resolution:
+
+        def curve(maps: list[Tensor]) -> Tensor:  # type: ignore[no-redef]
+            found = corrected_fsc(maps, mask_ZYX, state.current_size)
+            if found.notice:
+                notes.append(found.notice)
+            return found.fsc_S
+
+    if state.schedule.converged:
+        joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
+        joined = replace(joined, map_ZYX=joined.map_ZYX.cpu())
+        return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [half.cpu() for half in unfil])
+    solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve)
+    models = [with_map(model, solution, state, config, mask_ZYX) for model, solution in zip(state.halves, solutions)]
+    return replace(state, halves=models, fsc_S=fsc_S.cpu()), None
+
+
+def with_map(model: HalfModel, solution: Solution, state: State, config: RefineConfig, mask_ZYX: Tensor | None) -> HalfModel:
+    """The model with its new map, masked, and the map's spectra."""
+    mask = soft_mask(state, config, mask_ZYX).to(solution.map_ZYX)
+    spectra = {name: getattr(solution, name).cpu() for name in ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")}
+    return replace(model, map_ZYX=(solution.map_ZYX * mask).float().cpu(), **spectra)
+
+
+def soft_mask(state: State, config: RefineConfig, mask_ZYX: Tensor | None) -> Tensor:
+    """The user's mask, or a soft sphere of the particle's diameter."""
+    if mask_ZYX is not None:
+        return mask_ZYX
+    return soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge)
+
+
+def restarted(state: State, config: RefineConfig) -> State:
+    """After scoring by correlation the maps are on the right grey scale but no better than the reference: low-passed again."""
+    halves = [replace(half, map_ZYX=low_pass(half.map_ZYX, config.initial_resolution, state.pixel_size)) for half in state.halves]
+    return replace(state, halves=halves, current_resolution=config.initial_resolution)
+
+
+def with_resolution(state: State, config: RefineConfig, notes: list[str]) -> State:
+    """The resolution that the map's signal-to-noise ratio implies: the shell before it first falls below 1 (facts 4.8)."""
+    ssnr_S = state.halves[0].ssnr_S[1 : state.current_size // 2 + 1]
+    low = (ssnr_S < 1).nonzero().squeeze(1)
+    shell = int(low[0]) if len(low) else len(ssnr_S)
+    strong = (ssnr_S >= 1).nonzero().squeeze(1)
+    highest = int(strong[-1]) + 1 if len(strong) else 0
+    if highest > shell + 3:  # a dip of the curve, not its end
+        notes.append(
+            f"The FSC dips near {state.resolution_of(shell + 1):.1f} Å and rises again to {state.resolution_of(highest):.1f} Å."
+        )
+        shell = highest
+    return sampling.update_resolution(state, state.resolution_of(max(shell, MINIMUM_SHELL)))
