@@ -175,7 +175,8 @@ def test_changes_are_measured() -> None:
     assert (schedule.smallest_angles, schedule.smallest_offsets) == (schedule.changes_angles, schedule.changes_offsets)
 
 
-# Fine steps of the start (order 2, 2 px of 1.5 Å): 7.5 degrees, so 3.0 degrees (4.5 in the plane) count as none; 1.5 Å, so 0.6 Å (0.85 Å along x alone).
+# Fine steps of the start (order 2, 2 px of 1.5 Å): 7.5 degrees, so 3.0 degrees (4.5 in the plane) count as none; 1.5 Å, so
+# 0.6 Å (0.85 Å along x alone).
 @pytest.mark.parametrize("smallest, degrees, shift, count", [
     ((999.0, 999.0), 0.0, 0.0, 0),  # first iteration on this grid
     ((5.0, 1.0), 4.4, 0.84, 3),  # small against the steps

@@ -45,9 +45,9 @@ def refined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi", "--o", "r/run",
                "--i", "particles.star", "--ref", "start.mrc", "--particle_diameter", "170", "--sym", "O", "--healpix_order", "1",
                "--offset_range", "3", "--offset_step", "2", "--oversampling", "1", "--auto_local_healpix_order", "4",
-               "--ini_high", "60", "--low_resol_join_halves", "40", "--pad", "1", "--random_seed", "1", "--j", "1", "--auto_refine",
-               "--split_random_halves", "--firstiter_cc", "--ctf", "--flatten_solvent", "--zero_mask", "--norm", "--scale",
-               "--dont_check_norm"]  # fmt: skip
+               "--ini_high", "60", "--low_resol_join_halves", "40", "--pad", "1", "--random_seed", "1", "--j", "1",
+               "--auto_refine", "--split_random_halves", "--firstiter_cc", "--ctf", "--flatten_solvent", "--zero_mask",
+               "--norm", "--scale", "--dont_check_norm"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
