@@ -16,33 +16,27 @@ from verglas.kernels.blocks import Blocks
 from verglas.kernels.positions import FASTMATH
 from verglas.kernels.ragged import Lists, Weighted, with_weight
 
-u = np.uintp
-RUN = 256  # coefficients of a task: 84 shifts of them take 172 kB
+f, u = np.float32, np.uintp
+RUN = 2048  # coefficients of a task: whole pages of the rows, while the images in use fit the second-level cache
 TASKS_PER_THREAD = 8
 
 
 @numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
-def _add_four(p0, p1, p2, p3, a0, a1, a2, a3, out):
-    for k in range(u(len(out))):
-        out[k] += p0 * a0[k] + p1 * a1[k] + p2 * a2[k] + p3 * a3[k]
+def _add_four(p, image, images, row, begin, end, out):
+    """out[row] += sum of four weights * images, for coefficients begin..end.
+
+    Rows are addressed in the whole arrays: making a view of each would take as long as a short row.
+    """
+    p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
+    i0, i1, i2, i3 = u(image[0]), u(image[1]), u(image[2]), u(image[3])
+    for k in range(begin, end):
+        out[row, k] += p0 * images[i0, k] + p1 * images[i1, k] + p2 * images[i2, k] + p3 * images[i3, k]
 
 
 @numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
-def _add_one(p, a, out):
-    for k in range(u(len(out))):
-        out[k] += p * a[k]
-
-
-@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
-def add_images(weight_S, image_S, images, begin, end, out):
-    """out += sum of weight * images[image, begin:end], four images at a time."""
-    fours = len(weight_S) // 4 * 4
-    for s in range(0, fours, 4):
-        a0, a1 = images[u(image_S[s]), begin:end], images[u(image_S[s + 1]), begin:end]
-        a2, a3 = images[u(image_S[s + 2]), begin:end], images[u(image_S[s + 3]), begin:end]
-        _add_four(weight_S[s], weight_S[s + 1], weight_S[s + 2], weight_S[s + 3], a0, a1, a2, a3, out)
-    for s in range(fours, len(weight_S)):
-        _add_one(weight_S[s], images[u(image_S[s]), begin:end], out)
+def _add_one(p, image, images, row, begin, end, out):
+    for k in range(begin, end):
+        out[row, k] += p * images[image, k]
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
@@ -53,17 +47,21 @@ def _collect(slice_ptr, slice_N, weighted, bound, shifted, weight, data, total):
     for task in numba.prange(parts * ((n_k + RUN - 1) // RUN)):
         part, begin = task % parts, task // parts * RUN
         end = min(begin + RUN, n_k)
+        p, image = np.empty(4, np.float32), np.empty(4, np.int32)
         for i in range(len(weight)):
             own = slice_N[slice_ptr[i] : slice_ptr[i + 1]]
             first = slice_ptr[i] + np.searchsorted(own, bound[part])
             last = slice_ptr[i] + np.searchsorted(own, bound[part + 1])
             for n in range(first, last):
-                if ptr[n] == ptr[n + 1]:
-                    continue
-                row, p, image = u(slice_N[n]), weight_S[ptr[n] : ptr[n + 1]], image_S[ptr[n] : ptr[n + 1]]
-                add_images(p, image, shifted[i], begin, end, data[row, begin:end])
-                add_images(p, image, shifted[i], begin + n_k, end + n_k, data[row, begin + n_k : end + n_k])
-                _add_one(sum_N[n], weight[i, begin:end], total[row, begin:end])
+                row = u(slice_N[n])
+                for s in range(ptr[n], ptr[n + 1], 4):
+                    for j in range(4):  # where fewer are left, the last one again with weight 0
+                        image[j] = image_S[min(s + j, ptr[n + 1] - 1)]
+                        p[j] = weight_S[s + j] if s + j < ptr[n + 1] else f(0)
+                    _add_four(p, image, shifted[i], row, u(begin), u(end), data)
+                    _add_four(p, image, shifted[i], row, u(begin + n_k), u(end + n_k), data)
+                if ptr[n] < ptr[n + 1]:
+                    _add_one(sum_N[n], u(i), weight, row, u(begin), u(end), total)
 
 
 def collect_cpu(

@@ -20,29 +20,51 @@ from verglas.kernels.significant.reference import Significance
 DEPTH = 60.0  # natural logarithm
 BINS = 4096
 PER_UNIT = BINS / DEPTH
+RUN = 256  # samples at a time
+HALVING, PER_HALVING = math.log(2), 1 / math.log(2)
+POWERS = 0.5 ** np.arange(DEPTH * PER_HALVING + 2)
 
 
 @numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
 def _largest(run):
-    """(largest, position of the first that large); position len(run) where it is empty."""
-    largest = run.dtype.type(-np.inf)
+    """(largest, position of the first that large); NaN if any is. No position: len(run)."""
+    largest, undefined = run.dtype.type(-np.inf), False
     for value in run:
-        largest = max(largest, value)
+        largest = value if value > largest else largest
+        undefined |= value != value
+    if undefined:
+        return run.dtype.type(np.nan), len(run)
     for n in range(len(run)):
         if run[n] == largest:
             return largest, n
     return largest, len(run)
 
 
+@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
+def _exponentials(run, largest, below, halvings, mantissa):
+    """Distances from the largest (DEPTH at most) and exp(-distance) = mantissa / 2^halvings; no branches: it vectorises."""
+    for n in range(np.uintp(len(run))):
+        d = min(largest - np.float64(run[n]), DEPTH)
+        h = np.floor(d * PER_HALVING + 0.5)
+        r = h * HALVING - d  # |r| < 0.35: the series is good to 1e-17
+        low = 1 + r * (1 + r * (1 / 2 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720))))))
+        high = 1 / 5040 + r * (1 / 40320 + r * (1 / 362880 + r * (1 / 3628800 + r * (1 / 39916800 + r * (1 / 479001600)))))
+        r3 = r * r * r
+        below[n], halvings[n], mantissa[n] = d, np.int32(h), low + r3 * r3 * r * high
+
+
 @numba.njit(cache=True, boundscheck=False)
 def _fill_bins(run, largest, sum_C, count_C):
     """Sum and number of the weights exp(run - largest), by distance from the largest."""
-    for value in run:
-        below = largest - np.float64(value)
-        if below < DEPTH:
-            c = np.uintp(below * PER_UNIT)
-            sum_C[c] += math.exp(-below)
-            count_C[c] += 1
+    below, halvings, mantissa = np.empty(RUN), np.empty(RUN, np.int32), np.empty(RUN)
+    for begin in range(0, len(run), RUN):
+        part = run[begin : begin + RUN]
+        _exponentials(part, largest, below, halvings, mantissa)
+        for n in range(np.uintp(len(part))):
+            if below[n] < DEPTH:
+                c = np.uintp(below[n] * PER_UNIT)
+                sum_C[c] += mantissa[n] * POWERS[np.uintp(halvings[n])]
+                count_C[c] += 1
 
 
 @numba.njit(cache=True, boundscheck=False)
@@ -77,9 +99,9 @@ def _significant(log_weight, ptr, fraction, max_B, log_sum_B, best_B, threshold_
         run = log_weight[ptr[i] : ptr[i + 1]]
         largest, best = _largest(run)
         max_B[i] = log_sum_B[i] = largest
-        best_B[i] = ptr[i] + best if len(run) else len(log_weight)
-        threshold_B[i], count_B[i] = np.inf, 0
-        if len(run) and largest > -np.inf:
+        best_B[i] = ptr[i] + best if best < len(run) else len(log_weight)
+        threshold_B[i], count_B[i] = np.inf, (run == np.inf).sum()
+        if np.isfinite(largest):
             sum_C, count_C = np.zeros(BINS), np.zeros(BINS, np.int64)
             _fill_bins(run, np.float64(largest), sum_C, count_C)
             total = sum_C.sum()
@@ -116,9 +138,8 @@ def _choose(log_weight, ptr, threshold_B, out_ptr, index_N):
         for n in range(ptr[i], ptr[i + 1]):
             if place == out_ptr[i + 1]:
                 break
-            if log_weight[n] >= threshold_B[i]:
-                index_N[place] = n
-                place += 1
+            index_N[place] = n  # kept if it counts, overwritten otherwise: no branch to predict
+            place += log_weight[n] >= threshold_B[i]
 
 
 def chosen_cpu(log_weight_N: Tensor, ptr_B1: Tensor, threshold_B: Tensor) -> tuple[Tensor, Tensor]:

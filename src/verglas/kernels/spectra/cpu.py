@@ -1,7 +1,7 @@
 """`spectra` on the CPU: Numba, a particle per task, float32.
 
-For each slice that has weight, the weighted sum of the shifted images is made for a run of coefficients, multiplied with
-the slice and added to one number per coefficient; the shells are summed once per particle.
+Each slice that has weight is multiplied with the weighted sum of the shifted images and added to one number per
+coefficient, a run of coefficients at a time; the shells are summed once per particle.
 """
 
 from __future__ import annotations
@@ -12,20 +12,29 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.blocks import Blocks
-from verglas.kernels.collect.cpu import add_images
 from verglas.kernels.positions import FASTMATH
 from verglas.kernels.ragged import Lists, with_weight
 
 f, u = np.float32, np.uintp
-RUN = 512  # coefficients summed at a time
+RUN = 1024  # coefficients summed at a time
 
 
 @numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
-def _add_products(image, reference, total, cross, power):
-    """cross += image * reference, power += total * reference^2, coefficient by coefficient."""
-    for k in range(u(len(cross))):
-        cross[k] += image[k] * reference[k]
-        power[k] += total * reference[k] * reference[k]
+def _add_four(p, image, images, row, table, total, begin, end, cross, power):
+    """cross += slice * sum of four weights * images, power += total * |slice|^2, for coefficients begin..end.
+
+    Rows are addressed in the whole arrays: making a view of each would take as long as a short row.
+    """
+    p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
+    i0, i1, i2, i3 = u(image[0]), u(image[1]), u(image[2]), u(image[3])
+    n_k = u(len(cross))
+    for k in range(begin, end):
+        n = k + n_k
+        real, imaginary = table[row, k], table[row, n]
+        image_real = p0 * images[i0, k] + p1 * images[i1, k] + p2 * images[i2, k] + p3 * images[i3, k]
+        image_imaginary = p0 * images[i0, n] + p1 * images[i1, n] + p2 * images[i2, n] + p3 * images[i3, n]
+        cross[k] += real * image_real + imaginary * image_imaginary
+        power[k] += total * (real * real + imaginary * imaginary)
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
@@ -33,24 +42,25 @@ def _spectra(slice_ptr, slice_N, weighted, shifted, weight, table, shell_K, cros
     ptr, image_S, weight_S, sum_N = weighted
     n_k, n_shells = weight.shape[1], cross_BS.shape[1]
     for i in numba.prange(len(weight)):
-        cross, power, image = np.zeros(n_k, np.float32), np.zeros(n_k, np.float32), np.empty(RUN, np.float32)
+        cross, power = np.zeros(n_k, np.float32), np.zeros(n_k, np.float32)
+        p, image, images = np.empty(4, np.float32), np.empty(4, np.int32), shifted[i]
         for begin in range(0, n_k, RUN):
             end = min(begin + RUN, n_k)
-            own = image[: end - begin]
             for n in range(slice_ptr[i], slice_ptr[i + 1]):
-                if ptr[n] == ptr[n + 1]:
-                    continue
-                for plane in range(0, 2 * n_k, n_k):
-                    own[:] = f(0)
-                    add_images(weight_S[ptr[n] : ptr[n + 1]], image_S[ptr[n] : ptr[n + 1]], shifted[i],
-                               begin + plane, end + plane, own)  # fmt: skip
-                    reference = table[u(slice_N[n]), begin + plane : end + plane]
-                    _add_products(own, reference, sum_N[n], cross[begin:end], power[begin:end])
-        cross_BS[i], power_BS[i] = f(0), f(0)
+                total = sum_N[n]
+                for s in range(ptr[n], ptr[n + 1], 4):
+                    for j in range(4):  # where fewer are left, the last one again with weight 0
+                        image[j] = image_S[min(s + j, ptr[n + 1] - 1)]
+                        p[j] = weight_S[s + j] if s + j < ptr[n + 1] else f(0)
+                    _add_four(p, image, images, u(slice_N[n]), table, total, u(begin), u(end), cross, power)
+                    total = f(0)  # the power of a slice counts once
+        cross_S, power_S = np.zeros(n_shells), np.zeros(n_shells)  # hundreds of terms of one sign: float64
         for k in range(n_k):
             if shell_K[k] < n_shells:
-                cross_BS[i, shell_K[k]] += cross[k]
-                power_BS[i, shell_K[k]] += weight[i, k] * power[k]
+                cross_S[shell_K[k]] += np.float64(cross[k])
+                power_S[shell_K[k]] += np.float64(weight[i, k]) * np.float64(power[k])
+        for s in range(n_shells):
+            cross_BS[i, s], power_BS[i, s] = f(cross_S[s]), f(power_S[s])
 
 
 def spectra_cpu(
