@@ -73,8 +73,9 @@ def _fill(posterior: Any, lists: Any, ptr_N1: Any, image_S: Any, weight_S: Any) 
                 if place == last:
                     break
                 p = posterior[start + t]
-                image_S[place], weight_S[place] = shifts[t], p  # kept if it counts, overwritten otherwise
-                place += p != 0
+                if p != 0:
+                    image_S[place], weight_S[place] = shifts[t], p
+                    place += 1
 
 
 def with_weight(posterior_N: Tensor, lists: Lists) -> Weighted:
