@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,110 +17,27 @@ from rich.console import Console
 
 import verglas
 import verglas.refinement
+from made_up_engine import BOX, LAST, PIXEL, SHELLS, Iteration, N, engine_of, made_up
 from verglas.cli import refine_report
 from verglas.cli.main import main
 from verglas.cli.refine_report import sections_of
 from verglas.cli.refine_run import Refinement
 from verglas.cli.refine_watch import Watch, block, iterations_left, read_history, record_of, seconds_left
-from verglas.core.rotations import random_rotations
 from verglas.errors import InputError
-from verglas.io.mrc import Map, read_map
+from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.files import FinalMaps
-from verglas.refinement.state import HalfModel, Poses, Schedule, State
-
-BOX, PIXEL, N, LAST = 32, 4.5, 120, 5
-SHELLS = BOX // 2 + 1
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What the engine yields."""
-
-    state: State
-    seconds: dict[str, float]
-    notes: list[str]
-    final: FinalMaps | None
-    directions_D2: torch.Tensor
-
-
-@dataclass
-class Session:
-    """What the engine keeps."""
-
-    table: ParticleTable
-    config: RefineConfig
-    state: State | None = None
-    notices: list[str] = field(default_factory=lambda: ["images are kept in memory"])
-    chosen: dict[str, str] = field(default_factory=lambda: {"kernels": "made up", "precision": "single", "reason": "a test"})
-
-
-def made_up(n: int, iteration: int, order: int = 2) -> State:
-    """A state that depends on nothing but its arguments."""
-    generator = torch.Generator().manual_seed(iteration)
-
-    def spectrum(value: float) -> torch.Tensor:
-        return torch.full((SHELLS,), value, dtype=torch.float64)
-
-    prior_D = torch.full((12 * 4**order,), 1 / (12 * 4**order), dtype=torch.float64)
-    halves = [
-        HalfModel(torch.randn(BOX, BOX, BOX, generator=generator), spectrum(1e-3)[None], prior_D, 10.0, 1.0,
-                  torch.ones(1, dtype=torch.float64), spectrum(1.0), spectrum(0.1), spectrum(10.0), spectrum(1.0))
-        for _ in range(2)
-    ]  # fmt: skip
-    number_B = torch.arange(n)
-    poses = Poses(
-        random_rotations(n, generator), torch.randn(n, 2, generator=generator, dtype=torch.float64),
-        torch.ones(n, dtype=torch.float64), 100 + torch.randn(n, generator=generator, dtype=torch.float64),
-        torch.rand(n, generator=generator, dtype=torch.float64), number_B + 1,
-        torch.rand(n, generator=generator, dtype=torch.float64), number_B % 2 + 1, torch.zeros(n, dtype=torch.int64),
-    )  # fmt: skip
-    schedule = Schedule(order, 1, 5 * PIXEL, 2 * PIXEL, converged=iteration >= LAST - 1)
-    if iteration > 1:
-        schedule = replace(
-            schedule, changes_angles=8.0 / iteration, changes_offsets=2.0, accuracy_angles=2.0, accuracy_offsets=0.9
-        )
-    fsc_S = torch.linspace(1, 0.1 * iteration / LAST, SHELLS, dtype=torch.float64)
-    return State(iteration, halves, poses, schedule, BOX, PIXEL, 40.0 / (iteration + 1), 20, fsc_S, ["group"])
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The made-up engine in place of the driver; `stop` raises in the iteration after the one that it names."""
-    control = SimpleNamespace(stop=None, error=KeyboardInterrupt(), refuse=None, prepared=0)
-    fake = ModuleType("verglas.refinement.driver")
-
-    def prepare(table: ParticleTable, reference: Map, config: RefineConfig, device: object, threads: int) -> Session:
-        control.prepared += 1
-        if control.refuse is not None:
-            raise control.refuse
-        return Session(table, config)
-
-    def resume(session: Session, state: State) -> Session:
-        return replace(session, state=state)
-
-    def iterations(session: Session, progress: Callable[[str, int, int], None]) -> Iterator[Iteration]:
-        n = len(session.table)
-        for number in range(session.state.iteration + 1 if session.state else 1, LAST + 1):
-            for done in (0, n // 2, n):
-                progress("expectation", done, n)
-            if control.stop == number:
-                raise control.error
-            state = made_up(n, number)
-            final = None
-            if number == LAST:
-                first = state.halves[0]
-                final = FinalMaps(first, [half.map_ZYX for half in state.halves])
-            notes = ["sampling refined: the resolution does not improve"] if number == 3 else []
-            yield Iteration(
-                state, {"expectation": 1.5, "maximization": 0.25, "total": 1.9}, notes, final, torch.rand(192, 2) * 180
-            )
-
-    fake.prepare, fake.resume, fake.iterations = prepare, resume, iterations  # type: ignore[attr-defined]
+def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The made-up engine in place of the driver; returns what controls it."""
+    control = SimpleNamespace(stop=None, refuse=None, prepared=0)
+    fake = engine_of(control)
     monkeypatch.setitem(sys.modules, "verglas.refinement.driver", fake)
     monkeypatch.setattr(verglas.refinement, "driver", fake, raising=False)
-    yield control
+    return control
 
 
 @pytest.fixture
@@ -209,6 +127,45 @@ def test_iterations_beyond_the_last_checkpoint_are_done_again(engine, no_report,
     assert main(["refine", "--continue", str(out), "--device", "cpu"]) == 0
     history = read_history(out / "events.jsonl", LAST)
     assert [record["iteration"] for record in history] == [1, 2, 3, 4, 5]
+
+
+KILLED = """
+import sys
+from types import SimpleNamespace
+sys.path.insert(0, {tests!r})
+import made_up_engine, verglas.refinement
+from verglas.cli import refine_report
+from verglas.cli.main import main
+fake = made_up_engine.engine_of(SimpleNamespace(stop=None, refuse=None, prepared=0))
+sys.modules["verglas.refinement.driver"] = verglas.refinement.driver = fake
+refine_report.write_report = lambda path, title, *rest, **options: path.write_text(title)
+sys.exit(main({words!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.06, 0.1, 0.15, 0.25])
+def test_a_killed_run_goes_on_and_ends_the_same(engine, no_report, data, tmp_path, delay):
+    """kill -9 a while after the folder appeared: no file is half-written, and the maps are those of an undisturbed run."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert refine(data, whole) == 0
+    words = ["refine", "--particles", data / "particles.star", "--reference", data / "start.mrc", "--diameter", 110, "--out", out]
+    code = KILLED.format(tests=str(Path(__file__).parent), words=[*map(str, words), "--device", "cpu"])
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not (out / "events.jsonl").exists() and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    code_of_continue = main(["refine", "--continue", str(out), "--device", "cpu"])
+    assert code_of_continue == (2 if process.returncode == 0 else 0)  # 2: it was quicker than the kill
+    for path in sorted(whole.glob("run_*")):
+        ours, theirs = (out / path.name).read_bytes(), path.read_bytes()
+        if path.suffix == ".mrc":
+            assert ours[1024:] == theirs[1024:], path.name
+        elif path.name.endswith("_data.star"):
+            assert ours == theirs, path.name
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_what_cannot_be_continued(engine, no_report, data, tmp_path, capsys):

@@ -152,10 +152,15 @@ class Refinement(Iterator["Iteration"]):
         from verglas.refinement.files import remove_leftovers
 
         device, threads, reason = computing
-        session = driver.prepare(table, reference, self.job.config, device, threads)
-        self.notices += session.notices
         if run is None:
+            session = driver.prepare(table, reference, self.job.config, device, threads)
+            self.notices += session.notices
             return session
+        with run.progress("Reading images", len(table), "particles") as bar:
+            session = driver.prepare(
+                table, reference, self.job.config, device, threads, lambda _, done, total: bar.advance(done - bar.done)
+            )
+        self.notices += session.notices
         chosen = dict(session.chosen)
         reasons = "; ".join(text for text in (reason, chosen.get("residency"), chosen.get("reason")) if text)
         run.provenance(device, chosen.get("kernels", ""), chosen.get("precision", ""), reasons)
@@ -202,7 +207,8 @@ class Refinement(Iterator["Iteration"]):
         files.write_iteration(run.target, state, table, config, iteration.directions_D2, command_line())
         note_figures(run, state, self.history)
         if iteration.final is not None:
-            files.write_final(run.target, state, table, config, iteration.final, iteration.directions_D2, command_line())
+            maps = files.FinalMaps(iteration.final.joined, iteration.final.unfil_halves)
+            files.write_final(run.target, state, table, config, maps, iteration.directions_D2, command_line())
         run.event("iteration", **self.history[-1])
         if iteration.final is None:
             path = checkpoint.path_of(run.target, state.iteration)
@@ -246,8 +252,9 @@ def note_figures(run: RunFolder, state: State, history: list[Record]) -> None:
     run.figure("resolution", round(state.current_resolution, 3), "Å")
     run.figure("iterations", state.iteration)
     run.figure("angular_sampling", round(last["fine_angular_step"], 3), "°")
-    run.figure("angular_accuracy", round(last["accuracy_angles"] or float("nan"), 3), "°")
-    run.figure("offset_accuracy", round(last["accuracy_offsets"] or float("nan"), 3), "Å")
+    for name, unit in (("angles", "°"), ("offsets", "Å")):
+        if last[f"accuracy_{name}"] is not None:
+            run.figure(f"accuracy_of_{name}", round(last[f"accuracy_{name}"], 3), unit)
     run.figure("particles", len(state.poses.norm_B), "particles")
     run.figure("box", state.box, "px")
     run.figure("pixel_size", state.pixel_size, "Å")
