@@ -31,14 +31,14 @@ def initial_reference(
     Raises InputError (naming `where`) for values or sizes that cannot be meant.
     """
     _check_map(map, where)
-    if initial_resolution * 1.0 > box * pixel_size:
+    if initial_resolution > box * pixel_size:
         raise InputError(
             where,
             f"an initial resolution of {initial_resolution:g} Å",
             f"less than the box of the particles, {box * pixel_size:.0f} Å",
         )
     notices = []
-    volume_ZYX = torch.from_numpy(map.data_ZYX).double()
+    volume_ZYX = torch.tensor(map.data_ZYX).double()
     if not same_pixel_size(map.pixel_size, pixel_size, box):
         notices.append(
             f"The reference has voxels of {map.pixel_size:.4g} Å; it was resampled to the particles' {pixel_size:.4g} Å."
@@ -140,7 +140,7 @@ def initial_ssnr(map_ZYX: Tensor, sigma2_noise_GS: Tensor, particles: float, tau
 
 def check_mask(mask: Map, box: int, pixel_size: float, where: str = "--mask") -> Tensor:
     """The mask as a tensor [N, N, N] within [0, 1]; InputError if it cannot serve as one for these particles."""
-    values = torch.from_numpy(mask.data_ZYX).float()
+    values = torch.tensor(mask.data_ZYX).float()
     make = "Make one with `verglas mask` from a map of the particles' box and pixel size."
     if tuple(values.shape) != (box,) * 3:
         raise InputError(
@@ -196,7 +196,7 @@ def _check_map(map: Map, where: str) -> None:
     if not (map.pixel_size > 0 and math.isfinite(map.pixel_size)):
         raise InputError(where, f"voxel size {map.pixel_size:g} Å", "a size above 0",
                          "Put it right with `verglas map --pixel`.")  # fmt: skip
-    volume = torch.from_numpy(map.data_ZYX)
+    volume = torch.tensor(map.data_ZYX)
     if not bool(volume.isfinite().all()):
         raise InputError(where, f"{int((~volume.isfinite()).sum())} voxels are not finite numbers", "a map without NaN")
     if bool(volume.min() == volume.max()):
@@ -209,7 +209,7 @@ def _field_notice(map: Map, kept_ZYX: Tensor, box: int, pixel_size: float) -> st
         what, lost = "padded with 0", 0.0
     else:
         what = "cropped around its centre"
-        whole = torch.from_numpy(map.data_ZYX).double().square().sum() * map.pixel_size**3
+        whole = torch.tensor(map.data_ZYX).double().square().sum() * map.pixel_size**3
         lost = 1 - float(kept_ZYX.double().square().sum() * pixel_size**3 / whole)
     text = f"The reference has a box of {map.box} px ({map.box * map.pixel_size:.0f} Å); it was {what} to the particles' {box} px"
     text += f" ({box * pixel_size:.0f} Å)."

@@ -55,6 +55,7 @@ class SolvedSums:
         """Map [N, N, N]: data / (weight + 1/tau2), the weight never under a thousandth of its shell's mean.
 
         inverse_tau2_S: in units of the weight, per shell (from `wiener_term`), added from shell 5 on; None for none.
+        Voxels at the very radius are left out; RELION divides them without a prior, which puts noise into the last shells.
         keep_scale: divide each shell by its mean weight / (weight + 1/tau2): voxels are then weighted by how well they
         were seen, but the fall-off of the map with resolution is that of the unregularised one (for half maps).
         """
@@ -140,11 +141,15 @@ def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1", consume: 
 
 
 def add_friedel_partners(sums_V: Tensor, rows: RowTable) -> None:
-    """On the plane x = 0, kept whole, give (0, y, z) and (0, -y, -z) their common sum (data conjugated), in place."""
+    """On the plane x = 0, kept whole, give (0, y, z) and (0, -y, -z) their common sum (data conjugated), in place.
+
+    The origin, its own partner, counts once.
+    """
     start = rows.start_ZY[rows.length_ZY > 0].long()
     partner = rows.start_ZY.flip(0, 1)[rows.length_ZY > 0].long()
     conjugate = sums_V.new_tensor([1.0, -1.0, 1.0])
     sums_V[start, :3] = sums_V[start, :3] + sums_V[partner, :3] * conjugate
+    sums_V[rows.start_ZY[rows.half, rows.half], :3] /= 2
 
 
 def wiener_term(fsc_S: Tensor, shell_weight_S: Tensor, joined: bool) -> Tensor:
