@@ -53,7 +53,7 @@ class Accuracy:
 def expected_accuracy(slices: Slices, rotation_B33: Tensor, weight_BK: Tensor, pixels: PixelList, seed: int = 0) -> Accuracy:
     """Accuracy of the first 100 of these particles (all of one optics group).
 
-    slices: the reference at `pixels`, not rounded below single precision; weight_BK: C^2 / sigma^2 of each coefficient in
+    slices: the reference at `pixels` (half precision will do); weight_BK: C^2 / sigma^2 of each coefficient in
     the unit of these slices, sigma^2 per component, 0 for the origin; seed: chooses the axes of the errors.
     """
     n = min(len(rotation_B33), MOST_PARTICLES)

@@ -1,0 +1,196 @@
+"""verglas plan: memory and time of a refinement before it starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from verglas.cli.common import Computing, Flag
+from verglas.errors import InputError
+from verglas.refinement.config import Precision, RefineConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.refinement.plan import RunPlan
+    from verglas.refinement.plan_sizes import Machine, Problem
+
+GB = 1e9
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Say what memory and time a refinement will take, and whether it fits.
+
+    Prints the peak memory of host and device by item, and for each kind of iteration its sizes, batches, memory and time.
+    `verglas refine` makes the same plan at its start. Exit code 2 and the nearest setting that fits, if it does not.
+
+    Example: verglas plan --n 100000 --box 360 --apix 1.34 --sym C1 --diameter 350 --device cuda --device-memory 80
+    """
+
+    diameter: Annotated[float, arg(metavar="Å")]
+    """Of the particle, as for refine."""
+    particles: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: --n, --box and --apix)")] = None
+    """Particles, .star or .cs: number, box and pixel size are taken from it."""
+    n: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: of --particles)")] = None
+    """Number of particles."""
+    box: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: of --particles)")] = None
+    """Edge of the images, even."""
+    apix: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: of --particles)")] = None
+    """Pixel size."""
+    sym: Annotated[str, arg(metavar="GROUP")] = RefineConfig.symmetry
+    """Point group."""
+    initial_resolution: Annotated[float, arg(metavar="Å")] = RefineConfig.initial_resolution
+    """Of the reference at the start."""
+    healpix_order: Annotated[int, arg(metavar="N")] = RefineConfig.healpix_order
+    """Of the coarse grid at the start."""
+    precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = RefineConfig.precision
+    """Of the comparison."""
+    memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
+    """What batches and tables may take, as for refine."""
+    device_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: this machine's)")] = None
+    """Free memory of the GPU."""
+    host_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: this machine's)")] = None
+    """Free memory of the computer."""
+    out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None
+    """Write the plan to this file, too: bytes and seconds."""
+    overwrite: Flag = False
+    """Replace --out if it exists."""
+    computing: Computing = field(default_factory=Computing)
+
+    def run(self) -> None:
+        """Plan, print, write; InputError if the run would not fit."""
+        from verglas.io.atomic import atomic_path, check_target
+        from verglas.refinement.plan import plan
+
+        if self.out is not None:
+            check_target(self.out, self.overwrite)
+        config = RefineConfig(
+            diameter=self.diameter, symmetry=self.sym, initial_resolution=self.initial_resolution,
+            healpix_order=self.healpix_order, precision=self.precision, memory_gb=self.memory,
+        )  # fmt: skip
+        made = plan(self.problem(), config, self.machine())
+        show(made)
+        if self.out is not None:
+            with atomic_path(self.out, self.overwrite) as path:
+                path.write_text(json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8")
+        made.check()
+
+    def problem(self) -> Problem:
+        """Number, box and pixel size: of the particles, unless given; InputError for what is missing or makes no sense."""
+        from verglas.core.symmetry import normalise_name
+        from verglas.refinement.plan_sizes import Problem
+
+        n, box, apix = self.n, self.box, self.apix
+        if self.particles is not None:
+            from verglas.particles.table import ParticleTable
+
+            table = ParticleTable.read(self.particles)
+            n, box, apix = n or len(table), box or table.groups[0].box, apix or table.groups[0].pixel_size
+        for name, value in (("--n", n), ("--box", box), ("--apix", apix)):
+            if value is None:
+                raise InputError(name, "not given", "it, or --particles")
+            if not value > 0:
+                raise InputError(name, f"{value:g}", "more than 0")
+        assert n is not None and box is not None and apix is not None
+        if box % 2:
+            raise InputError("--box", str(box), "an even number of pixels")
+        if not 0 < self.diameter <= box * apix:
+            raise InputError(
+                "--diameter", f"{self.diameter:g} Å", f"more than 0 and at most {box * apix:g} Å, the width of the box"
+            )
+        normalise_name(self.sym)
+        return Problem(n, box, apix)
+
+    def machine(self) -> Machine:
+        """This machine, with the memories that were given instead of its own."""
+        from verglas.refinement.plan_sizes import Machine
+
+        # A GPU need not be here to be planned for, if its memory is told.
+        if self.computing.device == "cuda" and self.device_memory is not None:
+            here = Machine("cuda", host_memory(), 0.0)
+        else:
+            here = this_machine(self.computing.start()[0])
+        return Machine(
+            here.kind, here.host_memory if self.host_memory is None else self.host_memory * GB,
+            here.device_memory if self.device_memory is None else self.device_memory * GB, here.cores,
+        )  # fmt: skip
+
+
+def this_machine(device: torch.device) -> Machine:
+    """What is free for a run on `device` now."""
+    import torch
+
+    from verglas.refinement.plan_sizes import Machine
+
+    if device.type == "cuda":
+        return Machine("cuda", host_memory(), float(torch.cuda.mem_get_info(device)[0]), torch.get_num_threads())
+    return Machine("cpu", host_memory(), 0.0, torch.get_num_threads())
+
+
+def host_memory() -> float:
+    """Bytes that a new process may take: what is available, and no more than the control group allows."""
+    import os
+
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = float(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, float(text) - float(used.read_text()))
+    return free
+
+
+def show(made: RunPlan) -> None:
+    """Two tables: memory at the peak by item, and the iterations."""
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(highlight=False, width=None if Console().is_terminal else 120)
+    for where in made.places:
+        worst = made.worst(where)
+        free = made.machine.memory(where) / GB
+        memory = Table(title=f"Memory of the {where} at its peak ({worst.sizes.title})", title_justify="left")
+        memory.add_column("item")
+        memory.add_column("GB", justify="right")
+        for item in sorted((one for one in worst.items if one.where == where), key=lambda one: -one.bytes):
+            if item.bytes > 0:
+                memory.add_row(item.name, f"{item.bytes / GB:.2f}")
+        memory.add_section()
+        memory.add_row(f"peak (free: {free:.1f})", f"{made.peak(where) / GB:.2f}")
+        out.print(memory)
+    out.print(_iterations(made))
+    placed = "on the device" if made.images_on == "device" else "in memory of the host"
+    out.print(
+        f"Images stay {placed}. About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB."
+    )
+
+
+def _iterations(made: RunPlan) -> object:
+    """Table of the kinds of iteration."""
+    from rich.table import Table
+
+    table = Table(title="Iterations", title_justify="left")
+    for name in ("kind", "times", "px", "orientations", "batch", *(f"{where} GB" for where in made.places)):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    stages = list(made.iterations[0].seconds)
+    for name in (*stages, "s each"):
+        table.add_column(name, justify="right")
+    for one in made.iterations:
+        counts = [str(one.times), str(2 * one.sizes.radius), f"{one.sizes.orientations:,}", str(one.batch)]
+        peaks = [f"{one.peak(where) / GB:.2f}" for where in made.places]
+        seconds = [f"{one.seconds[stage]:.1f}" for stage in stages]
+        table.add_row(one.sizes.title, *counts, *peaks, *seconds, f"{sum(one.seconds.values()):.1f}")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    from verglas.io.progress import duration_text
+
+    return duration_text(seconds)

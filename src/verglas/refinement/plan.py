@@ -1,0 +1,278 @@
+"""What a refinement will take, before it starts: memory of host and device by item, time by stage, batch sizes.
+
+The figures follow from what the engine allocates (expectation/, maximization/) and from the constants in `costs`. A run that
+cannot fit is refused by `RunPlan.check`, which names the nearest setting that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from verglas.core.symmetry import order as group_order
+from verglas.errors import InputError
+from verglas.refinement import costs
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.costs import GB
+from verglas.refinement.plan_sizes import (
+    Machine,
+    Problem,
+    Sizes,
+    Where,
+    all_sizes,
+    bytes_per_particle,
+    operand_bytes,
+    padded_edge,
+    particles_at_once,
+    reserved_per_particle,
+    slices_in_use,
+    sphere_count,
+    sum_bytes,
+)  # fmt: skip
+
+SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 24 * GB}
+COMFORTABLE = {"cpu": 0.0, "cuda": 6 * GB}  # left for batches, else images take less precision or move to the host
+KEPT_FREE = 0.05  # of the memory there is
+
+
+@dataclass(frozen=True)
+class Item:
+    """Memory that something takes, bytes."""
+
+    name: str
+    where: Where
+    bytes: float
+
+
+@dataclass(frozen=True)
+class IterationPlan:
+    """One kind of iteration: how often it comes, particles at once, memory items at its peak, seconds of each stage."""
+
+    sizes: Sizes
+    times: int
+    batch: int
+    items: list[Item]
+    seconds: dict[str, float]
+
+    def peak(self, where: Where) -> float:
+        """Bytes at the peak."""
+        return sum(item.bytes for item in self.items if item.where == where)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run. working_memory: bytes that the arrays of a batch may take, and as many a table of slices (what
+    the engine is told); images_on: where the images stay; image_bytes: of one pixel there.
+    """
+
+    problem: Problem
+    config: RefineConfig
+    machine: Machine
+    working_memory: float
+    images_on: Where
+    image_bytes: int
+    iterations: list[IterationPlan]
+
+    def peak(self, where: Where) -> float:
+        """Largest memory over all iterations, bytes."""
+        return max(one.peak(where) for one in self.iterations)
+
+    def worst(self, where: Where) -> IterationPlan:
+        """The iteration with the largest peak."""
+        return max(self.iterations, key=lambda one: one.peak(where))
+
+    @property
+    def seconds(self) -> float:
+        """Whole run."""
+        return sum(one.times * sum(one.seconds.values()) for one in self.iterations)
+
+    @property
+    def places(self) -> list[Where]:
+        """Memories that the run uses."""
+        return ["host", "device"] if self.machine.kind == "cuda" else ["host"]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every peak leaves a little free."""
+        return all(self.peak(where) <= (1 - KEPT_FREE) * self.machine.memory(where) for where in self.places)
+
+    def check(self) -> None:
+        """Raise InputError if the run cannot fit; it names the item that is largest and the nearest setting that fits."""
+        if self.fits:
+            return
+        where = next(w for w in self.places if self.peak(w) > (1 - KEPT_FREE) * self.machine.memory(w))
+        worst = self.worst(where)
+        largest = max((item for item in worst.items if item.where == where), key=lambda item: item.bytes)
+        free = self.machine.memory(where)
+        raise InputError(
+            f"memory of the {where}",
+            f"{self.peak(where) / GB:.1f} GB needed in '{worst.sizes.title}' ({largest.name}: {largest.bytes / GB:.1f} GB)",
+            f"at most {(1 - KEPT_FREE) * free / GB:.1f} GB of the {free / GB:.1f} GB free",
+            next((f"It fits with {text}." for text, other in self._alternatives() if other.fits), "No setting of it fits here."),
+        )  # fmt: skip
+
+    def _alternatives(self) -> Iterator[tuple[str, RunPlan]]:
+        """Settings that take less memory, from the one that costs least to the one that costs most."""
+        config, problem, machine = self.config, self.problem, self.machine
+        memory = self.working_memory / 2
+        while memory >= SMALLEST_WORKING:
+            text = f"--memory {memory / GB:.2g}"
+            yield text, plan(problem, replace(config, memory_gb=float(f"{memory / GB:.2g}")), machine)
+            memory /= 2
+        small = replace(config, memory_gb=SMALLEST_WORKING / GB)
+        beside = f" and --memory {SMALLEST_WORKING / GB:g}"
+        if config.precision == "double":
+            yield f"--precision single{beside}", plan(problem, replace(small, precision="single"), machine)
+        elif machine.kind == "cuda" and operand_bytes(config, machine.kind) > 2:
+            yield f"--precision half{beside}", plan(problem, replace(small, precision="half"), machine)
+        fits, too_large = 14, problem.box
+        while too_large - fits > 2:  # the largest even box that fits
+            box = (fits + too_large) // 4 * 2
+            fits, too_large = (box, too_large) if plan(_downsampled(problem, box), small, machine).fits else (fits, box)
+        if fits > 14:
+            resolution = 2 * _downsampled(problem, fits).pixel_size
+            text = f"images of {fits} px (`verglas stack --box {fits}`, resolution to {resolution:.3g} Å at best){beside}"
+            yield text, plan(_downsampled(problem, fits), small, machine)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; bytes and seconds."""
+        return {
+            "particles": self.problem.n_particles, "box_px": self.problem.box, "pixel_size_angstrom": self.problem.pixel_size,
+            "symmetry": self.config.symmetry, "diameter_angstrom": self.config.diameter, "device": self.machine.kind,
+            "working_memory_bytes": self.working_memory, "images_on": self.images_on, "fits": self.fits,
+            "peak_bytes": {where: self.peak(where) for where in self.places}, "seconds": self.seconds,
+            "iterations": [self._iteration_dict(one) for one in self.iterations],
+        }  # fmt: skip
+
+    def _iteration_dict(self, one: IterationPlan) -> dict[str, Any]:
+        sizes = one.sizes
+        return {
+            "kind": sizes.title, "times": one.times, "particles_at_once": one.batch, "current_size_px": 2 * sizes.radius,
+            "orientations": sizes.orientations, "offsets": sizes.offsets, "seconds": one.seconds,
+            "peak_bytes": {where: one.peak(where) for where in self.places},
+            "memory": [{"item": item.name, "where": item.where, "bytes": item.bytes} for item in one.items],
+        }  # fmt: skip
+
+
+def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
+    """Plan a refinement: memory, time and batch sizes. Nothing is allocated; raises nothing (see `RunPlan.check`)."""
+    works_on = machine.works_on
+    # Everything but what the working memory bounds: the plan with the least working memory says it.
+    for images_on, image_bytes in _residences(config, machine):
+        draft = RunPlan(problem, config, machine, SMALLEST_WORKING, images_on, image_bytes, [])
+        least = max(_iteration(draft, sizes).peak(works_on) for sizes in all_sizes(problem, config))
+        if least + COMFORTABLE[machine.kind] <= (1 - KEPT_FREE) * machine.memory(works_on):
+            break
+    free = (1 - KEPT_FREE) * machine.memory(works_on) - least
+    working = min(max(free / 3, SMALLEST_WORKING), LARGEST_WORKING[machine.kind])
+    if config.memory_gb is not None:
+        working = config.memory_gb * GB
+    out = RunPlan(problem, config, machine, working, images_on, image_bytes, [])
+    kinds = [_iteration(out, sizes) for sizes in all_sizes(problem, config)]
+    return replace(out, iterations=kinds)
+
+
+def _residences(config: RefineConfig, machine: Machine) -> list[tuple[Where, int]]:
+    """Where images may stay and the bytes of a pixel, best first: on a GPU single, else half precision, else on the host."""
+    single = sum_bytes(config)
+    if machine.kind == "cpu":
+        return [("host", single)]
+    halves: list[tuple[Where, int]] = [("device", 2)] if operand_bytes(config, machine.kind) == 2 else []
+    return [("device", single), *halves, ("host", single)]
+
+
+def _downsampled(problem: Problem, box: int) -> Problem:
+    """The same field of view on `box` px."""
+    return replace(problem, box=box, pixel_size=problem.pixel_size * problem.box / box)
+
+
+def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
+    """Memory and time of one kind of iteration."""
+    half = -(-run.problem.n_particles // 2)
+    each = bytes_per_particle(run.problem, run.config, run.machine.kind, sizes)
+    reserved = reserved_per_particle(run.problem, run.config, run.machine.kind, sizes)
+    batch = particles_at_once(run.working_memory, reserved, half)
+    phases = [_reference_items(run, sizes), _batch_items(run, sizes, batch, each), _solution_items(run, sizes)]
+    where = run.machine.works_on
+    largest = max(phases, key=lambda items: sum(item.bytes for item in items if item.where == where))
+    return IterationPlan(sizes, costs.TIMES[sizes.kind], batch, [*_resident(run, sizes), *largest], _seconds(run, sizes, batch))
+
+
+def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
+    """What is there throughout an iteration."""
+    problem, config, where = run.problem, run.config, run.machine.works_on
+    voxels = sphere_count(sizes.radius * config.padding)
+    sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if sum_bytes(config) == 4 else 0))
+    return [
+        Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
+        Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles),
+        Item("images", run.images_on, problem.n_particles * problem.box**2 * run.image_bytes),
+        Item("maps", "host", costs.MAPS * 4 * problem.box**3),
+        Item("sums of both half maps", where, 2 * sums),
+    ]
+
+
+def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
+    """While the reference is transformed."""
+    edge, s, where = padded_edge(run.problem.box, run.config.padding), sum_bytes(run.config), run.machine.works_on
+    volume = sphere_count(sizes.radius * run.config.padding) * 2 * s
+    return [
+        Item("transform of the reference", where, 1.5 * edge**2 * (edge // 2 + 1) * 2 * s),
+        Item("reference, packed", where, volume),
+    ]
+
+
+def _batch_items(run: RunPlan, sizes: Sizes, batch: int, each: float) -> list[Item]:
+    """While batches are compared."""
+    config, where = run.config, run.machine.works_on
+    s, op = sum_bytes(config), operand_bytes(config, run.machine.kind)
+    k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
+    needed, weighted = slices_in_use(sizes, batch, config)
+    everything = coarse * 8**config.oversampling
+    rows = everything if not sizes.searches_locally and everything * 2 * k * op <= run.working_memory else needed
+    made = min(costs.SLICES_MADE_AT_ONCE, rows * 2 * k) * s if op < s else 0
+    table = 0 if sizes.searches_locally else coarse * coarse_k * (2 * op + s)
+    return [
+        Item("reference, packed", where, sphere_count(sizes.radius * config.padding) * 2 * s),
+        Item("slices of the coarse grid", where, table),
+        Item("slices of the fine grid", where, rows * 2 * k * op),
+        Item("slices before rounding" if made else "poses of slices", where, made + rows * costs.POSE_BYTES),
+        Item("images of a batch, shifted, and their scores", where, batch * each),
+        Item("weighted slices of a batch", where, weighted * 3 * k * s),
+    ]
+
+
+def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
+    """While the maps are solved."""
+    config, where = run.config, run.machine.works_on
+    voxels, edge = sphere_count(sizes.radius * config.padding), padded_edge(run.problem.box, config.padding)
+    turned = 0 if group_order(config.symmetry) == 1 else 2 * costs.VOXEL_GATHERED + costs.VOXEL_TURNED
+    joined = costs.VOXEL_GATHERED if sizes.kind == "last" else 0
+    return [
+        Item("sums, symmetrised", where, voxels * (turned + joined)),
+        Item("transform of the map", where, costs.SOLVING * edge**2 * (edge // 2 + 1) * 16),
+        Item("half maps", where, (2 if sizes.kind == "last" else 1) * 4 * run.problem.box**3),
+    ]
+
+
+def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
+    """Seconds of each stage of an iteration, both halves together."""
+    problem, config, kind = run.problem, run.config, run.machine.kind
+    rates, n, local = costs.RATES[kind], problem.n_particles, sizes.searches_locally
+    cores = max(1, run.machine.cores) if kind == "cpu" else 1
+    k, coarse_k = sizes.coefficients, sizes.coarse_coefficients
+    orientations = costs.LOCAL_ORIENTATIONS if local else sizes.orientations
+    batches = -(-n // batch)
+    needed, weighted = slices_in_use(sizes, batch, config)
+    coarse_slices = costs.LOCAL_OWN * n if local else 2 * sizes.orientations
+    edge = padded_edge(problem.box, config.padding)
+    fine_shifts = sizes.offsets * 4**config.oversampling
+    return {
+        "prepare": n * problem.box**2 / rates.pixels / cores,
+        "slices": (coarse_slices * coarse_k + (batches if local else 2) * needed * k) / rates.samples / cores,
+        "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
+        "fine": n * (3 * fine_shifts * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
+        "map": batches * weighted * k / rates.added / cores,
+        "solve": (2 + group_order(config.symmetry) / 4) * edge**3 / rates.transformed / cores,
+    }  # fmt: skip

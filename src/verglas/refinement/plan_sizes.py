@@ -1,0 +1,186 @@
+"""How large a refinement is: grids, numbers of coefficients, bytes per particle, for each kind of iteration it will have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from verglas.core.symmetry import order as group_order
+from verglas.refinement import costs
+from verglas.refinement.config import RefineConfig
+
+Where = Literal["host", "device"]
+# The first iteration scores by correlation, the next ones see a blurred reference, the last one joins all particles.
+Kind = Literal["correlation", "blurred", "global", "local", "last"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data. box: px; pixel_size: Å; both of the model (the first optics group)."""
+
+    n_particles: int
+    box: int
+    pixel_size: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs. kind: cpu or cuda; host_memory, device_memory: bytes free for this run; cores: CPU threads."""
+
+    kind: Literal["cpu", "cuda"]
+    host_memory: float
+    device_memory: float = 0.0
+    cores: int = 1
+
+    @property
+    def works_on(self) -> Where:
+        """Where the arrays of the expectation and the solution lie."""
+        return "device" if self.kind == "cuda" else "host"
+
+    def memory(self, where: Where) -> float:
+        """Bytes free there."""
+        return self.device_memory if where == "device" else self.host_memory
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts of one kind of iteration. order: HEALPix, coarse; orientations, offsets: coarse grids; radius, coarse_radius:
+    shells; coefficients, coarse_coefficients: of the half plane within them; samples: fine ones compared, per particle.
+    """
+
+    kind: Kind
+    order: int
+    orientations: int
+    offsets: int
+    radius: int
+    coarse_radius: int
+    samples: float
+
+    @property
+    def coefficients(self) -> int:
+        return half_plane_count(self.radius)
+
+    @property
+    def coarse_coefficients(self) -> int:
+        return half_plane_count(self.coarse_radius)
+
+    @property
+    def searches_locally(self) -> bool:
+        return self.kind in ("local", "last")
+
+    @property
+    def title(self) -> str:
+        """For tables: 'local, order 4'."""
+        return f"{self.kind}, order {self.order}"
+
+
+def operand_bytes(config: RefineConfig, kind: str) -> int:
+    """Bytes of a factor in matrix products: 2 in half precision (a GPU's default), else those of the sums."""
+    half = config.precision == "half" or (config.precision == "auto" and kind == "cuda")
+    return 2 if half and kind == "cuda" else sum_bytes(config)
+
+
+def sum_bytes(config: RefineConfig) -> int:
+    """Bytes of a number of the sums."""
+    return 8 if config.precision == "double" else 4
+
+
+def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
+    """Kinds of iteration of a usual run: by correlation, with a blurred reference, then one per HEALPix order, the last."""
+    first = config.healpix_order
+    kinds: list[tuple[Kind, int]] = [("blurred", first)]
+    if not config.absolute_greyscale:
+        kinds.insert(0, ("correlation", first))
+    kinds += [("global", order) for order in range(first, config.local_from_order)]
+    kinds += [("local", order) for order in range(max(first, config.local_from_order), config.local_from_order + 2)]
+    kinds.append(("last", max(first, config.local_from_order + 1)))
+    return [_sizes(problem, config, kind, order) for kind, order in kinds]
+
+
+def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Sizes:
+    """Counts of an iteration whose resolution is the one that its fine angular step allows at the particle's rim."""
+    box, field = problem.box, problem.box * problem.pixel_size
+    step = 60.0 / 2**order  # degrees, coarse
+    coarse_arc = math.pi * config.diameter * step / 360
+    start = kind in ("correlation", "blurred")
+    resolution = config.initial_resolution if start else coarse_arc / 2**config.oversampling
+    more = 10 if start else max(10, box // 8)
+    radius = box // 2 if kind == "last" else min(box // 2, int(field / resolution + 0.5) + more)
+    coarse_radius = min(radius, math.ceil(1.2 * field / coarse_arc)) if config.oversampling else radius
+    orientations = math.ceil(12 * 4**order / group_order(config.symmetry)) * math.ceil(360 / step)
+    refined = order > config.healpix_order  # then the range is a little over two steps
+    offsets = disc_count(costs.STEPS_IN_RANGE if refined else config.offset_range / config.offset_step)
+    everything = orientations * offsets * 32**config.oversampling
+    samples = costs.BLURRED_SHARE * everything if kind == "blurred" else min(everything, costs.FINE_SAMPLES[kind])
+    return Sizes(kind, order, orientations, offsets, radius, coarse_radius, samples)
+
+
+def bytes_per_particle(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes) -> float:
+    """What one more particle in a batch takes at the batch's peak: the larger of the coarse and the fine pass."""
+    s, op = sum_bytes(config), operand_bytes(config, kind)
+    k, coarse_k = sizes.coefficients, sizes.coarse_coefficients
+    prepared = costs.PREPARING_PER_PIXEL * problem.box**2 * s + costs.PREPARING_PER_COEFFICIENT * k * s
+    orientations = costs.LOCAL_ORIENTATIONS if sizes.searches_locally else sizes.orientations
+    coarse = sizes.offsets * 2 * coarse_k * op + orientations * s
+    coarse += sizes.offsets * orientations * (s + costs.CHOOSING_BYTES[kind])
+    if sizes.searches_locally:
+        coarse += costs.LOCAL_OWN * 2 * coarse_k * op
+    fine_images = sizes.offsets * 4**config.oversampling * 2 * k * op
+    fine = max(fine_images + sizes.samples * (s + costs.CHOOSING_BYTES[kind]), sizes.samples * (s + costs.WEIGHING_BYTES))
+    return prepared + max(coarse, fine)
+
+
+def reserved_per_particle(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes) -> float:
+    """What a particle counts for when the size of a batch is chosen (`HalfExpectation.batch_size`), bytes.
+
+    With a blurred reference, the samples of the fine pass count, too.
+    """
+    s, op = sum_bytes(config), operand_bytes(config, kind)
+    orientations = costs.LOCAL_ORIENTATIONS if sizes.searches_locally else sizes.orientations
+    images = sizes.offsets * 4**config.oversampling * 2 * sizes.coefficients * op
+    scores = sizes.offsets * orientations * costs.RESERVED_PER_SCORE[kind] * s
+    slices = costs.LOCAL_OWN * 2 * sizes.coefficients * op if sizes.searches_locally else 0
+    samples = sizes.samples * (s + costs.WEIGHING_BYTES) if sizes.kind == "blurred" else 0
+    return images + scores + costs.RESERVED_PER_PIXEL * problem.box**2 * s + slices + samples
+
+
+def particles_at_once(working_memory: float, each: float, n: int) -> int:
+    """Batch size: as many particles (of `n` in a half-set) as the working memory takes, at least one."""
+    return max(1, min(n, int(working_memory / each)))
+
+
+def slices_in_use(sizes: Sizes, batch: int, config: RefineConfig) -> tuple[int, int]:
+    """(fine slices that a batch needs, those that get weight): children of what is significant to any of its particles."""
+    fine = sizes.orientations * 8**config.oversampling
+    if sizes.kind == "blurred":
+        return fine, fine
+    parents, weighted = costs.PARENTS_PER_PARTICLE[sizes.kind], costs.SLICES_PER_PARTICLE[sizes.kind]
+    return min(fine, int(parents * batch) * 8**config.oversampling), min(fine, int(weighted * batch))
+
+
+@lru_cache(maxsize=1024)
+def half_plane_count(radius: int) -> int:
+    """Coefficients of the half plane with r <= radius, each once."""
+    y = np.arange(-radius, radius + 1)
+    return int(np.floor(np.sqrt(radius**2 - y**2) + 1e-9).sum()) + radius + 1
+
+
+def disc_count(steps: float) -> int:
+    """Points of a square grid within so many steps of one of them."""
+    axis = np.arange(-math.ceil(steps), math.ceil(steps) + 1)
+    return int((axis[:, None] ** 2 + axis**2 <= steps**2 + 1e-6).sum())
+
+
+def sphere_count(radius: float) -> float:
+    """Voxels of a packed half sphere (core/rows.py) of this radius, within a per cent."""
+    return 2 / 3 * math.pi * (radius + 1) ** 3 + 1.5 * math.pi * (radius + 1) ** 2
+
+
+def padded_edge(box: int, padding: float) -> int:
+    """Even edge of the padded map, px."""
+    edge = int(padding * box + 0.5)
+    return edge + edge % 2

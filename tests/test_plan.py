@@ -1,0 +1,181 @@
+"""The plan of a refinement: counts equal to the engine's, memory that grows as it must, refusals with a setting that fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from verglas.cli.main import main
+from verglas.core.fourier import half_plane_pixels
+from verglas.core.rows import packed_sphere
+from verglas.errors import InputError
+from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.projection.volume import padded_size
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.plan import plan
+from verglas.refinement.plan_sizes import Machine, Problem, all_sizes, half_plane_count, padded_edge, sphere_count
+from verglas.refinement.schedule import coarse_size, initial_schedule
+
+GB = 1e9
+SMALL = Problem(1391, 64, 3.54)
+EMPIAR_10028 = Problem(105_247, 360, 1.34)
+CPU, H100 = Machine("cpu", 20 * GB, cores=2), Machine("cuda", 100 * GB, 80 * GB)
+
+
+def config(**changes) -> RefineConfig:
+    return RefineConfig(**{"diameter": 200.0, "symmetry": "D2"} | changes)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 7, 16, 31, 57])
+def test_coefficients_are_those_of_the_engine(radius):
+    assert half_plane_count(radius) == half_plane_pixels(128, radius).count
+
+
+@pytest.mark.parametrize("radius", [8.0, 32.0, 64.0, 180.0])
+def test_voxels_are_those_of_the_engine(radius):
+    assert sphere_count(radius) == pytest.approx(packed_sphere(radius).count, rel=0.02)
+
+
+def test_grids_are_those_of_the_engine():
+    first, last_global = (
+        next(s for s in all_sizes(SMALL, config()) if (s.kind, s.order) == ("global", order)) for order in (2, 3)
+    )
+    for sizes in (first, last_global):
+        grid = OrientationGrid.build(sizes.order, 1, "D2")
+        assert sizes.orientations == pytest.approx(grid.count, rel=0.05)
+        schedule = replace(initial_schedule(config(), 3.54), healpix_order=sizes.order)
+        assert 2 * sizes.coarse_radius == coarse_size(schedule, config(), 64, 3.54, 2 * sizes.radius)
+    assert first.offsets == OffsetGrid.build(5 * 3.54, 2 * 3.54, 1).count
+    assert padded_edge(90, 1.5) == padded_size(90, 1.5) and padded_edge(64, 2.0) == 128
+
+
+def test_kinds_of_iteration_follow_the_options():
+    assert [(s.kind, s.order) for s in all_sizes(SMALL, config())] == [
+        ("correlation", 2), ("blurred", 2), ("global", 2), ("global", 3), ("local", 4), ("local", 5), ("last", 5),
+    ]  # fmt: skip
+    kinds = [s.kind for s in all_sizes(SMALL, config(absolute_greyscale=True))]
+    assert kinds[0] == "blurred" and "correlation" not in kinds
+    assert all_sizes(SMALL, config())[-1].radius == 32  # the last iteration uses the whole box
+
+
+def test_peak_is_the_sum_of_its_items_and_within_what_is_free():
+    for problem, machine in ((SMALL, CPU), (Problem(5000, 128, 1.5), H100), (EMPIAR_10028, H100)):
+        made = plan(problem, config(), machine)
+        assert made.fits
+        made.check()
+        for where in made.places:
+            for one in made.iterations:
+                assert one.peak(where) == pytest.approx(sum(i.bytes for i in one.items if i.where == where))
+            assert 0 < made.peak(where) <= machine.memory(where)
+        assert all(seconds > 0 for one in made.iterations for seconds in one.seconds.values())
+
+
+def test_memory_grows_with_particles_box_and_precision_as_it_must():
+    base = plan(SMALL, config(memory_gb=0.5), CPU)
+    more = plan(replace(SMALL, n_particles=10 * 1391), config(memory_gb=0.5), CPU)
+    images = 9 * 1391 * 64**2 * 4
+    assert more.peak("host") - base.peak("host") >= images
+    double = plan(SMALL, config(memory_gb=0.5, precision="double"), CPU)
+    assert double.peak("host") > base.peak("host")
+    # Sums and maps of twice the box, one particle at a time: eight times as many voxels.
+    items = [{i.name: i.bytes for i in plan(Problem(100, box, 1.5), config(), CPU).iterations[-1].items} for box in (128, 256)]
+    assert items[1]["sums of both half maps"] / items[0]["sums of both half maps"] == pytest.approx(8, rel=0.05)
+    assert items[1]["images"] == 4 * items[0]["images"]
+
+
+def test_batches_shrink_with_the_working_memory_but_never_vanish():
+    batches = [[one.batch for one in plan(SMALL, config(memory_gb=m), CPU).iterations] for m in (2.0, 0.2, 1e-4)]
+    assert all(a >= b >= c for a, b, c in zip(*batches)) and batches[0] != batches[1]
+    assert min(batches[2]) == 1
+    assert max(batches[0]) <= -(-SMALL.n_particles // 2)
+
+
+def test_images_stay_where_they_fit_in_the_best_precision_that_fits():
+    def residence(n: int, **changes) -> tuple[str, int]:
+        made = plan(replace(EMPIAR_10028, n_particles=n), config(**changes), Machine("cuda", 300 * GB, 80 * GB))
+        assert made.fits
+        return made.images_on, made.image_bytes
+
+    assert residence(50_000) == ("device", 4)
+    assert residence(200_000) == ("device", 2)  # 104 GB in single precision
+    assert residence(200_000, precision="single") == ("host", 4)
+    assert residence(400_000) == ("host", 4)
+
+
+@pytest.mark.parametrize(
+    ("problem", "changes", "machine", "advice"),
+    [
+        (Problem(5000, 128, 1.5), {"memory_gb": 30.0}, CPU, r"--memory ([\d.]+)\."),
+        (Problem(100_000, 256, 1.0), {"precision": "single"}, Machine("cuda", 20 * GB, 24 * GB), "--precision half"),
+        (EMPIAR_10028, {}, CPU, r"verglas stack --box (\d+)"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_a_setting_that_does(problem, changes, machine, advice):
+    made = plan(problem, config(**changes), machine)
+    assert not made.fits
+    with pytest.raises(InputError, match=r"GB needed in '") as refused:
+        made.check()
+    found = re.search(advice, str(refused.value))
+    assert found, refused.value
+    memory = float(re.search(r"--memory ([\d.]+\d)", str(refused.value))[1])
+    changes = changes | {"memory_gb": memory}
+    if "stack" in advice:
+        box = int(found[1])
+        problem = replace(problem, box=box, pixel_size=problem.pixel_size * problem.box / box)
+    if "half" in advice:
+        changes["precision"] = "half"
+    assert plan(problem, config(**changes), machine).fits
+
+
+def test_a_machine_without_memory_is_told_so():
+    with pytest.raises(InputError, match="No setting of it fits here"):
+        plan(SMALL, config(), Machine("cpu", 0.3 * GB)).check()
+
+
+def test_command_prints_and_writes_the_plan(tmp_path: Path, capsys):
+    target = tmp_path / "plan.json"
+    call = ["plan", "--n", "5000", "--box", "128", "--apix", "1.5", "--diameter", "150", "--device", "cuda", "--out", str(target)]
+    assert main([*call, "--device-memory", "80", "--host-memory", "100"]) == 0
+    text = capsys.readouterr().out
+    written = json.loads(target.read_text())
+    assert "Memory of the device" in text and "global, order 3" in text
+    assert written["fits"] and written["peak_bytes"]["device"] < 80e9 and len(written["iterations"]) == 7
+    expected = plan(Problem(5000, 128, 1.5), RefineConfig(diameter=150.0), Machine("cuda", 100 * GB, 80 * GB))
+    assert written["peak_bytes"]["device"] == pytest.approx(expected.peak("device"))
+
+
+def test_command_takes_sizes_from_particles(tmp_path: Path, capsys):
+    rows = "".join(f"{i + 1}@s.mrcs 1\n" for i in range(50))
+    optics = "data_optics\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnImageSize\n1 2.5 96\n\n"
+    (tmp_path / "p.star").write_text(f"{optics}data_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n{rows}")
+    target = tmp_path / "plan.json"
+    call = ["plan", "--particles", str(tmp_path / "p.star"), "--diameter", "150", "--device", "cpu", "--out", str(target)]
+    assert main(call) == 0
+    written = json.loads(target.read_text())
+    assert (written["particles"], written["box_px"], written["pixel_size_angstrom"]) == (50, 96, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--box", "127"], "even"),
+        (["--diameter", "500"], "width of the box"),
+        (["--n", "0"], "more than 0"),
+        (["--sym", "Q3"], "Q3"),
+        (["--host-memory", "0.4"], "No setting of it fits"),
+    ],
+)
+def test_command_refuses_what_makes_no_sense(change, says, capsys):
+    call = {"--n": "500", "--box": "64", "--apix": "3", "--diameter": "150", "--device": "cpu", "--host-memory": "20"}
+    call[change[0]] = change[1]
+    assert main(["plan", *[text for pair in call.items() for text in pair]]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_command_needs_particles_or_their_sizes(capsys):
+    assert main(["plan", "--diameter", "100", "--device", "cpu", "--box", "64", "--apix", "2"]) == 2
+    assert "--n" in capsys.readouterr().err
