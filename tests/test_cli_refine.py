@@ -18,7 +18,7 @@ from rich.console import Console
 import verglas
 import verglas.refinement
 from made_up_engine import BOX, LAST, PIXEL, SHELLS, Iteration, N, engine_of, made_up
-from verglas.cli import refine_report
+from verglas.cli import plan, refine_report
 from verglas.cli.main import main
 from verglas.cli.refine_report import sections_of
 from verglas.cli.refine_run import Refinement
@@ -28,6 +28,7 @@ from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.files import FinalMaps
+from verglas.refinement.plan_sizes import Machine
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_run_leaves_files_events_and_report(engine, data, tmp_path, capsys):
     assert np.array_equal(read_map(out / "run_class001.mrc").data_ZYX, made_up(N, LAST).halves[0].map_ZYX.numpy())
     told = capsys.readouterr().err
     assert "iteration 2: 13.3 Å, image size 20 px, sampling 7.5° and 1 px (global)" in told
-    assert "final iteration: 6.67 Å" in told and "images are kept in memory" in told
+    assert "final iteration: 6.67 Å" in told and "planned: at most" in told and "images are kept in memory" in told
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, LAST])
@@ -223,6 +224,12 @@ def test_refused_input_leaves_no_folder_and_keeps_the_old_run(engine, no_report,
 def test_options_that_make_no_sense(engine, data, tmp_path, capsys, words, said):
     assert refine(data, tmp_path / "out", *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists() and engine.prepared == 0
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would(engine, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "this_machine", lambda device: Machine("cpu", 1e6))
+    assert refine(data, tmp_path / "out") == 2
+    assert "memory of the host" in capsys.readouterr().err and not (tmp_path / "out").exists() and engine.prepared == 0
 
 
 def test_what_a_new_run_needs(capsys):

@@ -18,12 +18,13 @@ from verglas.cli.common import check_seed
 from verglas.cli.refine_watch import Record, Watch, read_history, record_of
 from verglas.errors import InputError, OutputError, VerglasError
 from verglas.io import staging
-from verglas.io.progress import say
+from verglas.io.progress import duration_text, say
 from verglas.io.provenance import command_line
 from verglas.io.runfolder import RunFolder
 from verglas.refinement.config import RefineConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from verglas.cli.refine_report import ReportWriter
@@ -117,6 +118,7 @@ class Refinement(Iterator["Iteration"]):
         device, reason = resolve_device(self.job.device)
         run = self._run_folder()
         table, reference = self._inputs()
+        self._check_plan(table, device)
         with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run):
             yield from self._iterate(run, table, self._session(run, table, reference, (device, threads, reason)))
 
@@ -145,6 +147,18 @@ class Refinement(Iterator["Iteration"]):
             self.notices += [f"left out {len(bad)} unusable images in all"] if bad else []
         self.notices += check_inputs(table, reference, self.job.config, self.job.ignore_contrast)
         return table, reference
+
+    def _check_plan(self, table: ParticleTable, device: torch.device) -> None:
+        """InputError if the run cannot fit into memory, with the nearest setting that does; else a notice of what it takes."""
+        from verglas.cli.plan import this_machine
+        from verglas.refinement.plan import plan
+        from verglas.refinement.plan_sizes import Problem
+
+        group = table.groups[0]
+        made = plan(Problem(len(table), group.box, group.pixel_size), self.job.config, this_machine(device))
+        made.check()
+        peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
+        self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
 
     def _session(self, run: RunFolder | None, table: ParticleTable, reference: Map, computing: tuple[Any, int, str]) -> Session:
         """The engine with all images read, at the state of the last checkpoint if there is one."""
