@@ -101,8 +101,8 @@ def test_images_stay_where_they_fit_in_the_best_precision_that_fits():
         return made.images_on, made.image_bytes
 
     assert residence(50_000) == ("device", 4)
-    assert residence(200_000) == ("device", 2)  # 104 GB in single precision
-    assert residence(200_000, precision="single") == ("host", 4)
+    assert residence(150_000) == ("device", 2)  # 78 GB in single precision
+    assert residence(150_000, precision="single") == ("host", 4)
     assert residence(400_000) == ("host", 4)
 
 
