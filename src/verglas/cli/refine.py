@@ -60,7 +60,7 @@ class Refine:
     offset_step: Annotated[float, arg(metavar="PX")] = RefineConfig.offset_step
     """Step of the coarse search over shifts, halved by oversampling."""
     max_iterations: Annotated[int, arg(metavar="N")] = RefineConfig.max_iterations
-    """Stop after so many iterations even without convergence."""
+    """After so many iterations, make the final one even without convergence."""
     seed: int = RefineConfig.seed
     """For half-sets and the random turns of the grids. On a CPU the same seed gives the same files."""
     precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = RefineConfig.precision
