@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from verglas.kernels.blocks import Blocks
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Chosen samples of B particles, sorted by particle. ptr_B1: CSR; orientation_N, shift_N: int64 grid indices."""
-
-    ptr_B1: Tensor
-    orientation_N: Tensor
-    shift_N: Tensor
-
-    @property
-    def particle_N(self) -> Tensor:
-        return owner(self.ptr_B1)
 
 
 def owner(ptr_B1: Tensor) -> Tensor:
@@ -29,30 +14,20 @@ def owner(ptr_B1: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(counts), device=ptr_B1.device), counts)
 
 
-def pointers(owner_N: Tensor, runs: int) -> Tensor:
-    """CSR pointers [runs + 1] of a sorted list of owners."""
-    counts = torch.bincount(owner_N, minlength=runs)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def every(particles: int, slices: int, shifts: int, device: torch.device) -> Blocks:
+    """Blocks in which every particle has all slices 0..slices-1 and all shifts 0..shifts-1."""
+    ptr_B1 = torch.arange(particles + 1, device=device)
+    slice_N = torch.arange(slices, device=device, dtype=torch.int32).repeat(particles)
+    shift_M = torch.arange(shifts, device=device, dtype=torch.int32).repeat(particles)
+    return Blocks.build(ptr_B1 * slices, slice_N, ptr_B1 * shifts, shift_M)
 
 
-def factorise(samples: Samples, n_shifts: int) -> tuple[Blocks, Tensor, Tensor]:
-    """The smallest Blocks that hold all samples: per particle its distinct orientations times its distinct shifts.
-
-    Returns (blocks, orientations [U]: the distinct orientations of the whole batch, which slice_N points into, and
-    the position of every sample among the samples of the blocks).
-    """
-    runs = len(samples.ptr_B1) - 1
-    particle_N = samples.particle_N
-    orientation_U, row_N = torch.unique(samples.orientation_N, return_inverse=True)
-    slice_key, slice_at_N = torch.unique(particle_N * len(orientation_U) + row_N, return_inverse=True)
-    shift_key, shift_at_N = torch.unique(particle_N * n_shifts + samples.shift_N, return_inverse=True)
-    n_slices = max(len(orientation_U), 1)
-    slice_ptr = pointers(torch.div(slice_key, n_slices, rounding_mode="floor"), runs)
-    shift_ptr = pointers(torch.div(shift_key, n_shifts, rounding_mode="floor"), runs)
-    blocks = Blocks.build(slice_ptr, slice_key % n_slices, shift_ptr, shift_key % n_shifts)
-    shifts_B = shift_ptr[1:] - shift_ptr[:-1]
-    at_N = (slice_at_N - slice_ptr[particle_N]) * shifts_B[particle_N] + shift_at_N - shift_ptr[particle_N]
-    return blocks, orientation_U, blocks.value_ptr_B1[particle_N] + at_N
+def distinct(index_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(the distinct values of indices below `count`, ascending; position of each index among them), int64; no sort."""
+    used = torch.zeros(count, dtype=torch.bool, device=index_N.device)
+    used[index_N] = True
+    place = used.long().cumsum(0) - 1
+    return used.nonzero().squeeze(1), place[index_N]
 
 
 def children(blocks: Blocks, slices_each: int, shifts_each: int) -> Blocks:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from verglas.expectation.images import ImagePreparer, Prepared
-from verglas.expectation.ragged import Samples, children, factorise, owner
+from verglas.expectation.ragged import children, distinct, every, owner
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.slices import FineSlices, Slicer
-from verglas.kernels.admit import admit
+from verglas.kernels.admit import Parents, admit
 from verglas.kernels.blocks import Blocks
 from verglas.kernels.compare import compare
+from verglas.kernels.keep import keep, marginals
 from verglas.kernels.shift import shift
-from verglas.kernels.significant import Significance, chosen, significant
+from verglas.kernels.significant import Significance, significant
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Posterior:
     """Fine posterior of a batch. blocks: per particle its kept children x shifts; slice_N points into orientation_U.
 
     orientation_U: fine orientations in use [U]; table_rows_U: their rows in `table`; weight_N: posterior weight of each
-    sample of the blocks, 0 for those not kept. best_orientation_B, best_shift_B: fine indices of the largest weight;
-    log_evidence_B: log sum of prior x likelihood, without the constant of the image; pmax_B, entropy_B (nats);
-    significant_B: number of coarse samples.
+    sample of the blocks, 0 for those not kept; slice_weight_N, shift_weight_M: its sums per entry of the lists.
+    best_orientation_B, best_shift_B: fine indices of the largest weight; log_evidence_B: log sum of prior x likelihood,
+    without the constant of the image; pmax_B, entropy_B (nats); significant_B: number of coarse samples.
     """
 
     blocks: Blocks
@@ -68,6 +69,8 @@ class Posterior:
     table: Tensor
     table_rows_U: Tensor
     weight_N: Tensor
+    slice_weight_N: Tensor
+    shift_weight_M: Tensor
     best_orientation_B: Tensor
     best_shift_B: Tensor
     log_evidence_B: Tensor
@@ -96,17 +99,16 @@ class Searcher:
             return self._by_correlation(prepared, sigma2_S)
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is None:
-            samples, bias_N = self._coarse(prepared, log_offset_BT)
+            parents, significant_B = self._coarse(prepared, log_offset_BT)
         else:
-            samples, bias_N = self._coarse_local(prepared, log_offset_BT, local)
-        return self._fine(prepared, samples, bias_N)
+            parents, significant_B = self._coarse_local(prepared, log_offset_BT, local)
+        return self._fine(prepared, parents, significant_B)
 
     def _offset_prior(self, old_offset_B2: Tensor) -> Tensor:
         """Log of the Gaussian prior of each coarse offset, relative to the mean over the offsets, [B, T]."""
         offset_T2, pixel_size = self.space.offsets.coarse_T2.to(old_offset_B2), self.preparer.group.pixel_size
         offset_BT2 = old_offset_B2[:, None] + offset_T2 * (pixel_size if self.space.relion_offset_prior else 1.0)
-        distance2 = offset_BT2.square().sum(-1)
-        log_BT = -0.5 * distance2 / self.space.offset_sigma**2
+        log_BT = -0.5 * offset_BT2.square().sum(-1) / self.space.offset_sigma**2
         return log_BT - (torch.logsumexp(log_BT, 1, keepdim=True) - math.log(log_BT.shape[1]))
 
     def origin_of_reference(self) -> float:
@@ -121,19 +123,19 @@ class Searcher:
         shift_T2 = (offset_T2 / group.pixel_size).to(image_B2K)
         return shift(image_B2K[..., part], shift_T2, pixels.x_K[part], pixels.y_K[part], pixels.box, self.space.operand)
 
-    def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Samples, Tensor]:
-        """Significant samples over the whole grid, and their log priors."""
+    def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
+        """Significant samples over the whole grid with their priors, and how many each particle has."""
         grid = self.space.grid
         score_BTO, power_BO = self._cross_and_power(prepared.scored_B2K, prepared.weight_BK)
         n, shifts = score_BTO.shape[:2]
-        score_BTO += (self.space.log_prior_O.to(power_BO) - 0.5 * power_BO)[:, None]
+        log_prior_O = self.space.log_prior_O.to(power_BO)
+        score_BTO += (log_prior_O - 0.5 * power_BO)[:, None]
         score_BTO += log_offset_BT[:, :, None]
-        ptr_B1 = torch.arange(n + 1, device=score_BTO.device) * (shifts * grid.count)
-        ptr, index_N = self._choose(score_BTO.flatten(), ptr_B1)[1:]
-        within_N = index_N % (shifts * grid.count)
-        samples = Samples(ptr, within_N % grid.count, torch.div(within_N, grid.count, rounding_mode="floor"))
-        bias_N = self.space.log_prior_O.to(log_offset_BT)[samples.orientation_N]
-        return samples, bias_N + log_offset_BT[samples.particle_N, samples.shift_N]
+        blocks = every(n, grid.count, shifts, score_BTO.device)
+        found = significant(score_BTO.flatten(), blocks.value_ptr_B1, self.space.fraction)
+        kept = keep(score_BTO.flatten(), blocks, found.threshold_B, by_shift=True)
+        slice_prior_N = log_prior_O[kept.blocks.slice_N.long()]
+        return Parents(kept.blocks, kept.value_N, slice_prior_N, log_offset_BT.flatten()[kept.shift_at_M]), found.count_B
 
     def _cross_and_power(self, scored_B2K: Tensor, weight_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Cross terms [B, T, O] and norms sum W |P|^2 [B, O] of the whole coarse grid."""
@@ -147,99 +149,97 @@ class Searcher:
         cross_BTO = product(images.flatten(2).flatten(0, 1), self.coarse_OK).unflatten(0, images.shape[:2])
         return cross_BTO, weight_BK[:, :count] @ self.coarse_power_OK.T
 
-    def _by_correlation(self, prepared: Prepared, sigma2_S: Tensor) -> Posterior:
-        """The best child of the best coarse sample by Re sum P* X / sqrt(sum |P|^2), without noise weights and priors."""
-        grid, offsets = self.space.grid, self.space.offsets
-        sigma2_K = sigma2_S[self.preparer.shell_K].to(prepared.weight_BK)
-        scored_B2K, weight_BK = prepared.scored_B2K * sigma2_K, prepared.weight_BK * sigma2_K
-        largest = scored_B2K.abs().amax().clamp_min(1e-30)  # half-precision operands want numbers of order one
-        scored_B2K = scored_B2K / largest
-        cross_BTO, power_BO = self._cross_and_power(scored_B2K, weight_BK)
-        best_B = (cross_BTO * power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
-        n = len(best_B)
-        ptr_B1 = torch.arange(n + 1, device=best_B.device)
-        samples = Samples(ptr_B1, best_B % grid.count, torch.div(best_B, grid.count, rounding_mode="floor"))
-        parents, orientation_U, _ = factorise(samples, len(offsets.coarse_T2))
-        table, base_U = self.fine.of(orientation_U)
-        blocks = children(parents, grid.children_per_orientation, offsets.children_per_offset)
-        in_table = rows_in_table(blocks, base_U, grid.children_per_orientation)
-        images = self.shifted(scored_B2K, offsets.fine_F2)
-        cross_N = compare(images, torch.zeros_like(weight_BK), table, in_table)
-        power_N = compare(torch.zeros_like(images), weight_BK, table, in_table) * -2
-        score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()
-        found = significant(score_N, blocks.value_ptr_B1, 0.5)
-        certain = replace(found, log_sum_B=found.max_B)
-        return self._posterior(blocks, orientation_U, table, base_U, score_N, certain, ptr_B1, found.best_B, samples)
-
-    def _coarse_local(self, prepared: Prepared, log_offset_BT: Tensor, local: Local) -> tuple[Samples, Tensor]:
+    def _coarse_local(self, prepared: Prepared, log_offset_BT: Tensor, local: Local) -> tuple[Parents, Tensor]:
         """The same over each particle's own orientations."""
-        count, shifts = self.preparer.coarse_count, log_offset_BT.shape[1]
-        orientation_U, row_N = torch.unique(local.orientation_N, return_inverse=True)
+        count, (n, shifts) = self.preparer.coarse_count, log_offset_BT.shape
+        orientation_U, row_N = distinct(local.orientation_N, self.space.grid.count)
         slices_U2K = self.coarse_slicer(self.space.grid.rotations(orientation_U))
-        n = len(log_offset_BT)
-        every = torch.arange(shifts, device=row_N.device)
-        blocks = Blocks.build(local.ptr_B1, row_N, torch.arange(n + 1, device=row_N.device) * shifts, every.repeat(n))
+        whole = every(n, 0, shifts, row_N.device)
+        blocks = Blocks.build(local.ptr_B1, row_N, whole.shift_ptr_B1, whole.shift_M)
         images = self.shifted(prepared.scored_B2K, self.space.offsets.coarse_T2, count)
         score_N = compare(images, prepared.weight_BK[:, :count].contiguous(), slices_U2K, blocks)
-        bias_NT = local.log_prior_N.to(log_offset_BT)[:, None] + log_offset_BT[owner(local.ptr_B1)]
-        score_N += bias_NT.flatten()
-        ptr, index_N = self._choose(score_N, blocks.value_ptr_B1)[1:]
-        samples = Samples(ptr, local.orientation_N[torch.div(index_N, shifts, rounding_mode="floor")], index_N % shifts)
-        return samples, bias_NT.flatten()[index_N]
+        log_prior_N = local.log_prior_N.to(log_offset_BT)
+        score_N += (log_prior_N[:, None] + log_offset_BT[owner(local.ptr_B1)]).flatten()
+        found = significant(score_N, blocks.value_ptr_B1, self.space.fraction)
+        kept = keep(score_N, blocks, found.threshold_B)
+        parents = replace(kept.blocks, slice_N=orientation_U[kept.blocks.slice_N.long()].int())
+        shift_prior_M = log_offset_BT.flatten()[kept.shift_at_M]
+        return Parents(parents, kept.value_N, log_prior_N[kept.slice_at_N], shift_prior_M), found.count_B
 
-    def _choose(self, score_N: Tensor, ptr_B1: Tensor) -> tuple[Significance, Tensor, Tensor]:
-        """Significance of each particle and its accepted samples: (significance, CSR pointers, positions)."""
-        found = significant(score_N, ptr_B1, self.space.fraction)
-        return found, *chosen(score_N, ptr_B1, found.threshold_B)
+    def _by_correlation(self, prepared: Prepared, sigma2_S: Tensor) -> Posterior:
+        """The best child of the best coarse sample by Re sum P* X / sqrt(sum |P|^2), without noise weights and priors."""
+        grid = self.space.grid
+        sigma2_K = sigma2_S[self.preparer.shell_K].to(prepared.weight_BK)
+        scored_B2K, weight_BK = prepared.scored_B2K * sigma2_K, prepared.weight_BK * sigma2_K
+        scored_B2K = scored_B2K / scored_B2K.abs().amax().clamp_min(1e-30)  # half precision wants numbers of order one
+        cross_BTO, power_BO = self._cross_and_power(scored_B2K, weight_BK)
+        best_B = (cross_BTO * power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
+        ptr_B1 = torch.arange(len(best_B) + 1, device=best_B.device)
+        best_shift_B = torch.div(best_B, grid.count, rounding_mode="floor")
+        parents = Blocks.build(ptr_B1, best_B % grid.count, ptr_B1, best_shift_B)
+        found_in = self._children(parents)
+        images = self.shifted(scored_B2K, self.space.offsets.fine_F2)
+        cross_N = compare(images, torch.zeros_like(weight_BK), found_in.table, found_in.in_table)
+        power_N = compare(torch.zeros_like(images), weight_BK, found_in.table, found_in.in_table) * -2
+        score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()
+        found = significant(score_N, found_in.blocks.value_ptr_B1, 0.5)
+        best = score_N[found.best_B].double()
+        ones = torch.ones_like(best_B)
+        return self._posterior(found_in, score_N, replace(found, threshold_B=best, log_sum_B=best, max_B=best), ones)
 
-    def _fine(self, prepared: Prepared, samples: Samples, bias_N: Tensor) -> Posterior:
-        """Compare the children of significant coarse samples, keep those that hold `fraction` of the mass."""
+    def _children(self, parents: Blocks) -> Children:
+        """Children of coarse samples, and where their slices are. parents.slice_N: coarse orientations."""
         grid, offsets = self.space.grid, self.space.offsets
-        slices_each, shifts_each = grid.children_per_orientation, offsets.children_per_offset
-        parents, orientation_U, place_N = factorise(samples, len(offsets.coarse_T2))
-        bias_P = bias_N.new_full((parents.samples,), -math.inf)
-        bias_P[place_N] = bias_N
+        orientation_U, place_N = distinct(parents.slice_N.long(), grid.count)
         table, base_U = self.fine.of(orientation_U)
-        blocks = children(parents, slices_each, shifts_each)
-        images = self.shifted(prepared.scored_B2K, offsets.fine_F2)
-        score_N = compare(images, prepared.weight_BK, table, rows_in_table(blocks, base_U, slices_each))
+        each = grid.children_per_orientation
+        blocks = children(replace(parents, slice_N=place_N.int()), each, offsets.children_per_offset)
+        child_N = blocks.slice_N.long()
+        rows_N = base_U[torch.div(child_N, each, rounding_mode="floor")] + child_N % each
+        return Children(blocks, replace(blocks, slice_N=rows_N.int()), orientation_U, table, base_U)
+
+    def _fine(self, prepared: Prepared, parents: Parents, significant_B: Tensor) -> Posterior:
+        """Compare the children of significant coarse samples, keep those that hold `fraction` of the mass."""
+        found_in = self._children(parents.blocks)
+        images = self.shifted(prepared.scored_B2K, self.space.offsets.fine_F2)
+        score_N = compare(images, prepared.weight_BK, found_in.table, found_in.in_table)
         del images
-        admit(score_N, blocks, bias_P, parents, slices_each, shifts_each)
-        found, ptr, index_N = self._choose(score_N, blocks.value_ptr_B1)
-        return self._posterior(blocks, orientation_U, table, base_U, score_N, found, ptr, index_N, samples)
+        each = self.space.grid.children_per_orientation, self.space.offsets.children_per_offset
+        admit(score_N, found_in.blocks, parents, *each)
+        found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
+        return self._posterior(found_in, score_N, found, significant_B)
 
-    def _posterior(
-        self, blocks: Blocks, orientation_U: Tensor, table: Tensor, base_U: Tensor, score_N: Tensor, found: Significance,
-        ptr: Tensor, index_N: Tensor, samples: Samples,
-    ) -> Posterior:  # fmt: skip
-        each, fine_shifts = self.space.grid.children_per_orientation, len(self.space.offsets.fine_F2)
-        child_N, shift_N = locate_samples(blocks, ptr, index_N)
-        best_child_B, best_shift_B = locate_samples(
-            blocks, torch.arange(blocks.particles + 1, device=ptr.device), found.best_B
-        )  # fmt: skip
-        kept = Samples(ptr, child_N, shift_N)
-        compact, child_V, place_N = factorise(kept, fine_shifts)
-        particle_N = kept.particle_N
-        log_weight_N = score_N[index_N].double() - found.log_sum_B[particle_N]
-        weight = torch.zeros(compact.samples, dtype=score_N.dtype, device=score_N.device)
-        weight[place_N] = torch.exp(log_weight_N).to(weight)
-        entropy_B = torch.zeros_like(found.max_B).index_add_(0, particle_N, -torch.exp(log_weight_N) * log_weight_N)
+    def _posterior(self, found_in: Children, score_N: Tensor, found: Significance, significant_B: Tensor) -> Posterior:
+        each = self.space.grid.children_per_orientation
+        best_child_B, best_shift_B = locate_samples(found_in.blocks, found.best_B)
+        kept = keep(score_N, found_in.blocks, found.threshold_B)
+        child_V, place_N = distinct(kept.blocks.slice_N.long(), len(found_in.orientation_U) * each)
+        log_sum_N = torch.repeat_interleave(found.log_sum_B, kept.blocks.value_ptr_B1.diff())
+        weight_N = kept.value_N.sub_(log_sum_N.to(kept.value_N)).exp_()
+        slice_weight_N, shift_weight_M, entropy_B = marginals(weight_N, kept.blocks)
 
-        def fine_index(child: Tensor) -> Tensor:
-            return orientation_U[torch.div(child, each, rounding_mode="floor")] * each + child % each
+        def parent(child: Tensor) -> Tensor:
+            return torch.div(child, each, rounding_mode="floor")
 
-        rows_V = base_U[torch.div(child_V, each, rounding_mode="floor")] + child_V % each
         return Posterior(
-            compact, fine_index(child_V), table, rows_V, weight, fine_index(best_child_B), best_shift_B, found.log_sum_B,
-            torch.exp(found.max_B - found.log_sum_B), entropy_B, samples.ptr_B1[1:] - samples.ptr_B1[:-1],
+            replace(kept.blocks, slice_N=place_N.int()), found_in.orientation_U[parent(child_V)] * each + child_V % each,
+            found_in.table, found_in.base_U[parent(child_V)] + child_V % each, weight_N, slice_weight_N, shift_weight_M,
+            found_in.orientation_U[parent(best_child_B)] * each + best_child_B % each, best_shift_B, found.log_sum_B,
+            torch.exp(found.max_B - found.log_sum_B), entropy_B, significant_B,
         )  # fmt: skip
 
 
-def rows_in_table(blocks: Blocks, base_U: Tensor, slices_each: int) -> Blocks:
-    """The same blocks with slices numbered by their row in the table; base_U: row of the first child of each parent."""
-    child_N = blocks.slice_N.long()
-    rows_N = base_U[torch.div(child_N, slices_each, rounding_mode="floor")] + child_N % slices_each
-    return replace(blocks, slice_N=rows_N.int())
+@dataclass(frozen=True)
+class Children:
+    """Children of the coarse samples of a batch. blocks.slice_N: position in orientation_U, times children, plus child;
+    in_table: the same with rows of `table`; base_U: row of the first child of each coarse orientation_U.
+    """
+
+    blocks: Blocks
+    in_table: Blocks
+    orientation_U: Tensor
+    table: Tensor
+    base_U: Tensor
 
 
 def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
@@ -249,11 +249,10 @@ def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     return a_MK @ b_NK.T
 
 
-def locate_samples(blocks: Blocks, ptr_B1: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(slice_N entry, shift_M entry) of samples given by position; ptr_B1: how many belong to each particle."""
-    particle_N = owner(ptr_B1)
-    within_N = index_N - blocks.value_ptr_B1[particle_N]
-    shifts_N = (blocks.shift_ptr_B1[1:] - blocks.shift_ptr_B1[:-1])[particle_N]
-    a_N = torch.div(within_N, shifts_N, rounding_mode="floor")
-    slice_N = blocks.slice_N[blocks.slice_ptr_B1[particle_N] + a_N].long()
-    return slice_N, blocks.shift_M[blocks.shift_ptr_B1[particle_N] + within_N - a_N * shifts_N].long()
+def locate_samples(blocks: Blocks, position_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(slice_N entry, shift_M entry) of one sample of each particle, given by its position."""
+    within_B = position_B - blocks.value_ptr_B1[:-1]
+    shifts_B = blocks.shift_ptr_B1.diff()
+    a_B = torch.div(within_B, shifts_B, rounding_mode="floor")
+    slice_B = blocks.slice_N[blocks.slice_ptr_B1[:-1] + a_B].long()
+    return slice_B, blocks.shift_M[blocks.shift_ptr_B1[:-1] + within_B - a_B * shifts_B].long()

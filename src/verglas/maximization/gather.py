@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from verglas.expectation.images import NoiseSpectra, Prepared
+from verglas.expectation.ragged import owner
 from verglas.expectation.search import Posterior, Searcher
 from verglas.kernels.blocks import Blocks
 from verglas.kernels.collect import collect
@@ -105,15 +106,15 @@ def update_sums(
 
 def _add_hidden_variables(sums: Sums, searcher: Searcher, posterior: Posterior, facts: BatchFacts) -> Tensor:
     """Add directions and offsets, weighted by the posterior; returns each particle's weight [B], a little below 1."""
-    space, blocks, weight_N = searcher.space, posterior.blocks, posterior.weight_N.double()
-    particle_N, at_slice_N, at_shift_N = blocks.sample_indices()
-    mass_B = torch.zeros(blocks.particles, dtype=torch.float64, device=weight_N.device).index_add_(0, particle_N, weight_N)
+    space, blocks = searcher.space, posterior.blocks
+    slice_weight_N, shift_weight_M = posterior.slice_weight_N, posterior.shift_weight_M
+    owner_M = owner(blocks.shift_ptr_B1)
+    mass_B = torch.zeros(blocks.particles, dtype=torch.float64, device=owner_M.device).index_add_(0, owner_M, shift_weight_M)
     parent_U = torch.div(posterior.orientation_U, space.grid.children_per_orientation, rounding_mode="floor")
-    direction_N = space.grid.direction_of(parent_U)[blocks.slice_N[at_slice_N].long()]
-    sums.direction_D += torch.bincount(direction_N, weight_N, len(sums.direction_D)).cpu()
-    fine_F2 = space.offsets.fine_F2.to(weight_N)
-    offset_N2 = facts.old_offset_B2.to(weight_N)[particle_N] + fine_F2[blocks.shift_M[at_shift_N].long()]
-    sums.offset2 += float((weight_N * offset_N2.square().sum(1)).sum())
+    direction_N = space.grid.direction_of(parent_U)[blocks.slice_N.long()]
+    sums.direction_D += torch.bincount(direction_N, slice_weight_N, len(sums.direction_D)).cpu()
+    offset_M2 = facts.old_offset_B2.to(shift_weight_M)[owner_M] + space.offsets.fine_F2.to(shift_weight_M)[blocks.shift_M.long()]
+    sums.offset2 += float((shift_weight_M * offset_M2.square().sum(1)).sum())
     sums.weight += float(mass_B.sum())
     return mass_B
 

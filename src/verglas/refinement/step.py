@@ -105,7 +105,7 @@ def iterate(
         elif not state.schedule.converged:
             new = with_resolution(new, config, notes)
         if not correlate:
-            new = replace(new, schedule=sampling.monitor_changes(state.poses, poses, new, config.symmetry))
+            new = replace(new, schedule=sampling.monitor_changes(state.poses, poses, new, config))
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2, final)
 
 

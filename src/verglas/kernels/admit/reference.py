@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,19 +13,30 @@ from verglas.kernels.blocks import Blocks
 SAMPLES_AT_ONCE = 2**26  # bounds the memory of the index arrays
 
 
-def admit_reference(score_N: Tensor, blocks: Blocks, bias_P: Tensor, parents: Blocks, slices_each: int, shifts_each: int) -> None:
-    """See README.md; adds to `score_N` in place."""
-    ends = blocks.value_ptr_B1.tolist() if blocks.samples > SAMPLES_AT_ONCE else [0, blocks.samples]
-    begin = 0
-    for end in ends:
-        if end - begin < SAMPLES_AT_ONCE and end != ends[-1]:
-            continue
+@dataclass(frozen=True)
+class Parents:
+    """See README.md. slice_prior_N, shift_prior_M: logs, per entry of the lists; kept_N: -inf for pairs left out."""
+
+    blocks: Blocks
+    kept_N: Tensor
+    slice_prior_N: Tensor
+    shift_prior_M: Tensor
+
+
+def admit_reference(score_N: Tensor, blocks: Blocks, parents: Parents, slices_each: int, shifts_each: int) -> None:
+    """See README.md; changes `score_N` in place."""
+    slice_prior_N, shift_prior_M = parents.slice_prior_N.to(score_N), parents.shift_prior_M.to(score_N)
+    lists = parents.blocks
+    parent_shifts_B = lists.shift_ptr_B1[1:] - lists.shift_ptr_B1[:-1]
+    for begin in range(0, blocks.samples, SAMPLES_AT_ONCE):
+        end = min(begin + SAMPLES_AT_ONCE, blocks.samples)
         position = torch.arange(begin, end, device=score_N.device)
         particle = torch.searchsorted(blocks.value_ptr_B1, position, right=True) - 1
         within = position - blocks.value_ptr_B1[particle]
-        shifts = (blocks.shift_ptr_B1[1:] - blocks.shift_ptr_B1[:-1])[particle]
-        a = torch.div(within, shifts, rounding_mode="floor")
-        parent_shift = torch.div(within - a * shifts, shifts_each, rounding_mode="floor")
-        parent = torch.div(a, slices_each, rounding_mode="floor") * torch.div(shifts, shifts_each, rounding_mode="floor")
-        score_N[begin:end] += bias_P[parents.value_ptr_B1[particle] + parent + parent_shift].to(score_N)
-        begin = end
+        shifts = parent_shifts_B[particle]
+        a = torch.div(within, shifts * shifts_each, rounding_mode="floor")
+        t = torch.div(within - a * (shifts * shifts_each), shifts_each, rounding_mode="floor")
+        a = torch.div(a, slices_each, rounding_mode="floor")
+        prior = slice_prior_N[lists.slice_ptr_B1[particle] + a] + shift_prior_M[lists.shift_ptr_B1[particle] + t]
+        kept = parents.kept_N[lists.value_ptr_B1[particle] + a * shifts + t]
+        score_N[begin:end] = torch.where(kept > -math.inf, score_N[begin:end] + prior, -math.inf)

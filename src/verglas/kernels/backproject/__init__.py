@@ -12,8 +12,13 @@ from verglas.kernels.backproject.reference import backproject_reference
 
 
 def backproject(
-    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor,
-    coordinates_K3: Tensor, implementation: str = "auto",
+    accumulator_V4: Tensor,
+    rows: RowTable,
+    data_R2K: Tensor,
+    weight_RK: Tensor | None,
+    sampling_R33: Tensor,
+    coordinates_K3: Tensor,
+    implementation: str = "auto",
 ) -> None:
     """Add slices into `accumulator_V4` in place (see `backproject_reference`).
 

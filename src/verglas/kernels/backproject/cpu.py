@@ -79,7 +79,11 @@ def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, 
 
 
 def backproject_cpu(
-    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor,
+    accumulator_V4: Tensor,
+    rows: RowTable,
+    data_R2K: Tensor,
+    weight_RK: Tensor | None,
+    sampling_R33: Tensor,
     coordinates_K3: Tensor,
 ) -> None:
     """See `backproject_reference`; runs on the threads Numba is given."""

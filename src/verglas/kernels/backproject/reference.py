@@ -9,7 +9,11 @@ from verglas.kernels.geometry import sample_positions, trilinear_corners
 
 
 def backproject_reference(
-    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor,
+    accumulator_V4: Tensor,
+    rows: RowTable,
+    data_R2K: Tensor,
+    weight_RK: Tensor | None,
+    sampling_R33: Tensor,
     coordinates_K3: Tensor,
 ) -> None:
     """Add slices into a packed volume in place: each sample goes to its eight voxels with trilinear weights.

@@ -54,7 +54,11 @@ def _backproject_kernel(
 
 
 def backproject_triton(
-    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor,
+    accumulator_V4: Tensor,
+    rows: RowTable,
+    data_R2K: Tensor,
+    weight_RK: Tensor | None,
+    sampling_R33: Tensor,
     coordinates_K3: Tensor,
 ) -> None:
     """See `backproject_reference`; accumulator, data and weights in float32."""
