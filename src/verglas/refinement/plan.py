@@ -157,20 +157,25 @@ class RunPlan:
 
 def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     """Plan a refinement: memory, time and batch sizes. Nothing is allocated; raises nothing (see `RunPlan.check`)."""
-    works_on = machine.works_on
-    # Everything but what the working memory bounds: the plan with the least working memory says it.
-    for images_on, image_bytes in _residences(config, machine):
-        draft = RunPlan(problem, config, machine, SMALLEST_WORKING, images_on, image_bytes, [])
-        least = max(_iteration(draft, sizes).peak(works_on) for sizes in all_sizes(problem, config))
-        if least + COMFORTABLE[machine.kind] <= (1 - KEPT_FREE) * machine.memory(works_on):
-            break
-    free = (1 - KEPT_FREE) * machine.memory(works_on) - least
+    sizes, works_on = all_sizes(problem, config), machine.works_on
+    # With the least working memory a plan says everything but what the working memory bounds.
+    drafts = [
+        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, images_on, image_bytes, []), sizes)
+        for images_on, image_bytes in _residences(config, machine)
+    ]
+    usable = (1 - KEPT_FREE) * machine.memory(works_on)
+    fitting = [draft for draft in drafts if draft.fits] or drafts[-1:]
+    draft = next((one for one in fitting if one.peak(works_on) + COMFORTABLE[machine.kind] <= usable), fitting[0])
+    free = usable - draft.peak(works_on)
     working = min(max(free / 3, SMALLEST_WORKING), LARGEST_WORKING[machine.kind])
     if config.memory_gb is not None:
         working = config.memory_gb * GB
-    out = RunPlan(problem, config, machine, working, images_on, image_bytes, [])
-    kinds = [_iteration(out, sizes) for sizes in all_sizes(problem, config)]
-    return replace(out, iterations=kinds)
+    return _with_iterations(replace(draft, working_memory=working), sizes)
+
+
+def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:
+    """The same run with its kinds of iteration planned."""
+    return replace(run, iterations=[_iteration(run, one) for one in sizes])
 
 
 def _residences(config: RefineConfig, machine: Machine) -> list[tuple[Where, int]]:
