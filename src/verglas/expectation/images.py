@@ -57,6 +57,9 @@ class Prepared:
     origin_B: Tensor
     seen_B: Tensor
 
+    def __getitem__(self, part: slice) -> Prepared:
+        return Prepared(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+
 
 class ImagePreparer:
     """Prepares batches of one optics group; tables are built once per iteration.

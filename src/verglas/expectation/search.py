@@ -20,7 +20,7 @@ from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents, admit
 from verglas.kernels.blocks import Blocks
 from verglas.kernels.compare import compare
-from verglas.kernels.keep import keep, marginals
+from verglas.kernels.keep import keep, posterior
 from verglas.kernels.shift import shift
 from verglas.kernels.significant import Significance, significant
 
@@ -83,26 +83,39 @@ class Searcher:
     """Searches batches of one optics group against one reference; slices of the coarse grid are made once."""
 
     def __init__(self, preparer: ImagePreparer, space: SearchSpace, coarse: Slicer, full: Slicer, fine: FineSlices) -> None:
-        self.preparer, self.space, self.coarse_slicer, self.full, self.fine = preparer, space, coarse, full, fine
+        self.preparer, self.space, self.coarse_slicer, self.full, self.fine_slices = preparer, space, coarse, full, fine
         self.coarse_OK: Tensor | None = None
         self.coarse_power_OK: Tensor | None = None
 
-    def __call__(
+    def coarse(
         self, prepared: Prepared, old_offset_B2: Tensor, local: Local | None = None, sigma2_S: Tensor | None = None
-    ) -> Posterior:
-        """Posterior of a batch; old_offset_B2: whole-pixel offsets already applied to the images, Å.
+    ) -> tuple[Parents, Tensor]:
+        """Significant coarse samples of a batch with their priors, and how many each particle has.
 
-        sigma2_S: noise of the batch's group, needed to take it out again when scoring by correlation.
+        old_offset_B2: whole-pixel offsets already applied to the images, Å; sigma2_S: noise of the batch's group, needed to
+        take it out again when scoring by correlation.
         """
         if self.space.correlate:
             assert sigma2_S is not None
-            return self._by_correlation(prepared, sigma2_S)
+            return self._coarse_by_correlation(prepared, sigma2_S)
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is None:
-            parents, significant_B = self._coarse(prepared, log_offset_BT)
-        else:
-            parents, significant_B = self._coarse_local(prepared, log_offset_BT, local)
-        return self._fine(prepared, parents, significant_B)
+            return self._coarse(prepared, log_offset_BT)
+        return self._coarse_local(prepared, log_offset_BT, local)
+
+    def fine(self, prepared: Prepared, parents: Parents, significant_B: Tensor, sigma2_S: Tensor | None = None) -> Posterior:
+        """Compare the children of coarse samples and keep those that hold `fraction` of the mass."""
+        if self.space.correlate:
+            assert sigma2_S is not None
+            return self._fine_by_correlation(prepared, parents, significant_B, sigma2_S)
+        found_in = self._children(parents.blocks)
+        images = self.shifted(prepared.scored_B2K, self.space.offsets.fine_F2)
+        score_N = compare(images, prepared.weight_BK, found_in.table, found_in.in_table)
+        del images
+        each = self.space.grid.children_per_orientation, self.space.offsets.children_per_offset
+        admit(score_N, found_in.blocks, parents, *each)
+        found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
+        return self._posterior(found_in, score_N, found, significant_B)
 
     def _offset_prior(self, old_offset_B2: Tensor) -> Tensor:
         """Log of the Gaussian prior of each coarse offset, relative to the mean over the offsets, [B, T]."""
@@ -166,57 +179,52 @@ class Searcher:
         shift_prior_M = log_offset_BT.flatten()[kept.shift_at_M]
         return Parents(parents, kept.value_N, log_prior_N[kept.slice_at_N], shift_prior_M), found.count_B
 
-    def _by_correlation(self, prepared: Prepared, sigma2_S: Tensor) -> Posterior:
-        """The best child of the best coarse sample by Re sum P* X / sqrt(sum |P|^2), without noise weights and priors."""
-        grid = self.space.grid
+    def _without_noise(self, prepared: Prepared, sigma2_S: Tensor) -> tuple[Tensor, Tensor]:
+        """C X and C^2 as correlation wants them, not weighted by the noise; numbers of order one for half precision."""
         sigma2_K = sigma2_S[self.preparer.shell_K].to(prepared.weight_BK)
-        scored_B2K, weight_BK = prepared.scored_B2K * sigma2_K, prepared.weight_BK * sigma2_K
-        scored_B2K = scored_B2K / scored_B2K.abs().amax().clamp_min(1e-30)  # half precision wants numbers of order one
-        cross_BTO, power_BO = self._cross_and_power(scored_B2K, weight_BK)
-        best_B = (cross_BTO * power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
+        scored_B2K = prepared.scored_B2K * sigma2_K
+        largest_B = scored_B2K.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
+        return scored_B2K / largest_B, prepared.weight_BK * sigma2_K
+
+    def _coarse_by_correlation(self, prepared: Prepared, sigma2_S: Tensor) -> tuple[Parents, Tensor]:
+        """The best coarse sample of each particle by Re sum P* X / sqrt(sum |P|^2), without priors."""
+        cross_BTO, power_BO = self._cross_and_power(*self._without_noise(prepared, sigma2_S))
+        best_B = cross_BTO.mul_(power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
         ptr_B1 = torch.arange(len(best_B) + 1, device=best_B.device)
-        best_shift_B = torch.div(best_B, grid.count, rounding_mode="floor")
-        parents = Blocks.build(ptr_B1, best_B % grid.count, ptr_B1, best_shift_B)
-        found_in = self._children(parents)
+        count = self.space.grid.count
+        blocks = Blocks.build(ptr_B1, best_B % count, ptr_B1, torch.div(best_B, count, rounding_mode="floor"))
+        zero_B = torch.zeros(len(best_B), dtype=cross_BTO.dtype, device=best_B.device)
+        return Parents(blocks, zero_B, zero_B, zero_B), torch.ones_like(best_B)
+
+    def _fine_by_correlation(self, prepared: Prepared, parents: Parents, significant_B: Tensor, sigma2_S: Tensor) -> Posterior:
+        """The best child alone, with weight 1."""
+        scored_B2K, weight_BK = self._without_noise(prepared, sigma2_S)
+        found_in = self._children(parents.blocks)
         images = self.shifted(scored_B2K, self.space.offsets.fine_F2)
         cross_N = compare(images, torch.zeros_like(weight_BK), found_in.table, found_in.in_table)
         power_N = compare(torch.zeros_like(images), weight_BK, found_in.table, found_in.in_table) * -2
         score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()
         found = significant(score_N, found_in.blocks.value_ptr_B1, 0.5)
         best = score_N[found.best_B].double()
-        ones = torch.ones_like(best_B)
-        return self._posterior(found_in, score_N, replace(found, threshold_B=best, log_sum_B=best, max_B=best), ones)
+        return self._posterior(found_in, score_N, replace(found, threshold_B=best, log_sum_B=best, max_B=best), significant_B)
 
     def _children(self, parents: Blocks) -> Children:
         """Children of coarse samples, and where their slices are. parents.slice_N: coarse orientations."""
         grid, offsets = self.space.grid, self.space.offsets
         orientation_U, place_N = distinct(parents.slice_N.long(), grid.count)
-        table, base_U = self.fine.of(orientation_U)
+        table, base_U = self.fine_slices.of(orientation_U)
         each = grid.children_per_orientation
         blocks = children(replace(parents, slice_N=place_N.int()), each, offsets.children_per_offset)
         child_N = blocks.slice_N.long()
         rows_N = base_U[torch.div(child_N, each, rounding_mode="floor")] + child_N % each
         return Children(blocks, replace(blocks, slice_N=rows_N.int()), orientation_U, table, base_U)
 
-    def _fine(self, prepared: Prepared, parents: Parents, significant_B: Tensor) -> Posterior:
-        """Compare the children of significant coarse samples, keep those that hold `fraction` of the mass."""
-        found_in = self._children(parents.blocks)
-        images = self.shifted(prepared.scored_B2K, self.space.offsets.fine_F2)
-        score_N = compare(images, prepared.weight_BK, found_in.table, found_in.in_table)
-        del images
-        each = self.space.grid.children_per_orientation, self.space.offsets.children_per_offset
-        admit(score_N, found_in.blocks, parents, *each)
-        found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
-        return self._posterior(found_in, score_N, found, significant_B)
-
     def _posterior(self, found_in: Children, score_N: Tensor, found: Significance, significant_B: Tensor) -> Posterior:
         each = self.space.grid.children_per_orientation
         best_child_B, best_shift_B = locate_samples(found_in.blocks, found.best_B)
         kept = keep(score_N, found_in.blocks, found.threshold_B)
         child_V, place_N = distinct(kept.blocks.slice_N.long(), len(found_in.orientation_U) * each)
-        log_sum_N = torch.repeat_interleave(found.log_sum_B, kept.blocks.value_ptr_B1.diff())
-        weight_N = kept.value_N.sub_(log_sum_N.to(kept.value_N)).exp_()
-        slice_weight_N, shift_weight_M, entropy_B = marginals(weight_N, kept.blocks)
+        weight_N, slice_weight_N, shift_weight_M, entropy_B = posterior(kept.value_N, kept.blocks, found.log_sum_B)
 
         def parent(child: Tensor) -> Tensor:
             return torch.div(child, each, rounding_mode="floor")

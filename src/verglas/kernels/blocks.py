@@ -48,6 +48,14 @@ class Blocks:
         shifts = self.shift_M[self.shift_ptr_B1[particle] : self.shift_ptr_B1[particle + 1]].long()
         return slices, shifts, slice(int(self.value_ptr_B1[particle]), int(self.value_ptr_B1[particle + 1]))
 
+    def part(self, first: int, last: int) -> Blocks:
+        """The lists of particles first..last-1 alone (views)."""
+        a, b = int(self.slice_ptr_B1[first]), int(self.slice_ptr_B1[last])
+        c, d = int(self.shift_ptr_B1[first]), int(self.shift_ptr_B1[last])
+        window = slice(first, last + 1)
+        values = self.value_ptr_B1[window] - self.value_ptr_B1[first]
+        return Blocks(self.slice_ptr_B1[window] - a, self.slice_N[a:b], self.shift_ptr_B1[window] - c, self.shift_M[c:d], values)
+
     def sample_indices(self) -> tuple[Tensor, Tensor, Tensor]:
         """(particle, position in slice_N, position in shift_M) of every sample, int64 [samples] each."""
         sizes = self.value_ptr_B1[1:] - self.value_ptr_B1[:-1]

@@ -28,6 +28,10 @@ class BatchFacts:
     micrograph_B: Tensor
     group: int
 
+    def __getitem__(self, part: slice) -> BatchFacts:
+        tensors = (self.old_offset_B2, self.norm_B, self.scale_B, self.micrograph_B)
+        return BatchFacts(*(tensor[part] for tensor in tensors), self.group)
+
 
 @dataclass(frozen=True)
 class BatchResult:

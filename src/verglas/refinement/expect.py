@@ -13,6 +13,7 @@ from verglas.expectation.local import select_local
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
 from verglas.expectation.slices import FineSlices, Slicer
+from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchFacts, BatchResult, add_slices, update_sums
 from verglas.maximization.sums import Sums
@@ -22,6 +23,8 @@ from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.state import HalfModel, Poses, Schedule
 
+LOCAL_ORIENTATIONS = 250  # that a local search compares, about
+BYTES_PER_SAMPLE = 24  # of the fine search: scores, accepted scores, weights, and indices on the way
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 
@@ -79,7 +82,7 @@ class HalfExpectation:
             step = self.batch_size(searcher)
             for first in range(0, len(mine), step):
                 batch = mine[first : first + step]
-                yield batch, self._batch(searcher, batch, group)
+                yield from self._batch(searcher, batch, group)
 
     def prepared(self, rows: Tensor, group: int) -> tuple[Searcher, Prepared]:
         """The searcher of an optics group and some of its particles, prepared."""
@@ -94,26 +97,49 @@ class HalfExpectation:
         self._slices.clear()
 
     def batch_size(self, searcher: Searcher) -> int:
-        """Particles at once, so that shifted images and coarse scores fit into the memory for batches."""
-        pixels, operand = searcher.preparer.pixels.count, BYTES[self.on.operand]
-        images = len(self.plan.offsets.fine_F2) * 2 * pixels * operand
-        local = bool(self.plan.schedule.local_sigma)
-        orientations = 400 if local else self.plan.grid.count
-        scores = len(self.plan.offsets.coarse_T2) * orientations * 3 * BYTES[self.on.dtype]
-        whole = 30 * self.data.groups[0].box ** 2 * BYTES[self.on.dtype]
-        slices = 200 * 2 * pixels * operand if local else 0  # those that only this particle needs
+        """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches."""
+        local, operand, full = bool(self.plan.schedule.local_sigma), BYTES[self.on.operand], BYTES[self.on.dtype]
+        pixels, coarse = searcher.preparer.pixels.count, searcher.preparer.coarse_count
+        images = len(self.plan.offsets.coarse_T2) * 2 * coarse * operand
+        orientations = LOCAL_ORIENTATIONS if local else self.plan.grid.count
+        scores = len(self.plan.offsets.coarse_T2) * orientations * (3 if local else 2) * full
+        whole = 16 * pixels * full + 8 * self.data.groups[0].box ** 2 * full
+        slices = LOCAL_ORIENTATIONS // 2 * 2 * coarse * operand if local else 0  # those that only this particle needs
         return max(1, int(self.on.memory / (images + scores + whole + slices)))
 
-    def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> BatchResult:
+    def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
+        """Search a batch: all of it on the coarse grid, then as many particles at once as fit on the fine one."""
         facts = self._facts(rows, group)
         spectra = NoiseSpectra(self.model.sigma2_noise_GS[group].to(self.on.device), self.common_S)
         prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
-        posterior = searcher(prepared, facts.old_offset_B2, self._local(rows), spectra.sigma2_S)
-        result = update_sums(
-            self.sums, searcher, prepared, posterior, facts, spectra, self.model.ssnr_S, self.config.correct_norm
-        )  # fmt: skip
-        add_slices(searcher, prepared, posterior, self.common_S, self.accumulator)
-        return result
+        parents, significant_B = searcher.coarse(prepared, facts.old_offset_B2, self._local(rows), spectra.sigma2_S)
+        for first, last in self._parts(parents, searcher.preparer.pixels.count):
+            some, mine = slice(first, last), prepared[first:last]
+            posterior = searcher.fine(mine, parents.part(first, last), significant_B[some], spectra.sigma2_S)
+            result = update_sums(
+                self.sums, searcher, mine, posterior, facts[some], spectra, self.model.ssnr_S, self.config.correct_norm
+            )  # fmt: skip
+            add_slices(searcher, mine, posterior, self.common_S, self.accumulator)
+            yield rows[some], result
+
+    def _parts(self, parents: Parents, pixels: int) -> list[tuple[int, int]]:
+        """Runs of particles whose fine samples, shifted images and slices fit into the memory for batches."""
+        grid, offsets, blocks = self.plan.grid, self.plan.offsets, parents.blocks
+        each = grid.children_per_orientation
+        operand, full = BYTES[self.on.operand], BYTES[self.on.dtype]
+        samples_B = blocks.value_ptr_B1.diff() * (each * offsets.children_per_offset)
+        slices_B = (blocks.slice_ptr_B1.diff() * each).clamp_max(grid.count * each)
+        row = pixels * (3 * full + 2 * operand)
+        limit = grid.count * each * row  # particles share slices: all of them together never need more than the grid
+        fixed = len(offsets.fine_F2) * 2 * pixels * operand
+        bytes_B = samples_B * BYTES_PER_SAMPLE + fixed
+        parts, first, used, rows = [], 0, 0.0, 0.0
+        for i, (samples, slices) in enumerate(zip(bytes_B.tolist(), (slices_B * row).tolist())):
+            if i > first and used + samples + min(rows + slices, limit) > self.on.memory:
+                parts.append((first, i))
+                first, used, rows = i, 0.0, 0.0
+            used, rows = used + samples, rows + slices
+        return [*parts, (first, blocks.particles)]
 
     def _facts(self, rows: Tensor, group: int) -> BatchFacts:
         pixel_size = self.data.groups[group].pixel_size

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verglas.kernels.blocks import Blocks
 
-SAMPLES_AT_ONCE = 2**26  # bounds the memory of the index arrays
+SAMPLES_AT_ONCE = 2**24  # bounds the memory of the index arrays
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,15 @@ class Parents:
     kept_N: Tensor
     slice_prior_N: Tensor
     shift_prior_M: Tensor
+
+    def part(self, first: int, last: int) -> Parents:
+        """Of particles first..last-1 alone."""
+        b = self.blocks
+        return Parents(
+            b.part(first, last), self.kept_N[int(b.value_ptr_B1[first]) : int(b.value_ptr_B1[last])],
+            self.slice_prior_N[int(b.slice_ptr_B1[first]) : int(b.slice_ptr_B1[last])],
+            self.shift_prior_M[int(b.shift_ptr_B1[first]) : int(b.shift_ptr_B1[last])],
+        )  # fmt: skip
 
 
 def admit_reference(score_N: Tensor, blocks: Blocks, parents: Parents, slices_each: int, shifts_each: int) -> None:

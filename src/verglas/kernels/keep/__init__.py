@@ -1,4 +1,4 @@
-"""`keep` and `marginals`: the accepted samples of ragged blocks, and sums of their weights. README.md gives the formulas."""
+"""`keep` and `posterior`: the accepted samples of ragged blocks, their weights and sums. README.md gives the formulas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.blocks import Blocks
-from verglas.kernels.keep.reference import Kept, keep_reference, marginals_reference
+from verglas.kernels.keep.reference import Kept, keep_reference, posterior_reference
 
 
 def keep(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by_shift: bool = False, implementation: str = "auto") -> Kept:
@@ -21,13 +21,18 @@ def keep(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by_shift: bo
     return keep_cpu(log_weight_N, blocks, threshold_B, by_shift)
 
 
-def marginals(weight_N: Tensor, blocks: Blocks, implementation: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of weights per slice entry and per shift entry, and the entropy of each particle in nats; float64."""
-    if choose_keep(weight_N.device, implementation) == "reference":
-        return marginals_reference(weight_N, blocks)
-    from verglas.kernels.keep.cpu import marginals_cpu
+def posterior(
+    value_N: Tensor, blocks: Blocks, log_sum_B: Tensor, implementation: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights exp(value - log_sum); their sums per slice entry and per shift entry; entropy of each particle, nats.
 
-    return marginals_cpu(weight_N, blocks)
+    Weights in the precision of `value_N`, the rest float64.
+    """
+    if choose_keep(value_N.device, implementation) == "reference":
+        return posterior_reference(value_N, blocks, log_sum_B)
+    from verglas.kernels.keep.cpu import posterior_cpu
+
+    return posterior_cpu(value_N, blocks, log_sum_B)
 
 
 def choose_keep(device: torch.device, implementation: str = "auto") -> str:
@@ -39,4 +44,4 @@ def choose_keep(device: torch.device, implementation: str = "auto") -> str:
     raise ValueError(f"keep has no implementation {implementation!r}")
 
 
-__all__ = ["Kept", "choose_keep", "keep", "keep_reference", "marginals", "marginals_reference"]
+__all__ = ["Kept", "choose_keep", "keep", "keep_reference", "posterior", "posterior_reference"]

@@ -1,4 +1,4 @@
-"""`keep` and `marginals` on the CPU: Numba, one task per particle."""
+"""`keep` and `posterior` on the CPU: Numba, one task per particle."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _fill(
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _marginals(weight, slice_ptr, shift_ptr, value_ptr, by_slice, by_shift, entropy):
+def _posterior(value, log_sum, slice_ptr, shift_ptr, value_ptr, weight, by_slice, by_shift, entropy):
     for i in numba.prange(len(entropy)):
         m = shift_ptr[i + 1] - shift_ptr[i]
         total = 0.0
@@ -57,11 +57,15 @@ def _marginals(weight, slice_ptr, shift_ptr, value_ptr, by_slice, by_shift, entr
             first = value_ptr[i] + (a - slice_ptr[i]) * m
             row = 0.0
             for t in range(m):
-                p = float(weight[first + t])
-                if p > 0:
+                log_p = float(value[first + t]) - log_sum[i]
+                if log_p > -math.inf:
+                    p = math.exp(log_p)
+                    weight[first + t] = p
                     row += p
                     by_shift[shift_ptr[i] + t] += p
-                    total -= p * math.log(p)
+                    total -= p * log_p
+                else:
+                    weight[first + t] = 0
             by_slice[a] = row
         entropy[i] = total
 
@@ -86,12 +90,13 @@ def keep_cpu(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by_shift
     return Kept(compact, out, torch.from_numpy(slice_at), torch.from_numpy(shift_at))
 
 
-def marginals_cpu(weight_N: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+def posterior_cpu(value_N: Tensor, blocks: Blocks, log_sum_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See README.md."""
+    weight_N = torch.empty_like(value_N)
     by_slice, by_shift = np.zeros(len(blocks.slice_N)), np.zeros(len(blocks.shift_M))
     entropy = np.zeros(blocks.particles)
-    _marginals(
-        weight_N.numpy(), blocks.slice_ptr_B1.numpy(), blocks.shift_ptr_B1.numpy(), blocks.value_ptr_B1.numpy(), by_slice,
-        by_shift, entropy,
+    _posterior(
+        value_N.numpy(), log_sum_B.double().numpy(), blocks.slice_ptr_B1.numpy(), blocks.shift_ptr_B1.numpy(),
+        blocks.value_ptr_B1.numpy(), weight_N.numpy(), by_slice, by_shift, entropy,
     )  # fmt: skip
-    return torch.from_numpy(by_slice), torch.from_numpy(by_shift), torch.from_numpy(entropy)
+    return weight_N, torch.from_numpy(by_slice), torch.from_numpy(by_shift), torch.from_numpy(entropy)

@@ -1,4 +1,4 @@
-"""`keep` and `marginals` in torch, any device."""
+"""`keep` and `posterior` in torch, any device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ class Kept:
 
 def keep_reference(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by_shift: bool = False) -> Kept:
     """See README.md."""
-    accepted = (log_weight_N >= threshold_B.to(log_weight_N)[_owner(blocks.value_ptr_B1)]).nonzero().squeeze(1)
+    threshold_B = threshold_B.to(log_weight_N)
+    if by_shift:  # every particle has as many samples: no index per sample is needed
+        accepted = (log_weight_N.view(blocks.particles, -1) >= threshold_B[:, None]).flatten().nonzero().squeeze(1)
+    else:
+        accepted = (log_weight_N >= threshold_B[_owner(blocks.value_ptr_B1)]).nonzero().squeeze(1)
     particle, slice_at, shift_at = _entries(blocks, accepted, by_shift)
     slice_kept = _used(slice_at, len(blocks.slice_N))
     shift_kept = _used(shift_at, len(blocks.shift_M))
@@ -41,17 +45,20 @@ def keep_reference(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by
     return Kept(compact, value_N, slice_at_N, shift_at_M)
 
 
-def marginals_reference(weight_N: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum per slice entry, sum per shift entry, entropy per particle), float64."""
-    used = (weight_N > 0).nonzero().squeeze(1)
+def posterior_reference(value_N: Tensor, blocks: Blocks, log_sum_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(weights, sum per slice entry, sum per shift entry, entropy per particle); the sums in float64."""
+    used = (value_N > -math.inf).nonzero().squeeze(1)
     particle, slice_at, shift_at = _entries(blocks, used, False)
-    p = weight_N[used].double()
+    log_p = value_N[used].double() - log_sum_B[particle]
+    p = torch.exp(log_p)
 
     def summed(values: Tensor, index: Tensor, count: int) -> Tensor:
         return values.new_zeros(count).index_add_(0, index, values)
 
-    entropy_B = summed(-p * torch.log(p), particle, blocks.particles)
-    return summed(p, slice_at, len(blocks.slice_N)), summed(p, shift_at, len(blocks.shift_M)), entropy_B
+    weight_N = torch.zeros_like(value_N)
+    weight_N[used] = p.to(value_N)
+    entropy_B = summed(-p * log_p, particle, blocks.particles)
+    return weight_N, summed(p, slice_at, len(blocks.slice_N)), summed(p, shift_at, len(blocks.shift_M)), entropy_B
 
 
 def _entries(blocks: Blocks, position: Tensor, by_shift: bool) -> tuple[Tensor, Tensor, Tensor]:
