@@ -1,0 +1,265 @@
+"""One iteration of `relion_refine` (3.1.3, `--iter 1 --perturb 0`) and of verglas on the same particles, number by number.
+
+    python -m benchmarks.first_iteration_vs_relion --particles P.star --reference R.mrc --symmetry D2 --diameter 180
+        --initial-resolution 40
+
+Copies the particles to a temporary folder, runs both programs and prints a table; exit code 1 if a promised row fails. Without
+--reference the particles are reconstructed with the poses they have: the reference is then on the images' grey scale. Poses,
+offsets and norms of the file are forgotten unless --keep-poses is given. --local DEGREES searches around the poses of the
+file, --correlate scores by correlation (--firstiter_cc), --scales fits a scale to each micrograph.
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.relion_iteration import Case, RelionRun, prepare, run_relion
+from verglas.core.masks import fill_outside, soft_sphere
+from verglas.core.rotations import angular_distance
+from verglas.core.shells import fsc
+from verglas.core.symmetry import symmetry_matrices
+from verglas.io.mrc import Map, read_map, write_map
+from verglas.maximization.reference import initial_reference, same_pixel_size
+from verglas.maximization.solve import WEIGHT_FLOOR, SolvedSums, gather_sums
+from verglas.particles.table import ParticleTable
+from verglas.projection.volume import coordinate_chunks, cropped_map, deposit, empty_transform, gridding_correction, padded_size
+from verglas.projection.volume import radius2 as squared_radius
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.single import OneIteration, one_iteration
+
+SAME_ANGLE, SAME_OFFSET = 0.01, 0.01  # degrees, Å: files round to 1e-6
+DEVIATIONS = {
+    "always": [
+        "RELION 3.1 keeps a noise spectrum per group of particles (by default micrographs), verglas per optics group: both are "
+        "given the same groups here.",
+        "RELION adds offsets in px to offsets in Å in the prior of offsets; verglas counts in Å, but follows RELION here "
+        "(relion_offset_prior).",
+        "RELION 3.1 takes the first reference as not corrected for the CTF unless told; told here (--ctf_corrected_ref).",
+        "RELION 3.1 iterates its gridding weights by default, later versions and verglas do not: --skip_gridding here.",
+        "RELION divides voxels at the very radius of the sums without a prior; verglas leaves them out. The row of the map's FSC "
+        "adds them to verglas's map, the row below it does not.",
+        "RELION's windowed transforms lack the row y = -size/2, so the last shell's weights differ by a few per cent.",
+        "RELION computes in double precision, verglas in single.",
+    ],
+    "local": ["RELION measures the in-plane angle of a local search as a difference of psi (with symmetry: of the first mate's), "
+              "verglas from the shortest turn of one view onto the other (with symmetry: of every mate)."],
+    "correlate": ["RELION's correlation counts the column x = 0 twice, and the origin; verglas's counts every coefficient once, "
+                  "without the origin."],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. promised: the smallest value that passes (largest, if `below`); None: for information."""
+
+    name: str
+    measured: float
+    promised: float | None = None
+    below: bool = False
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        if self.promised is None:
+            return True
+        return self.measured <= self.promised if self.below else self.measured >= self.promised
+
+    def text(self) -> str:
+        sign = "<=" if self.below else ">="
+        promised = f"{sign} {self.promised:g}" if self.promised is not None else ""
+        verdict = ("pass" if self.passed else "FAIL") if promised else ""
+        return f"{self.name:58s} {promised:>9s}  {self.measured:11.6g}  {verdict:4s}  {self.note}".rstrip()
+
+
+def compare(table: ParticleTable, ours: OneIteration, theirs: RelionRun, case: Case) -> list[Row]:
+    """All rows. Promised for one global iteration; after correlation, noise, norm and likelihood are not updated by either."""
+    rows = [Row("current size, px, difference", abs(ours.before.current_size - int(str(theirs.general["rlnCurrentImageSize"]))),
+                0, True, f"{ours.before.current_size} px"), *noise_rows(table, ours, theirs)]  # fmt: skip
+    if not case.correlate:
+        norm = relative(ours.poses.norm_B, theirs.numbers("rlnNormCorrection"))
+        rows.append(Row("rlnNormCorrection, largest relative difference", norm, 0.01, True))
+    rows += pose_rows(ours, theirs)
+    if not case.correlate:
+        pairs = {
+            "rlnMaxValueProbDistribution": ours.poses.pmax_B,
+            "rlnNrOfSignificantSamples": ours.poses.significant_B.double(),
+            "rlnLogLikeliContribution": ours.poses.log_likelihood_B,
+        }
+        for label, value in pairs.items():
+            expected = theirs.numbers(label)
+            means = f"means {float(value.mean()):.6g} and {float(expected.mean()):.6g}"
+            rows.append(Row(f"{label}, correlation", correlation(value, expected), 0.99, note=means))
+    if case.scales and not case.correlate:
+        scale = torch.tensor([theirs.scale[name] for name in ours.before.micrographs], dtype=torch.float64)
+        rows.append(Row("rlnGroupScaleCorrection, largest relative difference", relative(ours.model.scale_M, scale), 0.01, True,
+                        f"from {float(scale.min()):.3f} to {float(scale.max()):.3f}"))  # fmt: skip
+    sigma = float(str(theirs.general["rlnSigmaOffsetsAngst"]))
+    rows.append(Row("rlnSigmaOffsetsAngst, relative difference", abs(ours.model.offset_sigma / sigma - 1)))
+    return [*rows, *map_rows(ours, theirs, case)]
+
+
+def noise_rows(table: ParticleTable, ours: OneIteration, theirs: RelionRun) -> list[Row]:
+    """Noise before and after: largest relative difference over groups and shells."""
+    names = [group.name for group in table.groups]
+    rows = []
+    pairs = [("before", ours.before.halves[0].sigma2_noise_GS, theirs.noise_before),
+             ("after", ours.model.sigma2_noise_GS, theirs.noise)]  # fmt: skip
+    for when, sigma2_GS, expected in pairs:
+        worst = max(relative(sigma2_GS[i], expected[name]) for i, name in enumerate(names) if name in expected)
+        rows.append(Row(f"noise spectra {when}, largest relative difference", worst, 0.01, True, f"{len(expected)} group(s)"))
+    return rows
+
+
+def pose_rows(ours: OneIteration, theirs: RelionRun) -> list[Row]:
+    """Share of particles with the same best pose; one that agrees after oversampling agrees before it, too."""
+    mates = symmetry_matrices(ours.config.symmetry)
+    turned = torch.stack([angular_distance(ours.poses.rotation_B33 @ mate, theirs.rotations()) for mate in mates]).amin(0)
+    moved = (ours.poses.origin_B2 - theirs.origins()).norm(dim=1)
+    same = (turned < SAME_ANGLE) & (moved < SAME_OFFSET)
+    near = (turned < ours.before.schedule.angular_step) & (moved < 1.5 * ours.before.schedule.offset_step)
+    return [
+        Row("best pose (fine orientation and offset) equal, share", float(same.double().mean()), 0.98),
+        Row("best pose closer than a coarse step, share", float(near.double().mean())),
+    ]
+
+
+def map_rows(ours: OneIteration, theirs: RelionRun, case: Case) -> list[Row]:
+    """FSC of the maps to the current size, and the spectra of the model."""
+    radius = ours.plan.model_grid.radius
+    edge_ZYX = unregularised_edge(gather_sums([ours.expectation.accumulator], ours.config.symmetry))
+    found = ours.solve()
+    raw_S = fsc(found.map_ZYX.double(), theirs.map_ZYX)[1 : radius + 1]
+    full = found.map_ZYX.double() + edge_ZYX.double()
+    curve_S = fsc(full, theirs.map_ZYX)[1 : radius + 1]
+    promised = None if case.correlate or case.local_sigma else 0.999
+    rows = [
+        Row("FSC of the maps, lowest to the current size", float(curve_S.min()), promised, note=f"shells 1-{radius}"),
+        Row("  without RELION's unregularised voxels at the radius", float(raw_S.min()),
+            note=f"{at_least(raw_S, 0.999)} shells above 0.999"),
+        Row("grey scale of the maps, ratio", float((full * theirs.map_ZYX).sum() / theirs.map_ZYX.square().sum())),
+    ]  # fmt: skip
+    model = theirs.model["model_class_1"]
+    for label, value in {
+        "rlnReferenceTau2": found.tau2_S,
+        "rlnReferenceSigma2": found.sigma2_S,
+        "rlnSsnrMap": found.ssnr_S,
+    }.items():
+        expected = torch.from_numpy(model[label].to_numpy("float64").copy())
+        worst = relative(value[1:radius], expected[1:radius])
+        last = float(value[radius] / expected[radius] - 1) if float(expected[radius]) else 0.0
+        rows.append(Row(f"{label}, largest relative difference", worst, note=f"last shell {last:+.4f}"))
+    return rows
+
+
+def unregularised_edge(sums: SolvedSums) -> Tensor:
+    """What RELION's map holds beyond verglas's: voxels at r = radius, divided by their bare weight; [N, N, N]."""
+    fourier = empty_transform(padded_size(sums.box, sums.padding), sums.weight_V)
+    shells_S = torch.zeros(sums.radius + 1, 2, dtype=torch.float64)
+    for part, coordinates in coordinate_chunks(sums.rows):
+        r2 = squared_radius(coordinates)
+        shell = (r2.sqrt() / sums.padding).long().clamp_max(sums.radius)
+        inside = (r2 < sums.rows.radius**2).double()
+        shells_S.index_add_(0, shell, torch.stack([inside * sums.weight_V[part], inside], 1))
+    floor = float(WEIGHT_FLOOR * shells_S[sums.radius - 1, 0] / shells_S[sums.radius - 1, 1])
+    for part, coordinates in coordinate_chunks(sums.rows):
+        edge = squared_radius(coordinates).round() == round(sums.rows.radius) ** 2
+        values = torch.where(edge[:, None], sums.data_V2[part] / sums.weight_V[part].clamp_min(floor)[:, None], 0)
+        deposit(fourier, coordinates, values)
+    real = cropped_map(torch.view_as_complex(fourier), sums.box).float()
+    return fill_outside(real, soft_sphere(sums.box, sums.box / 2, 3)) / gridding_correction(sums.box, sums.padding, real.device)
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """Largest |value / expected - 1| where something is expected."""
+    known = expected != 0
+    return float((value.double()[known] / expected[known] - 1).abs().max()) if bool(known.any()) else math.nan
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's; 1 for two equal constants."""
+    if float(a.std()) == 0 and float(b.std()) == 0:
+        return 1.0 if torch.allclose(a.double(), b) else 0.0
+    return float(np.corrcoef(a.double().numpy(), b.numpy())[0, 1])
+
+
+def at_least(curve_S: Tensor, bar: float) -> int:
+    """Shells before the first one below `bar`."""
+    low = (curve_S < bar).nonzero()
+    return int(low[0]) if len(low) else len(curve_S)
+
+
+def first_iterations(table: ParticleTable, reference: Map, folder: Path, case: Case, keep_poses: bool) -> list[Row]:
+    """Run both programs in `folder` and compare."""
+    copy = prepare(table, folder, keep_poses, case.scales)
+    group = copy.groups[0]
+    if reference.box != group.box or not same_pixel_size(reference.pixel_size, group.pixel_size, group.box):
+        values, _ = initial_reference(reference, group.box, group.pixel_size, 2 * group.pixel_size)
+        reference = Map(values.numpy(), group.pixel_size)
+    write_map(folder / "reference.mrc", Map(reference.data_ZYX, group.pixel_size))
+    theirs = run_relion(folder, case, copy)
+    begin = time.perf_counter()
+    ours = one_iteration(copy, read_map(folder / "reference.mrc"), case.config, case.local_sigma)
+    rows = compare(copy, ours, theirs, case)
+    seconds = time.perf_counter() - begin
+    times = f"verglas {seconds:.1f} s in this process, relion_refine {theirs.seconds:.1f} s with {case.threads} thread(s)"
+    return [*rows, Row("time of RELION over that of verglas", theirs.seconds / seconds, note=times)]
+
+
+def reconstruct(particles: Path, symmetry: str, folder: Path) -> Path:
+    """Map of particles with poses."""
+    words = [str(Path(sys.executable).with_name("verglas")), "reconstruct", "--particles", str(particles), "--sym", symmetry,
+             "--no-half-maps", "--out", str(folder)]  # fmt: skip
+    subprocess.run(words, check=True, capture_output=True)
+    return folder / "map.mrc"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--particles", type=Path, required=True)
+    parser.add_argument("--reference", type=Path, help="map; left out: reconstructed from the poses of the particles")
+    parser.add_argument("--symmetry", default="C1")
+    parser.add_argument("--diameter", type=float, required=True, help="Å")
+    parser.add_argument("--initial-resolution", type=float, required=True, help="Å, low pass of the reference")
+    parser.add_argument("--healpix-order", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="use that many particles, drawn at random")
+    parser.add_argument("--keep-poses", action="store_true", help="start from offsets and norms of the file")
+    parser.add_argument("--local", type=float, default=0.0, metavar="DEGREES", help="local search around the poses of the file")
+    parser.add_argument("--correlate", action="store_true", help="score by correlation")
+    parser.add_argument("--scales", action="store_true", help="fit a scale to each micrograph")
+    parser.add_argument("--threads", type=int, default=1, help="of relion_refine")
+    parser.add_argument("--precision", default="single", choices=["single", "double"])
+    words = parser.parse_args()
+    config = RefineConfig(
+        diameter=words.diameter, symmetry=words.symmetry, initial_resolution=words.initial_resolution,
+        healpix_order=words.healpix_order, absolute_greyscale=not words.correlate, correct_scale=words.scales,
+        relion_offset_prior=True, precision=words.precision,
+    )  # fmt: skip
+    case = Case(config, words.local, words.scales, words.threads)
+    table = ParticleTable.read(words.particles)
+    if words.limit:
+        table = table.subset(words.limit, 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        reference = words.reference or reconstruct(words.particles, words.symmetry, folder / "reconstruction")
+        rows = first_iterations(table, read_map(reference), folder, case, words.keep_poses or words.local > 0)
+    print(f"{len(table)} particles; first iteration of verglas beside relion_refine --iter 1 --perturb 0\n")
+    print(f"{'':58s} {'promised':>9s}  {'measured':>11s}")
+    print("\n".join(row.text() for row in rows))
+    kinds = ["always"] + ["local"] * (words.local > 0) + ["correlate"] * words.correlate
+    print("\nMeant deviations:\n" + "\n".join(f"- {text}" for kind in kinds for text in DEVIATIONS[kind]))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
