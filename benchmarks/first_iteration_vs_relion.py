@@ -39,6 +39,7 @@ from verglas.refinement.config import RefineConfig
 from verglas.refinement.single import OneIteration, one_iteration
 
 SAME_ANGLE, SAME_OFFSET = 0.01, 0.01  # degrees, Å: files round to 1e-6
+NOT_SMALLER = 1 + 1e-6  # a header's pixel size that is rounded down, be it by 1e-8, makes RELION add a shell to the images
 DEVIATIONS = {
     "always": [
         "RELION 3.1 keeps a noise spectrum per group of particles (by default micrographs), verglas per optics group: both are "
@@ -206,7 +207,7 @@ def first_iterations(table: ParticleTable, reference: Map, folder: Path, case: C
     if reference.box != group.box or not same_pixel_size(reference.pixel_size, group.pixel_size, group.box):
         values, _ = initial_reference(reference, group.box, group.pixel_size, 2 * group.pixel_size)
         reference = Map(values.numpy(), group.pixel_size)
-    write_map(folder / "reference.mrc", Map(reference.data_ZYX, group.pixel_size))
+    write_map(folder / "reference.mrc", Map(reference.data_ZYX, group.pixel_size * NOT_SMALLER))
     theirs = run_relion(folder, case, copy)
     begin = time.perf_counter()
     ours = one_iteration(copy, read_map(folder / "reference.mrc"), case.config, case.local_sigma)

@@ -117,7 +117,8 @@ class HalfExpectation:
             some, mine = slice(first, last), prepared[first:last]
             posterior = searcher.fine(mine, parents.part(first, last), significant_B[some], spectra.sigma2_S)
             result = update_sums(
-                self.sums, searcher, mine, posterior, facts[some], spectra, self.model.ssnr_S, self.config.correct_norm
+                self.sums, searcher, mine, posterior, facts[some], spectra, self.model.ssnr_S,
+                self.config.correct_norm and not self.plan.correlate,  # no norm against another grey scale
             )  # fmt: skip
             add_slices(searcher, mine, posterior, self.common_S, self.accumulator)
             yield rows[some], result
