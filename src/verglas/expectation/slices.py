@@ -1,4 +1,7 @@
-"""Slices of one reference in the form the comparison wants: divided by the common noise, in its precision."""
+"""Slices of one reference in the form the comparison wants: divided by the common noise, in its precision, origin zero.
+
+The origin never counts; where a reference's mean is far from zero it would overflow half precision, and 0 * inf is no number.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Slicer:
 
     def __init__(self, volume: FourierVolume, coordinates_K3: Tensor, common_K: Tensor, dtype: torch.dtype) -> None:
         self.volume, self.coordinates_K3, self.dtype = volume, coordinates_K3, dtype
-        self.inverse_K = (1 / common_K).to(volume.work_dtype)
+        self.inverse_K = (coordinates_K3.ne(0).any(1) / common_K).to(volume.work_dtype)
 
     def __call__(self, rotation_R33: Tensor) -> Tensor:
         """[R, 2, K] at poses A."""
