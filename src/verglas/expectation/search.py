@@ -18,7 +18,7 @@ from verglas.expectation.ragged import children, distinct, every, owner
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents, admit
-from verglas.kernels.blocks import Blocks
+from verglas.kernels.blocks import Blocks, Wanted
 from verglas.kernels.compare import compare
 from verglas.kernels.keep import keep, posterior
 from verglas.kernels.shift import shift
@@ -110,9 +110,10 @@ class Searcher:
             return self._fine_by_correlation(prepared, parents, significant_B, sigma2_S)
         found_in = self._children(parents.blocks)
         images = self.shifted(prepared.scored_B2K, self.space.offsets.fine_F2)
-        score_N = compare(images, prepared.weight_BK, found_in.table, found_in.in_table)
-        del images
         each = self.space.grid.children_per_orientation, self.space.offsets.children_per_offset
+        wanted = Wanted(parents.blocks, parents.kept_N, *each)
+        score_N = compare(images, prepared.weight_BK, found_in.table, found_in.in_table, wanted)
+        del images
         admit(score_N, found_in.blocks, parents, *each)
         found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
         return self._posterior(found_in, score_N, found, significant_B)

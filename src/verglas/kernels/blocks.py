@@ -64,3 +64,17 @@ class Blocks:
         shifts = (self.shift_ptr_B1[1:] - self.shift_ptr_B1[:-1])[particle]
         a = torch.div(within, shifts, rounding_mode="floor")
         return particle, self.slice_ptr_B1[particle] + a, self.shift_ptr_B1[particle] + within - a * shifts
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which samples are asked for, by their parents: pairs with kept_N = -inf may be left out (their values mean nothing).
+
+    parents: Blocks of the parents, kept_N: one number per parent sample; each slice has slices_each children, each shift
+    shifts_each.
+    """
+
+    parents: Blocks
+    kept_N: Tensor
+    slices_each: int
+    shifts_each: int

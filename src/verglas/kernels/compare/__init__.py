@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from verglas.kernels import choose
-from verglas.kernels.blocks import Blocks
+from verglas.kernels.blocks import Blocks, Wanted
 from verglas.kernels.compare.reference import compare_reference
 
 
 def compare(
-    shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks,
+    shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None,
     implementation: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Scores of all samples (see `compare_reference`).
 
+    wanted: samples that nobody asks for may be left out; the CPU kernel does.
     implementation: "auto", "reference", "cpu" or "triton"; see `verglas.kernels.choose` (float64 runs the reference).
     """
     name = choose_compare(weight_BK, implementation)
+    if name == "cpu":
+        return implementation_of(name)(shifted_BT2K, weight_BK, slices_U2K, blocks, wanted)
     return implementation_of(name)(shifted_BT2K, weight_BK, slices_U2K, blocks)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.kernels.blocks import Blocks
+from verglas.kernels.blocks import Blocks, Wanted
 from verglas.kernels.positions import FASTMATH
 from verglas.kernels.ragged import Lists, cut
 
@@ -53,8 +53,10 @@ def _half_power(p0, p1, p2, p3, weight, out):
 
 
 @numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
-def _add_run(images, weight, table, slices, shifts, begin, end, score):
+def _add_run(images, weight, table, slices, shifts, begin, end, wanted, slices_each, first, score):
     """Add what coefficients begin..end contribute to score [len(slices), len(shifts)].
+
+    wanted [parent slices, shifts / 4]: tiles to be computed, for slice `first` + a in row (first + a) / slices_each; empty: all.
 
     Where fewer than four rows are left, the last one fills the tile and what it gives is dropped.
     """
@@ -66,7 +68,10 @@ def _add_run(images, weight, table, slices, shifts, begin, end, score):
         p2 = table[u(slices[min(a + 2, last_slice)]), begin:end]
         p3 = table[u(slices[min(a + 3, last_slice)]), begin:end]
         _half_power(p0, p1, p2, p3, weight[begin:end], power)
+        parent = (first + a) // slices_each
         for t in range(0, len(shifts), 4):
+            if len(wanted) > 0 and not wanted[parent, t // 4]:
+                continue
             y0 = images[u(shifts[t]), begin:end]
             y1 = images[u(shifts[min(t + 1, last_shift)]), begin:end]
             y2 = images[u(shifts[min(t + 2, last_shift)]), begin:end]
@@ -78,7 +83,7 @@ def _add_run(images, weight, table, slices, shifts, begin, end, score):
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _compare(particle, first, lists, shifted, weight, table, step, score):
+def _compare(particle, first, lists, shifted, weight, table, step, kept, kept_ptr, each, score):
     slice_ptr, slice_N, shift_ptr, shift_M, value_ptr = lists
     n_k = weight.shape[1]
     for task in numba.prange(len(particle)):
@@ -91,12 +96,25 @@ def _compare(particle, first, lists, shifted, weight, table, step, score):
         own[:] = f(0)
         both = np.empty(2 * n_k, np.float32)  # the weight of real and of imaginary parts
         both[:n_k], both[n_k:] = weight[i], weight[i]
+        wanted = np.empty((0, 0), np.bool_)
+        if len(kept) > 0:
+            groups = len(shifts) // each[1]
+            pairs = kept[kept_ptr[i] : kept_ptr[i + 1]].reshape(-1, groups)
+            wanted = np.empty((len(pairs), len(shifts) // 4), np.bool_)
+            for a in range(len(pairs)):
+                for t in range(wanted.shape[1]):
+                    wanted[a, t] = pairs[a, 4 * t // each[1]] > -np.inf
         for k in range(0, 2 * n_k, step):
-            _add_run(shifted[i], both, table, slices, shifts, k, min(k + step, 2 * n_k), own)
+            _add_run(shifted[i], both, table, slices, shifts, k, min(k + step, 2 * n_k), wanted, each[0], first[task], own)
 
 
-def compare_cpu(shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks) -> Tensor:
-    """See README.md; float32 (TypeError for others: this kernel computes in single precision)."""
+def compare_cpu(
+    shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None
+) -> Tensor:
+    """See README.md; float32 (TypeError for others: this kernel computes in single precision).
+
+    Samples that are not wanted come out as 0 where a whole tile of 4 x 4 is children of one pair.
+    """
     for tensor in (shifted_BT2K, weight_BK, slices_U2K):
         if tensor.dtype != torch.float32:
             raise TypeError(f"the compiled kernel compares float32 transforms, got {tensor.dtype}")
@@ -106,9 +124,13 @@ def compare_cpu(shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blo
     n_coefficients = 2 * weight_BK.shape[1]
     runs = max(1, -(-n_coefficients // RUN))
     step = 16 * max(1, -(-n_coefficients // (16 * runs)))  # runs of equal length, whole vectors
+    kept, kept_ptr, each = np.empty(0, np.float32), np.zeros(1, np.int64), (1, 1)
+    if wanted is not None and wanted.slices_each % 4 == 0 and wanted.shifts_each % 4 == 0:
+        kept, kept_ptr = wanted.kept_N.float().numpy(), wanted.parents.value_ptr_B1.numpy()
+        each = (wanted.slices_each, wanted.shifts_each)
     with numba.parallel_chunksize(CHUNK):
         _compare(
             particle, first, tuple(lists), shifted_BT2K.contiguous().flatten(2).numpy(), weight_BK.contiguous().numpy(),
-            slices_U2K.contiguous().flatten(1).numpy(), step, score_N.numpy(),
+            slices_U2K.contiguous().flatten(1).numpy(), step, kept, kept_ptr, each, score_N.numpy(),
         )  # fmt: skip
     return score_N
