@@ -25,16 +25,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.relion_iteration import Case, RelionRun, prepare, run_relion
-from verglas.core.masks import fill_outside, soft_sphere
+from verglas.core.masks import soft_sphere
 from verglas.core.rotations import angular_distance
 from verglas.core.shells import fsc
 from verglas.core.symmetry import symmetry_matrices
 from verglas.io.mrc import Map, read_map, write_map
 from verglas.maximization.reference import initial_reference, same_pixel_size
-from verglas.maximization.solve import WEIGHT_FLOOR, SolvedSums, gather_sums
 from verglas.particles.table import ParticleTable
-from verglas.projection.volume import coordinate_chunks, cropped_map, deposit, empty_transform, gridding_correction, padded_size
-from verglas.projection.volume import radius2 as squared_radius
+from verglas.projection.volume import gridding_correction
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.single import OneIteration, one_iteration
 
@@ -48,8 +46,8 @@ DEVIATIONS = {
         "(relion_offset_prior).",
         "RELION 3.1 takes the first reference as not corrected for the CTF unless told; told here (--ctf_corrected_ref).",
         "RELION 3.1 iterates its gridding weights by default, later versions and verglas do not: --skip_gridding here.",
-        "RELION divides voxels at the very radius of the sums without a prior; verglas leaves them out. The row of the map's FSC "
-        "adds them to verglas's map, the row below it does not.",
+        "RELION divides voxels at the very radius of the sums without a prior, and rounding decides which pixels of slices count "
+        "there; verglas leaves those voxels out. They are taken out of RELION's map for the FSC, but not in the row below it.",
         "RELION's windowed transforms lack the row y = -size/2, so the last shell's weights differ by a few per cent.",
         "RELION computes in double precision, verglas in single.",
     ],
@@ -139,19 +137,21 @@ def pose_rows(ours: OneIteration, theirs: RelionRun) -> list[Row]:
 
 def map_rows(ours: OneIteration, theirs: RelionRun, case: Case) -> list[Row]:
     """FSC of the maps to the current size, and the spectra of the model."""
-    radius = ours.plan.model_grid.radius
-    edge_ZYX = unregularised_edge(gather_sums([ours.expectation.accumulator], ours.config.symmetry))
+    radius, box = ours.plan.model_grid.radius, ours.before.box
     found = ours.solve()
-    raw_S = fsc(found.map_ZYX.double(), theirs.map_ZYX)[1 : radius + 1]
-    full = found.map_ZYX.double() + edge_ZYX.double()
-    curve_S = fsc(full, theirs.map_ZYX)[1 : radius + 1]
-    promised = None if case.correlate or case.local_sigma else 0.999
+    map_ZYX, mask_ZYX = found.map_ZYX.double(), soft_sphere(box, box / 2 - 4, 3)
+    last = ours.before.shell_of(case.config.initial_resolution) - 1 if case.correlate else radius  # low-passed after correlation
+    same = without_edge(theirs.map_ZYX, map_ZYX, radius, case.config.padding) if not case.correlate else theirs.map_ZYX
+    raw_S = fsc(map_ZYX, theirs.map_ZYX)[1 : last + 1]
+    curve_S = fsc(map_ZYX * mask_ZYX, same * mask_ZYX)[1 : last + 1]
     rows = [
-        Row("FSC of the maps, lowest to the current size", float(curve_S.min()), promised, note=f"shells 1-{radius}"),
-        Row("  without RELION's unregularised voxels at the radius", float(raw_S.min()),
+        Row("FSC of the maps, lowest to the current size", float(curve_S.min()), 0.999, note=f"shells 1-{last}"),
+        Row("  with RELION's unregularised voxels at the radius", float(raw_S.min()),
             note=f"{at_least(raw_S, 0.999)} shells above 0.999"),
-        Row("grey scale of the maps, ratio", float((full * theirs.map_ZYX).sum() / theirs.map_ZYX.square().sum())),
+        Row("grey scale of the maps, ratio", float((map_ZYX * same).sum() / same.square().sum())),
     ]  # fmt: skip
+    if case.correlate:  # RELION's spectra are of the filtered map then
+        return rows
     model = theirs.model["model_class_1"]
     for label, value in {
         "rlnReferenceTau2": found.tau2_S,
@@ -165,22 +165,40 @@ def map_rows(ours: OneIteration, theirs: RelionRun, case: Case) -> list[Row]:
     return rows
 
 
-def unregularised_edge(sums: SolvedSums) -> Tensor:
-    """What RELION's map holds beyond verglas's: voxels at r = radius, divided by their bare weight; [N, N, N]."""
-    fourier = empty_transform(padded_size(sums.box, sums.padding), sums.weight_V)
-    shells_S = torch.zeros(sums.radius + 1, 2, dtype=torch.float64)
-    for part, coordinates in coordinate_chunks(sums.rows):
-        r2 = squared_radius(coordinates)
-        shell = (r2.sqrt() / sums.padding).long().clamp_max(sums.radius)
-        inside = (r2 < sums.rows.radius**2).double()
-        shells_S.index_add_(0, shell, torch.stack([inside * sums.weight_V[part], inside], 1))
-    floor = float(WEIGHT_FLOOR * shells_S[sums.radius - 1, 0] / shells_S[sums.radius - 1, 1])
-    for part, coordinates in coordinate_chunks(sums.rows):
-        edge = squared_radius(coordinates).round() == round(sums.rows.radius) ** 2
-        values = torch.where(edge[:, None], sums.data_V2[part] / sums.weight_V[part].clamp_min(floor)[:, None], 0)
-        deposit(fourier, coordinates, values)
-    real = cropped_map(torch.view_as_complex(fourier), sums.box).float()
-    return fill_outside(real, soft_sphere(sums.box, sums.box / 2, 3)) / gridding_correction(sums.box, sums.padding, real.device)
+def without_edge(map_ZYX: Tensor, near_ZYX: Tensor, radius: int, padding: float) -> Tensor:
+    """RELION's map without the voxels at exactly `radius`: waves fitted to its difference from a map that lacks them.
+
+    Least squares within the sphere where neither program fades the map out, before the gridding correction. With padding 2
+    those voxels lie at integer frequencies of the map, too: a square sum divisible by 4 has even terms only.
+    """
+    box = map_ZYX.shape[0]
+    correction = gridding_correction(box, padding, map_ZYX.device).double()
+    inside_ZYX = (soft_sphere(box, box / 2 - 4, 3) >= 1).double()
+    difference = (map_ZYX - near_ZYX) * correction * inside_ZYX
+    wave_K3 = waves_at(radius)
+    axis = (torch.arange(box, dtype=torch.float64) - box // 2) * (2 * math.pi / box)
+    x_KX, y_KX, z_KX = (
+        torch.polar(torch.ones(len(wave_K3), box, dtype=torch.float64), wave_K3[:, i, None] * axis) for i in range(3)
+    )
+    normal, right = torch.zeros(2 * len(wave_K3), 2 * len(wave_K3), dtype=torch.float64), torch.zeros(2 * len(wave_K3)).double()
+    for z in range(box):
+        plane = ((z_KX[:, z, None] * y_KX)[:, :, None] * x_KX[:, None]).flatten(1)
+        real = torch.cat([plane.real, plane.imag])
+        normal += (real * inside_ZYX[z].flatten()) @ real.T
+        right += real @ difference[z].flatten()
+    found = torch.linalg.lstsq(normal, right[:, None]).solution[:, 0]
+    factor_K = torch.complex(found[: len(wave_K3)], -found[len(wave_K3) :])
+    edge_ZYX = torch.einsum("k,kz,ky,kx->zyx", factor_K, z_KX, y_KX, x_KX).real
+    return map_ZYX - edge_ZYX / correction
+
+
+def waves_at(radius: int) -> Tensor:
+    """Integer (x, y, z) with x^2 + y^2 + z^2 = radius^2, one of each Friedel pair, float64 [K, 3]."""
+    axis = torch.arange(-radius, radius + 1)
+    wave_P3 = torch.cartesian_prod(axis, axis, axis)
+    wave_K3 = wave_P3[wave_P3.square().sum(1) == radius**2]
+    first = (wave_K3 * torch.tensor([radius * radius * 9, radius * 3, 1])).sum(1)  # the sign of the first that is not 0
+    return wave_K3[first > 0].double()
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
