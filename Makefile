@@ -1,4 +1,4 @@
-# make demo    simulate a small data set and reconstruct it        make lint    ruff and mypy
+# make demo    simulate a small data set and refine it             make lint    ruff and mypy
 # make test    lint and the tests that take seconds                make bench   the benchmarks of the kernels
 # make test-all  every test, also the slow ones and those that need a GPU (skipped without one)
 
@@ -23,10 +23,12 @@ $(ENV):
 	@touch $@
 
 demo: $(ENV)
-	$(BIN)/verglas simulate --model demo --n 2000 --box 64 --pixel 3 --snr 0.1 --out demo/data --overwrite
-	$(BIN)/verglas reconstruct --particles demo/data/truth.star --ctf --half-maps --out demo/map --overwrite
+	$(BIN)/verglas simulate --model demo --n 500 --box 48 --pixel 4 --snr 0.3 --out demo/data --overwrite
+	$(BIN)/verglas refine --particles demo/data/particles.star --reference demo/data/start.mrc \
+		--diameter 150 --initial-resolution 40 --out demo/refine --overwrite
 	@echo
-	@echo "The map is demo/map/map.mrc; open demo/map/report.html in a browser for the report."
+	@echo "The map is demo/refine/run_class001.mrc (the truth: demo/data/truth.mrc)."
+	@echo "Open demo/refine/report.html in a browser for the report."
 
 lint: $(ENV)
 	$(BIN)/ruff check .
