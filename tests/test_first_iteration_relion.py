@@ -69,6 +69,18 @@ def test_old_offsets_and_a_noise_spectrum_and_scale_for_each_micrograph(simulate
     assert_passed(first_iteration(*words_of(simulated), "--keep-poses", "--scales"), PROMISED)
 
 
+def test_local_search(simulated: Path) -> None:
+    """Around poses that are known, the in-plane part of the prior by RELION's rule; without symmetry."""
+    words = words_of(simulated)
+    words[words.index("D2")], words[words.index(1)] = "C1", 4
+    assert_passed(first_iteration(*words, "--local", 3.75, "--limit", 50), PROMISED)
+
+
+def test_scored_by_correlation(simulated: Path) -> None:
+    """With RELION's counting of coefficients; noise, norm and likelihoods are not updated."""
+    assert_passed(first_iteration(*words_of(simulated), "--correlate"), {"noise spectra after", "best pose (fine"})
+
+
 @pytest.mark.slow
 def test_real_particles(shared: Path) -> None:
     particles = shared / "data/betagal_tutorial/particles_1391_with_poses.star"
