@@ -11,7 +11,8 @@ from torch import Tensor
 from verglas.expectation.sampling import OrientationGrid
 from verglas.projection.volume import FourierVolume
 
-NUMBERS_AT_ONCE = 2**27  # of the float32 slices before they are rounded
+# Numbers of the float32 slices before they are scaled and rounded: near the cache on a CPU, few launches on a GPU.
+NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 
 
 class Slicer:
@@ -24,7 +25,7 @@ class Slicer:
     def __call__(self, rotation_R33: Tensor) -> Tensor:
         """[R, 2, K] at poses A."""
         pixels = len(self.coordinates_K3)
-        step = max(1, NUMBERS_AT_ONCE // (2 * pixels))
+        step = max(1, NUMBERS_AT_ONCE.get(self.coordinates_K3.device.type, 2**27) // (2 * pixels))
         out = torch.empty(len(rotation_R33), 2, pixels, dtype=self.dtype, device=self.coordinates_K3.device)
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)

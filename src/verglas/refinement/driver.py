@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from verglas.core.memory import keep_freed_memory
 from verglas.core.symmetry import normalise_name
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid
@@ -82,6 +83,7 @@ def computing(device: torch.device, config: RefineConfig, threads: int | None = 
     else:
         memory = GPU_SHARE * torch.cuda.mem_get_info(device)[0] if cuda else CPU_MEMORY
     if not cuda:
+        keep_freed_memory()
         # oneDNN's float32 product, twice the speed of the default one and exact to 5e-6 of the scores' spread.
         torch.set_float32_matmul_precision("medium")
     kernels = choose(device, dtype)
