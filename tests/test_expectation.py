@@ -193,14 +193,15 @@ def strong(power_snr: float) -> Problem:
     return searched(problem, Schedule(5, 1, 1.5 * step, step, perturbation=-0.2, local_sigma=2.0))
 
 
-@pytest.mark.parametrize(("power_snr", "bar"), [(800.0, 0.05), (3000.0, 0.05), (13_000.0, 0.1)])
-def test_single_precision_keeps_log_probabilities(power_snr: float, bar: float) -> None:
+@pytest.mark.parametrize(("power_snr", "bar", "samples"), [(800.0, 0.05, 10), (3000.0, 0.05, 4), (13_000.0, 0.1, 1)])
+def test_single_precision_keeps_log_probabilities(power_snr: float, bar: float, samples: int) -> None:
+    """samples: how many lie within 12 of the best, on average at least; with one there is little to get wrong."""
     problem = strong(power_snr)
     on, chosen = computing(torch.device("cpu"), RefineConfig(diameter=100.0))
     assert on.dtype == torch.float32 == on.operand and "float32" in chosen["precision"]
     expected = scores_of(problem, REFERENCE, torch.arange(4))
     got = scores_of(problem, on, torch.arange(4), expected.parents)
-    assert difference(got.fine_N, expected.fine_N, expected.fine_ptr_B1).samples > 4
+    assert difference(got.fine_N, expected.fine_N, expected.fine_ptr_B1).samples > samples
     for mine, theirs, ptr in (
         (got.coarse_N, expected.coarse_N, expected.coarse_ptr_B1),
         (got.fine_N, expected.fine_N, expected.fine_ptr_B1),
