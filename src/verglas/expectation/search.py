@@ -17,6 +17,7 @@ from verglas.expectation.images import ImagePreparer, Prepared
 from verglas.expectation.ragged import children, distinct, every, owner
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.slices import FineSlices, Slicer
+from verglas.expectation.strong import Strong, find_strong
 from verglas.kernels.admit import Parents, admit
 from verglas.kernels.blocks import Blocks, Wanted
 from verglas.kernels.compare import compare
@@ -86,6 +87,8 @@ class Searcher:
         self.preparer, self.space, self.coarse_slicer, self.full, self.fine_slices = preparer, space, coarse, full, fine
         self.coarse_OK: Tensor | None = None
         self.coarse_power_OK: Tensor | None = None
+        self.strong: Strong | None = None
+        self.measured = space.operand != torch.float16  # strong coefficients are found with the first batch
 
     def coarse(
         self, prepared: Prepared, old_offset_B2: Tensor, local: Local | None = None, sigma2_S: Tensor | None = None
@@ -98,6 +101,10 @@ class Searcher:
         if self.space.correlate:
             assert sigma2_S is not None
             return self._coarse_by_correlation(prepared, sigma2_S)
+        if not self.measured:
+            whole, count = self.fine_slices.table is not None, self.preparer.coarse_count
+            self.strong = find_strong(prepared.weight_BK, self.full, self.preparer.pixels, count, self.space.grid, whole)
+            self.measured = True
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is None:
             return self._coarse(prepared, log_offset_BT)
@@ -109,11 +116,17 @@ class Searcher:
             assert sigma2_S is not None
             return self._fine_by_correlation(prepared, parents, significant_B, sigma2_S)
         found_in = self._children(parents.blocks)
-        images = self.shifted(prepared.scored_B2K, self.space.offsets.fine_F2)
         each = self.space.grid.children_per_orientation, self.space.offsets.children_per_offset
         wanted = Wanted(parents.blocks, parents.kept_N, *each)
-        score_N = compare(images, prepared.weight_BK, found_in.table, found_in.in_table, wanted)
+        scored_B2K, weight_BK = self._weak(prepared)
+        images = self.shifted(scored_B2K, self.space.offsets.fine_F2)
+        score_N = compare(images, weight_BK, found_in.table, found_in.in_table, wanted)
         del images
+        if self.strong is not None:
+            strong_images = self.strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.fine_F2))
+            table, _ = self.strong.fine.of(found_in.orientation_U)  # rows as in the other table
+            strong_weight = prepared.weight_BK[:, self.strong.index_K].contiguous()
+            score_N += compare(strong_images, strong_weight, table, found_in.in_table, wanted)
         admit(score_N, found_in.blocks, parents, *each)
         found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
         return self._posterior(found_in, score_N, found, significant_B)
@@ -130,17 +143,28 @@ class Searcher:
         at = self.preparer.coordinates_K3[self.preparer.origin][None]
         return float(self.full.volume.slices(torch.eye(3, dtype=torch.float64)[None], at)[0, 0, 0])
 
+    def _pixels(self, offset_T2: Tensor) -> Tensor:
+        return (offset_T2 / self.preparer.group.pixel_size).to(self.preparer.device, self.preparer.dtype)
+
+    def _weak(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Images and weights without the coefficients that are compared in single precision."""
+        if self.strong is None:
+            return prepared.scored_B2K, prepared.weight_BK
+        return prepared.scored_B2K * self.strong.weak_K, prepared.weight_BK * self.strong.weak_K
+
     def shifted(self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None) -> Tensor:
         """Copies [B, T, 2, K] of images shifted by offsets in Å, in the precision of operands; the first `count` K only."""
-        pixels, group = self.preparer.pixels, self.preparer.group
-        part = slice(0, count)
-        shift_T2 = (offset_T2 / group.pixel_size).to(image_B2K)
-        return shift(image_B2K[..., part], shift_T2, pixels.x_K[part], pixels.y_K[part], pixels.box, self.space.operand)
+        pixels, part = self.preparer.pixels, slice(0, count)
+        return shift(
+            image_B2K[..., part], self._pixels(offset_T2), pixels.x_K[part], pixels.y_K[part], pixels.box, self.space.operand
+        )
 
     def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
         """Significant samples over the whole grid with their priors, and how many each particle has."""
         grid = self.space.grid
-        score_BTO, power_BO = self._cross_and_power(prepared.scored_B2K, prepared.weight_BK)
+        score_BTO, power_BO = self._cross_and_power(*self._weak(prepared))
+        if self.strong is not None:
+            self._add_strong(self.strong, prepared, score_BTO, power_BO)
         n, shifts = score_BTO.shape[:2]
         log_prior_O = self.space.log_prior_O.to(power_BO)
         score_BTO += (log_prior_O - 0.5 * power_BO)[:, None]
@@ -163,6 +187,15 @@ class Searcher:
         cross_BTO = product(images.flatten(2).flatten(0, 1), self.coarse_OK).unflatten(0, images.shape[:2])
         return cross_BTO, weight_BK[:, :count] @ self.coarse_power_OK.T
 
+    def _add_strong(self, strong: Strong, prepared: Prepared, cross_BTO: Tensor, power_BO: Tensor) -> None:
+        """Add what the strong coefficients of the coarse disc give, in single precision."""
+        if strong.coarse_OK is None:
+            strong.coarse_OK = strong.coarse(self.space.grid.rotations()).flatten(1)
+        images = strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.coarse_T2), strong.coarse_count)
+        cross_BTO.flatten(0, 1).addmm_(images.flatten(2).flatten(0, 1), strong.coarse_OK.T)
+        power_OK = strong.coarse_OK.unflatten(1, (2, -1)).square().sum(1)
+        power_BO.addmm_(prepared.weight_BK[:, strong.index_K[: strong.coarse_count]], power_OK.T)
+
     def _coarse_local(self, prepared: Prepared, log_offset_BT: Tensor, local: Local) -> tuple[Parents, Tensor]:
         """The same over each particle's own orientations."""
         count, (n, shifts) = self.preparer.coarse_count, log_offset_BT.shape
@@ -170,8 +203,15 @@ class Searcher:
         slices_U2K = self.coarse_slicer(self.space.grid.rotations(orientation_U))
         whole = every(n, 0, shifts, row_N.device)
         blocks = Blocks.build(local.ptr_B1, row_N, whole.shift_ptr_B1, whole.shift_M)
-        images = self.shifted(prepared.scored_B2K, self.space.offsets.coarse_T2, count)
-        score_N = compare(images, prepared.weight_BK[:, :count].contiguous(), slices_U2K, blocks)
+        scored_B2K, weight_BK = self._weak(prepared)
+        images = self.shifted(scored_B2K, self.space.offsets.coarse_T2, count)
+        score_N = compare(images, weight_BK[:, :count].contiguous(), slices_U2K, blocks)
+        strong = self.strong
+        if strong is not None and strong.coarse_count:
+            strong_U2K = strong.coarse(self.space.grid.rotations(orientation_U))
+            images = strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.coarse_T2), strong.coarse_count)
+            inside_K = strong.index_K[: strong.coarse_count]
+            score_N += compare(images, prepared.weight_BK[:, inside_K].contiguous(), strong_U2K, blocks)
         log_prior_N = local.log_prior_N.to(log_offset_BT)
         score_N += (log_prior_N[:, None] + log_offset_BT[owner(local.ptr_B1)]).flatten()
         found = significant(score_N, blocks.value_ptr_B1, self.space.fraction)

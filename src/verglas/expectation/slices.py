@@ -19,8 +19,12 @@ class Slicer:
     """Slices P / sigma_c of a reference at fixed coordinates. dtype: what the slices are rounded to."""
 
     def __init__(self, volume: FourierVolume, coordinates_K3: Tensor, common_K: Tensor, dtype: torch.dtype) -> None:
-        self.volume, self.coordinates_K3, self.dtype = volume, coordinates_K3, dtype
+        self.volume, self.coordinates_K3, self.common_K, self.dtype = volume, coordinates_K3, common_K, dtype
         self.inverse_K = (coordinates_K3.ne(0).any(1) / common_K).to(volume.work_dtype)
+
+    def at(self, index_K: Tensor, dtype: torch.dtype) -> Slicer:
+        """A slicer of some of the coefficients in another precision."""
+        return Slicer(self.volume, self.coordinates_K3[index_K], self.common_K[index_K], dtype)
 
     def __call__(self, rotation_R33: Tensor) -> Tensor:
         """[R, 2, K] at poses A."""

@@ -46,19 +46,33 @@ class BatchResult:
     entropy_B: Tensor
 
 
-def add_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior, common_S: Tensor, into: Accumulator) -> None:
-    """Add the unmasked images, weighted by the posterior, to the volume; in units of C X / sigma^2 and C^2 / sigma^2."""
+@dataclass(frozen=True)
+class WeightedSlices:
+    """Weighted images summed slice by slice, ready for the volume: data [U, 2, K], weight [U, K], poses [U, 3, 3]."""
+
+    data_U2K: Tensor
+    weight_UK: Tensor
+    rotation_U33: Tensor
+    coordinates_K3: Tensor
+
+    def add_to(self, accumulator: Accumulator) -> None:
+        """Put the slices into the volume."""
+        accumulator.add(self.data_U2K, self.weight_UK, self.rotation_U33, self.coordinates_K3)
+
+
+def weighted_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior, common_S: Tensor) -> WeightedSlices:
+    """The unmasked images, weighted by the posterior; in units of C X / sigma^2 and C^2 / sigma^2."""
     count, pixels = len(posterior.orientation_U), prepared.weight_BK.shape[1]
-    if count == 0:
-        return
     dtype = prepared.weight_BK.dtype
     data_U2K = torch.zeros(count, 2, pixels, dtype=dtype, device=prepared.weight_BK.device)
     total_UK = torch.zeros(count, pixels, dtype=dtype, device=prepared.weight_BK.device)
-    images = searcher.shifted(prepared.mapped_B2K, searcher.space.offsets.fine_F2)
-    collect(posterior.weight_N, images, prepared.mapped_weight_BK, posterior.blocks, data_U2K, total_UK)
+    if count:
+        images = searcher.shifted(prepared.mapped_B2K, searcher.space.offsets.fine_F2)
+        collect(posterior.weight_N, images, prepared.mapped_weight_BK, posterior.blocks, data_U2K, total_UK)
     inverse_K = (1 / common_S)[searcher.preparer.shell_K].to(dtype)
     rotation_U33 = searcher.space.grid.child_rotations(posterior.orientation_U)
-    into.add(data_U2K.mul_(inverse_K), total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3)
+    data_U2K.mul_(inverse_K)
+    return WeightedSlices(data_U2K, total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3)
 
 
 def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterior, radius: int) -> tuple[Tensor, Tensor]:

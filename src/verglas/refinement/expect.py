@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from verglas.errors import VerglasError
 from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
 from verglas.expectation.local import select_local
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -15,7 +16,7 @@ from verglas.expectation.search import Local, Searcher, SearchSpace
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.gather import BatchFacts, BatchResult, add_slices, update_sums
+from verglas.maximization.gather import BatchFacts, BatchResult, update_sums, weighted_slices
 from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
@@ -23,6 +24,10 @@ from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.state import HalfModel, Poses, Schedule
 
+OUT_OF_MEMORY = (
+    "The device ran out of memory, also with batches of half the size. Other programs may use it: free it, or give verglas less "
+    "with --memory, and go on with --continue."
+)
 LOCAL_ORIENTATIONS = 250  # that a local search compares, about
 BYTES_PER_SAMPLE = 24  # of the fine search: scores, accepted scores, weights, and indices on the way
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
@@ -67,6 +72,8 @@ class HalfExpectation:
             plan.grid, plan.offsets, log_prior_D.repeat_interleave(plan.grid.n_psi), model.offset_sigma,
             config.adaptive_fraction, on.operand, plan.correlate, config.relion_offset_prior,
         )  # fmt: skip
+        self.halved = False
+        self.notices: list[str] = []
         self._searchers: dict[int, Searcher] = {}
         self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
 
@@ -80,9 +87,25 @@ class HalfExpectation:
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
             step = self.batch_size(searcher)
-            for first in range(0, len(mine), step):
+            first = 0
+            while first < len(mine):
                 batch = mine[first : first + step]
-                yield from self._batch(searcher, batch, group)
+                try:
+                    yield from self._batch(searcher, batch, group)
+                except torch.OutOfMemoryError as error:  # in the coarse search: nothing of the batch has been added
+                    if self.halved or len(batch) == 1:
+                        raise VerglasError(OUT_OF_MEMORY) from error
+                    self._halve()
+                    step = max(1, len(batch) // 2)
+                    continue
+                first += len(batch)
+
+    def _halve(self) -> None:
+        """After the device ran out of memory: once more, with half of what was planned for batches."""
+        torch.cuda.empty_cache()
+        self.halved = True
+        self.on = replace(self.on, memory=self.on.memory / 2)
+        self.notices.append(f"The {self.on.device.type} ran out of memory although it was planned for: batches are halved.")
 
     def prepared(self, rows: Tensor, group: int) -> tuple[Searcher, Prepared]:
         """The searcher of an optics group and some of its particles, prepared."""
@@ -113,15 +136,32 @@ class HalfExpectation:
         spectra = NoiseSpectra(self.model.sigma2_noise_GS[group].to(self.on.device), self.common_S)
         prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
         parents, significant_B = searcher.coarse(prepared, facts.old_offset_B2, self._local(rows), spectra.sigma2_S)
-        for first, last in self._parts(parents, searcher.preparer.pixels.count):
-            some, mine = slice(first, last), prepared[first:last]
-            posterior = searcher.fine(mine, parents.part(first, last), significant_B[some], spectra.sigma2_S)
-            result = update_sums(
-                self.sums, searcher, mine, posterior, facts[some], spectra, self.model.ssnr_S,
-                self.config.correct_norm and not self.plan.correlate,  # no norm against another grey scale
-            )  # fmt: skip
-            add_slices(searcher, mine, posterior, self.common_S, self.accumulator)
-            yield rows[some], result
+        parts = self._parts(parents, searcher.preparer.pixels.count)
+        while parts:
+            first, last = parts.pop(0)
+            try:
+                result = self._part(searcher, prepared[first:last], parents.part(first, last), significant_B[first:last],
+                                    facts[first:last], spectra)  # fmt: skip
+            except torch.OutOfMemoryError as error:
+                if self.halved or last - first == 1:
+                    raise VerglasError(OUT_OF_MEMORY) from error
+                self._halve()
+                parts[:0] = [(first, (first + last) // 2), ((first + last) // 2, last)]
+                continue
+            yield rows[first:last], result
+
+    def _part(
+        self, searcher: Searcher, prepared: Prepared, parents: Parents, significant_B: Tensor, facts: BatchFacts,
+        spectra: NoiseSpectra,
+    ) -> BatchResult:  # fmt: skip
+        """Fine search and sums of some particles. What takes memory comes before anything is added, so that a part that ran
+        out of it can be done again."""
+        posterior = searcher.fine(prepared, parents, significant_B, spectra.sigma2_S)
+        slices = weighted_slices(searcher, prepared, posterior, self.common_S)
+        update_norm = self.config.correct_norm and not self.plan.correlate  # no norm against another grey scale
+        result = update_sums(self.sums, searcher, prepared, posterior, facts, spectra, self.model.ssnr_S, update_norm)
+        slices.add_to(self.accumulator)
+        return result
 
     def _parts(self, parents: Parents, pixels: int) -> list[tuple[int, int]]:
         """Runs of particles whose fine samples, shifted images and slices fit into the memory for batches."""

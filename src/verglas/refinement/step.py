@@ -95,6 +95,7 @@ def iterate(
     plan = plan_of(state, config, correlate)
     with watch("expectation"):
         halves, poses = expect(state, data, config, on, plan, progress)
+    notes += [notice for half in halves for notice in half.notices]
     with watch("maximization"):
         models = [updated_model(model, half.sums, state, poses, number_of, correlate, config)
                   for number_of, (model, half) in enumerate(zip(state.halves, halves), 1)]  # fmt: skip

@@ -68,7 +68,9 @@ class RoundedSearcher(Searcher):
             return copy
 
         fine = FineSlices(rounded(searcher.full), searcher.space.grid, whole=False)
-        return cls(searcher.preparer, searcher.space, rounded(searcher.coarse_slicer), rounded(searcher.full), fine)
+        made = cls(searcher.preparer, searcher.space, rounded(searcher.coarse_slicer), rounded(searcher.full), fine)
+        made.measured = False  # strong coefficients are treated as those of real half-precision operands
+        return made
 
     def shifted(self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None) -> Tensor:
         return super().shifted(image_B2K, offset_T2, count).half().float()

@@ -1,0 +1,68 @@
+"""The strongest Fourier coefficients in single precision, beside operands of half precision.
+
+Scores are sums over coefficients, so any of them may be left out of the half-precision product and added in single precision.
+Half operands are off by 2e-4 of themselves (root mean square). Rounded slices are off by the same reference whatever the
+shift, but shifted images are rounded anew for each shift, which puts an error of
+
+    2e-4 sqrt(sum_k s_k (s_k + 2)),      s_k = <C^2 |P|^2 / sigma^2>
+
+into the differences between scores (s_k from rounded images, 2 from rounded slices against the noise). A few strong
+coefficients carry most of it; as many are taken out as it takes to bring it below `TOLERATED`; mostly that is none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verglas.core.fourier import PixelList
+from verglas.expectation.sampling import OrientationGrid
+from verglas.expectation.slices import FineSlices, Slicer
+from verglas.kernels.shift import shift
+
+HALF_ERROR = 2.1e-4  # root mean square of float16 rounding, relative
+TOLERATED = 0.01  # root mean square of a score's error, nats; the largest of many is some five times that
+PROBED = 64  # orientations whose mean power is taken
+
+
+class Strong:
+    """Coefficients that are compared in single precision. index_K: which, ascending; weak_K: 0 there, 1 elsewhere.
+
+    coarse_count: how many of them lie in the coarse disc (they come first). coarse, fine: their slices.
+    """
+
+    def __init__(self, index_K: Tensor, full: Slicer, pixels: PixelList, count: int, grid: OrientationGrid, whole: bool) -> None:
+        self.index_K, self.pixels = index_K, pixels
+        self.coarse_count = int((index_K < count).sum())
+        self.weak_K = torch.ones(pixels.count, dtype=torch.float32, device=index_K.device).index_fill_(0, index_K, 0)
+        inside_K = index_K[: self.coarse_count]
+        self.coarse, self.fine = full.at(inside_K, torch.float32), FineSlices(full.at(index_K, torch.float32), grid, whole)
+        self.coarse_OK: Tensor | None = None
+
+    def shifted(self, image_B2K: Tensor, shift_T2: Tensor, count: int | None = None) -> Tensor:
+        """Copies [B, T, 2, K'] of the first `count` strong coefficients shifted by pixels, single precision."""
+        index_K = self.index_K[:count]
+        x_K, y_K = self.pixels.x_K[index_K], self.pixels.y_K[index_K]
+        return shift(image_B2K[..., index_K].contiguous(), shift_T2, x_K, y_K, self.pixels.box)
+
+
+def find_strong(
+    weight_BK: Tensor, full: Slicer, pixels: PixelList, count: int, grid: OrientationGrid, whole: bool
+) -> Strong | None:
+    """The coefficients to take out for images of these weights; None if half precision will do for all.
+
+    count: coefficients of the coarse disc; whole: whether fine slices of the whole grid are kept.
+    """
+    every = max(1, grid.count // PROBED)
+    slices_R2K = full(grid.rotations(torch.arange(0, grid.count, every)[:PROBED])).float()
+    power_K = slices_R2K.square().sum(1).mean(0) * weight_BK.float().mean(0)
+    index_K = strongest(power_K)
+    return Strong(index_K, full, pixels, count, grid, whole) if len(index_K) else None
+
+
+def strongest(power_K: Tensor) -> Tensor:
+    """Indices, ascending, of the fewest coefficients without which the error of half precision is tolerated."""
+    sorted_K, order_K = power_K.double().sort(descending=True)
+    error2_K = HALF_ERROR**2 * sorted_K * (sorted_K + 2)
+    left_K = error2_K.flip(0).cumsum(0).flip(0)  # error if those before are taken out
+    return order_K[: int((left_K > TOLERATED**2).sum())].sort().values
