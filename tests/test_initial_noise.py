@@ -119,14 +119,6 @@ def test_values_not_above_zero_take_their_neighbour():
         initial_noise([batch(white(1, 16).expand(3, -1, -1))], 1, 16, 2.0, 20.0)
 
 
-def test_background_that_is_not_normalised_is_told_once_with_the_count():
-    image_BYX = white(6, 32)
-    assert initial_noise([batch(image_BYX)], 1, 32, 2.0, 40.0).notices == []
-    odd = image_BYX * torch.tensor([1, 3, 1, 0.3, 1, 1])[:, None, None] + torch.tensor([0, 0, 0, 0, 0, 0.8])[:, None, None]
-    (notice,) = initial_noise([batch(odd)], 1, 32, 2.0, 40.0).notices
-    assert notice.startswith("3 of 6 images") and "row 2: " in notice
-
-
 def test_circle_larger_than_the_box_and_no_images_are_refused():
     with pytest.raises(InputError, match="at most 32 Å"):
         initial_noise([batch(white(2, 16))], 1, 16, 2.0, 33.0)

@@ -94,7 +94,7 @@ def test_resampling_by_a_ratio_of_boxes_is_cropping_the_transform() -> None:
         (torch.ones(8, 8, 8), 3.0, 20.0, "every voxel holds 1"),
         (MAP, 0.0, 20.0, "verglas map --pixel"),
         (MAP[:, :, :16], 3.0, 20.0, "16 x 32 x 32 voxels"),
-        (MAP, 3.0, 200.0, "initial resolution of 200 Å"),
+        (MAP, 3.0, 200.0, "--initial-resolution: 200 Å"),
         (torch.nn.functional.pad(torch.ones(2, 2, 2), [0, 94] * 3), 3.0, 20.0, "nothing of it lies within"),
     ],
 )

@@ -14,7 +14,7 @@ from verglas.errors import InputError
 from verglas.io.mrc import Map, Stack, StackWriter, read_map, write_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
-from verglas.refinement.inputs import bad_rows, check_inputs, density_skewness, look_at
+from verglas.refinement.inputs import bad_rows, centre_of_mass, check_inputs, density_skewness, look_at
 
 BOX, PIXEL, N, DIAMETER = 32, 4.5, 240, 110.0
 
@@ -116,6 +116,30 @@ def test_symmetry_that_the_reference_does_not_have(data, table):
     symmetric = replace(reference, data_ZYX=reference.data_ZYX + turned_ZYX)
     assert not any("symmetry" in n for n in check_inputs(table, symmetric, config(symmetry="C2")))
     assert any("symmetry" in n for n in check_inputs(table, symmetric, config(symmetry="C4")))
+
+
+@pytest.mark.parametrize("pixel_size", [1e-9, 0.5, 100.0])
+def test_voxel_sizes_that_cannot_be_meant(table, reference, pixel_size):
+    """0.5 Å: a box of 16 Å for a particle of 110 Å; the message says how to put it right."""
+    with pytest.raises(InputError, match=r"--reference: a box .* 55 to 1100 Å .* verglas map --map MAP --pixel"):
+        check_inputs(table, replace(reference, pixel_size=pixel_size), config())
+
+
+def test_a_reference_off_the_centre_is_told_with_the_way_back(table, reference):
+    assert np.hypot.reduce(centre_of_mass(reference)) < 0.05 * DIAMETER
+    moved = replace(reference, data_ZYX=np.roll(reference.data_ZYX, (0, -2, 5), (0, 1, 2)))
+    x, y, z = np.subtract(centre_of_mass(moved), centre_of_mass(reference))
+    assert (x, y, z) == pytest.approx((5 * PIXEL, -2 * PIXEL, 0), abs=0.5)
+    (notice,) = [notice for notice in check_inputs(table, moved, config()) if "centred" in notice]
+    back = [float(word) for word in notice.split("--shift ")[1].split("`")[0].split()]
+    assert np.allclose(np.add(back, centre_of_mass(moved)), 0, atol=0.5)
+
+
+def test_missing_columns_are_named_once(table, reference):
+    without = replace(table, frame=table.frame.drop(columns="rlnDefocusU"))
+    with pytest.raises(InputError) as caught:
+        check_inputs(without, reference, config())
+    assert str(caught.value).endswith("no column rlnDefocusU. Use the output of a job that determines it.")
 
 
 # Contrast

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from verglas.refinement.driver import Iteration, Session
     from verglas.refinement.state import State
 
+LEAST_MEMORY = 0.1  # GB; with less, batches are single particles and nothing moves
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -54,10 +56,12 @@ class Job:
         c = self.config
         check_seed(c.seed)
         for name, value in (("--diameter", c.diameter), ("--initial-resolution", c.initial_resolution),
-                            ("--offset-step", c.offset_step), ("--offset-range", c.offset_range),
-                            ("--memory", c.memory_gb)):  # fmt: skip
-            if value is not None and not 0 < value < float("inf"):
+                            ("--offset-step", c.offset_step), ("--offset-range", c.offset_range)):  # fmt: skip
+            if not 0 < value < float("inf"):
                 raise InputError(name, f"{value:g}", "a finite number above 0")
+        if c.memory_gb is not None and not LEAST_MEMORY <= c.memory_gb < float("inf"):
+            raise InputError("--memory", f"{c.memory_gb:g} GB", f"at least {LEAST_MEMORY:g} GB, for batches and tables",
+                             "Leave it out to use what is free.")  # fmt: skip
         if c.offset_range < c.offset_step:
             raise InputError("--offset-range", f"{c.offset_range:g} px", f"at least the step, {c.offset_step:g} px")
         if not 0 <= c.healpix_order <= 6:

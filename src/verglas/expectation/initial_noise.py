@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from verglas.core.fourier import signed_frequencies
-from verglas.core.masks import fill_outside, radius_grid, soft_circle
+from verglas.core.masks import fill_outside, soft_circle
 from verglas.errors import InputError
 from verglas.particles.loader import ImageBatch
 from verglas.particles.preprocess import resample
 from verglas.particles.table import ParticleTable
 
-LARGEST_MEAN = 0.5  # of the background, in its own standard deviations
-DEVIATIONS = (0.5, 2.0)  # between which the background's standard deviation should lie
 ROUNDING = 1e-6  # of the power: a smaller difference between mean power and power of the mean is float32 rounding
 
 
@@ -28,12 +26,11 @@ ROUNDING = 1e-6  # of the power: a smaller difference between mean power and pow
 class InitialNoise:
     """sigma2_noise_GS: float64, variance per real or imaginary component of forward-normalised transforms, by shell of
     the model and in its unit (transforms of images of another field times the ratio of the areas); mean_image_YX: float64,
-    average of the masked images on the model's grid; notices: what a user should know of the images' normalisation.
+    average of the masked images on the model's grid.
     """
 
     sigma2_noise_GS: Tensor
     mean_image_YX: Tensor
-    notices: list[str]
 
 
 @dataclass
@@ -76,11 +73,9 @@ def initial_noise(
     or no noise is left (all images are the same).
     """
     sums: dict[tuple[int, float], _Sums] = {}
-    unusual = _Background()
     for batch in batches:
         group = batch.group
         radius = _radius(diameter, batch)
-        unusual.look_at(batch, int(radius + 0.5))
         size = batch.image_BYX.shape[-1]
         image_BYX = fill_outside(batch.image_BYX, soft_circle(size, radius, mask_edge, batch.image_BYX.device))
         one = sums.setdefault((size, group.pixel_size), _Sums(image_BYX.new_zeros(size, size, dtype=torch.float64)))
@@ -96,7 +91,7 @@ def initial_noise(
             power_S = shells.mean(power_YX / one.count_G[index])
             noise_S = torch.where(power_S - average_S > ROUNDING * power_S, power_S - average_S, 0)
             sigma2_GS[index] = positive(noise_S) / 2 / scale**4
-    return InitialNoise(sigma2_GS, _mean_image(sums, box, pixel_size), unusual.notices())
+    return InitialNoise(sigma2_GS, _mean_image(sums, box, pixel_size))
 
 
 def positive(spectrum_S: Tensor) -> Tensor:
@@ -149,37 +144,6 @@ class _ModelShells:
         mean_S = torch.bincount(shell_P, values_P, self.n_shells) / count_S.clamp_min(1)
         known = count_S.nonzero().flatten().numpy()
         return torch.from_numpy(np.interp(np.arange(self.n_shells), known, mean_S.numpy()[known]))
-
-
-class _Background:
-    """Counts images whose background is not normalised to mean 0 and standard deviation 1."""
-
-    def __init__(self) -> None:
-        self.seen = self.off = 0
-        self.first = ""
-
-    def look_at(self, batch: ImageBatch, radius: int) -> None:
-        """Judge each image by its pixels farther than `radius` px from the centre; too few of them say nothing."""
-        outside_YX = radius_grid(batch.image_BYX.shape[-1], 2, batch.image_BYX.device) > radius
-        if int(outside_YX.sum()) < 10:
-            return
-        background_BP = batch.image_BYX[:, outside_YX].double()
-        mean_B, deviation_B = background_BP.mean(1), background_BP.std(1, correction=0)
-        off_B = (mean_B.abs() > LARGEST_MEAN * deviation_B) | (deviation_B < DEVIATIONS[0]) | (deviation_B > DEVIATIONS[1])
-        self.seen += len(batch)
-        if off_B.any() and not self.off:
-            i = int(off_B.nonzero()[0])
-            self.first = f"row {int(batch.index_B[i]) + 1}: mean {float(mean_B[i]):.3g}, deviation {float(deviation_B[i]):.3g}"
-        self.off += int(off_B.sum())
-
-    def notices(self) -> list[str]:
-        """One sentence if any image was unusual."""
-        if not self.off:
-            return []
-        return [
-            f"{self.off} of {self.seen} images have a background whose mean is not near 0 or whose standard deviation is not "
-            f"near 1 ({self.first}); normalise them with `verglas stack --normalise DIAMETER`."
-        ]
 
 
 def _mean_image(sums: dict[tuple[int, float], _Sums], box: int, pixel_size: float) -> Tensor:

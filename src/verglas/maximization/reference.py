@@ -32,11 +32,8 @@ def initial_reference(
     """
     _check_map(map, where)
     if initial_resolution > box * pixel_size:
-        raise InputError(
-            where,
-            f"an initial resolution of {initial_resolution:g} Å",
-            f"less than the box of the particles, {box * pixel_size:.0f} Å",
-        )
+        raise InputError("--initial-resolution", f"{initial_resolution:g} Å",
+                         f"less than the width of the particles' box, {box * pixel_size:.0f} Å")  # fmt: skip
     notices = []
     volume_ZYX = torch.tensor(map.data_ZYX).double()
     if not same_pixel_size(map.pixel_size, pixel_size, box):

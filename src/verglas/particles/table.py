@@ -119,12 +119,9 @@ class ParticleTable:
         """InputError naming every one of `labels` that the particles do not have."""
         missing = [label for label in labels if label not in self.frame.columns]
         if missing:
-            raise InputError(
-                f"{self.source}, particles",
-                f"no column {', '.join(missing)}",
-                f"all of {', '.join(labels)}",
-                "Use the output of a job that determines them.",
-            )
+            columns, them = ("column", "it") if len(missing) == 1 else ("columns", "them")
+            raise InputError(f"{self.source}, particles", f"no {columns} {', '.join(missing)}",
+                             fix=f"Use the output of a job that determines {them}.")  # fmt: skip
 
     @property
     def groups(self) -> list[OpticsGroup]:

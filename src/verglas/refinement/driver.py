@@ -67,7 +67,7 @@ def prepare(
     state = initial_state(table, map_ZYX, noise.sigma2_noise_GS, config)
     gigabytes = sum(images.numel() * images.element_size() for images in data.images) / 1e9
     chosen["residency"] = f"all images ({gigabytes:.2f} GB) in the memory of the {on.device.type}"
-    return Session(state, data, config, on, mask_ZYX, [*notices, *noise.notices], chosen)
+    return Session(state, data, config, on, mask_ZYX, notices, chosen)
 
 
 def computing(device: torch.device, config: RefineConfig, threads: int | None = None) -> tuple[Computing, dict[str, str]]:

@@ -36,6 +36,9 @@ FEW_VIEWS = 500  # particles times symmetry order; below it a map hardly comes o
 SAMPLE = 500  # images looked at
 SYMMETRY_RESOLUTION, SYMMETRIC = 30.0, 0.9  # Å, and the correlation from which on a map counts as symmetric
 CONTRAST_RESOLUTION = 40.0  # Å; coarser than this, proteins look like blobs
+NARROWEST, WIDEST = 0.5, 10.0  # box of the reference in diameters; beyond, the voxel size cannot be right
+CENTRED = 0.1  # diameters between the centre of the box and the centre of mass
+DENSE = 0.3  # of the way from the solvent's level to the highest density: voxels that count for the centre of mass
 INVERTED_IMAGES = -4.0  # standard errors from 0
 INVERTED_REFERENCE, BRIGHT_REFERENCE = -0.6, 0.6  # skewness; maps of proteins have over 0.9, noise stays within these
 LARGEST_MEAN, DEVIATIONS = 0.5, (0.5, 2.0)  # of the background: |mean| / deviation, and deviation (RELION's limits)
@@ -46,13 +49,16 @@ def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ign
 
     ignore_contrast: inverted contrast of reference or images is a notice instead of an error.
     Raises InputError for too few particles, an empty half-set, a diameter that does not fit the box, missing CTF columns,
-    a mask that cannot serve, stacks that are missing or broken, a reference without density, inverted contrast.
+    a mask that cannot serve, stacks that are missing or broken, a reference without density or of a voxel size that cannot be
+    meant, inverted contrast.
     """
     notices = check_counts(table, config)
     check_diameter(table, config)
     contrast(table)  # InputError if columns are missing
     check_mask_file(table, config)
+    check_voxel_size(reference, config.diameter)
     faults = [reference_fault(reference, config.diameter)]
+    notices += centre_notices(reference, config.diameter)
     notices += symmetry_notices(reference, config.symmetry)
     sample = look_at(table.subset(SAMPLE, config.seed), config.diameter)
     if len(sample.background_mean_B):
@@ -112,6 +118,42 @@ def check_mask_file(table: ParticleTable, config: RefineConfig) -> None:
 
 
 # The reference
+
+
+def check_voxel_size(reference: Map, diameter: float) -> None:
+    """InputError if a particle of `diameter` Å can hardly fill the reference's box: headers are often wrong in that."""
+    width = reference.box * reference.pixel_size
+    if NARROWEST * diameter <= width <= WIDEST * diameter:
+        return
+    raise InputError(
+        "--reference", f"a box {width:.3g} Å wide ({reference.box} voxels of {reference.pixel_size:.3g} Å)",
+        f"{NARROWEST * diameter:g} to {WIDEST * diameter:g} Å for a particle of {diameter:g} Å",
+        "If the voxel size in its header is wrong, set it: verglas map --map MAP --pixel Å --out NEW.mrc.",
+    )  # fmt: skip
+
+
+def centre_notices(reference: Map, diameter: float) -> list[str]:
+    """A sentence if the centre of mass of the density is farther than a tenth of `diameter` (Å) from the centre of the box."""
+    x, y, z = centre_of_mass(reference)
+    distance = math.hypot(x, y, z)
+    if distance <= CENTRED * diameter:
+        return []
+    back = " ".join(f"{-value + 0.0:.0f}" for value in (x, y, z))
+    return [
+        f"the reference is not centred: the centre of mass of its density lies {distance:.0f} Å from the centre of the box, so "
+        f"that the mask of {diameter:g} Å may cut it. `verglas map --shift {back}` would centre it"
+    ]
+
+
+def centre_of_mass(reference: Map) -> tuple[float, float, float]:
+    """(x, y, z) in Å from the centre voxel: of what is dense at 40 Å, so that noise in the solvent does not count."""
+    low_ZYX, pixel_size = low_passed(reference)
+    above_ZYX = low_ZYX - low_ZYX.median()
+    mass_ZYX = (above_ZYX - DENSE * above_ZYX.max()).clamp_min(0).double()
+    axis = (torch.arange(len(mass_ZYX), dtype=torch.float64) - len(mass_ZYX) // 2) * pixel_size
+    total = mass_ZYX.sum()
+    z, y, x = (float((mass_ZYX.sum(others) * axis).sum() / total) for others in ((1, 2), (0, 2), (0, 1)))
+    return x, y, z
 
 
 def symmetry_notices(reference: Map, symmetry: str) -> list[str]:

@@ -69,7 +69,7 @@ def one_iteration(
     plan = plan_of(state, config, correlate)
     (half,), poses = expect(state, Dataset.read(table, on.device), config, on, plan, quiet)
     model = updated_model(state.halves[0], half.sums, state, poses, 1, correlate, config)
-    return OneIteration(state, plan, poses, model, half, config, [*notices, *noise.notices])
+    return OneIteration(state, plan, poses, model, half, config, notices)
 
 
 def initial_state(table: ParticleTable, map_ZYX: torch.Tensor, sigma2_noise_GS: torch.Tensor, config: RefineConfig) -> State:
