@@ -362,3 +362,14 @@ def test_resolution_is_read_where_the_curve_first_drops(curve: list[float], shel
 
 def test_resolution_at_another_threshold() -> None:
     assert shells.resolution_angstrom(torch.tensor([1, 0.9, 0.5, 0.49, 0.3]), 8, 1.5, threshold=0.5) == 6.0
+
+
+def test_nested_pixels_fill_rows_with_the_origin() -> None:
+    pixels = fourier.half_plane_pixels(20)
+    nested, inner = fourier.nested_pixels(pixels, 5.0, 16)
+    exact, count = fourier.nested_pixels(pixels, 5.0)
+    assert exact.count == pixels.count and count == int((pixels.x_K**2 + pixels.y_K**2 <= 25).sum())
+    assert nested.count % 16 == 0 and inner % 16 == 0 and 0 <= inner - count < 16
+    assert torch.equal(nested.index_K[: pixels.count], exact.index_K)
+    assert bool((nested.x_K[pixels.count :] == 0).all() and (nested.y_K[pixels.count :] == 0).all())
+    assert bool((exact.x_K[:count] ** 2 + exact.y_K[:count] ** 2 <= 25).all())

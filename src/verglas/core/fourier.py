@@ -138,15 +138,19 @@ def half_plane_pixels(
     return PixelList(box, radius, x.int(), y.int(), index, shell).to(device)
 
 
-def nested_pixels(pixels: PixelList, inner_radius: float) -> tuple[PixelList, int]:
-    """The same pixels with those of r <= `inner_radius` first, otherwise in their order; and how many those are.
+def nested_pixels(pixels: PixelList, inner_radius: float, multiple: int = 1) -> tuple[PixelList, int]:
+    """The same pixels with those of r <= `inner_radius` first, otherwise in their order; and how many come first.
 
-    A coarse comparison then reads the first part of every row.
+    A coarse comparison then reads the first part of every row. multiple: both counts are rounded up to multiples of it (rows
+    of aligned length are what GPUs read fast): a few pixels beyond the inner radius, and repeats of the origin at the end.
     """
     inside_K = pixels.x_K.double() ** 2 + pixels.y_K.double() ** 2 <= inner_radius**2
     order = torch.cat([inside_K.nonzero().squeeze(1), (~inside_K).nonzero().squeeze(1)])
+    origin = ((pixels.x_K == 0) & (pixels.y_K == 0)).nonzero()[0]
+    order = torch.cat([order, origin.expand(-len(order) % multiple)])
+    inner = int(inside_K.sum())
     parts = [getattr(pixels, name)[order] for name in ("x_K", "y_K", "index_K", "shell_K")]
-    return PixelList(pixels.box, pixels.radius, *parts), int(inside_K.sum())
+    return PixelList(pixels.box, pixels.radius, *parts), inner + -inner % multiple
 
 
 def shells_of_half_volume(box: int, device: torch.device | str = "cpu") -> Tensor:

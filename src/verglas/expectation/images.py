@@ -23,6 +23,8 @@ from verglas.optics.ctf import CtfParameters, GroupCtf
 from verglas.optics.group import OpticsGroup
 from verglas.particles.preprocess import shift_whole_pixels
 
+ALIGNED = 16  # coefficients: rows of half-precision numbers then start where 16-byte loads and stores may
+
 
 @dataclass(frozen=True)
 class ModelGrid:
@@ -75,7 +77,9 @@ class ImagePreparer:
         scale = group.box * group.pixel_size / (grid.box * grid.pixel_size)
         radius = min(group.box // 2, int(-(-grid.radius * scale // 1)))
         pixels = half_plane_pixels(group.box, radius, device)
-        pixels, self.coarse_count = nested_pixels(pixels, grid.coarse_radius * scale)
+        count, multiple = pixels.count, ALIGNED if torch.device(device).type == "cuda" else 1
+        pixels, self.coarse_count = nested_pixels(pixels, grid.coarse_radius * scale, multiple)
+        self.counts_K = (torch.arange(pixels.count, device=device) < count).to(dtype)  # 0 for repeats that fill the row
         self.group, self.grid, self.pixels, self.dtype, self.device = group, grid, pixels, dtype, torch.device(device)
         frequency_K2 = pixels.frequency_K2(group.pixel_size, torch.float64)
         coordinates = group.model_coordinates_K3(frequency_K2, grid.box, grid.pixel_size)
@@ -89,7 +93,7 @@ class ImagePreparer:
         self.mask_YX = soft_circle(group.box, diameter / (2 * group.pixel_size), mask_edge, device).to(dtype)
         self.shell_YX, self.field = self._all_shells(scale), scale**2
         self.not_origin_K = ((pixels.x_K != 0) | (pixels.y_K != 0)).to(dtype)
-        self.origin = int((self.not_origin_K == 0).nonzero())
+        self.origin = int((self.not_origin_K == 0).nonzero()[0])
 
     def _all_shells(self, scale: float) -> Tensor:
         """Model shell of every coefficient of a transform [Y, X/2+1]; `shells` for repeats on x = 0 and the corners."""
@@ -124,7 +128,8 @@ class ImagePreparer:
         inverse_S[0] = 0
         return Prepared(
             _planes(scored_BK, seen_BK * (factor_K * self.not_origin_K)), seen_BK.square() * (weight_K * self.not_origin_K),
-            _planes(mapped_BK, added_BK * factor_K), (scale_B1 * contrast_BK).square() * weight_K, power_BS @ inverse_S, power_BS,
+            _planes(mapped_BK, added_BK * (factor_K * self.counts_K)),
+            (scale_B1 * contrast_BK).square() * (weight_K * self.counts_K), power_BS @ inverse_S, power_BS,
             scored_BK[:, self.origin].real.double(), seen_BK[:, self.origin].double(),
         )  # fmt: skip
 

@@ -4,9 +4,9 @@ Scores are sums over coefficients, so any of them may be left out of the half-pr
 Half operands are off by 2e-4 of themselves (root mean square). Rounded slices are off by the same reference whatever the
 shift, but shifted images are rounded anew for each shift, which puts an error of
 
-    2e-4 sqrt(sum_k s_k (s_k + 2)),      s_k = <C^2 |P|^2 / sigma^2>
+    2e-4 sqrt(sum_k s_k (s_k + 1)),      s_k = <C^2 |P|^2 / sigma^2>
 
-into the differences between scores (s_k from rounded images, 2 from rounded slices against the noise). A few strong
+into the differences between scores (s_k from rounded images, 1 from rounded slices against the noise). A few strong
 coefficients carry most of it; as many are taken out as it takes to bring it below `TOLERATED`; mostly that is none.
 """
 
@@ -21,7 +21,7 @@ from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.shift import shift
 
 HALF_ERROR = 2.1e-4  # root mean square of float16 rounding, relative
-TOLERATED = 0.01  # root mean square of a score's error, nats; the largest of many is some five times that
+TOLERATED = 0.007  # root mean square of a score's error, nats; the largest of many is some six times that
 PROBED = 64  # orientations whose mean power is taken
 
 
@@ -63,6 +63,6 @@ def find_strong(
 def strongest(power_K: Tensor) -> Tensor:
     """Indices, ascending, of the fewest coefficients without which the error of half precision is tolerated."""
     sorted_K, order_K = power_K.double().sort(descending=True)
-    error2_K = HALF_ERROR**2 * sorted_K * (sorted_K + 2)
+    error2_K = HALF_ERROR**2 * sorted_K * (sorted_K + 1)
     left_K = error2_K.flip(0).cumsum(0).flip(0)  # error if those before are taken out
     return order_K[: int((left_K > TOLERATED**2).sum())].sort().values
