@@ -173,21 +173,26 @@ def show(made: RunPlan) -> None:
 
 
 def _iterations(made: RunPlan) -> object:
-    """Table of the kinds of iteration."""
+    """Table of the kinds of iteration; nothing in it is cut at 120 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="Iterations", title_justify="left")
-    for name in ("kind", "times", "px", "orientations", "batch", *(f"{where} GB" for where in made.places)):
-        table.add_column(name, justify="left" if name == "kind" else "right")
     stages = list(made.iterations[0].seconds)
-    for name in (*stages, "s each"):
-        table.add_column(name, justify="right")
+    table = Table(title="Iterations, seconds of each", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("kind", no_wrap=True)
+    for name in ("times", "px", "orien-\ntations", "batch", *(f"{where}\nGB" for where in made.places), *stages, "sum"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in made.iterations:
         counts = [str(one.times), str(2 * one.sizes.radius), f"{one.sizes.orientations:,}", str(one.batch)]
         peaks = [f"{one.peak(where) / GB:.2f}" for where in made.places]
-        seconds = [f"{one.seconds[stage]:.1f}" for stage in stages]
-        table.add_row(one.sizes.title, *counts, *peaks, *seconds, f"{sum(one.seconds.values()):.1f}")
+        seconds = [_seconds(one.seconds[stage]) for stage in stages]
+        table.add_row(one.sizes.title, *counts, *peaks, *seconds, _seconds(sum(one.seconds.values())))
     return table
+
+
+def _seconds(value: float) -> str:
+    """'2.8', '14,843'."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:
