@@ -22,7 +22,7 @@ from verglas.cli import plan, refine_report
 from verglas.cli.main import main
 from verglas.cli.refine_report import sections_of
 from verglas.cli.refine_run import Refinement
-from verglas.cli.refine_watch import Watch, block, iterations_left, read_history, record_of, seconds_left
+from verglas.cli.refine_watch import Watch, block, iterations_left, read_history, record_of, searches_ahead, seconds_left
 from verglas.errors import InputError
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
@@ -247,18 +247,34 @@ def example(number: int, final: bool = False) -> Iteration:
     return Iteration(state, {"expectation": 8.0, "maximization": 2.0, "total": 10.0}, [], maps, torch.zeros(192, 2))
 
 
-def test_expected_end():
-    """Fine step 7.5° must come below 0.75 x 2°: three halvings of three iterations each, two more, and the final one."""
+def test_expected_iterations():
+    """Fine step 7.5° must come below 0.75 x 2°: three halvings of three iterations each, two more, and the final one. However
+    rough the accuracy, a global search gets to order 5 at least; a local one does not."""
     schedule = made_up(N, 2).schedule
+    assert schedule.healpix_order == 2 and not schedule.local_sigma
     assert iterations_left(schedule) == 3 * 3 + 2 + 1
+    assert iterations_left(replace(schedule, accuracy_angles=1.2)) == 4 * 3 + 2 + 1
     assert iterations_left(replace(schedule, accuracy_angles=999.0)) is None
-    assert iterations_left(replace(schedule, accuracy_angles=20.0)) == 3
-    settled = replace(schedule, accuracy_angles=20.0, iterations_without_gain=1, iterations_without_changes=1)
+    assert iterations_left(replace(schedule, accuracy_angles=20.0)) == 3 * 3 + 2 + 1
+    local = replace(schedule, accuracy_angles=20.0, local_sigma=3.75)
+    assert iterations_left(local) == 3
+    settled = replace(local, iterations_without_gain=1, iterations_without_changes=1)
     assert iterations_left(settled) == 2
     assert iterations_left(replace(settled, converged=True)) == 1
-    history = [record_of(example(2)), record_of(example(3))]
-    assert seconds_left(history) == pytest.approx(10.0 * (3 * 3 + 2 + 2))  # the final one counts twice
-    assert seconds_left(history, now=4.0) == pytest.approx(126.0)
+
+
+def test_expected_end():
+    """The search: twice as now, three times on a grid that costs 8 times as much, then local, a quarter of that; the final one
+    counts twice. What is no search (2 s) stays as it is."""
+    schedule = made_up(N, 2).schedule
+    assert searches_ahead(schedule) == [1.0] * 2 + [8.0] * 3 + [2.0] * 6 + [4.0]
+    history = [record_of(example(2))]
+    assert seconds_left(history) is None
+    history += [record_of(example(3))]
+    assert seconds_left(history) == pytest.approx(8.0 * (2 + 24 + 12 + 4) + 2.0 * 12)
+    assert seconds_left(history, now=4.0) == pytest.approx(356.0)
+    slow = record_of(example(2)) | {"took": {"expectation": 80.0}}
+    assert seconds_left([slow, *history]) == seconds_left(history)
     assert seconds_left([record_of(example(LAST, final=True))]) is None
 
 
@@ -267,18 +283,28 @@ def test_lines_of_an_iteration():
     assert lines[0] == "iteration 2: 13.3 Å, image size 20 px, sampling 7.5° and 1 px (global)"
     assert lines[1].startswith("  changes 4° and 0.444 px, accuracy 2° and 0.2 px, Pmax 0.")
     assert lines[2].startswith("  10 s: expectation 8.0 s, maximization 2.0 s; about 1 min 15 s left, ends ")
-    assert (
-        "changes ? and ? px" not in "".join(block(record_of(example(1)), None)) and "?" in block(record_of(example(1)), None)[1]
-    )
+
+
+def test_what_is_not_known_yet_is_left_out():
+    first = "".join(block(record_of(example(1)), None))
+    assert "?" not in first and "changes" not in first and "Pmax" in first
+
+
+def test_a_note_that_lasts_is_told_once():
+    """Numbers may differ; a note of another kind, or after an iteration without it, is told."""
+    notes = ["The FSC dips near 12.5 Å."], ["The FSC dips near 9 Å.", "refined to 3.75°"], [], ["The FSC dips near 8 Å."]
+    records = [record_of(example(number)) | {"notes": said} for number, said in enumerate(notes, 1)]
+    told = [block(record, None, before)[3:] for before, record in zip([None, *records], records)]
+    assert told == [["  The FSC dips near 12.5 Å."], ["  refined to 3.75°"], [], ["  The FSC dips near 8 Å."]]
 
 
 def test_live_view_tells_where_it_is():
-    watch = Watch(lambda line: None, [record_of(example(2))])
+    watch = Watch(lambda line: None, [record_of(example(3))])
     watch.progress("expectation", 60, N)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(watch.view())
     shown = console.export_text()
-    for text in ("iteration 3", "expectation: 60 of 120 particles", "13.3 Å", "7.5° and 1 px (global)", "min", "ends"):
+    for text in ("iteration 4", "expectation: 60 of 120 particles", "10 Å", "7.5° and 1 px (global)", "min", "ends"):
         assert text in shown
 
 

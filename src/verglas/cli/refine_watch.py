@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +27,9 @@ Record = dict[str, Any]
 UNKNOWN = 999.0  # what the schedule holds before something was measured
 ITERATIONS_PER_SAMPLING = 3  # until a run has shown its own: one that gains, one without gain, one without change
 FINAL_COST = 2.0  # iterations; the last one goes to Nyquist
+FIRST_LOCAL, FORESEEN = 4, 5  # HEALPix orders: local searches begin; a global search is expected to get at least so far
+FINER, LOCAL = 8.0, 0.25  # cost of a search on a grid twice as fine, and of the first local one, in those of the grid before
+FIRST_FORECAST = 3  # iteration; before, accuracies are those of the rough reference
 
 
 def record_of(iteration: Iteration) -> Record:
@@ -51,6 +56,7 @@ def record_of(iteration: Iteration) -> Record:
         "iterations_without_gain": schedule.iterations_without_gain,
         "iterations_without_changes": schedule.iterations_without_changes,
         "iterations_left": iterations_left(schedule),
+        "searches_left": None if iterations_left(schedule) is None else sum(searches_ahead(schedule)),
         "pmax": float(poses.pmax_B.double().mean()),
         "significant": float(poses.significant_B.double().mean()),
         "entropy": float(poses.entropy_B.double().mean()),
@@ -71,27 +77,53 @@ def known(value: float) -> float | None:
 
 
 def iterations_left(schedule: Schedule) -> int | None:
-    """Expected number of iterations until the end, None before the accuracy is known.
-
-    The grid is halved until its fine step is below 0.75 of the accuracy (RELION facts 5.3), each time after
-    `ITERATIONS_PER_SAMPLING` iterations; then follow one without gain and the final one.
-    """
+    """Expected number of iterations until the end, None before the accuracy is known."""
     if schedule.converged:
         return 1
     if known(schedule.accuracy_angles) is None or not schedule.accuracy_angles > 0:
         return None
-    refinements = max(0, math.ceil(math.log2(schedule.fine_angular_step / (0.75 * schedule.accuracy_angles))))
+    return len(searches_ahead(schedule))
+
+
+def searches_ahead(schedule: Schedule) -> list[float]:
+    """What the searches of each expected iteration cost, in those of the present grid; the final one counts `FINAL_COST`.
+
+    The grid is halved until its fine step is below 0.75 of the accuracy (RELION facts 5.3), each time after
+    `ITERATIONS_PER_SAMPLING` iterations; then follow one without gain and the final one. While searches are global, poses are
+    less accurate than they will be: the grid is expected to reach order `FORESEEN` at least.
+    """
+    if schedule.converged:
+        return [FINAL_COST]
+    steps = max(0, math.ceil(math.log2(schedule.fine_angular_step / (0.75 * schedule.accuracy_angles))))
+    if not schedule.local_sigma:
+        steps = max(steps, FORESEEN - schedule.healpix_order)
     stalled = min(schedule.iterations_without_gain, schedule.iterations_without_changes)
-    return refinements * ITERATIONS_PER_SAMPLING + max(0, ITERATIONS_PER_SAMPLING - 1 - stalled) + 1
+    cost, costs = 1.0, [1.0] * max(0, ITERATIONS_PER_SAMPLING - 1 - stalled)
+    for order in range(schedule.healpix_order + 1, schedule.healpix_order + steps + 1):
+        if not schedule.local_sigma and order <= FIRST_LOCAL:
+            cost *= LOCAL if order == FIRST_LOCAL else FINER
+        costs += [cost] * ITERATIONS_PER_SAMPLING
+    return [*costs, FINAL_COST * cost]
 
 
 def seconds_left(history: Sequence[Record], now: float = 0.0) -> float | None:
-    """Expected seconds to the end: iterations left times the mean of the last three, `now` s into the running one."""
-    if not history or history[-1]["final"] or history[-1]["iterations_left"] is None:
+    """Expected seconds to the end, `now` s into the running iteration; None before there is ground to tell.
+
+    From the last iterations on this grid, up to three: of the search the quickest (poses become surer, and searches with them),
+    which grows with the grid; of the rest the median.
+    """
+    last = history[-1] if history else None
+    if last is None or last["final"] or last["iteration"] < FIRST_FORECAST or last.get("searches_left") is None:
         return None
-    recent = [record["took"].get("total", sum(record["took"].values())) for record in history[-3:]]
-    iterations = history[-1]["iterations_left"] - 1 + FINAL_COST
-    return max(0.0, iterations * sum(recent) / len(recent) - now)
+    recent = [record["took"] for record in history[-3:] if record["healpix_order"] == last["healpix_order"]]
+    search = min(took.get("expectation", 0.0) for took in recent)
+    rest = statistics.median(total_of(took) - took.get("expectation", 0.0) for took in recent)
+    return max(0.0, search * last["searches_left"] + rest * last["iterations_left"] - now)
+
+
+def total_of(took: Mapping[str, float]) -> float:
+    """Seconds of an iteration from those of its stages."""
+    return took.get("total", sum(took.values()))
 
 
 def read_history(events: Path, last: int) -> list[Record]:
@@ -119,35 +151,46 @@ def stages_text(took: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f} s" for value, name in stages)
 
 
+def pair_text(record: Record, name: str) -> str:
+    """'1.5° and 0.4 px' of the angles and offsets called `name`, '' before they were measured."""
+    angle, offset = record[f"{name}_angles"], record[f"{name}_offsets"]
+    if angle is None or offset is None:
+        return ""
+    return f"{value_text(angle, '°')} and {value_text(offset / record['pixel_size'], 'px')}"
+
+
 def facts_of(record: Record) -> dict[str, str]:
-    """What is shown of an iteration, name -> text."""
-    px = record["pixel_size"]
+    """What is shown of an iteration, name -> text; what is not known yet is left out."""
     search = f"local, {record['local_sigma']:.2g}° wide" if record["local_sigma"] else "global"
-    offsets = [None if record[name] is None else record[name] / px for name in ("changes_offsets", "accuracy_offsets")]
-    changes = f"{value_text(record['changes_angles'], '°')} and {value_text(offsets[0], 'px')}"
-    accuracy = f"{value_text(record['accuracy_angles'], '°')} and {value_text(offsets[1], 'px')}"
     sampling = f"{value_text(record['fine_angular_step'], '°')} and {value_text(record['fine_offset_step_px'], 'px')}"
-    return {
+    facts = {
         "resolution": value_text(record["resolution"], "Å"),
         "image size": f"{record['current_size']} px",
         "sampling": f"{sampling} ({search})",
-        "changes": changes,
-        "accuracy": accuracy,
+        "changes": pair_text(record, "changes"),
+        "accuracy": pair_text(record, "accuracy"),
         "Pmax": f"{record['pmax']:.3f}",
     }
+    return {name: text for name, text in facts.items() if text}
 
 
-def block(record: Record, left: float | None) -> list[str]:
-    """The lines that tell of one iteration; left: expected seconds to the end."""
+def block(record: Record, left: float | None, before: Record | None = None) -> list[str]:
+    """The lines that tell of one iteration; left: expected seconds to the end; before: the record of the iteration before,
+    whose notes are not told again."""
     name = "final iteration" if record["final"] else f"iteration {record['iteration']}"
     facts = facts_of(record)
-    total = record["took"].get("total", sum(record["took"].values()))
     lines = [
         f"{name}: {facts['resolution']}, image size {facts['image size']}, sampling {facts['sampling']}",
-        f"  changes {facts['changes']}, accuracy {facts['accuracy']}, Pmax {facts['Pmax']}",
-        f"  {terminal.duration_text(float(total))}: {stages_text(record['took'])}" + end_text(left, "; "),
+        "  " + ", ".join(f"{name} {facts[name]}" for name in ("changes", "accuracy", "Pmax") if name in facts),
+        f"  {terminal.duration_text(total_of(record['took']))}: {stages_text(record['took'])}" + end_text(left, "; "),
     ]
-    return lines + [f"  {note}" for note in record["notes"]]
+    told = {gist(note) for note in before["notes"]} if before else set()
+    return lines + [f"  {note}" for note in record["notes"] if gist(note) not in told]
+
+
+def gist(note: str) -> str:
+    """A note without its numbers: notes of one gist tell of one state that lasts."""
+    return re.sub(r"\d+(\.\d+)?", "#", note)
 
 
 def end_text(left: float | None, before: str = "") -> str:
@@ -196,8 +239,9 @@ class Watch(AbstractContextManager["Watch"]):
 
     def finished(self, record: Record) -> None:
         """An iteration is done: tell its numbers, and start the clock of the next."""
+        before = self.history[-1] if self.history else None
         self.history.append(record)
-        for line in block(record, seconds_left(self.history)):
+        for line in block(record, seconds_left(self.history), before):
             self.say(line)
         self.stage, self.done, self.total = "preparing", 0, 0
         self.stage_started = self.iteration_started = time.monotonic()
