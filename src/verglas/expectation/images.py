@@ -46,8 +46,9 @@ class Prepared:
     """A batch ready to be compared; see the module's text. K: kept coefficients, those of the coarse disc first.
 
     scored_B2K, weight_BK: origin zero; mapped_B2K, mapped_weight_BK: with it. constant_B: 1/2 sum |X|^2 / sigma^2 over the
-    scored disc; power_BS: sum |X|^2 of the masked image per model shell, half plane, all shells. origin_B, seen_B: X and
-    s C at the origin (0, 0), where a difference does not depend on the pose.
+    scored disc; power_BS: sum |X|^2 of the masked image per model shell, half plane, all shells; finer_B: the same beyond
+    the model's shells, in the image's own units. origin_B, seen_B: X and s C at the origin (0, 0), where a difference does
+    not depend on the pose.
     """
 
     scored_B2K: Tensor
@@ -56,6 +57,7 @@ class Prepared:
     mapped_weight_BK: Tensor
     constant_B: Tensor
     power_BS: Tensor
+    finer_B: Tensor
     origin_B: Tensor
     seen_B: Tensor
 
@@ -96,16 +98,17 @@ class ImagePreparer:
         self.origin = int((self.not_origin_K == 0).nonzero()[0])
 
     def _all_shells(self, scale: float) -> Tensor:
-        """Model shell of every coefficient of a transform [Y, X/2+1]; `shells` for repeats on x = 0 and the corners."""
+        """Model shell of every coefficient of a transform [Y, X/2+1]: `shells` for all beyond the model's, one more for
+        repeats on x = 0 and the corners."""
         box, shells = self.group.box, self.grid.shells
         y, x = signed_frequencies(box, self.device)[:, None], torch.arange(box // 2 + 1, device=self.device)[None]
         image_shell = (x.double() ** 2 + y.double() ** 2).sqrt().add(0.5).floor()
         shell = (image_shell / scale).add(0.5).floor().long()
-        outside = (image_shell > box // 2) | ((x == 0) & (y < 0)) | (shell >= shells)
+        outside = (image_shell > box // 2) | ((x == 0) & (y < 0))
         # RELION's transforms of `size` px hold the rows -size/2 + 1 .. size/2: the noise of the last shell is summed without
         # row -size/2. Followed, so that spectra agree; it lacks the few coefficients beyond the disc of that row.
         outside |= (y == -self.pixels.radius) & (shell == self.grid.radius)
-        return torch.where(outside, shells, shell).flatten()
+        return torch.where(outside, shells + 1, shell.clamp_max(shells)).flatten()
 
     def __call__(
         self, image_BYX: Tensor, whole_shift_B2: Tensor, ctf: CtfParameters | None, gain_B: Tensor, scale_B: Tensor,
@@ -116,7 +119,7 @@ class ImagePreparer:
         image_BYX = shift_whole_pixels(image_BYX, whole_shift_B2)
         mapped_BK = self._coefficients(torch.fft.rfft2(image_BYX, norm="forward"))
         fourier_BYX = torch.fft.rfft2(fill_outside(image_BYX, self.mask_YX), norm="forward")
-        power_BS = self._power(fourier_BYX)
+        power_BS, finer_B = self._power(fourier_BYX)
         scored_BK = self._coefficients(fourier_BYX)
         contrast_BK, scale_B1 = self._contrast(ctf, len(image_BYX)), scale_B.to(self.device, self.dtype)[:, None]
         # Premultiplied images hold C X: they are compared with C^2 P, and C X is what the map's sums need.
@@ -130,7 +133,7 @@ class ImagePreparer:
             _planes(scored_BK, seen_BK * (factor_K * self.not_origin_K)), seen_BK.square() * (weight_K * self.not_origin_K),
             _planes(mapped_BK, added_BK * (factor_K * self.counts_K)),
             (scale_B1 * contrast_BK).square() * (weight_K * self.counts_K), power_BS @ inverse_S, power_BS,
-            scored_BK[:, self.origin].real.double(), seen_BK[:, self.origin].double(),
+            finer_B, scored_BK[:, self.origin].real.double(), seen_BK[:, self.origin].double(),
         )  # fmt: skip
 
     def _coefficients(self, fourier_BYX: Tensor) -> Tensor:
@@ -145,11 +148,12 @@ class ImagePreparer:
             return torch.ones(n, self.pixels.count, dtype=self.dtype, device=self.device)
         return self.ctf(ctf.to(self.device))
 
-    def _power(self, fourier_BYX: Tensor) -> Tensor:
-        """sum |X|^2 per model shell over the half plane, float64 [B, S]."""
+    def _power(self, fourier_BYX: Tensor) -> tuple[Tensor, Tensor]:
+        """sum |X|^2 over the half plane, float64: per model shell [B, S], and beyond them in the image's own units [B]."""
         power_BP = (fourier_BYX.real.square() + fourier_BYX.imag.square()).flatten(1)
-        sums = power_BP.new_zeros(len(power_BP), self.grid.shells + 1, dtype=torch.float64)
-        return sums.index_add_(1, self.shell_YX, power_BP.double())[:, :-1] * self.field**2
+        sums = power_BP.new_zeros(len(power_BP), self.grid.shells + 2, dtype=torch.float64)
+        sums.index_add_(1, self.shell_YX, power_BP.double())
+        return sums[:, :-2] * self.field**2, sums[:, -2]
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def update_sums(
     sums.particles_G[facts.group] += float(mass_B.sum())
     norm_B = facts.norm_B.to(residual_BS)
     if update_norm:
-        norm_B = norm_B * (2 * residual_BS.sum(1).clamp_min(0)).sqrt()
+        own_B = residual_BS.sum(1) / searcher.preparer.field**2 + prepared.finer_B  # the image's own units and shells
+        norm_B = norm_B * (2 * own_B.clamp_min(0)).sqrt()
     strong_S = (ssnr_S.to(sigma2_S) > SSNR_FOR_SCALE) * sigma2_S
     scale_B = facts.scale_B.to(residual_BS)
     sums.cross_M.index_add_(0, facts.micrograph_B, ((cross_BS @ strong_S) / scale_B).cpu())
