@@ -33,6 +33,7 @@ from expectation_world import (
 )
 from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
 from verglas.expectation.search import Local, Posterior, Searcher
+from verglas.expectation.strong import strongest
 from verglas.optics.ctf import CtfParameters
 from verglas.optics.group import OpticsGroup
 from verglas.refinement.config import RefineConfig
@@ -193,14 +194,18 @@ def strong(power_snr: float) -> Problem:
     return searched(problem, Schedule(5, 1, 1.5 * step, step, perturbation=-0.2, local_sigma=2.0))
 
 
-@pytest.mark.parametrize(("power_snr", "bar", "samples"), [(800.0, 0.05, 10), (3000.0, 0.05, 4), (13_000.0, 0.1, 1)])
-def test_single_precision_keeps_log_probabilities(power_snr: float, bar: float, samples: int) -> None:
-    """samples: how many lie within 12 of the best, on average at least; with one there is little to get wrong."""
+STRENGTHS = [(800.0, 0.05, 10), (3000.0, 0.05, 4), (13_000.0, 0.1, 1)]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["single", "half operands"])
+@pytest.mark.parametrize(("power_snr", "bar", "samples"), STRENGTHS)
+def test_log_probabilities_keep_their_precision(power_snr: float, bar: float, samples: int, half: bool) -> None:
+    """Half operands are rounded as on a GPU. samples: how many lie within 12 of the best, on average at least."""
     problem = strong(power_snr)
     on, chosen = computing(torch.device("cpu"), RefineConfig(diameter=100.0))
     assert on.dtype == torch.float32 == on.operand and "float32" in chosen["precision"]
     expected = scores_of(problem, REFERENCE, torch.arange(4))
-    got = scores_of(problem, on, torch.arange(4), expected.parents)
+    got = scores_of(problem, on, torch.arange(4), expected.parents, half)
     assert difference(got.fine_N, expected.fine_N, expected.fine_ptr_B1).samples > samples
     for mine, theirs, ptr in (
         (got.coarse_N, expected.coarse_N, expected.coarse_ptr_B1),
@@ -208,5 +213,34 @@ def test_single_precision_keeps_log_probabilities(power_snr: float, bar: float, 
     ):
         found = difference(mine, theirs, ptr)
         assert found.finite and found.samples > 1
-        assert 0 < float(found.largest_B.max()) < bar / 5  # single precision is far better than asked
+        assert 0 < float(found.largest_B.max()) < (bar if half else bar / 5)  # single precision is far better than asked
         assert float(found.variation_B.max()) < 0.02
+
+
+def test_half_operands_miss_the_bar_unless_strong_coefficients_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = strong(3000.0)
+    on, _ = computing(torch.device("cpu"), RefineConfig(diameter=100.0))
+    expected = scores_of(problem, REFERENCE, torch.arange(4))
+    monkeypatch.setattr("verglas.expectation.strong.TOLERATED", math.inf)
+    got = scores_of(problem, on, torch.arange(4), expected.parents, rounded=True)
+    assert float(difference(got.fine_N, expected.fine_N, expected.fine_ptr_B1).largest_B.max()) > 0.05
+
+
+def test_a_reference_far_from_zero_does_not_overflow_half_operands() -> None:
+    problem = strong(3000.0)
+    map_ZYX = problem.model.map_ZYX + 1000 * problem.model.map_ZYX.max()
+    problem = replace(problem, model=replace(problem.model, map_ZYX=map_ZYX))
+    on, _ = computing(torch.device("cpu"), RefineConfig(diameter=100.0))
+    got = scores_of(problem, on, torch.arange(4), None, rounded=True)
+    assert not torch.isnan(got.coarse_N).any() and not torch.isnan(got.fine_N).any()
+    assert torch.isfinite(got.coarse_N).all() and not torch.isposinf(got.fine_N).any()
+
+
+def test_strong_coefficients_are_the_fewest_that_do() -> None:
+    draw = torch.Generator().manual_seed(1)
+    power_K = torch.full((400,), 0.5).index_fill_(0, torch.randperm(400, generator=draw)[:21], 60.0)
+    found_K = strongest(power_K, 200)
+    assert set((power_K > 1).nonzero().squeeze(1).tolist()) <= set(found_K.tolist())
+    inside = int((found_K < 200).sum())
+    assert inside % 8 == (len(found_K) - inside) % 8 == 0 and len(found_K) <= 21 + 14
+    assert torch.equal(found_K, found_K.sort().values) and len(strongest(power_K.clamp_max(2.0), 200)) == 0

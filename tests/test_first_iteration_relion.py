@@ -47,9 +47,10 @@ def assert_passed(verdicts: dict[str, bool], promised: set[str]) -> None:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 D2 particles of 40 px with poses, backgrounds normalised as experimental ones are."""
+    """120 D2 particles of 40 px with poses, in two optics groups with beam tilt, backgrounds normalised as of real ones."""
     folder = tmp_path_factory.mktemp("first")
-    words = ["--n", 120, "--box", 40, "--pixel", 4, "--sym", "D2", "--snr", 0.1, "--seed", 3, "--device", "cpu"]
+    words = ["--n", 120, "--box", 40, "--pixel", 4, "--sym", "D2", "--snr", 0.1, "--seed", 5, "--device", "cpu", "--voltage", 300,
+             200, "--beam-tilt", 1, 0.5, "--beam-tilt-sigma", 0.5, "--per-micrograph", 30]  # fmt: skip
     assert main(["simulate", *(str(word) for word in words), "--out", str(folder / "set")]) == 0
     stack = ["stack", "--particles", str(folder / "set/truth.star"), "--normalise", "140", "--out", str(folder / "normalised")]
     assert main(stack) == 0
@@ -72,8 +73,8 @@ def test_old_offsets_and_a_noise_spectrum_and_scale_for_each_micrograph(simulate
 def test_local_search(simulated: Path) -> None:
     """Around poses that are known, the in-plane part of the prior by RELION's rule; without symmetry."""
     words = words_of(simulated)
-    words[words.index("D2")], words[words.index(1)] = "C1", 4
-    assert_passed(first_iteration(*words, "--local", 3.75, "--limit", 50), PROMISED)
+    words[words.index("D2")], words[words.index(1)], words[words.index(30)] = "C1", 3, 20
+    assert_passed(first_iteration(*words, "--local", 7.5, "--limit", 60), PROMISED)
 
 
 def test_scored_by_correlation(simulated: Path) -> None:

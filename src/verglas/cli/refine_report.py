@@ -13,6 +13,7 @@ import torch
 from matplotlib.image import imsave
 from torch import Tensor
 
+from verglas.cli.refine_watch import gist
 from verglas.core.symmetry import symmetry_matrices
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Stack, Table, Text, write_report
 from verglas.report.figures import central_slices, grey_limits
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 SHARE = 0.04  # of the run's time that reports may take
 SHORTEST_INTERVAL = 5.0  # s
 MOST_CURVES = 12  # of FSC on one figure
-PICTURE_WIDTH = 300  # px of one slice, about
+PICTURE_WIDTH, GAP = 400, 0.04  # px of one slice, about; between two of them, of that
 MOST_VIEWS = 20_000  # particles on the sphere
 
 JUNK = (
-    "Junk shows in these three together: images without a particle explain the noise as well as any view does, so their "
+    "Junk shows in these three together: images without a particle are explained equally well by any view, so their "
     "log-likelihood lies in a tail or second hump below the rest, their largest posterior weight near 0 and the entropy of "
     "their posterior near its upper end."
 )
@@ -85,19 +86,30 @@ def fsc_curves(history: Sequence[Record], box: int) -> Section:
     chosen = [history[i] for i in np.unique(np.linspace(0, len(history) - 1, MOST_CURVES).round().astype(int))]
     labels = [""] * len(chosen)
     labels[0] = f"iteration {chosen[0]['iteration']}"
-    labels[-1] = f"iteration {chosen[-1]['iteration']}, {chosen[-1]['resolution'] or float('inf'):.3g} Å"
+    labels[-1] = f"iteration {chosen[-1]['iteration']}"
     frequency_S = np.arange(len(chosen[-1]["fsc"])) / (box * chosen[-1]["pixel_size"])
     return Curve(
-        "Fourier shell correlation of the half maps", frequency_S, [np.array(record["fsc"], float) for record in chosen], labels,
+        "Fourier shell correlation of the half maps", frequency_S, [compared_fsc(record) for record in chosen], labels,
         "resolution", "FSC", (0.143,), True, y_range=(-0.1, 1.05), ramp=True,
-        caption="Pale to strong: the iterations. Up to 40 Å the halves are joined, beyond the image size nothing was compared.",
+        caption="Pale to strong: the iterations, each as far as its images were used. Up to 40 Å the halves are joined.",
     )  # fmt: skip
 
 
+def compared_fsc(record: Record) -> np.ndarray:
+    """FSC of an iteration, NaN beyond the images' size, where nothing was compared."""
+    fsc_S = np.array(record["fsc"], float)
+    fsc_S[record["current_size"] // 2 + 1 :] = np.nan
+    return fsc_S
+
+
 def resolution_curve(history: Sequence[Record]) -> Section:
-    """Resolution of every iteration."""
-    return Curve("Resolution", numbers(history), [column(history, "resolution")], [""], "iteration", "resolution / Å",
-                 caption="Where the prior from the half maps falls below the noise (FSC 1/2 of the reference).")  # fmt: skip
+    """Resolution that the run works with, of every iteration."""
+    caption = (
+        "The last shell in which the map has no less signal than noise (SSNR 1, FSC 1/2): what image size and sampling follow. "
+        "The resolution of the result is that of FSC 0.143 between the unfiltered half maps, without a mask."
+    )
+    return Curve("Resolution at SSNR 1", numbers(history), [column(history, "resolution")], [""], "iteration", "resolution / Å",
+                 caption=caption)  # fmt: skip
 
 
 def sampling_curves(history: Sequence[Record]) -> list[Section]:
@@ -139,16 +151,22 @@ def slices(iteration: Iteration) -> Section:
 
 
 def picture(map_ZYX: Tensor) -> str:
-    """Three central slices side by side as one PNG inside the page; enlarged here, since that is far quicker than drawing."""
+    """Three central slices side by side as one PNG inside the page; enlarged here, since that is far quicker than drawing.
+
+    The gaps between them are NaN, which is transparent.
+    """
     volume_ZYX = map_ZYX.float().cpu()
     low, high = grey_limits(volume_ZYX.numpy())
     parts = [torch.from_numpy(np.ascontiguousarray(one_YX)) for _, one_YX in central_slices(volume_ZYX.numpy())]
     factor = max(1, round(PICTURE_WIDTH / volume_ZYX.shape[-1]))
     large_SYX = torch.nn.functional.interpolate(torch.stack(parts)[:, None], scale_factor=factor, mode="bicubic")[:, 0]
+    gap_YX = large_SYX.new_full((large_SYX.shape[1], round(GAP * large_SYX.shape[2])), torch.nan)
+    first, second, third = large_SYX
     buffer = io.BytesIO()
-    imsave(buffer, torch.cat(list(large_SYX), 1).numpy(), cmap="gray", vmin=low, vmax=high, origin="lower", format="png")
+    row_YX = torch.cat([first, gap_YX, second, gap_YX, third], 1)
+    imsave(buffer, row_YX.numpy(), cmap="gray", vmin=low, vmax=high, origin="lower", format="png")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="Central slices" style="max-width: 100%" src="data:image/png;base64,{data}">'
+    return f'<img alt="Central slices" style="display: block; width: 100%" src="data:image/png;base64,{data}">'
 
 
 def orientations(iteration: Iteration, config: RefineConfig) -> Section:
@@ -171,7 +189,16 @@ def junk_histograms(iteration: Iteration) -> list[Section]:
 
 
 def notes(history: Sequence[Record]) -> Section:
-    """What the schedule did and why."""
-    rows = [[record["iteration"], note] for record in history for note in record["notes"]]
+    """What the schedule did and why; a note that lasts over iterations is one row, with its latest numbers."""
+    runs: list[tuple[str, int, int, str]] = []  # gist, first and last iteration, note
+    for record in history:
+        number = record["iteration"]
+        for note in record["notes"]:
+            same = [run for run in runs if run[0] == gist(note) and run[2] == number - 1]
+            if same:
+                runs[runs.index(same[0])] = (same[0][0], same[0][1], number, note)
+            else:
+                runs.append((gist(note), number, number, note))
+    rows = [[str(first) if first == last else f"{first} to {last}", note] for _, first, last, note in runs]
     title = "Notes of the schedule"
     return Table(title, rows, ["iteration", "what happened"]) if rows else Text(title, "Nothing was changed yet.")

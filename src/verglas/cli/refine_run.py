@@ -75,7 +75,8 @@ class Job:
 @dataclass(frozen=True)
 class Result:
     """What a refinement found: the map of all particles (regularised, neither masked nor sharpened), half maps without any
-    filter, their FSC per shell [S], the resolution in Å, the particles with their poses, and the whole last state."""
+    filter, their FSC per shell without a mask [S], the resolution in Å (where it falls below 0.143), the particles with their
+    poses, and the whole last state."""
 
     map: Map
     half_maps: tuple[Map, Map]
@@ -205,9 +206,9 @@ class Refinement(Iterator["Iteration"]):
         writer = ReportWriter(run, self.job.config) if run else None
         with Watch(run.log if run else lambda line: None, self.history, quiet=run is None) as watch:
             for iteration in driver.iterations(session, watch.progress):
-                watch.finished(record_of(iteration))
                 if iteration.final is not None:
                     self._result = result_of(iteration, table)
+                watch.finished(record_of(iteration, self._result.resolution if self._result else None))
                 if run is not None and writer is not None:
                     self._write(run, table, iteration, writer)
                 yield iteration
@@ -265,24 +266,33 @@ def _way_on(run: RunFolder | None) -> Iterator[None]:
 
 
 def note_figures(run: RunFolder, state: State, history: list[Record]) -> None:
-    """Key figures of the run as it stands."""
+    """Key figures of the run as it stands; `resolution` (FSC 0.143 of the unfiltered halves, no mask) is known at the end."""
     last = history[-1]
-    run.figure("resolution", round(state.current_resolution, 3), "Å")
+    run.figures.clear()  # what is known at the end only comes first
+    if last["resolution_fsc"] is not None:
+        run.figure("resolution", rounded(last["resolution_fsc"]), "Å")
+    run.figure("resolution_at_SSNR_1", rounded(state.current_resolution), "Å")
     run.figure("iterations", state.iteration)
-    run.figure("angular_sampling", round(last["fine_angular_step"], 3), "°")
+    run.figure("angular_sampling", rounded(last["fine_angular_step"]), "°")
     for name, unit in (("angles", "°"), ("offsets", "Å")):
         if last[f"accuracy_{name}"] is not None:
-            run.figure(f"accuracy_of_{name}", round(last[f"accuracy_{name}"], 3), unit)
-    run.figure("particles", len(state.poses.norm_B), "particles")
+            run.figure(f"accuracy_of_{name}", rounded(last[f"accuracy_{name}"]), unit)
+    run.figure("particles", len(state.poses.norm_B))
     run.figure("box", state.box, "px")
     run.figure("pixel_size", state.pixel_size, "Å")
-    run.figure("mean_Pmax", round(last["pmax"], 4))
+    run.figure("mean_Pmax", rounded(last["pmax"]))
+
+
+def rounded(value: float) -> float:
+    """To three significant digits."""
+    return float(f"{value:.3g}")
 
 
 def result_of(iteration: Iteration, table: ParticleTable) -> Result:
     """The result from the last iteration."""
     import numpy as np
 
+    from verglas.core.shells import fsc, resolution_angstrom
     from verglas.io.mrc import Map
     from verglas.refinement.files_data import updated_table
 
@@ -292,7 +302,9 @@ def result_of(iteration: Iteration, table: ParticleTable) -> Result:
         Map(np.asarray(map_ZYX.detach().cpu(), np.float32), state.pixel_size)
         for map_ZYX in (final.joined.map_ZYX, *final.unfil_halves)
     )
-    return Result(joined, (first, second), state.fsc_S, state.current_resolution, updated_table(state, table), state)
+    fsc_S = fsc(*final.unfil_halves)
+    resolution = resolution_angstrom(fsc_S, state.box, state.pixel_size)
+    return Result(joined, (first, second), fsc_S, resolution, updated_table(state, table), state)
 
 
 def job_of_run(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> Job:

@@ -32,14 +32,18 @@ FINER, LOCAL = 8.0, 0.25  # cost of a search on a grid twice as fine, and of the
 FIRST_FORECAST = 3  # iteration; before, accuracies are those of the rough reference
 
 
-def record_of(iteration: Iteration) -> Record:
-    """All numbers of one iteration in terms of JSON. Lengths in Å unless the name ends in px; unknown values are null."""
+def record_of(iteration: Iteration, resolution_fsc: float | None = None) -> Record:
+    """All numbers of one iteration in terms of JSON. Lengths in Å unless the name ends in px; unknown values are null.
+
+    `resolution` is what the run works with (SSNR 1); resolution_fsc: of the last iteration, FSC 0.143 of the unfiltered halves.
+    """
     state, schedule = iteration.state, iteration.state.schedule
     poses, pixel_size = state.poses, iteration.state.pixel_size
     return plain({
         "iteration": state.iteration,
         "final": iteration.final is not None,
         "resolution": state.current_resolution,
+        "resolution_fsc": resolution_fsc,
         "current_size": state.current_size,
         "healpix_order": schedule.healpix_order,
         "angular_step": schedule.angular_step,
@@ -163,8 +167,9 @@ def facts_of(record: Record) -> dict[str, str]:
     """What is shown of an iteration, name -> text; what is not known yet is left out."""
     search = f"local, {record['local_sigma']:.2g}° wide" if record["local_sigma"] else "global"
     sampling = f"{value_text(record['fine_angular_step'], '°')} and {value_text(record['fine_offset_step_px'], 'px')}"
+    at_end = f" (FSC 0.143: {record['resolution_fsc']:.3g} Å)" if record["resolution_fsc"] is not None else ""
     facts = {
-        "resolution": value_text(record["resolution"], "Å"),
+        "resolution": value_text(record["resolution"], "Å") + at_end,
         "image size": f"{record['current_size']} px",
         "sampling": f"{sampling} ({search})",
         "changes": pair_text(record, "changes"),

@@ -7,7 +7,7 @@ shift, but shifted images are rounded anew for each shift, which puts an error o
     2e-4 sqrt(sum_k s_k (s_k + 1)),      s_k = <C^2 |P|^2 / sigma^2>
 
 into the differences between scores (s_k from rounded images, 1 from rounded slices against the noise). A few strong
-coefficients carry most of it; as many are taken out as it takes to bring it below `TOLERATED`; mostly that is none.
+coefficients carry most of it; as many are taken out as it takes to bring it below what is tolerated; mostly that is none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from verglas.kernels.shift import shift
 
 HALF_ERROR = 2.1e-4  # root mean square of float16 rounding, relative
 TOLERATED = 0.007  # root mean square of a score's error, nats; the largest of many is some six times that
+STRONG_POWER = 3000.0  # sum of s_k above which more is tolerated, as its square root: fewer samples are then near the best
 PROBED = 64  # orientations whose mean power is taken
 
 
@@ -56,13 +57,21 @@ def find_strong(
     every = max(1, grid.count // PROBED)
     slices_R2K = full(grid.rotations(torch.arange(0, grid.count, every)[:PROBED])).float()
     power_K = slices_R2K.square().sum(1).mean(0) * weight_BK.float().mean(0)
-    index_K = strongest(power_K)
+    index_K = strongest(power_K, count)
     return Strong(index_K, full, pixels, count, grid, whole) if len(index_K) else None
 
 
-def strongest(power_K: Tensor) -> Tensor:
-    """Indices, ascending, of the fewest coefficients without which the error of half precision is tolerated."""
+def strongest(power_K: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of the fewest coefficients without which the error of half precision is tolerated.
+
+    Of those inside the coarse disc (the first `count`) and outside, whole multiples of 8 each: aligned rows on a GPU.
+    """
     sorted_K, order_K = power_K.double().sort(descending=True)
     error2_K = HALF_ERROR**2 * sorted_K * (sorted_K + 1)
     left_K = error2_K.flip(0).cumsum(0).flip(0)  # error if those before are taken out
-    return order_K[: int((left_K > TOLERATED**2).sum())].sort().values
+    tolerated = TOLERATED * max(1.0, float(sorted_K.sum()) / STRONG_POWER) ** 0.5
+    needed_K = order_K[: int((left_K > tolerated**2).sum())]
+    inside_K, outside_K = order_K[order_K < count], order_K[order_K >= count]
+    n_inside = int((needed_K < count).sum())
+    taken = [inside_K[: -(-n_inside // 8) * 8], outside_K[: -(-(len(needed_K) - n_inside) // 8) * 8]]
+    return torch.cat(taken).sort().values

@@ -172,21 +172,33 @@ class RunFolder:
     def _open(self) -> None:
         if self.resumable and self.target.exists():
             staging.refuse_if_busy(self.target, self.out)
-            if not self.resumed:
-                staging.move_aside(self.target)
+        line = facts_of.command_line()
         if not self.resumed:
-            self._folder.mkdir()
+            self._make(line)
         self._signed = True
         staging.sign(self._folder)
         for name in ("events.jsonl", "run.log"):
+            end_last_line(self._folder / name)
             stream = open(self._folder / name, "a", encoding="utf-8")  # noqa: SIM115 (closed by _close_streams)
             self._streams[name] = self._closing.enter_context(stream)
-        line = facts_of.command_line()
-        if not self.resumed:
-            config = {"command": self.command, "command_line": line, "version": verglas.__version__, "options": self.options}
-            facts_of.write_json(self._folder / "config.json", config)
         self._note(f"verglas {verglas.__version__}: {line}")
         self.event("resumed" if self.resumed else "started", command=self.command, at=facts_of.timestamp(self.started))
+
+    def _make(self, line: str) -> None:
+        """Make the folder. A resumable one appears under its own name with its config.json in it: killed later, it can go on."""
+        made = staging.sibling(self.target, "partial")
+        made.mkdir()
+        try:
+            staging.sign(made)
+            config = {"command": self.command, "command_line": line, "version": verglas.__version__, "options": self.options}
+            facts_of.write_json(made / "config.json", config)
+            if self.resumable:
+                if self.target.exists():
+                    staging.move_aside(self.target)
+                os.rename(made, self._folder)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
 
     def _finish(self) -> None:
         self.event("finished", figures=self.figures)
@@ -245,6 +257,13 @@ class _RecordedProgress(AbstractContextManager[terminal.Bar]):
         if error is None:
             self.run.event("stage", stage=self.stage, done=self.bar.done, unit=self.unit, took=round(self.bar.seconds, 3))
             self.run._note(self.bar.closing_line())
+
+
+def end_last_line(path: Path) -> None:
+    """End the last line of a text that a kill cut off, so that the next one stands alone."""
+    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 def result_facts(

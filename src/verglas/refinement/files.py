@@ -98,7 +98,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
     Only for the owner of the folder, before it writes: the temporary file of a living process would go as well.
     """
-    leftovers = sorted(folder.glob(".*run_*.part.*"))
+    leftovers = sorted({*folder.glob(".*.part.*"), *folder.glob(".*.json.partial-*")})
     for path in leftovers:
         path.unlink(missing_ok=True)
     return leftovers

@@ -36,8 +36,9 @@ def write_report(
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     blocks = widen_lone_halves([block(section, f"figure{i}") for i, section in enumerate(sections)])
     page = template.render(
-        title=title, blocks=blocks, facts=provenance_rows(provenance), run=provenance, version=verglas.__version__
-    )
+        title=title, blocks=blocks, facts=provenance_rows(provenance), run=provenance, version=verglas.__version__,
+        options=option_rows(provenance.get("options") or {}),
+    )  # fmt: skip
     with atomic_path(path, overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -96,6 +97,18 @@ def table(section: Table) -> str:
         cells = [(html.escape(short(cell)), isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in row]
         rows.append("<tr>" + "".join(f"<td{' class=number' * number}>{text}</td>" for text, number in cells) + "</tr>")
     return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{''.join(rows)}</tbody></table>"
+
+
+def option_rows(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of every option; those of a group (a mapping) stand for themselves."""
+    rows: list[tuple[str, str]] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            rows += option_rows(value)
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            rows.append((name, "not set" if value is None else text))
+    return rows
 
 
 def provenance_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
