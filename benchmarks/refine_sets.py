@@ -57,8 +57,9 @@ def refine(one: Set, options: argparse.Namespace) -> dict[str, object]:
     )  # fmt: skip
     result = run.run()
     seconds = time.perf_counter() - start
-    words = ["--map", folder / "refine/run_class001.mrc", "--truth", folder / "truth.mrc", "--data", folder / "refine/run_data.star",
-             "--truthstar", folder / "truth.star", "--sym", one.symmetry]  # fmt: skip
+    out = folder / "refine"
+    words = ["--map", out / "run_class001.mrc", "--truth", folder / "truth.mrc", "--sym", one.symmetry]
+    words += ["--data", out / "run_data.star", "--truthstar", folder / "truth.star"]
     text = subprocess.run(
         [sys.executable, str(options.tools / "judge.py"), *map(str, words)], capture_output=True, text=True
     ).stdout
