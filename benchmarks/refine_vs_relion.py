@@ -45,7 +45,8 @@ def relion_words(options: argparse.Namespace) -> list[str]:
     return [
         "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(options.ranks), "relion_refine_mpi", "--auto_refine",
         "--split_random_halves", "--i", "particles.star", "--ref", "reference.mrc", "--firstiter_cc", "--ini_high",
-        f"{options.initial_resolution:g}", "--ctf", "--ctf_corrected_ref", "--zero_mask", "--flatten_solvent", "--norm", "--scale",
+        f"{options.initial_resolution:g}", "--ctf", "--ctf_corrected_ref", "--zero_mask", "--flatten_solvent", "--norm",
+        "--scale",
         "--particle_diameter", f"{options.diameter:g}", "--sym", options.sym, "--healpix_order", "2",
         "--auto_local_healpix_order", "4", "--offset_range", "5", "--offset_step", "2", "--oversampling", "1",
         "--low_resol_join_halves", "40", "--pad", "2", "--pool", "10", "--dont_combine_weights_via_disc", "--preread_images",
@@ -67,9 +68,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [sys.executable, "-m", "verglas", "refine", "--particles", str(options.particles.resolve()), "--reference",
-                 str(options.reference.resolve()), "--sym", options.sym, "--diameter", f"{options.diameter:g}",
-                 "--initial-resolution", f"{options.initial_resolution:g}", "--device", options.device, "--out", "verglas"]  # fmt: skip
+        words = [sys.executable, "-m", "verglas", "refine", "--particles", str(options.particles.resolve())]
+        words += ["--reference", str(options.reference.resolve()), "--sym", options.sym, "--device", options.device]
+        words += ["--diameter", f"{options.diameter:g}", "--initial-resolution", f"{options.initial_resolution:g}"]
+        words += ["--out", "verglas"]
         ours = timed(words, folder)
         print(f"verglas refine:     {ours:7.1f} s, mean half FSC {half_fsc(folder / 'verglas/run')[0]:.4f}", flush=True)
         if options.skip_relion:
