@@ -32,7 +32,7 @@ from expectation_world import (
 )
 from verglas.expectation.images import NoiseSpectra
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.gather import BatchResult, add_slices, update_sums
+from verglas.maximization.gather import BatchResult, update_sums, weighted_slices
 from verglas.maximization.sums import (
     Sums,
     half_plane_counts,
@@ -54,7 +54,7 @@ def sums_of_world() -> tuple[Sums, BatchResult, Accumulator]:
     spectra = NoiseSpectra(w.problem.model.sigma2_noise_GS[0], half.common_S)
     ssnr_S = torch.tensor([10.0, 9.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0, 0.0], dtype=torch.float64)
     result = update_sums(half.sums, w.searcher, w.prepared, found, facts, spectra, ssnr_S)
-    add_slices(w.searcher, w.prepared, found, half.common_S, half.accumulator)
+    weighted_slices(w.searcher, w.prepared, found, half.common_S).add_to(half.accumulator)
     return half.sums, result, half.accumulator
 
 

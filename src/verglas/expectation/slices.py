@@ -11,6 +11,7 @@ from torch import Tensor
 from verglas.expectation.sampling import OrientationGrid
 from verglas.projection.volume import FourierVolume
 
+LARGEST_HALF = 65504.0  # of float16
 # Numbers of the float32 slices before they are scaled and rounded: near the cache on a CPU, few launches on a GPU.
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 
@@ -33,7 +34,10 @@ class Slicer:
         out = torch.empty(len(rotation_R33), 2, pixels, dtype=self.dtype, device=self.coordinates_K3.device)
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)
-            out[part] = self.volume.slices(rotation_R33[part], self.coordinates_K3).mul_(self.inverse_K)
+            values_R2K = self.volume.slices(rotation_R33[part], self.coordinates_K3).mul_(self.inverse_K)
+            if self.dtype == torch.float16:
+                values_R2K.clamp_(-LARGEST_HALF, LARGEST_HALF)  # coefficients so strong are compared in single precision
+            out[part] = values_R2K
         return out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from verglas.expectation import search
 from verglas.expectation.search import Searcher
-from verglas.expectation.slices import FineSlices, Slicer
+from verglas.expectation.slices import LARGEST_HALF, FineSlices, Slicer
 from verglas.kernels.admit import Parents
 from verglas.kernels.significant import Significance, significant
 from verglas.refinement.expect import Computing, HalfExpectation
@@ -52,7 +52,7 @@ class RoundedSlicer(Slicer):
     """Slices rounded to float16, then in single precision: what half-precision operands are worth."""
 
     def __call__(self, rotation_R33: Tensor) -> Tensor:
-        return super().__call__(rotation_R33).half().float()
+        return super().__call__(rotation_R33).clamp_(-LARGEST_HALF, LARGEST_HALF).half().float()
 
 
 class RoundedSearcher(Searcher):
