@@ -21,8 +21,10 @@ from made_up_engine import BOX, LAST, PIXEL, SHELLS, Iteration, N, engine_of, ma
 from verglas.cli import plan, refine_report
 from verglas.cli.main import main
 from verglas.cli.refine_report import sections_of
-from verglas.cli.refine_run import Refinement
+from verglas.cli.refine_run import Refinement, result_of
 from verglas.cli.refine_watch import Watch, block, iterations_left, read_history, record_of, searches_ahead, seconds_left
+from verglas.core.fourier import centred_irfft3, centred_rfft3, shells_of_half_volume
+from verglas.core.shells import fsc, resolution_angstrom
 from verglas.errors import InputError
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
@@ -84,7 +86,9 @@ def test_a_run_leaves_files_events_and_report(engine, data, tmp_path, capsys):
     assert last["took"]["expectation"] == 1.5 and last["changes_angles"] == pytest.approx(8.0 / LAST)
     assert events(out, "iteration")[0]["changes_angles"] is None  # 999 is no number
     result = json.loads((out / "result.json").read_text())
-    assert result["figures"]["resolution"]["value"] == pytest.approx(40 / (LAST + 1), abs=1e-3) and result["seed"] == 0
+    assert result["figures"]["resolution_at_SSNR_1"]["value"] == pytest.approx(40 / (LAST + 1), abs=5e-3)
+    halves = [torch.tensor(read_map(out / f"run_half{half}_class001_unfil.mrc").data_ZYX) for half in (1, 2)]
+    assert result["figures"]["resolution"]["value"] == resolution_angstrom(fsc(*halves), BOX, PIXEL) and result["seed"] == 0
     assert result["kernels"] == "made up" and result["precision"] == "single"
     page = (out / "report.html").read_text()
     for title in ("Fourier shell", "Viewing directions", "Where the time went", "Junk shows", "reference of half-set 2"):
@@ -318,6 +322,32 @@ def test_report_of_the_first_iteration_and_of_a_long_run():
     assert len(curves.ys) == 12 and curves.labels[0] == "iteration 1" and curves.labels[-1].startswith("iteration 40")
 
 
+def test_report_ends_curves_where_images_end_and_tells_lasting_notes_once():
+    notes = ["The FSC dips near 12 Å."], ["The FSC dips near 9 Å.", "refined"], [], ["The FSC dips near 8 Å."]
+    history = [record_of(example(number)) | {"notes": said} for number, said in enumerate(notes, 1)]
+    sections = sections_of(history, example(4), RefineConfig(diameter=110), {})
+    curve_S = sections[1].ys[0]  # of images of 20 px: shells 0 to 10
+    assert np.isfinite(curve_S[:11]).all() and np.isnan(curve_S[11:]).all() and len(curve_S) == SHELLS
+    assert sections[-1].rows == [["1 to 2", "The FSC dips near 9 Å."], ["2", "refined"], ["4", "The FSC dips near 8 Å."]]
+
+
+# What comes out
+
+
+def test_resolution_is_where_the_unfiltered_halves_part(data):
+    """Halves that agree up to shell 8 of 32 px and share nothing beyond."""
+    made = example(LAST, final=True)
+    assert made.final is not None
+    common, own = (centred_rfft3(one) for one in torch.randn(2, BOX, BOX, BOX, generator=torch.Generator().manual_seed(3)))
+    shared = shells_of_half_volume(BOX) <= 8
+    halves = [centred_irfft3(one, BOX) for one in (common, torch.where(shared, common, own))]
+    made = replace(made, final=FinalMaps(made.final.joined, halves))
+    result = result_of(made, ParticleTable.read(data / "particles.star"))
+    assert result.resolution == pytest.approx(BOX * PIXEL / 8) and result.fsc_S[8] > 0.99 > 0.2 > abs(result.fsc_S[9])
+    said = block(record_of(made, result.resolution), None)[0]
+    assert said.startswith("final iteration: 6.67 Å (FSC 0.143: 18 Å)")
+
+
 # From Python
 
 
@@ -332,7 +362,7 @@ def test_from_python_without_files(engine, data, tmp_path, monkeypatch, capsys):
     assert [event.state.iteration for event in refinement] == list(range(2, LAST + 1))
     result = refinement.result
     assert result.map.data_ZYX.shape == (BOX,) * 3 and result.map.pixel_size == PIXEL
-    assert result.resolution == pytest.approx(40 / (LAST + 1)) and len(result.particles) == N
+    assert result.resolution == resolution_angstrom(result.fsc_S, BOX, PIXEL) and len(result.particles) == N
     assert torch.allclose(result.particles.rotations(), result.state.poses.rotation_B33, atol=1e-6)
     assert not list(tmp_path.iterdir()) and capsys.readouterr().err == ""
 

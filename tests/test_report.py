@@ -20,7 +20,7 @@ from verglas.report.figures import (
     sphere_density,
     viewing_directions,
 )
-from verglas.report.page import Block, provenance_rows, widen_lone_halves
+from verglas.report.page import Block, option_rows, provenance_rows, widen_lone_halves
 
 FACTS = {
     "command": "reconstruct",
@@ -96,6 +96,11 @@ def test_the_page_tells_figures_and_provenance(page: str) -> None:
     for fact in ("verglas reconstruct --out &lt;dir&gt;", "a.star", "12,345", "max_resolution", "not set"):
         assert fact in page, fact
     assert ("seed", "0") in provenance_rows(FACTS)
+
+
+def test_grouped_options_stand_for_themselves() -> None:
+    options = {"sym": None, "config": {"diameter": 150.0, "mask": None}, "weights": [1, 2]}
+    assert option_rows(options) == [("sym", "not set"), ("diameter", "150.0"), ("mask", "not set"), ("weights", "1, 2")]
 
 
 def test_crossing_is_the_last_point_before_the_curve_drops() -> None:

@@ -90,7 +90,7 @@ def fsc_curves(history: Sequence[Record], box: int) -> Section:
     frequency_S = np.arange(len(chosen[-1]["fsc"])) / (box * chosen[-1]["pixel_size"])
     return Curve(
         "Fourier shell correlation of the half maps", frequency_S, [compared_fsc(record) for record in chosen], labels,
-        "resolution", "FSC", (0.143,), True, y_range=(-0.1, 1.05), ramp=True,
+        "resolution / Å", "FSC", (0.143,), True, y_range=(-0.1, 1.05), ramp=True,
         caption="Pale to strong: the iterations, each as far as its images were used. Up to 40 Å the halves are joined.",
     )  # fmt: skip
 

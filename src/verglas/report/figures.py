@@ -160,7 +160,7 @@ def draw_orientations(section: Orientations, name: str) -> str:
     """Density of viewing directions in the Mollweide (equal-area) projection, longitude = rot, latitude = 90° - tilt."""
     density, width = sphere_density(viewing_directions(section.rotation_B33, section.symmetry_R33))
     longitude, latitude, shown = onto_vertices(density)
-    with figure(7.2, 3.9) as drawn:
+    with figure(6.4, 3.75) as drawn:  # the map is twice as wide as high; the bar goes below it, where there is room
         axes: Any = drawn.add_subplot(projection="mollweide")
         mesh = axes.pcolormesh(longitude, latitude, shown, cmap="viridis", vmin=0, shading="gouraud", rasterized=True)
         axes.grid(color="white", alpha=0.25, linewidth=0.6)
@@ -170,8 +170,8 @@ def draw_orientations(section: Orientations, name: str) -> str:
             axes.annotate(text, (math.radians(degrees), 0), ha="center", va="center", fontsize=8, color="white",
                           bbox={"boxstyle": "round,pad=0.2", "facecolor": "black", "lw": 0, "alpha": 0.3})  # fmt: skip
         axes.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["150°", "120°", "tilt 90°", "60°", "30°"], fontsize=8)
-        bar: Any = drawn.colorbar(mesh, ax=axes, shrink=0.75, pad=0.03, aspect=18)
-        bar.set_label(f"Density relative to uniform (smoothed by {width:.0f}°)", fontsize=8, labelpad=8)
+        bar: Any = drawn.colorbar(mesh, ax=axes, location="bottom", shrink=0.6, pad=0.04, aspect=30)
+        bar.set_label(f"Density relative to uniform (smoothed by {width:.0f}°)", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
         bar.solids.set_rasterized(True)
