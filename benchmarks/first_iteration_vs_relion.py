@@ -156,15 +156,12 @@ def map_rows(ours: OneIteration, theirs: RelionRun, case: Case) -> list[Row]:
     if case.correlate:  # RELION's spectra are of the filtered map then
         return rows
     model = theirs.model["model_class_1"]
-    for label, value in {
-        "rlnReferenceTau2": found.tau2_S,
-        "rlnReferenceSigma2": found.sigma2_S,
-        "rlnSsnrMap": found.ssnr_S,
-    }.items():
+    spectra = {"rlnReferenceTau2": found.tau2_S, "rlnReferenceSigma2": found.sigma2_S, "rlnSsnrMap": found.ssnr_S}
+    for label, value in spectra.items():
         expected = torch.from_numpy(model[label].to_numpy("float64").copy())
-        worst = relative(value[1:radius], expected[1:radius])
-        last = float(value[radius] / expected[radius] - 1) if float(expected[radius]) else 0.0
-        rows.append(Row(f"{label}, largest relative difference", worst, note=f"last shell {last:+.4f}"))
+        edge = float(value[radius] / expected[radius] - 1) if float(expected[radius]) else 0.0
+        rows.append(Row(f"{label}, largest relative difference", relative(value[1:radius], expected[1:radius]),
+                        note=f"last shell {edge:+.4f}"))  # fmt: skip
     return rows
 
 
