@@ -84,7 +84,8 @@ def iterate(
     correlate = number == 1 and not config.absolute_greyscale
     size = sampling.image_size(state, config)
     if state.schedule.converged:
-        notes.append("Sampling, resolution and poses have settled: last iteration, all shells, halves joined.")
+        why = "Sampling, resolution and poses have settled" if number <= config.max_iterations else "--max-iterations is reached"
+        notes.append(f"{why}: last iteration, all shells, halves joined.")
     with watch("accuracy"):
         state = replace(state, schedule=sampling.perturb(state.schedule, config, number), current_size=size)
         if not correlate:
