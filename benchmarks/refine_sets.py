@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import verglas
-from verglas.core.shells import fsc, resolution_angstrom
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,9 @@ def refine(one: Set, options: argparse.Namespace) -> dict[str, object]:
     if truth is None or poses is None:
         raise RuntimeError(f"the judge of {one.name} says: {text}")
     state = result.state
-    halves = fsc(*result.half_maps)
     return {
         "set": one.name, "seconds": round(seconds, 1), "iterations": state.iteration,
-        "resolution": round(resolution_angstrom(halves, state.box, state.pixel_size), 2), "truth 0.5": float(truth[1]),
+        "resolution": round(result.resolution, 2), "truth 0.5": float(truth[1]),
         "mean FSC": float(truth[2]), "pose median": float(poses[1]), "pose p90": float(poses[2]), "shift": float(poses[3]),
     }  # fmt: skip
 

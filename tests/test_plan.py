@@ -110,7 +110,7 @@ def test_images_stay_where_they_fit_in_the_best_precision_that_fits():
     ("problem", "changes", "machine", "advice"),
     [
         (Problem(5000, 128, 1.5), {"memory_gb": 30.0}, CPU, r"--memory ([\d.]+)\."),
-        (Problem(100_000, 256, 1.0), {"precision": "single"}, Machine("cuda", 20 * GB, 24 * GB), "--precision half"),
+        (Problem(80_000, 256, 1.0), {"precision": "single"}, Machine("cuda", 20 * GB, 24 * GB), "--precision half"),
         (EMPIAR_10028, {}, CPU, r"verglas stack --box (\d+)"),
     ],
 )

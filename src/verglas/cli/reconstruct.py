@@ -245,7 +245,7 @@ def write_report_of(result: Reconstruction, table: ParticleTable, options: Recon
         sections.append(
             Curve("Fourier shell correlation of the half maps", frequency, curves, ["whole box", "within the mask"],
                   "resolution", "FSC", (0.143, 0.5), True, True, (-0.1, 1.05),
-                  "The mask's own correlation is not removed here: `verglas postprocess` does that.")
+                  caption="The mask's own correlation is not removed here: `verglas postprocess` does that.")
         )  # fmt: skip
     if result.wiener_ZYX is not None:
         sections.append(Slices("Wiener map", result.wiener_ZYX.cpu().numpy(), result.pixel_size))

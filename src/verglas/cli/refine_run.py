@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from verglas.io.mrc import Map
     from verglas.particles.table import ParticleTable
     from verglas.refinement.driver import Iteration, Session
+    from verglas.refinement.plan import RunPlan
     from verglas.refinement.state import State
 
 LEAST_MEMORY = 0.1  # GB; with less, batches are single particles and nothing moves
@@ -123,9 +124,9 @@ class Refinement(Iterator["Iteration"]):
         device, reason = resolve_device(self.job.device)
         run = self._run_folder()
         table, reference = self._inputs()
-        self._check_plan(table, device)
+        planned = self._plan(table, device)
         with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run):
-            yield from self._iterate(run, table, self._session(run, table, reference, (device, threads, reason)))
+            yield from self._iterate(run, table, self._session(run, table, reference, (device, threads, reason), planned))
 
     def _run_folder(self) -> RunFolder | None:
         if self.job.out is None:
@@ -153,8 +154,8 @@ class Refinement(Iterator["Iteration"]):
         self.notices += check_inputs(table, reference, self.job.config, self.job.ignore_contrast)
         return table, reference
 
-    def _check_plan(self, table: ParticleTable, device: torch.device) -> None:
-        """InputError if the run cannot fit into memory, with the nearest setting that does; else a notice of what it takes."""
+    def _plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
+        """What the engine may use, and a notice of it. InputError if that cannot fit, with the nearest setting that does."""
         from verglas.cli.plan import this_machine
         from verglas.refinement.plan import plan
         from verglas.refinement.plan_sizes import Problem
@@ -164,21 +165,24 @@ class Refinement(Iterator["Iteration"]):
         made.check()
         peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
         self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
+        return made
 
-    def _session(self, run: RunFolder | None, table: ParticleTable, reference: Map, computing: tuple[Any, int, str]) -> Session:
+    def _session(
+        self, run: RunFolder | None, table: ParticleTable, reference: Map, computing: tuple[Any, int, str], planned: RunPlan
+    ) -> Session:  # fmt: skip
         """The engine with all images read, at the state of the last checkpoint if there is one."""
         from verglas.refinement import checkpoint, driver
         from verglas.refinement.files import remove_leftovers
 
         device, threads, reason = computing
         if run is None:
-            session = driver.prepare(table, reference, self.job.config, device, threads)
+            session = driver.prepare(table, reference, self.job.config, device, threads, planned=planned)
             self.notices += session.notices
             return session
         with run.progress("Reading images", len(table), "particles") as bar:
             session = driver.prepare(
-                table, reference, self.job.config, device, threads, lambda _, done, total: bar.advance(done - bar.done)
-            )
+                table, reference, self.job.config, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned
+            )  # fmt: skip
         self.notices += session.notices
         chosen = dict(session.chosen)
         reasons = "; ".join(text for text in (reason, chosen.get("residency"), chosen.get("reason")) if text)

@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process."""
+"""Keeping freed memory in the process, whole on a GPU."""
 
 from __future__ import annotations
 
@@ -22,3 +22,18 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def grow_device_memory() -> bool:
+    """Let PyTorch extend the memory it holds on a GPU instead of adding pieces of fixed size; returns whether it was done.
+
+    The arrays of every iteration have other sizes than those of the last: freed pieces that fit none of them piled up to six
+    times what was in use (84 GB held for 13 GB of arrays, 1,000 images of 256 px).
+    """
+    import torch
+
+    change = getattr(torch.cuda.memory, "_set_allocator_settings", None)  # not public; the environment is read too early
+    if change is None:
+        return False
+    change("expandable_segments:True")
+    return True

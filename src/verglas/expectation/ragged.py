@@ -23,7 +23,13 @@ def every(particles: int, slices: int, shifts: int, device: torch.device) -> Blo
 
 
 def distinct(index_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(the distinct values of indices below `count`, ascending; position of each index among them), int64; no sort."""
+    """(the distinct values of indices below `count`, ascending; position of each index among them), int64.
+
+    By marking, without a sort, unless the indices are few among very many (fine local grids).
+    """
+    if count > 16 * len(index_N):
+        values, place_N = torch.unique(index_N, return_inverse=True)
+        return values, place_N
     used = torch.zeros(count, dtype=torch.bool, device=index_N.device)
     used[index_N] = True
     place = used.long().cumsum(0) - 1

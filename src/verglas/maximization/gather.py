@@ -29,8 +29,9 @@ class BatchFacts:
     group: int
 
     def __getitem__(self, part: slice) -> BatchFacts:
-        tensors = (self.old_offset_B2, self.norm_B, self.scale_B, self.micrograph_B)
-        return BatchFacts(*(tensor[part] for tensor in tensors), self.group)
+        return BatchFacts(
+            self.old_offset_B2[part], self.norm_B[part], self.scale_B[part], self.micrograph_B[part], self.group
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

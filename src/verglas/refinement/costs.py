@@ -11,24 +11,49 @@ from dataclasses import dataclass
 GB = 1e9
 
 # Memory of the process before any data: Python, torch, pandas, compiled kernels (CPU); CUDA's libraries on top (GPU).
-PROCESS_BYTES = {"cpu": 0.55 * GB, "cuda": 2.5 * GB}
+PROCESS_BYTES = {"cpu": 0.56 * GB, "cuda": 2.35 * GB}
+CONTEXT_BYTES = 0.75 * GB  # of the device: CUDA's context with the compiled kernels, which nvidia-smi counts, too
+HELD_SHARE = 1.1  # of the allocated device memory: what PyTorch holds at the peak
 PARTICLE_BYTES = 1200  # of the particle table and the poses, per particle (STAR files have some 25 columns)
 READING_BYTES = 4 * 2**22 * 4  # batches of images read ahead, 2^22 pixels each
 
-# Numbers (of the precision of sums) that preparing one image makes at once, per pixel and per kept coefficient.
-PREPARING_PER_PIXEL = 10
-PREPARING_PER_COEFFICIENT = 14
-SLICES_MADE_AT_ONCE = 2**27  # numbers of slices before they are rounded (expectation/slices.py)
+# Numbers (of the precision of sums): that preparing one image makes at once, per pixel; of a prepared image, per coefficient.
+PREPARING_PER_PIXEL = 8
+PREPARING_PER_COEFFICIENT = 16
+PREPARED_PER_COEFFICIENT = 6
+SLICES_MADE_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers of slices before they are rounded (expectation/slices.py)
 
-# Bytes per sample beside its score: finding the significant ones, and what is done with those that are.
-CHOOSING_BYTES = {"cpu": 1, "cuda": 52}
-WEIGHING_BYTES = 93
+SAMPLE_BYTES = {"cpu": 12, "cuda": 24}  # per sample of the fine search: score, accepted score, weight; on a GPU indices, too
+CHOOSING_BYTES = {"cpu": 0, "cuda": 1}  # per sample of the coarse search beside its score: whether it is significant
+CHOOSING_AT_ONCE = {"cpu": 0, "cuda": 2**27 * 9}  # bytes of what is made of some samples at a time to find that out
+LOCAL_ORIENTATIONS = 250  # coarse orientations that a local search compares, about
 
-# What the size of a batch is chosen by: numbers per score and per pixel.
-RESERVED_PER_SCORE = {"cpu": 3, "cuda": 14}
-RESERVED_PER_PIXEL = 30
+
+@dataclass(frozen=True)
+class Counts:
+    """What the memory of a particle in the coarse search depends on. box: px; orientations, offsets: compared with it."""
+
+    box: int
+    coefficients: int
+    coarse_coefficients: int
+    orientations: int
+    offsets: int
+    local: bool
+
+
+def reserved_bytes(counts: Counts, operand: int, full: int) -> float:
+    """What one particle of a batch is taken to need on the coarse grid: prepared image, shifted images, scores (and, in local
+    searches, the slices that only it needs). The size of a batch follows from it. operand, full: bytes of a number."""
+    c = counts
+    images = c.offsets * 2 * c.coarse_coefficients * operand
+    scores = c.offsets * c.orientations * (3 if c.local else 2) * full
+    whole = PREPARING_PER_COEFFICIENT * c.coefficients * full + PREPARING_PER_PIXEL * c.box**2 * full
+    slices = c.orientations // 2 * 2 * c.coarse_coefficients * operand if c.local else 0
+    return images + scores + whole + slices
+
 
 VOXEL_RUNNING, VOXEL_SETTLED = 4, 24  # accumulator: numbers of the sums' precision, bytes of the float64 copy
+SLICES_BEFORE_FLUSH = 25_000  # of a half-set, at padding 2: the float64 copy is made after so many
 VOXEL_GATHERED = 24  # data and weight in float64 after the point group
 VOXEL_TURNED = 32  # copies while the point group is applied
 
@@ -36,9 +61,9 @@ VOXEL_TURNED = 32  # copies while the point group is applied
 # on beta-galactosidase, D2; a blurred reference tells little, so that nearly half of the whole fine grid is looked at.
 BLURRED_SHARE = 0.45
 FINE_SAMPLES = {"correlation": 32, "global": 3500, "local": 150, "last": 150}
-STEPS_IN_RANGE = 2.1  # of the offset grid, once it has been refined
-LOCAL_ORIENTATIONS = 400  # coarse orientations within three sigma of a pose
-LOCAL_OWN = 200  # slices that only one particle of a batch needs
+DETAIL_AT_START, DETAIL = 0.9, 1.25  # resolution reached on the first grid, on finer ones: as a multiple of the fine arc
+STEPS_IN_RANGE = 2.6  # of the offset grid, once it has been refined
+LOCAL_OWN = 125  # coarse slices that only one particle of a batch needs
 
 # Slices per particle of a batch: parents whose children are compared, and children that get weight (neighbours share some).
 PARENTS_PER_PARTICLE = {"correlation": 1.0, "global": 6.0, "local": 3.0, "last": 3.0}

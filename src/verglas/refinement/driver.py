@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from verglas.core.memory import keep_freed_memory
+from verglas.core.memory import grow_device_memory, keep_freed_memory
 from verglas.core.symmetry import normalise_name
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid
@@ -24,6 +24,7 @@ from verglas.refinement import schedule as sampling
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.expect import Computing
+from verglas.refinement.plan import RunPlan
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
 from verglas.refinement.step import Final, Iteration, iterate, soft_mask
 
@@ -48,14 +49,20 @@ class Session:
 
 def prepare(
     table: ParticleTable, reference: Map, config: RefineConfig, device: torch.device | str = "cpu", threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, planned: RunPlan | None = None,
 ) -> Session:  # fmt: skip
     """Read the images, estimate their noise, bring the reference to the particles' grid.
 
-    Raises InputError for a reference, mask, symmetry or particles that make no sense together.
+    planned: says how much memory batches take and where images stay; without it a fixed share, and on the device. Raises
+    InputError for a reference, mask, symmetry or particles that make no sense together.
     """
     config = replace(config, symmetry=normalise_name(config.symmetry))
     on, chosen = computing(torch.device(device), config, threads)
+    home, dtype = on.device, torch.float32
+    if planned is not None:
+        on = replace(on, memory=planned.working_memory)
+        home = on.device if planned.images_on == "device" else torch.device("cpu")
+        dtype = torch.float16 if planned.image_bytes == 2 else torch.float32
     group = table.groups[0]
     map_ZYX, notices = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
     mask_ZYX = None
@@ -63,10 +70,10 @@ def prepare(
         mask_ZYX = check_mask(read_map(config.mask), group.box, group.pixel_size, str(config.mask))
     loader = ImageLoader(table, first_rows(table))
     noise = initial_noise(loader, len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge)
-    data = Dataset.read(table, on.device, progress=progress)
+    data = Dataset.read(table, home, dtype, progress)
     state = initial_state(table, map_ZYX, noise.sigma2_noise_GS, config)
     gigabytes = sum(images.numel() * images.element_size() for images in data.images) / 1e9
-    chosen["residency"] = f"all images ({gigabytes:.2f} GB) in the memory of the {on.device.type}"
+    chosen["residency"] = f"all images ({gigabytes:.2f} GB) in the memory of the {home.type}"
     return Session(state, data, config, on, mask_ZYX, notices, chosen)
 
 
@@ -82,10 +89,14 @@ def computing(device: torch.device, config: RefineConfig, threads: int | None = 
         memory = config.memory_gb * 1e9
     else:
         memory = GPU_SHARE * torch.cuda.mem_get_info(device)[0] if cuda else CPU_MEMORY
-    if not cuda:
+    if cuda:
+        grow_device_memory()
+    else:
         keep_freed_memory()
-        # oneDNN's float32 product, twice the speed of the default one and exact to 5e-6 of the scores' spread.
-        torch.set_float32_matmul_precision("medium")
+        # oneDNN's float32 product, twice the speed of the default one and exact to 5e-6 of the scores' spread. With AMX it
+        # would round to bfloat16, which costs more than 1 in log-probability: not there.
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
+        torch.set_float32_matmul_precision("highest" if amx else "medium")
     kernels = choose(device, dtype)
     name = "reference" if precision == "double" else kernels.name
     text = {"half": "operands float16, sums float32", "single": "float32", "double": "float64"}[precision]
@@ -151,6 +162,8 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
         if state.iteration >= session.config.max_iterations:
             state = replace(state, schedule=replace(state.schedule, fine_enough=True, iterations_without_gain=1,
                                                     iterations_without_changes=1))  # fmt: skip
+        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
+            torch.cuda.empty_cache()
         done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
         state = done.state
         yield done

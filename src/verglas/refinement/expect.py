@@ -20,6 +20,7 @@ from verglas.maximization.gather import BatchFacts, BatchResult, update_sums, we
 from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
+from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.state import HalfModel, Poses, Schedule
@@ -28,8 +29,6 @@ OUT_OF_MEMORY = (
     "The device ran out of memory, also with batches of half the size. Other programs may use it: free it, or give verglas less "
     "with --memory, and go on with --continue."
 )
-LOCAL_ORIENTATIONS = 250  # that a local search compares, about
-BYTES_PER_SAMPLE = 24  # of the fine search: scores, accepted scores, weights, and indices on the way
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 
@@ -68,6 +67,8 @@ class HalfExpectation:
         self.sums = Sums.zeros(len(data.groups), grid.shells, plan.grid.n_directions, len(model.scale_M))
         prior_D = model.direction_prior_D.to(on.device)
         log_prior_D = torch.log(prior_D / prior_D.mean())
+        if plan.schedule.local_sigma:  # not asked for, and long on a fine grid
+            log_prior_D = log_prior_D[:0]
         self.space = SearchSpace(
             plan.grid, plan.offsets, log_prior_D.repeat_interleave(plan.grid.n_psi), model.offset_sigma,
             config.adaptive_fraction, on.operand, plan.correlate, config.relion_offset_prior,
@@ -121,14 +122,15 @@ class HalfExpectation:
 
     def batch_size(self, searcher: Searcher) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches."""
-        local, operand, full = bool(self.plan.schedule.local_sigma), BYTES[self.on.operand], BYTES[self.on.dtype]
-        pixels, coarse = searcher.preparer.pixels.count, searcher.preparer.coarse_count
-        images = len(self.plan.offsets.coarse_T2) * 2 * coarse * operand
-        orientations = LOCAL_ORIENTATIONS if local else self.plan.grid.count
-        scores = len(self.plan.offsets.coarse_T2) * orientations * (3 if local else 2) * full
-        whole = 16 * pixels * full + 8 * self.data.groups[0].box ** 2 * full
-        slices = LOCAL_ORIENTATIONS // 2 * 2 * coarse * operand if local else 0  # those that only this particle needs
-        return max(1, int(self.on.memory / (images + scores + whole + slices)))
+        local = bool(self.plan.schedule.local_sigma)
+        each = costs.reserved_bytes(
+            costs.Counts(
+                self.data.groups[0].box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
+                costs.LOCAL_ORIENTATIONS if local else self.plan.grid.count, len(self.plan.offsets.coarse_T2), local,
+            ),
+            BYTES[self.on.operand], BYTES[self.on.dtype],
+        )  # fmt: skip
+        return max(1, int(self.on.memory / each))
 
     def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
         """Search a batch: all of it on the coarse grid, then as many particles at once as fit on the fine one."""
@@ -173,7 +175,7 @@ class HalfExpectation:
         row = pixels * (3 * full + 2 * operand)
         limit = grid.count * each * row  # particles share slices: all of them together never need more than the grid
         fixed = len(offsets.fine_F2) * 2 * pixels * operand
-        bytes_B = samples_B * BYTES_PER_SAMPLE + fixed
+        bytes_B = samples_B * costs.SAMPLE_BYTES[self.on.device.type] + fixed
         parts, first, used, rows = [], 0, 0.0, 0.0
         for i, (samples, slices) in enumerate(zip(bytes_B.tolist(), (slices_B * row).tolist())):
             if i > first and used + samples + min(rows + slices, limit) > self.on.memory:

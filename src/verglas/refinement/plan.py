@@ -21,17 +21,17 @@ from verglas.refinement.plan_sizes import (
     Sizes,
     Where,
     all_sizes,
-    bytes_per_particle,
+    coarse_bytes,
+    fine_bytes,
     operand_bytes,
     padded_edge,
     particles_at_once,
-    reserved_per_particle,
     slices_in_use,
     sphere_count,
     sum_bytes,
 )  # fmt: skip
 
-SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 24 * GB}
+SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 8 * GB}
 COMFORTABLE = {"cpu": 0.0, "cuda": 2 * GB}  # left for batches, else images take less precision or move to the host
 KEPT_FREE = 0.05  # of the memory there is
 
@@ -167,7 +167,9 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     fitting = [draft for draft in drafts if draft.fits] or drafts[-1:]
     draft = next((one for one in fitting if one.peak(works_on) + COMFORTABLE[machine.kind] <= usable), fitting[0])
     free = usable - draft.peak(works_on)
-    working = min(max(free / 3, SMALLEST_WORKING), LARGEST_WORKING[machine.kind])
+    working = LARGEST_WORKING[machine.kind]
+    while working > max(free / 3, SMALLEST_WORKING):  # by halves: a little more or less memory free leaves results the same
+        working /= 2
     if config.memory_gb is not None:
         working = config.memory_gb * GB
     return _with_iterations(replace(draft, working_memory=working), sizes)
@@ -180,11 +182,10 @@ def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:
 
 def _residences(config: RefineConfig, machine: Machine) -> list[tuple[Where, int]]:
     """Where images may stay and the bytes of a pixel, best first: on a GPU single, else half precision, else on the host."""
-    single = sum_bytes(config)
     if machine.kind == "cpu":
-        return [("host", single)]
+        return [("host", 4)]
     halves: list[tuple[Where, int]] = [("device", 2)] if operand_bytes(config, machine.kind) == 2 else []
-    return [("device", single), *halves, ("host", single)]
+    return [("device", 4), *halves, ("host", 4)]
 
 
 def _downsampled(problem: Problem, box: int) -> Problem:
@@ -194,21 +195,25 @@ def _downsampled(problem: Problem, box: int) -> Problem:
 
 def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
     """Memory and time of one kind of iteration."""
-    half = -(-run.problem.n_particles // 2)
-    each = bytes_per_particle(run.problem, run.config, run.machine.kind, sizes)
-    reserved = reserved_per_particle(run.problem, run.config, run.machine.kind, sizes)
-    batch = particles_at_once(run.working_memory, reserved, half)
-    phases = [_reference_items(run, sizes), _batch_items(run, sizes, batch, each), _solution_items(run, sizes)]
+    batch = particles_at_once(run.problem, run.config, run.machine.kind, sizes, run.working_memory)
+    phases = [_reference_items(run, sizes), *_batch_items(run, sizes, batch), _solution_items(run, sizes)]
     where = run.machine.works_on
     largest = max(phases, key=lambda items: sum(item.bytes for item in items if item.where == where))
-    return IterationPlan(sizes, costs.TIMES[sizes.kind], batch, [*_resident(run, sizes), *largest], _seconds(run, sizes, batch))
+    items = [*_resident(run, sizes), *largest]
+    if run.machine.kind == "cuda":
+        arrays = sum(item.bytes for item in items if item.where == "device" and item.name != "images")
+        items.append(Item("held by PyTorch between arrays", "device", (costs.HELD_SHARE - 1) * arrays))
+        items.append(Item("context of CUDA", "device", costs.CONTEXT_BYTES))
+    return IterationPlan(sizes, costs.TIMES[sizes.kind], batch, items, _seconds(run, sizes, batch))
 
 
 def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
     """What is there throughout an iteration."""
     problem, config, where = run.problem, run.config, run.machine.works_on
     voxels = sphere_count(sizes.radius * config.padding)
-    sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if sum_bytes(config) == 4 else 0))
+    half = -(-problem.n_particles // 2)
+    flushed = sum_bytes(config) == 4 and slices_in_use(sizes, half, config)[1] > costs.SLICES_BEFORE_FLUSH
+    sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if flushed else 0))
     return [
         Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
         Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles),
@@ -228,23 +233,26 @@ def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     ]
 
 
-def _batch_items(run: RunPlan, sizes: Sizes, batch: int, each: float) -> list[Item]:
-    """While batches are compared."""
-    config, where = run.config, run.machine.works_on
-    s, op = sum_bytes(config), operand_bytes(config, run.machine.kind)
+def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
+    """While a batch is compared: on the coarse grid, on the fine one."""
+    config, kind, where = run.config, run.machine.kind, run.machine.works_on
+    s, op = sum_bytes(config), operand_bytes(config, kind)
     k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
-    needed, weighted = slices_in_use(sizes, batch, config)
-    everything = coarse * 8**config.oversampling
-    rows = everything if not sizes.searches_locally and everything * 2 * k * op <= run.working_memory else needed
-    made = min(costs.SLICES_MADE_AT_ONCE, rows * 2 * k) * s if op < s else 0
+    numbers = coarse * 8**config.oversampling * 2 * k
+    kept = not sizes.searches_locally and numbers * op <= run.working_memory
+    made = min(costs.SLICES_MADE_AT_ONCE[kind], numbers) * s
     table = 0 if sizes.searches_locally else coarse * coarse_k * (2 * op + s)
-    return [
+    always = [
         Item("reference, packed", where, sphere_count(sizes.radius * config.padding) * 2 * s),
         Item("slices of the coarse grid", where, table),
-        Item("slices of the fine grid", where, rows * 2 * k * op),
-        Item("slices before rounding" if made else "poses of slices", where, made + rows * costs.POSE_BYTES),
-        Item("images of a batch, shifted, and their scores", where, batch * each),
-        Item("weighted slices of a batch", where, weighted * 3 * k * s),
+        Item("slices of the fine grid", where, numbers * op if kept else 0),
+        Item("prepared images of a batch", where, batch * costs.PREPARED_PER_COEFFICIENT * k * s),
+    ]
+    on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
+    on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept) + (0 if kept else made)
+    return [
+        [*always, Item("coarse search of a batch", where, on_coarse)],
+        [*always, Item("fine search of a batch", where, on_fine)],
     ]
 
 

@@ -107,7 +107,8 @@ def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Si
     step = 60.0 / 2**order  # degrees, coarse
     coarse_arc = math.pi * config.diameter * step / 360
     start = kind in ("correlation", "blurred")
-    resolution = config.initial_resolution if start else coarse_arc / 2**config.oversampling
+    detail = costs.DETAIL_AT_START if order == config.healpix_order else costs.DETAIL
+    resolution = config.initial_resolution if start else detail * coarse_arc / 2**config.oversampling
     more = 10 if start else max(10, box // 8)
     radius = box // 2 if kind == "last" else min(box // 2, int(field / resolution + 0.5) + more)
     coarse_radius = min(radius, math.ceil(1.2 * field / coarse_arc)) if config.oversampling else radius
@@ -119,38 +120,42 @@ def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Si
     return Sizes(kind, order, orientations, offsets, radius, coarse_radius, samples)
 
 
-def bytes_per_particle(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes) -> float:
-    """What one more particle in a batch takes at the batch's peak: the larger of the coarse and the fine pass."""
-    s, op = sum_bytes(config), operand_bytes(config, kind)
-    k, coarse_k = sizes.coefficients, sizes.coarse_coefficients
-    prepared = costs.PREPARING_PER_PIXEL * problem.box**2 * s + costs.PREPARING_PER_COEFFICIENT * k * s
+def counts(problem: Problem, sizes: Sizes) -> costs.Counts:
+    """What the engine sizes a batch by."""
     orientations = costs.LOCAL_ORIENTATIONS if sizes.searches_locally else sizes.orientations
-    coarse = sizes.offsets * 2 * coarse_k * op + orientations * s
-    coarse += sizes.offsets * orientations * (s + costs.CHOOSING_BYTES[kind])
-    if sizes.searches_locally:
-        coarse += costs.LOCAL_OWN * 2 * coarse_k * op
-    fine_images = sizes.offsets * 4**config.oversampling * 2 * k * op
-    fine = max(fine_images + sizes.samples * (s + costs.CHOOSING_BYTES[kind]), sizes.samples * (s + costs.WEIGHING_BYTES))
-    return prepared + max(coarse, fine)
+    return costs.Counts(
+        problem.box, sizes.coefficients, sizes.coarse_coefficients, orientations, sizes.offsets, sizes.searches_locally
+    )
 
 
-def reserved_per_particle(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes) -> float:
-    """What a particle counts for when the size of a batch is chosen (`HalfExpectation.batch_size`), bytes.
-
-    With a blurred reference, the samples of the fine pass count, too.
-    """
-    s, op = sum_bytes(config), operand_bytes(config, kind)
-    orientations = costs.LOCAL_ORIENTATIONS if sizes.searches_locally else sizes.orientations
-    images = sizes.offsets * 4**config.oversampling * 2 * sizes.coefficients * op
-    scores = sizes.offsets * orientations * costs.RESERVED_PER_SCORE[kind] * s
-    slices = costs.LOCAL_OWN * 2 * sizes.coefficients * op if sizes.searches_locally else 0
-    samples = sizes.samples * (s + costs.WEIGHING_BYTES) if sizes.kind == "blurred" else 0
-    return images + scores + costs.RESERVED_PER_PIXEL * problem.box**2 * s + slices + samples
+def particles_at_once(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes, working: float) -> int:
+    """Particles of a batch when its arrays may take so many bytes; at most a half-set."""
+    each = costs.reserved_bytes(counts(problem, sizes), operand_bytes(config, kind), sum_bytes(config))
+    return max(1, min(int(working / each), -(-problem.n_particles // 2)))
 
 
-def particles_at_once(working_memory: float, each: float, n: int) -> int:
-    """Batch size: as many particles (of `n` in a half-set) as the working memory takes, at least one."""
-    return max(1, min(n, int(working_memory / each)))
+def coarse_bytes(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes, batch: int) -> float:
+    """What a batch takes on the coarse grid beside its prepared images: while these are made, or while they are compared."""
+    s, op, c = sum_bytes(config), operand_bytes(config, kind), counts(problem, sizes)
+    preparing = (
+        costs.PREPARING_PER_PIXEL * c.box**2 * s
+        + (costs.PREPARING_PER_COEFFICIENT - costs.PREPARED_PER_COEFFICIENT) * c.coefficients * s
+    )
+    samples = c.offsets * c.orientations
+    comparing = c.offsets * 2 * c.coarse_coefficients * op + samples * (s + costs.CHOOSING_BYTES[kind]) + 2 * c.orientations * s
+    if c.local:
+        comparing += costs.LOCAL_OWN * 2 * c.coarse_coefficients * op
+    return batch * max(preparing, comparing) + min(costs.CHOOSING_AT_ONCE[kind], 9 * batch * samples)
+
+
+def fine_bytes(config: RefineConfig, kind: str, sizes: Sizes, batch: int, working: float, kept: bool) -> float:
+    """What the fine search of a batch takes: it is cut into parts that fit `working`. kept: all fine slices are there."""
+    s, op, k = sum_bytes(config), operand_bytes(config, kind), sizes.coefficients
+    needed, weighted = slices_in_use(sizes, batch, config)
+    images = sizes.offsets * 4**config.oversampling * 2 * k * op
+    each = images + sizes.samples * costs.SAMPLE_BYTES[kind]
+    rows = (0 if kept else needed * 2 * k * op) + weighted * 3 * k * s
+    return min(batch * each + rows, max(working, each + rows / batch))
 
 
 def slices_in_use(sizes: Sizes, batch: int, config: RefineConfig) -> tuple[int, int]:

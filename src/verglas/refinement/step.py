@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,8 +173,10 @@ def updated_model(
     model: HalfModel, sums: Sums, state: State, poses: Poses, number: int, correlate: bool, config: RefineConfig
 ) -> HalfModel:
     """Noise, scales and priors of one half-set from its sums; the first iteration by correlation leaves noise, norm, scales."""
-    average = {"average_pmax": sums.pmax / sums.particles, "log_likelihood": sums.log_likelihood}
-    priors = {"direction_prior_D": updated_direction_prior(sums), "offset_sigma": updated_offset_sigma(sums, model.offset_sigma)}
+    average: dict[str, Any] = {"average_pmax": sums.pmax / sums.particles, "log_likelihood": sums.log_likelihood}
+    priors: dict[str, Any] = {
+        "direction_prior_D": updated_direction_prior(sums), "offset_sigma": updated_offset_sigma(sums, model.offset_sigma),
+    }  # fmt: skip
     if correlate:
         return replace(model, **average, **priors)
     mine = poses.half_B == number if len(state.halves) > 1 else torch.ones_like(poses.half_B, dtype=torch.bool)

@@ -7,21 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.kernels.positions import FASTMATH
 from verglas.kernels.shift.reference import turn_planes
 
 u = np.uintp
 RUN = 1024  # coefficients at a time: the phases of 84 shifts of them (688 kB) stay in the second-level cache
 
 
-@numba.njit(fastmath=FASTMATH, cache=True, boundscheck=False)
+# Every product is rounded (no fastmath): a process that compiles this function and one that finds it in Numba's cache may run
+# two different copies of it, whose last digits differ if products and sums may be fused.
+@numba.njit(cache=True, boundscheck=False)
 def _turn(real, imaginary, cos, sin, real_out, imaginary_out):
     for k in range(u(len(real))):
         real_out[k] = real[k] * cos[k] - imaginary[k] * sin[k]
         imaginary_out[k] = real[k] * sin[k] + imaginary[k] * cos[k]
 
 
-@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
+@numba.njit(parallel=True, cache=True, boundscheck=False)
 def _shift(image, cos, sin, out):
     n_k = image.shape[2]
     for i in numba.prange(len(image)):
