@@ -81,6 +81,22 @@ def test_one_seed_gives_the_same_files_but_for_dates(data, whole, tmp_path, run_
     assert [line for lines in found.values() for line in lines] == []
 
 
+@pytest.mark.slow
+@needs_benchmarks
+def test_a_process_that_compiles_computes_the_same(data, tmp_path, run_folders):
+    """The first run on a machine compiles its kernels, later ones find them in Numba's cache: not a bit may depend on that."""
+    words = ["--particles", data / "particles.star", "--reference", data / "start.mrc", "--diameter", DIAMETER, "--sym", "D2"]
+    words += ["--offset-range", 3, "--max-iterations", 2, "--threads", 1, "--device", "cpu", "--out", "out"]
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "NUMBA")}
+    for name in ("compiling", "cached"):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-m", "verglas", "refine", *map(str, words)]
+        environment = os.environ | threads | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+        subprocess.run(command, cwd=tmp_path / name, env=environment, check=True, capture_output=True, timeout=900)
+    found = run_folders.differences(tmp_path / "compiling/out", tmp_path / "cached/out")
+    assert [line for lines in found.values() for line in lines] == []
+
+
 @needs_benchmarks
 def test_differences_are_seen(whole, tmp_path, run_folders):
     """One bit of a voxel, one digit of a table or a record; not the texts of a map's header."""
