@@ -22,7 +22,7 @@ from pathlib import Path
 from verglas.cli.plan import this_machine
 from verglas.refinement.config import RefineConfig
 
-SIZES = {"cpu": ["300x48xD2", "1000x64xC1", "400x128xD2"], "cuda": ["1000x64xC1", "2000x128xC1", "1000x256xD2"]}
+SIZES = {"cpu": ["300x48xD2", "1000x64xD2", "400x128xD2"], "cuda": ["1000x64xC1", "2000x128xC1", "1000x256xD2"]}
 LOWEST, HIGHEST = 0.85, 1.15
 GB = 1e9
 SNR = "0.2"  # so that the resolution follows the angular step, as planned; noisier data end sooner and take less

@@ -55,7 +55,7 @@ def test_grids_are_those_of_the_engine():
 
 def test_kinds_of_iteration_follow_the_options():
     assert [(s.kind, s.order) for s in all_sizes(SMALL, config())] == [
-        ("correlation", 2), ("blurred", 2), ("global", 2), ("global", 3), ("local", 4), ("local", 5), ("last", 5),
+        ("correlation", 2), ("blurred", 2), ("global", 2), ("global", 3), ("local", 4), ("local", 5), ("last", 6),
     ]  # fmt: skip
     kinds = [s.kind for s in all_sizes(SMALL, config(absolute_greyscale=True))]
     assert kinds[0] == "blurred" and "correlation" not in kinds

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 GB = 1e9
 
 # Memory of the process before any data: Python, torch, pandas, compiled kernels (CPU); CUDA's libraries on top (GPU).
-PROCESS_BYTES = {"cpu": 0.56 * GB, "cuda": 2.35 * GB}
+PROCESS_BYTES = {"cpu": 0.56 * GB, "cuda": 2.3 * GB}
 CONTEXT_BYTES = 0.75 * GB  # of the device: CUDA's context with the compiled kernels, which nvidia-smi counts, too
-HELD_SHARE = 1.1  # of the allocated device memory: what PyTorch holds at the peak
+HELD_SHARE = {"cpu": 1.1, "cuda": 1.06}  # of what arrays take at the peak: what the process, or PyTorch on a GPU, holds
 PARTICLE_BYTES = 1200  # of the particle table and the poses, per particle (STAR files have some 25 columns)
 READING_BYTES = 4 * 2**22 * 4  # batches of images read ahead, 2^22 pixels each
 
@@ -27,6 +27,8 @@ SAMPLE_BYTES = {"cpu": 12, "cuda": 24}  # per sample of the fine search: score, 
 CHOOSING_BYTES = {"cpu": 0, "cuda": 1}  # per sample of the coarse search beside its score: whether it is significant
 CHOOSING_AT_ONCE = {"cpu": 0, "cuda": 2**27 * 9}  # bytes of what is made of some samples at a time to find that out
 LOCAL_ORIENTATIONS = 250  # coarse orientations that a local search compares, about
+LOCAL_OWN = 200  # of them, those that no other particle of the batch shares
+FINE_SHARE = 0.6  # of the memory for batches: what a part of the fine search takes beside the prepared batch
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def reserved_bytes(counts: Counts, operand: int, full: int) -> float:
     images = c.offsets * 2 * c.coarse_coefficients * operand
     scores = c.offsets * c.orientations * (3 if c.local else 2) * full
     whole = PREPARING_PER_COEFFICIENT * c.coefficients * full + PREPARING_PER_PIXEL * c.box**2 * full
-    slices = c.orientations // 2 * 2 * c.coarse_coefficients * operand if c.local else 0
+    slices = LOCAL_OWN * 2 * c.coarse_coefficients * operand if c.local else 0
     return images + scores + whole + slices
 
 
@@ -63,15 +65,17 @@ BLURRED_SHARE = 0.45
 FINE_SAMPLES = {"correlation": 32, "global": 3500, "local": 150, "last": 150}
 DETAIL_AT_START, DETAIL = 0.9, 1.25  # resolution reached on the first grid, on finer ones: as a multiple of the fine arc
 STEPS_IN_RANGE = 2.6  # of the offset grid, once it has been refined
-LOCAL_OWN = 125  # coarse slices that only one particle of a batch needs
 
 # Slices per particle of a batch: parents whose children are compared, and children that get weight (neighbours share some).
 PARENTS_PER_PARTICLE = {"correlation": 1.0, "global": 6.0, "local": 3.0, "last": 3.0}
 SLICES_PER_PARTICLE = {"correlation": 1.0, "global": 8.0, "local": 6.0, "last": 6.0}
 POSE_BYTES = 200  # of a slice: its matrix in float64 and what that is made from
 
-MAPS = 6  # of float32 on the host: references, half maps, what is written
+MAPS = 14  # of float32 on the host: reading and cropping the reference, half maps, what is written
 SOLVING = 1.5  # transforms of the padded box at once, complex128
+
+STARTING_SECONDS = {"cpu": 6.0, "cuda": 9.0}  # program, reading; beside it, a GPU's kernels are compiled once, 25 s
+ITERATION_SECONDS = {"cpu": 0.3, "cuda": 0.3}  # of every iteration: accuracy, files, report
 
 # How often each kind of iteration comes in a usual run.
 TIMES = {"correlation": 1, "blurred": 2, "global": 5, "local": 4, "last": 1}
@@ -97,6 +101,6 @@ class Rates:
 
 # On a CPU per core (two cores of an EPYC); on a GPU altogether (H100).
 RATES = {
-    "cpu": Rates(90e9, 1.5e8, 40e9, 50e6, 25e6, 20e6, 5e8, 4e6, 2e8),
-    "cuda": Rates(300e12, 5e9, 20e12, 40e9, 4e9, 2e9, 2e11, 3e8, 1e9),
+    "cpu": Rates(90e9, 1.5e8, 40e9, 50e6, 25e6, 20e6, 5e8, 3e7, 2e8),
+    "cuda": Rates(300e12, 5e9, 20e12, 40e9, 4e9, 2e9, 2e11, 1e9, 1e9),
 }

@@ -178,7 +178,7 @@ class HalfExpectation:
         bytes_B = samples_B * costs.SAMPLE_BYTES[self.on.device.type] + fixed
         parts, first, used, rows = [], 0, 0.0, 0.0
         for i, (samples, slices) in enumerate(zip(bytes_B.tolist(), (slices_B * row).tolist())):
-            if i > first and used + samples + min(rows + slices, limit) > self.on.memory:
+            if i > first and used + samples + min(rows + slices, limit) > costs.FINE_SHARE * self.on.memory:
                 parts.append((first, i))
                 first, used, rows = i, 0.0, 0.0
             used, rows = used + samples, rows + slices

@@ -85,7 +85,8 @@ class RunPlan:
     @property
     def seconds(self) -> float:
         """Whole run."""
-        return sum(one.times * sum(one.seconds.values()) for one in self.iterations)
+        iterations = sum(one.times * sum(one.seconds.values()) for one in self.iterations)
+        return costs.STARTING_SECONDS[self.machine.kind] + iterations
 
     @property
     def places(self) -> list[Where]:
@@ -200,9 +201,10 @@ def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
     where = run.machine.works_on
     largest = max(phases, key=lambda items: sum(item.bytes for item in items if item.where == where))
     items = [*_resident(run, sizes), *largest]
+    fixed = ("images", "program and libraries", "particle table and poses")
+    arrays = sum(item.bytes for item in items if item.where == where and item.name not in fixed)
+    items.append(Item("held between arrays", where, (costs.HELD_SHARE[run.machine.kind] - 1) * arrays))
     if run.machine.kind == "cuda":
-        arrays = sum(item.bytes for item in items if item.where == "device" and item.name != "images")
-        items.append(Item("held by PyTorch between arrays", "device", (costs.HELD_SHARE - 1) * arrays))
         items.append(Item("context of CUDA", "device", costs.CONTEXT_BYTES))
     return IterationPlan(sizes, costs.TIMES[sizes.kind], batch, items, _seconds(run, sizes, batch))
 
@@ -287,5 +289,6 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
         "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
         "fine": n * (3 * fine_shifts * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
         "map": batches * weighted * k / rates.added / cores,
+        "other": costs.ITERATION_SECONDS[kind],
         "solve": (2 + group_order(config.symmetry) / 4) * edge**3 / rates.transformed / cores,
     }  # fmt: skip

@@ -97,7 +97,7 @@ def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
         kinds.insert(0, ("correlation", first))
     kinds += [("global", order) for order in range(first, config.local_from_order)]
     kinds += [("local", order) for order in range(max(first, config.local_from_order), config.local_from_order + 2)]
-    kinds.append(("last", max(first, config.local_from_order + 1)))
+    kinds.append(("last", max(first, config.local_from_order + 2)))
     return [_sizes(problem, config, kind, order) for kind, order in kinds]
 
 
@@ -155,7 +155,7 @@ def fine_bytes(config: RefineConfig, kind: str, sizes: Sizes, batch: int, workin
     images = sizes.offsets * 4**config.oversampling * 2 * k * op
     each = images + sizes.samples * costs.SAMPLE_BYTES[kind]
     rows = (0 if kept else needed * 2 * k * op) + weighted * 3 * k * s
-    return min(batch * each + rows, max(working, each + rows / batch))
+    return min(batch * each + rows, max(costs.FINE_SHARE * working, each + rows / batch))
 
 
 def slices_in_use(sizes: Sizes, batch: int, config: RefineConfig) -> tuple[int, int]:
