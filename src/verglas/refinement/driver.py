@@ -97,6 +97,8 @@ def computing(device: torch.device, config: RefineConfig, threads: int | None = 
         # would round to bfloat16, which costs more than 1 in log-probability: not there.
         amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
         torch.set_float32_matmul_precision("highest" if amx else "medium")
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # that setting is of the whole process: no TF32 on its GPU
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
     kernels = choose(device, dtype)
     name = "reference" if precision == "double" else kernels.name
     text = {"half": "operands float16, sums float32", "single": "float32", "double": "float64"}[precision]
