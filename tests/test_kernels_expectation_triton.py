@@ -96,7 +96,7 @@ def test_compare(name: str, coefficients: int, dtype: torch.dtype, monkeypatch: 
     blocks = make_blocks(LISTS[name])
     shifted, weight, slices = random_inputs(blocks, coefficients, dtype)
     poison(monkeypatch)
-    score = compare(shifted, weight, slices, blocks, "triton")
+    score = compare(shifted, weight, slices, blocks, implementation="triton")
     assert score.dtype == torch.float32
     assert off(score, compare_reference(shifted.double(), weight.double(), slices.double(), blocks)) < 2e-6
 
@@ -106,7 +106,7 @@ def test_compare_with_more_shifts_and_slices_than_a_program_holds() -> None:
     torch.manual_seed(2)
     blocks = make_blocks([(5, 131), (80, 20), (33, 40)], images=140)
     shifted, weight, slices = random_inputs(blocks, 5, torch.float16, images=140)
-    score = compare(shifted, weight, slices, blocks, "triton")
+    score = compare(shifted, weight, slices, blocks, implementation="triton")
     assert off(score, compare_reference(shifted.double(), weight.double(), slices.double(), blocks)) < 2e-6
 
 
