@@ -6,7 +6,8 @@
 Two undisturbed runs of one seed come first; every file of theirs is compared. Then runs are killed until `--kills` kills
 have met a living process. A run is killed at most twice: first at a moment drawn from the whole time of an undisturbed run
 (process start and last iteration included), then, continued, at one drawn from the time that it still needs; the second kill
-of every other run waits, from its moment on, for a temporary file to appear, so that it falls into the writing of a file.
+of every other run is aimed: it waits, from its moment on, for a temporary file of a certain kind (AIMS, in turn), so that it
+falls into the writing of that file.
 After each kill every file must be whole; at the end the maps are compared with those of the first undisturbed run.
 
 On a CPU all must be the same, bit by bit: anything else is an error. On a GPU the order of sums is not fixed: printed is how far
@@ -42,6 +43,7 @@ KILLS_PER_RUN = 2
 SIMULATED = {"n": 160, "box": 32, "pixel": 5, "snr": 1, "sym": "D2", "seed": 1}
 SIMULATED_DIAMETER, SIMULATED_OPTIONS = 140, ["--offset-range", "3"]
 TEMPORARY = (".part.", ".partial-")
+AIMS = ("unfil", "checkpoint", "_data", "class001", "report", "optimiser", "result")
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ class Found:
         return [f"{kill.run}, killed at {kill.seconds:.2f} s: {fault}" for kill in self.kills for fault in kill.faults]
 
 
-def temporary_files(folder: Path) -> list[str]:
-    """Names of files that are being written."""
+def temporary_files(folder: Path, kind: str = "") -> list[str]:
+    """Names of files that are being written; kind: what must be in them."""
     with suppress(FileNotFoundError):
-        return [name for name in os.listdir(folder) if name.startswith(".") and any(part in name for part in TEMPORARY)]
+        names = [name for name in os.listdir(folder) if name.startswith(".") and kind in name]
+        return [name for name in names if any(part in name for part in TEMPORARY)]
     return []
 
 
@@ -125,14 +128,14 @@ def during(out: Path) -> str:
     return stage + (f", writing {', '.join(writing)}" if writing else "")
 
 
-def kill_once(case: Case, name: str, after: float, resumed: bool, aimed: bool) -> Kill | None:
-    """Start or continue a run and kill it `after` seconds (aimed: when it next writes a file). None if it was quicker."""
+def kill_once(case: Case, name: str, after: float, resumed: bool, aim: str | None) -> Kill | None:
+    """Start or continue a run and kill it `after` seconds (aim: when it next writes such a file). None if it was quicker."""
     out, begin = case.out(name), time.monotonic()
     process = case.start(name, resumed)
     with suppress(subprocess.TimeoutExpired):
         process.wait(after)
-    while aimed and process.poll() is None and not temporary_files(out):
-        time.sleep(0.0005)
+    while aim is not None and process.poll() is None and not temporary_files(out, aim):
+        time.sleep(0.0002)
     seconds = time.monotonic() - begin
     process.send_signal(signal.SIGKILL)
     code = process.wait()
@@ -155,8 +158,8 @@ def disturb(case: Case, wanted: int, whole: float, draw: random.Random) -> Itera
         left = whole
         for number in range(min(KILLS_PER_RUN, wanted - len(found.kills))):
             after = share * whole if number == 0 else draw.random() * left
-            aimed = number == 1 and len(found.runs) % 2 == 1
-            kill = kill_once(case, name, after, case.out(name).exists(), aimed)
+            aim = AIMS[len(found.runs) // 2 % len(AIMS)] if number == 1 and len(found.runs) % 2 == 1 else None
+            kill = kill_once(case, name, after, case.out(name).exists(), aim)
             if kill is None:
                 break
             found.kills.append(kill)
