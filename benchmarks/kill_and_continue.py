@@ -163,6 +163,8 @@ def disturb(case: Case, wanted: int, whole: float, draw: random.Random) -> Itera
             if kill is None:
                 break
             found.kills.append(kill)
+            if (case.out(name) / "result.json").exists():  # killed on its way out: nothing is left to be continued
+                break
             left -= min(after, left * 0.9)  # what a continued run needs, about: its start costs as much as it redoes
         if not (case.out(name) / "result.json").exists():
             case.finish(name, resumed=case.out(name).exists())
