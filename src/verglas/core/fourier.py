@@ -138,19 +138,22 @@ def half_plane_pixels(
     return PixelList(box, radius, x.int(), y.int(), index, shell).to(device)
 
 
-def nested_pixels(pixels: PixelList, inner_radius: float, multiple: int = 1) -> tuple[PixelList, int]:
-    """The same pixels with those of r <= `inner_radius` first, otherwise in their order; and how many come first.
+def nested_pixels(pixels: PixelList, inner_radius: float, multiple: int = 1) -> tuple[PixelList, int, Tensor]:
+    """The same pixels with those of r <= `inner_radius` first; how many come first; which are real, bool [K].
 
-    A coarse comparison then reads the first part of every row. multiple: both counts are rounded up to multiples of it (rows
-    of aligned length are what GPUs read fast): a few pixels beyond the inner radius, and repeats of the origin at the end.
+    A coarse comparison then reads the first part of every row. multiple: both counts are rounded up to multiples of it by
+    repeats of the origin, which must not count (rows of aligned length are what GPUs read fast).
     """
     inside_K = pixels.x_K.double() ** 2 + pixels.y_K.double() ** 2 <= inner_radius**2
-    order = torch.cat([inside_K.nonzero().squeeze(1), (~inside_K).nonzero().squeeze(1)])
     origin = ((pixels.x_K == 0) & (pixels.y_K == 0)).nonzero()[0]
-    order = torch.cat([order, origin.expand(-len(order) % multiple)])
-    inner = int(inside_K.sum())
+    runs, real = [], []
+    for run in (inside_K.nonzero().squeeze(1), (~inside_K).nonzero().squeeze(1)):
+        fill = -len(run) % multiple
+        runs += [run, origin.expand(fill)]
+        real += [torch.ones_like(run, dtype=torch.bool), torch.zeros(fill, dtype=torch.bool, device=run.device)]
+    order = torch.cat(runs)
     parts = [getattr(pixels, name)[order] for name in ("x_K", "y_K", "index_K", "shell_K")]
-    return PixelList(pixels.box, pixels.radius, *parts), inner + -inner % multiple
+    return PixelList(pixels.box, pixels.radius, *parts), len(runs[0]) + len(runs[1]), torch.cat(real)
 
 
 def shells_of_half_volume(box: int, device: torch.device | str = "cpu") -> Tensor:

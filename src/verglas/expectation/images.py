@@ -79,9 +79,9 @@ class ImagePreparer:
         scale = group.box * group.pixel_size / (grid.box * grid.pixel_size)
         radius = min(group.box // 2, int(-(-grid.radius * scale // 1)))
         pixels = half_plane_pixels(group.box, radius, device)
-        count, multiple = pixels.count, ALIGNED if torch.device(device).type == "cuda" else 1
-        pixels, self.coarse_count = nested_pixels(pixels, grid.coarse_radius * scale, multiple)
-        self.counts_K = (torch.arange(pixels.count, device=device) < count).to(dtype)  # 0 for repeats that fill the row
+        multiple = ALIGNED if torch.device(device).type == "cuda" else 1
+        pixels, self.coarse_count, real_K = nested_pixels(pixels, grid.coarse_radius * scale, multiple)
+        self.counts_K = real_K.to(dtype)  # 0 for repeats that fill the rows
         self.group, self.grid, self.pixels, self.dtype, self.device = group, grid, pixels, dtype, torch.device(device)
         frequency_K2 = pixels.frequency_K2(group.pixel_size, torch.float64)
         coordinates = group.model_coordinates_K3(frequency_K2, grid.box, grid.pixel_size)
