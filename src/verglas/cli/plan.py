@@ -27,6 +27,8 @@ class Plan:
     """Say what memory and time a refinement will take, and whether it fits.
 
     Prints the peak memory of host and device by item, and for each kind of iteration its sizes, batches, memory and time.
+    Memory of the device is what nvidia-smi shows. The resolution is taken to follow the angular step, as it does for good
+    data; noisy particles end at coarser steps and mostly take less.
     `verglas refine` makes the same plan at its start. Exit code 2 and the nearest setting that fits, if it does not.
 
     Example: verglas plan --n 100000 --box 360 --apix 1.34 --sym C1 --diameter 350 --device cuda --device-memory 80
