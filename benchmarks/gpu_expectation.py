@@ -20,11 +20,15 @@ from torch import Tensor
 
 from benchmarks.gpu_kernels import relative, seconds
 from verglas.kernels.blocks import Blocks
-from verglas.kernels.collect import collect, collect_reference
-from verglas.kernels.compare import compare, compare_reference
+from verglas.kernels.collect import collect
+from verglas.kernels.collect.reference import collect_reference
+from verglas.kernels.compare import compare
 from verglas.kernels.compare import triton as compare_kernel
-from verglas.kernels.shift import shift, shift_reference
-from verglas.kernels.spectra import spectra, spectra_reference
+from verglas.kernels.compare.reference import compare_reference
+from verglas.kernels.shift import shift
+from verglas.kernels.shift.reference import shift_reference
+from verglas.kernels.spectra import spectra
+from verglas.kernels.spectra.reference import spectra_reference
 from verglas.kernels.tasks import Tile
 
 SHIFTS, CHECKED = 84, 3  # shifted images of a particle; particles whose results are checked

@@ -11,9 +11,8 @@ import torch
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
 from verglas.core.rows import RowTable, dense_half, packed_sphere
+from verglas.kernels import implementation_of
 from verglas.kernels.backproject import backproject
-from verglas.kernels.backproject import implementation_of as backproject_version
-from verglas.kernels.project import implementation_of as project_version
 from verglas.kernels.project import project
 from verglas.testing import assert_adjoint
 
@@ -46,14 +45,14 @@ class Case:
         device = DEVICES[name]
         arguments = (t.to(device, dtype) for t in (self.values, self.sampling, self.coordinates))
         values, sampling, coordinates = arguments
-        return project_version(name)(values, self.rows.to(device), sampling, coordinates).cpu()
+        return implementation_of("project", name)(values, self.rows.to(device), sampling, coordinates).cpu()
 
     def backproject(self, name: str, dtype: torch.dtype, weighted: bool = True) -> torch.Tensor:
         device = DEVICES[name]
         accumulator = torch.zeros(self.rows.count, 4, dtype=dtype, device=device)
         weight = self.weight.to(device, dtype) if weighted else None
         data, sampling, coordinates = (t.to(device, dtype) for t in (self.data, self.sampling, self.coordinates))
-        backproject_version(name)(accumulator, self.rows.to(device), data, weight, sampling, coordinates)
+        implementation_of("backproject", name)(accumulator, self.rows.to(device), data, weight, sampling, coordinates)
         return accumulator.cpu()
 
 

@@ -102,7 +102,7 @@ class Searcher:
             assert sigma2_S is not None
             return self._coarse_by_correlation(prepared, sigma2_S)
         if not self.measured:
-            whole, count = self.fine_slices.table is not None, self.preparer.coarse_count
+            count, whole = self.preparer.coarse_count, self.fine_slices.whole
             self.strong = find_strong(prepared.weight_BK, self.full, self.preparer.pixels, count, self.space.grid, whole)
             self.measured = True
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)

@@ -42,22 +42,22 @@ class Slicer:
 
 
 class FineSlices:
-    """Slices of the children of coarse orientations: of the whole grid once, if that fits, else of those asked for.
+    """Slices of the children of coarse orientations: of the whole grid once (`whole`, if that fits), else of those asked for.
 
     `of(orientations)` returns (table [*, 2, K], row of the first child of each orientation); the children of an
     orientation are consecutive rows.
     """
 
     def __init__(self, slicer: Slicer, grid: OrientationGrid, whole: bool) -> None:
-        self.slicer, self.grid = slicer, grid
-        self.table: Tensor | None = None
-        if whole:
-            self.table = slicer(grid.child_rotations(torch.arange(grid.count * grid.children_per_orientation)))
+        self.slicer, self.grid, self.whole = slicer, grid, whole
+        self.table: Tensor | None = None  # made when first asked for: who only wants the slicer pays nothing
 
     def of(self, orientation_U: Tensor) -> tuple[Tensor, Tensor]:
         """See the class. orientation_U: int64, coarse orientations."""
         each = self.grid.children_per_orientation
-        if self.table is not None:
+        if self.whole:
+            if self.table is None:
+                self.table = self.slicer(self.grid.child_rotations(torch.arange(self.grid.count * each)))
             return self.table, orientation_U * each
         return self.slicer(self.grid.child_rotations(child_indices(orientation_U, each))), each * torch.arange(
             len(orientation_U), device=orientation_U.device

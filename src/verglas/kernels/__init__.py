@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,20 @@ def choose(device: torch.device | str, dtype: torch.dtype, name: str = "auto") -
             return Choice("triton", "CUDA device, float32")
         return Choice("reference", f"{dtype} on CUDA has no Triton kernel")
     return Choice("cpu", "CPU device, compiled with Numba")
+
+
+def choose_single(like: Tensor, implementation: str = "auto") -> str:
+    """As `choose`, by name alone, for operations compiled in single precision only: float64 tensors run the reference."""
+    if implementation == "auto" and like.dtype == torch.float64:
+        return "reference"
+    return choose(like.device, like.dtype, implementation).name
+
+
+def implementation_of(operation: str, name: str) -> Any:
+    """The function behind an implementation's name: verglas/kernels/`operation`/`name`.py, `operation`_`name`.
+
+    Compiled kernels are imported only here. ValueError if the operation has none of that name.
+    """
+    if name not in ("reference", "cpu", "triton"):
+        raise ValueError(f"{operation} has no implementation {name!r}")
+    return getattr(import_module(f"verglas.kernels.{operation}.{name}"), f"{operation}_{name}")

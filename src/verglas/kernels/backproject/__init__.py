@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.kernels import choose
-from verglas.kernels.backproject.reference import backproject_reference
+from verglas.kernels import choose, implementation_of
 
 
 def backproject(
@@ -25,19 +22,4 @@ def backproject(
     implementation: "auto", "reference", "cpu" or "triton"; see `verglas.kernels.choose`.
     """
     name = choose(accumulator_V4.device, accumulator_V4.dtype, implementation).name
-    implementation_of(name)(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3)
-
-
-def implementation_of(name: str) -> Any:
-    """The function behind an implementation's name; compiled kernels are imported only here."""
-    if name == "reference":
-        return backproject_reference
-    if name == "cpu":
-        from verglas.kernels.backproject.cpu import backproject_cpu
-
-        return backproject_cpu
-    if name == "triton":
-        from verglas.kernels.backproject.triton import backproject_triton
-
-        return backproject_triton
-    raise ValueError(f"backproject has no implementation {name!r}")
+    implementation_of("backproject", name)(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.kernels import choose
-from verglas.kernels.project.reference import project_reference
+from verglas.kernels import choose, implementation_of
 
 
 def project(
@@ -22,21 +21,6 @@ def project(
     return _Project.apply(values_V2, rows, sampling_R33, coordinates_K3, implementation)
 
 
-def implementation_of(name: str) -> Any:
-    """The function behind an implementation's name; compiled kernels are imported only here."""
-    if name == "reference":
-        return project_reference
-    if name == "cpu":
-        from verglas.kernels.project.cpu import project_cpu
-
-        return project_cpu
-    if name == "triton":
-        from verglas.kernels.project.triton import project_triton
-
-        return project_triton
-    raise ValueError(f"project has no implementation {name!r}")
-
-
 class _Project(torch.autograd.Function):
     """The gradient of `project` is `backproject`: the sum over slices is linear in the stored values."""
 
@@ -45,7 +29,7 @@ class _Project(torch.autograd.Function):
         name = choose(values_V2.device, values_V2.dtype, name).name
         ctx.name, ctx.rows = name, rows
         ctx.save_for_backward(sampling, coordinates)
-        return implementation_of(name)(values_V2, rows, sampling, coordinates)
+        return implementation_of("project", name)(values_V2, rows, sampling, coordinates)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from verglas.kernels import choose
-from verglas.kernels.shift.reference import shift_reference
+from verglas.kernels import choose_single, implementation_of
 
 
 def shift(
@@ -20,30 +17,5 @@ def shift(
     x_K, y_K: integer frequencies (int32) of a `box` px image. implementation: "auto", "reference", "cpu" or "triton";
     see `verglas.kernels.choose` (float64 images run the reference). TypeError where it cannot write `out_dtype`.
     """
-    name = choose_shift(image_B2K, implementation)
-    return implementation_of(name)(image_B2K, shift_T2, x_K, y_K, box, out_dtype)
-
-
-def choose_shift(like: Tensor, implementation: str = "auto") -> str:
-    """Name of the implementation for tensors like this one: compiled kernels compute in single precision."""
-    if implementation == "auto" and like.dtype == torch.float64:
-        return "reference"
-    return choose(like.device, like.dtype, implementation).name
-
-
-def implementation_of(name: str) -> Any:
-    """The function behind an implementation's name; compiled kernels are imported only here."""
-    if name == "reference":
-        return shift_reference
-    if name == "cpu":
-        from verglas.kernels.shift.cpu import shift_cpu
-
-        return shift_cpu
-    if name == "triton":
-        from verglas.kernels.shift.triton import shift_triton
-
-        return shift_triton
-    raise ValueError(f"shift has no implementation {name!r}")
-
-
-__all__ = ["choose_shift", "implementation_of", "shift", "shift_reference"]
+    name = choose_single(image_B2K, implementation)
+    return implementation_of("shift", name)(image_B2K, shift_T2, x_K, y_K, box, out_dtype)

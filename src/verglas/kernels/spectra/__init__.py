@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from verglas.kernels import choose
+from verglas.kernels import choose_single, implementation_of
 from verglas.kernels.blocks import Blocks
-from verglas.kernels.spectra.reference import spectra_reference
 
 
 def spectra(
@@ -20,27 +16,5 @@ def spectra(
 
     implementation: "auto", "reference", "cpu" or "triton"; see `verglas.kernels.choose` (float64 runs the reference).
     """
-    name = choose_spectra(weight_BK, implementation)
-    return implementation_of(name)(posterior_N, shifted_BT2K, weight_BK, slices_U2K, blocks, shell_K, n_shells)
-
-
-def choose_spectra(like: Tensor, implementation: str = "auto") -> str:
-    """Name of the implementation for tensors like this one: compiled kernels compute in single precision."""
-    if implementation == "auto" and like.dtype == torch.float64:
-        return "reference"
-    return choose(like.device, like.dtype, implementation).name
-
-
-def implementation_of(name: str) -> Any:
-    """The function behind an implementation's name; compiled kernels are imported only here."""
-    if name == "reference":
-        return spectra_reference
-    if name == "cpu":
-        from verglas.kernels.spectra.cpu import spectra_cpu
-
-        return spectra_cpu
-    if name == "triton":
-        from verglas.kernels.spectra.triton import spectra_triton
-
-        return spectra_triton
-    raise ValueError(f"spectra has no implementation {name!r}")
+    name = choose_single(weight_BK, implementation)
+    return implementation_of("spectra", name)(posterior_N, shifted_BT2K, weight_BK, slices_U2K, blocks, shell_K, n_shells)
