@@ -95,7 +95,7 @@ def joined(parts: list[Difference]) -> Difference:
 
 def fine_schedule(problem: Problem) -> Schedule:
     """A local search with steps well below the expected accuracy."""
-    half = HalfExpectation(problem.model, problem.data, problem.poses, problem.plan, problem.config, REFERENCE)
+    half = HalfExpectation([problem.model], problem.data, problem.poses, problem.plan, problem.config, REFERENCE)
     rows = torch.arange(min(12, len(problem.data)))
     searcher, prepared = half.prepared(rows, 0)
     rotation_B33, pixels, group = problem.poses.rotation_B33[rows], searcher.preparer.pixels, problem.data.groups[0]

@@ -54,7 +54,7 @@ class RelionSearcher(Searcher):
         scored_B2K, weight_BK = super()._without_noise(prepared, sigma2_S)
         before_B2K = prepared.scored_B2K * sigma2_S[self.preparer.shell_K].to(prepared.scored_B2K)
         largest_B = before_B2K.abs().amax((1, 2)).clamp_min(1e-30)
-        of_reference_B = prepared.seen_B * self.origin_of_reference()
+        of_reference_B = prepared.seen_B * self.origin_C[0]
         self.origin_cross_B = (of_reference_B * prepared.origin_B / largest_B).to(weight_BK)
         self.origin_power_B = of_reference_B.square().to(weight_BK)
         times_K = self._times(self.preparer.pixels.radius).to(weight_BK)

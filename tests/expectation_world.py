@@ -67,11 +67,11 @@ def world() -> World:
     model = replace(problem.model, direction_prior_D=prior_D / prior_D.sum(), norm_average=NORM_AVERAGE,
                     scale_M=torch.tensor([SCALE], dtype=torch.float64), offset_sigma=6.0)  # fmt: skip
     problem = replace(problem, model=model)
-    half = HalfExpectation(model, problem.data, poses, problem.plan, config, REFERENCE)
+    half = HalfExpectation([model], problem.data, poses, problem.plan, config, REFERENCE)
     searcher, prepared = half.prepared(ROWS, 0)
     pixels = searcher.preparer.pixels
     coarse_OK, fine_OK = (
-        complex_of(half.volume.slices(rotations, pixels.coordinates_K3(torch.float64)))
+        complex_of(half.volumes[0].slices(rotations, pixels.coordinates_K3(torch.float64)))
         for rotations in (problem.plan.grid.rotations(), problem.plan.grid.child_rotations(torch.arange(72 * 8)))
     )
     counts_K = (pixels.shell_K > 0).numpy()

@@ -49,13 +49,13 @@ from verglas.testing.log_probability import REFERENCE
 def sums_of_world() -> tuple[Sums, BatchResult, Accumulator]:
     """Sums, new particle values and map sums of the global posterior."""
     w, found = world(), global_posterior()
-    half = HalfExpectation(w.problem.model, w.problem.data, w.problem.poses, w.problem.plan, w.problem.config, REFERENCE)
+    half = HalfExpectation([w.problem.model], w.problem.data, w.problem.poses, w.problem.plan, w.problem.config, REFERENCE)
     facts = half._facts(ROWS, 0)
     spectra = NoiseSpectra(w.problem.model.sigma2_noise_GS[0], half.common_S)
     ssnr_S = torch.tensor([10.0, 9.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0, 0.0], dtype=torch.float64)
-    result = update_sums(half.sums, w.searcher, w.prepared, found, facts, spectra, ssnr_S)
-    weighted_slices(w.searcher, w.prepared, found, half.common_S).add_to(half.accumulator)
-    return half.sums, result, half.accumulator
+    result = update_sums(half.sums, w.searcher, w.prepared, found, facts, spectra, ssnr_S[None])
+    weighted_slices(w.searcher, w.prepared, found, half.common_S).add_to(half.accumulators)
+    return half.sums, result, half.accumulators[0]
 
 
 def residuals_by_hand(w: World, i: int) -> Array:

@@ -26,8 +26,9 @@ def make_poses(rotation_B33: Tensor, origin_B2: Tensor | None = None) -> Poses:
     zeros_B = torch.zeros(len(rotation_B33), dtype=torch.float64)
     origin_B2 = zeros_B[:, None].repeat(1, 2) if origin_B2 is None else origin_B2
     return Poses(
-        rotation_B33, origin_B2, zeros_B + 1, zeros_B, zeros_B, zeros_B.long(), zeros_B, zeros_B.long() + 1, zeros_B.long()
-    )
+        rotation_B33, origin_B2, zeros_B + 1, zeros_B, zeros_B, zeros_B.long(), zeros_B, zeros_B.long() + 1,
+        *2 * [zeros_B.long()],
+    )  # fmt: skip
 
 
 def make_half(pmax: float) -> HalfModel:

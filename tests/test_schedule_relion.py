@@ -71,7 +71,8 @@ class Iteration:
         angles = torch.tensor(rows[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]].to_numpy(float))
         origins = torch.tensor(rows[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy(float))
         zeros = torch.zeros(len(rows), dtype=torch.float64)
-        return Poses(matrix_from_euler(*angles.T), origins, zeros, zeros, zeros, zeros.long(), zeros, zeros.long(), zeros.long())
+        return Poses(matrix_from_euler(*angles.T), origins, zeros, zeros, zeros, zeros.long(), zeros, zeros.long(),
+                     zeros.long(), zeros.long())  # fmt: skip
 
     def number(self, block: dict[str, object], label: str) -> float:
         return float(str(block[label]))

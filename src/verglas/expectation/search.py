@@ -1,6 +1,6 @@
 """The expectation of one batch: coarse search, significant samples, their children, posterior (RELION facts 3.3-3.6).
 
-Scores are natural logarithms. The samples of a particle are pairs of an orientation and a shift; the coarse pass is one
+Scores are natural logarithms. The samples of a particle are pairs of an orientation (of a class) and a shift; the coarse pass is one
 matrix product of all shifted images with all orientations (or, in local searches, with each particle's own), the fine pass
 compares only the children of coarse samples that hold `fraction` of the posterior mass.
 """
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from verglas.expectation.classes import ClassGrid
 from verglas.expectation.images import ImagePreparer, Prepared
 from verglas.expectation.ragged import children, distinct, every, owner
-from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.expectation.sampling import OffsetGrid
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.expectation.strong import Strong, find_strong
 from verglas.kernels.admit import Parents, admit
@@ -45,7 +47,7 @@ class SearchSpace:
     relion_offset_prior: count offsets in the prior as RELION does, px and Å mixed (facts 3.5); for comparisons only.
     """
 
-    grid: OrientationGrid
+    grid: ClassGrid
     offsets: OffsetGrid
     log_prior_O: Tensor
     offset_sigma: float
@@ -81,7 +83,7 @@ class Posterior:
 
 
 class Searcher:
-    """Searches batches of one optics group against one reference; slices of the coarse grid are made once."""
+    """Searches batches of one optics group against the references of all classes; slices of the coarse grid are made once."""
 
     def __init__(self, preparer: ImagePreparer, space: SearchSpace, coarse: Slicer, full: Slicer, fine: FineSlices) -> None:
         self.preparer, self.space, self.coarse_slicer, self.full, self.fine_slices = preparer, space, coarse, full, fine
@@ -138,10 +140,22 @@ class Searcher:
         log_BT = -0.5 * offset_BT2.square().sum(-1) / self.space.offset_sigma**2
         return log_BT - (torch.logsumexp(log_BT, 1, keepdim=True) - math.log(log_BT.shape[1]))
 
-    def origin_of_reference(self) -> float:
-        """Value of the reference's transform at the origin, the same in all slices."""
+    @cached_property
+    def origin_C(self) -> Tensor:
+        """Value of each reference's transform at the origin, the same in all its slices; float64."""
         at = self.preparer.coordinates_K3[self.preparer.origin][None]
-        return float(self.full.volume.slices(torch.eye(3, dtype=torch.float64)[None], at)[0, 0, 0])
+        turn = torch.eye(3, dtype=torch.float64)[None]
+        return torch.stack([volume.slices(turn, at)[0, 0, 0].double() for volume in self.full.volumes])
+
+    @cached_property
+    def scored_S(self) -> Tensor:
+        """Coefficients of the half plane that are scored, per shell."""
+        shell_YX, shells = self.preparer.shell_YX, self.preparer.grid.shells
+        inside = (shell_YX > 0) & (shell_YX <= self.preparer.grid.radius)
+        return torch.bincount(shell_YX[inside], minlength=shells)[:shells]
+
+    def _all_orientations(self) -> Tensor:
+        return torch.arange(self.space.grid.count, device=self.preparer.device)
 
     def _pixels(self, offset_T2: Tensor) -> Tensor:
         return (offset_T2 / self.preparer.group.pixel_size).to(self.preparer.device, self.preparer.dtype)
@@ -179,7 +193,7 @@ class Searcher:
         """Cross terms [B, T, O] and norms sum W |P|^2 [B, O] of the whole coarse grid."""
         count = self.preparer.coarse_count
         if self.coarse_OK is None:
-            slices_O2K = self.coarse_slicer(self.space.grid.rotations())
+            slices_O2K = self.coarse_slicer.coarse(self.space.grid, self._all_orientations())
             self.coarse_OK = slices_O2K.flatten(1)
             self.coarse_power_OK = slices_O2K.to(weight_BK).square().sum(1)
         assert self.coarse_power_OK is not None
@@ -190,7 +204,7 @@ class Searcher:
     def _add_strong(self, strong: Strong, prepared: Prepared, cross_BTO: Tensor, power_BO: Tensor) -> None:
         """Add what the strong coefficients of the coarse disc give, in single precision."""
         if strong.coarse_OK is None:
-            strong.coarse_OK = strong.coarse(self.space.grid.rotations()).flatten(1)
+            strong.coarse_OK = strong.coarse_slicer.coarse(self.space.grid, self._all_orientations()).flatten(1)
         images = strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.coarse_T2), strong.coarse_count)
         cross_BTO.flatten(0, 1).addmm_(images.flatten(2).flatten(0, 1), strong.coarse_OK.T)
         power_OK = strong.coarse_OK.unflatten(1, (2, -1)).square().sum(1)
@@ -200,7 +214,7 @@ class Searcher:
         """The same over each particle's own orientations."""
         count, (n, shifts) = self.preparer.coarse_count, log_offset_BT.shape
         orientation_U, row_N = distinct(local.orientation_N, self.space.grid.count)
-        slices_U2K = self.coarse_slicer(self.space.grid.rotations(orientation_U))
+        slices_U2K = self.coarse_slicer.coarse(self.space.grid, orientation_U)
         whole = every(n, 0, shifts, row_N.device)
         blocks = Blocks.build(local.ptr_B1, row_N, whole.shift_ptr_B1, whole.shift_M)
         scored_B2K, weight_BK = self._weak(prepared)
@@ -208,12 +222,12 @@ class Searcher:
         score_N = compare(images, weight_BK[:, :count].contiguous(), slices_U2K, blocks)
         strong = self.strong
         if strong is not None and strong.coarse_count:
-            strong_U2K = strong.coarse(self.space.grid.rotations(orientation_U))
+            strong_U2K = strong.coarse_slicer.coarse(self.space.grid, orientation_U)
             images = strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.coarse_T2), strong.coarse_count)
             inside_K = strong.index_K[: strong.coarse_count]
             score_N += compare(images, prepared.weight_BK[:, inside_K].contiguous(), strong_U2K, blocks)
         log_prior_N = local.log_prior_N.to(log_offset_BT)
-        score_N += (log_prior_N[:, None] + log_offset_BT[owner(local.ptr_B1)]).flatten()
+        score_N += (log_prior_N[:, None] + log_offset_BT[owner(local.ptr_B1, len(log_prior_N))]).flatten()
         found = significant(score_N, blocks.value_ptr_B1, self.space.fraction)
         kept = keep(score_N, blocks, found.threshold_B)
         parents = replace(kept.blocks, slice_N=orientation_U[kept.blocks.slice_N.long()].int())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.fourier import PixelList
-from verglas.expectation.sampling import OrientationGrid
+from verglas.expectation.classes import ClassGrid
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.shift import shift
 
@@ -29,15 +29,15 @@ PROBED = 64  # orientations whose mean power is taken
 class Strong:
     """Coefficients that are compared in single precision. index_K: which, ascending; weak_K: 0 there, 1 elsewhere.
 
-    coarse_count: how many of them lie in the coarse disc (they come first). coarse, fine: their slices.
+    coarse_count: how many of them lie in the coarse disc (they come first). coarse_slicer, fine: their slices.
     """
 
-    def __init__(self, index_K: Tensor, full: Slicer, pixels: PixelList, count: int, grid: OrientationGrid, whole: bool) -> None:
+    def __init__(self, index_K: Tensor, full: Slicer, pixels: PixelList, count: int, grid: ClassGrid, whole: bool) -> None:
         self.index_K, self.pixels = index_K, pixels
         self.coarse_count = int((index_K < count).sum())
         self.weak_K = torch.ones(pixels.count, dtype=torch.float32, device=index_K.device).index_fill_(0, index_K, 0)
         inside_K = index_K[: self.coarse_count]
-        self.coarse, self.fine = full.at(inside_K, torch.float32), FineSlices(full.at(index_K, torch.float32), grid, whole)
+        self.coarse_slicer, self.fine = full.at(inside_K, torch.float32), FineSlices(full.at(index_K, torch.float32), grid, whole)
         self.coarse_OK: Tensor | None = None
 
     def shifted(self, image_B2K: Tensor, shift_T2: Tensor, count: int | None = None) -> Tensor:
@@ -48,14 +48,14 @@ class Strong:
 
 
 def find_strong(
-    weight_BK: Tensor, full: Slicer, pixels: PixelList, count: int, grid: OrientationGrid, whole: bool
+    weight_BK: Tensor, full: Slicer, pixels: PixelList, count: int, grid: ClassGrid, whole: bool
 ) -> Strong | None:
     """The coefficients to take out for images of these weights; None if half precision will do for all.
 
     count: coefficients of the coarse disc; whole: whether fine slices of the whole grid are kept.
     """
     every = max(1, grid.count // PROBED)
-    slices_R2K = full(grid.rotations(torch.arange(0, grid.count, every)[:PROBED])).float()
+    slices_R2K = full.coarse(grid, torch.arange(0, grid.count, every)[:PROBED]).float()
     power_K = slices_R2K.square().sum(1).mean(0) * weight_BK.float().mean(0)
     index_K = strongest(power_K, count)
     return Strong(index_K, full, pixels, count, grid, whole) if len(index_K) else None

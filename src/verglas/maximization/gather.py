@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verglas.expectation.classes import runs_of
 from verglas.expectation.images import NoiseSpectra, Prepared
 from verglas.expectation.ragged import owner
 from verglas.expectation.search import Posterior, Searcher
@@ -19,8 +20,8 @@ from verglas.maximization.sums import SSNR_FOR_SCALE, Sums
 
 @dataclass(frozen=True)
 class BatchFacts:
-    """What a batch's particles bring along [B]: old_offset_B2 (Å, whole pixels, applied), norm_B (as a multiple of the
-    half-set's mean), scale_B and micrograph_B of their groups; group: number of the optics group."""
+    """What a batch's particles bring along [B], on the device: old_offset_B2 (Å, whole pixels, applied), norm_B (as a multiple
+    of the half-set's mean), scale_B and micrograph_B of their groups; group: number of the optics group."""
 
     old_offset_B2: Tensor
     norm_B: Tensor
@@ -36,7 +37,7 @@ class BatchFacts:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """New values of the particles of a batch, float64 on the CPU; see `verglas.refinement.state.Poses`."""
+    """New values of the particles of a batch, float64 on the device; see `verglas.refinement.state.Poses`."""
 
     rotation_B33: Tensor
     origin_B2: Tensor
@@ -45,20 +46,26 @@ class BatchResult:
     pmax_B: Tensor
     significant_B: Tensor
     entropy_B: Tensor
+    class_B: Tensor
 
 
 @dataclass(frozen=True)
 class WeightedSlices:
-    """Weighted images summed slice by slice, ready for the volume: data [U, 2, K], weight [U, K], poses [U, 3, 3]."""
+    """Weighted images summed slice by slice, ready for the volumes: data [U, 2, K], weight [U, K], poses [U, 3, 3]; class_U:
+    class of each, ascending."""
 
     data_U2K: Tensor
     weight_UK: Tensor
     rotation_U33: Tensor
     coordinates_K3: Tensor
+    class_U: Tensor
 
-    def add_to(self, accumulator: Accumulator) -> None:
-        """Put the slices into the volume."""
-        accumulator.add(self.data_U2K, self.weight_UK, self.rotation_U33, self.coordinates_K3)
+    def add_to(self, accumulators: list[Accumulator]) -> None:
+        """Put the slices into the volumes of their classes."""
+        starts = runs_of(self.class_U, len(accumulators)) if len(accumulators) > 1 else [0, len(self.data_U2K)]
+        for accumulator, first, last in zip(accumulators, starts, starts[1:]):
+            part = slice(first, last)
+            accumulator.add(self.data_U2K[part], self.weight_UK[part], self.rotation_U33[part], self.coordinates_K3)
 
 
 def weighted_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior, common_S: Tensor) -> WeightedSlices:
@@ -71,9 +78,10 @@ def weighted_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior
         images = searcher.shifted(prepared.mapped_B2K, searcher.space.offsets.fine_F2)
         collect(posterior.weight_N, images, prepared.mapped_weight_BK, posterior.blocks, data_U2K, total_UK)
     inverse_K = (1 / common_S)[searcher.preparer.shell_K].to(dtype)
-    rotation_U33 = searcher.space.grid.child_rotations(posterior.orientation_U)
+    grid = searcher.space.grid
+    rotation_U33, class_U = grid.child_rotations(posterior.orientation_U), grid.class_of_child(posterior.orientation_U)
     data_U2K.mul_(inverse_K)
-    return WeightedSlices(data_U2K, total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3)
+    return WeightedSlices(data_U2K, total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3, class_U)
 
 
 def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterior, radius: int) -> tuple[Tensor, Tensor]:
@@ -89,54 +97,78 @@ def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterio
 
 def update_sums(
     sums: Sums, searcher: Searcher, prepared: Prepared, posterior: Posterior, facts: BatchFacts, spectra_of: NoiseSpectra,
-    ssnr_S: Tensor, update_norm: bool = True,
+    ssnr_CS: Tensor, update_norm: bool = True,
 ) -> BatchResult:  # fmt: skip
-    """Add a batch to the sums of its half-set; returns the particles' new values. ssnr_S: of the reference."""
-    radius = searcher.preparer.grid.radius
+    """Add a batch to the sums of its half-set; returns the particles' new values. ssnr_CS: of the references.
+
+    Nothing of it waits for the device.
+    """
+    radius, grid = searcher.preparer.grid.radius, searcher.space.grid
     cross_BS, power_BS = residual_spectra(searcher, prepared, posterior, radius)
     sigma2_S = spectra_of.sigma2_S.to(cross_BS)
-    mass_B = _add_hidden_variables(sums, searcher, posterior, facts)
+    mass_B, mass_BC, offset2 = _add_hidden_variables(sums, searcher, posterior, facts)
     inside_S = torch.arange(len(sigma2_S), device=sigma2_S.device) <= radius
     seen_BS = prepared.power_BS * torch.where(inside_S, mass_B[:, None], 1.0)
     residual_BS = seen_BS - sigma2_S * (2 * cross_BS - power_BS)
-    residual_BS[:, 0] = mass_B * (prepared.seen_B * searcher.origin_of_reference() - prepared.origin_B).square()
-    sums.noise_GS[facts.group] += residual_BS.sum(0).cpu()
-    sums.particles_G[facts.group] += float(mass_B.sum())
+    at_origin_BC = prepared.seen_B[:, None] * searcher.origin_C - prepared.origin_B[:, None]
+    residual_BS[:, 0] = (mass_BC * at_origin_BC.square()).sum(1)
+    sums.noise_GS[facts.group] += residual_BS.sum(0)
+    sums.particles_G[facts.group] += mass_B.sum()
     norm_B = facts.norm_B.to(residual_BS)
     if update_norm:
         own_B = residual_BS.sum(1) / searcher.preparer.field**2 + prepared.finer_B  # the image's own units and shells
         norm_B = norm_B * (2 * own_B.clamp_min(0)).sqrt()
-    strong_S = (ssnr_S.to(sigma2_S) > SSNR_FOR_SCALE) * sigma2_S
-    scale_B = facts.scale_B.to(residual_BS)
-    sums.cross_M.index_add_(0, facts.micrograph_B, ((cross_BS @ strong_S) / scale_B).cpu())
-    sums.power_M.index_add_(0, facts.micrograph_B, ((power_BS @ strong_S) / scale_B**2).cpu())
+    class_B = grid.class_of_child(posterior.best_orientation_B)
+    _add_to_scales(sums, facts, cross_BS, power_BS, (ssnr_CS.to(sigma2_S) > SSNR_FOR_SCALE) * sigma2_S, class_B)
     log_likelihood_B = posterior.log_evidence_B - prepared.constant_B.double() - outside_power(prepared, radius)
     result = BatchResult(
-        searcher.space.grid.child_rotations(posterior.best_orientation_B).cpu(),
-        (facts.old_offset_B2.to(sigma2_S) + searcher.space.offsets.fine_F2.to(sigma2_S)[posterior.best_shift_B]).cpu(),
-        norm_B.cpu(), (log_likelihood_B - log_normalisation(searcher, sigma2_S)).cpu(), posterior.pmax_B.double().cpu(),
-        posterior.significant_B.cpu(), posterior.entropy_B.double().cpu(),
+        grid.child_rotations(posterior.best_orientation_B),
+        facts.old_offset_B2.to(sigma2_S) + searcher.space.offsets.fine_F2.to(sigma2_S)[posterior.best_shift_B],
+        norm_B, log_likelihood_B - log_normalisation(searcher, sigma2_S), posterior.pmax_B.double(),
+        posterior.significant_B, posterior.entropy_B.double(), class_B,
     )  # fmt: skip
-    sums.norm += float(result.norm_B.sum())
-    sums.log_likelihood += float(result.log_likelihood_B.sum())
-    sums.pmax += float(result.pmax_B.sum())
+    totals = (offset2, mass_B.sum(), result.norm_B.sum(), result.log_likelihood_B.sum(), result.pmax_B.sum())
+    sums.totals_5 += torch.stack(totals)
     sums.particles += len(result.norm_B)
     return result
 
 
-def _add_hidden_variables(sums: Sums, searcher: Searcher, posterior: Posterior, facts: BatchFacts) -> Tensor:
-    """Add directions and offsets, weighted by the posterior; returns each particle's weight [B], a little below 1."""
+def _add_to_scales(
+    sums: Sums, facts: BatchFacts, cross_BS: Tensor, power_BS: Tensor, strong_CS: Tensor, class_B: Tensor
+) -> None:
+    """Cross terms and powers to the sums of their micrograph groups: over the strong shells of each particle's best class.
+    strong_CS: sigma^2 in strong shells, else 0."""
+    scale_B = facts.scale_B.to(cross_BS)
+    if len(strong_CS) == 1:
+        cross_B, power_B = cross_BS @ strong_CS[0], power_BS @ strong_CS[0]
+    else:
+        strong_BS = strong_CS[class_B]
+        cross_B, power_B = (cross_BS * strong_BS).sum(1), (power_BS * strong_BS).sum(1)
+    sums.cross_M.index_add_(0, facts.micrograph_B, cross_B / scale_B)
+    sums.power_M.index_add_(0, facts.micrograph_B, power_B / scale_B**2)
+
+
+def _add_hidden_variables(
+    sums: Sums, searcher: Searcher, posterior: Posterior, facts: BatchFacts
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add directions, weighted by the posterior; returns each particle's weight [B], a little below 1, the same by class [B, C],
+    and the sum of w |d|^2."""
     space, blocks = searcher.space, posterior.blocks
     slice_weight_N, shift_weight_M = posterior.slice_weight_N, posterior.shift_weight_M
-    owner_M = owner(blocks.shift_ptr_B1)
+    owner_M = owner(blocks.shift_ptr_B1, len(blocks.shift_M))
     mass_B = torch.zeros(blocks.particles, dtype=torch.float64, device=owner_M.device).index_add_(0, owner_M, shift_weight_M)
     parent_U = torch.div(posterior.orientation_U, space.grid.children_per_orientation, rounding_mode="floor")
-    direction_N = space.grid.direction_of(parent_U)[blocks.slice_N.long()]
-    sums.direction_D += torch.bincount(direction_N, slice_weight_N, len(sums.direction_D)).cpu()
+    slice_N = blocks.slice_N.long()
+    direction_N = space.grid.direction_of(parent_U)[slice_N]
+    sums.direction_D += torch.zeros_like(sums.direction_D).index_add_(0, direction_N, slice_weight_N)
     offset_M2 = facts.old_offset_B2.to(shift_weight_M)[owner_M] + space.offsets.fine_F2.to(shift_weight_M)[blocks.shift_M.long()]
-    sums.offset2 += float((shift_weight_M * offset_M2.square().sum(1)).sum())
-    sums.weight += float(mass_B.sum())
-    return mass_B
+    offset2 = (shift_weight_M * offset_M2.square().sum(1)).sum()
+    if space.grid.classes == 1:
+        return mass_B, mass_B[:, None], offset2
+    mass_BC = mass_B.new_zeros(blocks.particles * space.grid.classes)
+    place_N = owner(blocks.slice_ptr_B1, len(slice_N)) * space.grid.classes + space.grid.class_of(parent_U)[slice_N]
+    mass_BC.index_add_(0, place_N, slice_weight_N)
+    return mass_B, mass_BC.view(blocks.particles, -1), offset2
 
 
 def outside_power(prepared: Prepared, radius: int) -> Tensor:
@@ -146,7 +178,4 @@ def outside_power(prepared: Prepared, radius: int) -> Tensor:
 
 def log_normalisation(searcher: Searcher, sigma2_S: Tensor) -> Tensor:
     """sum of ln(2 pi sigma^2) over the scored coefficients of the half plane, the origin left out."""
-    shell_YX = searcher.preparer.shell_YX
-    inside = (shell_YX > 0) & (shell_YX <= searcher.preparer.grid.radius)
-    counts_S = torch.bincount(shell_YX[inside], minlength=len(sigma2_S))[: len(sigma2_S)]
-    return (counts_S * torch.log(2 * torch.pi * sigma2_S)).sum()
+    return (searcher.scored_S * torch.log(2 * torch.pi * sigma2_S)).sum()

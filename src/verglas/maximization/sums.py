@@ -15,9 +15,9 @@ SSNR_FOR_SCALE = 3.0  # group scales are fitted to shells whose map has more sig
 
 @dataclass
 class Sums:
-    """Float64 on the CPU. noise_GS: squared residuals; particles_G: posterior weight per optics group; direction_D: per
-    direction; offset2: sum of w |d|^2 (Å^2); weight: of everything; norm: sum of the norm corrections; cross_M, power_M: of image
-    and prediction over strong shells per micrograph group; log_likelihood, pmax: sums; particles: count.
+    """Float64, on the device where it is added to. noise_GS: squared residuals; particles_G: posterior weight per optics group;
+    direction_D: per direction, class after class; cross_M, power_M: of image and prediction over strong shells per
+    micrograph group; totals_5: the five sums below; particles: count.
     """
 
     noise_GS: Tensor
@@ -25,24 +25,48 @@ class Sums:
     direction_D: Tensor
     cross_M: Tensor
     power_M: Tensor
-    offset2: float = 0.0
-    weight: float = 0.0
-    norm: float = 0.0
-    log_likelihood: float = 0.0
-    pmax: float = 0.0
+    totals_5: Tensor
     particles: int = 0
 
     @classmethod
-    def zeros(cls, groups: int, shells: int, directions: int, micrographs: int) -> Sums:
+    def zeros(cls, groups: int, shells: int, directions: int, micrographs: int, device: torch.device | str = "cpu") -> Sums:
         """Nothing added yet."""
 
         def zero(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64)
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
 
-        return cls(zero(groups, shells), zero(groups), zero(directions), zero(micrographs), zero(micrographs))
+        return cls(zero(groups, shells), zero(groups), zero(directions), zero(micrographs), zero(micrographs), zero(5))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def cpu(self) -> Sums:
+        """The same in the memory of the host."""
+        tensors = (getattr(self, name).cpu() for name in self.__dataclass_fields__ if name != "particles")
+        return Sums(*tensors, particles=self.particles)
+
+    @property
+    def offset2(self) -> float:
+        """Sum of w |d|^2 (Å^2)."""
+        return float(self.totals_5[0])
+
+    @property
+    def weight(self) -> float:
+        """Posterior weight of everything."""
+        return float(self.totals_5[1])
+
+    @property
+    def norm(self) -> float:
+        """Sum of the norm corrections."""
+        return float(self.totals_5[2])
+
+    @property
+    def log_likelihood(self) -> float:
+        return float(self.totals_5[3])
+
+    @property
+    def pmax(self) -> float:
+        return float(self.totals_5[4])
 
 
 def updated_noise(sums: Sums, previous_GS: Tensor, pixels_S: Tensor) -> Tensor:

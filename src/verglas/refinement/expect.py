@@ -1,4 +1,4 @@
-"""The expectation of one half-set: batches in, sums and new poses out. Nothing but the sums is shared between particles."""
+"""The expectation of one set of particles: batches in, sums and new poses out. Nothing but the sums is shared between particles."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verglas.errors import VerglasError
+from verglas.expectation.classes import ClassGrid
 from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
 from verglas.expectation.local import select_local
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -56,27 +57,44 @@ class Plan:
 
 
 class HalfExpectation:
-    """Expectation of the particles `rows` against one model. `run` fills `sums` and `accumulator`, yields batch results."""
+    """Expectation of particles against one model per class. `run` fills `sums` and `accumulators` (one per class) and yields
+    batch results. Noise, norm, scales and spread of offsets are those of the first model: classes share them.
+    """
 
-    def __init__(self, model: HalfModel, data: Dataset, poses: Poses, plan: Plan, config: RefineConfig, on: Computing) -> None:
-        self.model, self.data, self.poses, self.plan, self.config, self.on = model, data, poses, plan, config, on
-        self.common_S = common_noise(model.sigma2_noise_GS).to(on.device)
-        grid = plan.model_grid
-        self.volume = FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, on.device, on.dtype)
-        self.accumulator = Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype)
-        self.sums = Sums.zeros(len(data.groups), grid.shells, plan.grid.n_directions, len(model.scale_M))
-        prior_D = model.direction_prior_D.to(on.device)
-        log_prior_D = torch.log(prior_D / prior_D.mean())
-        if plan.schedule.local_sigma:  # not asked for, and long on a fine grid
-            log_prior_D = log_prior_D[:0]
+    def __init__(
+        self, models: list[HalfModel], data: Dataset, poses: Poses, plan: Plan, config: RefineConfig, on: Computing
+    ) -> None:
+        self.models, self.data, self.poses, self.plan, self.config, self.on = models, data, poses, plan, config, on
+        self.model, device = models[0], on.device
+        self.noise_GS = self.model.sigma2_noise_GS.to(device)
+        self.common_S = common_noise(self.model.sigma2_noise_GS).to(device)
+        grid, self.grid = plan.model_grid, ClassGrid(plan.grid, len(models))
+        self.volumes = [
+            FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, device, on.dtype) for model in models
+        ]
+        self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, device, on.dtype) for _ in models]
+        groups, micrographs = len(data.groups), len(self.model.scale_M)
+        self.sums = Sums.zeros(groups, grid.shells, self.grid.n_directions, micrographs, device)
+        self.ssnr_CS = torch.stack([model.ssnr_S for model in models]).to(device)
         self.space = SearchSpace(
-            plan.grid, plan.offsets, log_prior_D.repeat_interleave(plan.grid.n_psi), model.offset_sigma,
-            config.adaptive_fraction, on.operand, plan.correlate, config.relion_offset_prior,
+            self.grid, plan.offsets, self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction, on.operand,
+            plan.correlate, config.relion_offset_prior,
         )  # fmt: skip
+        self.ctf = None if data.ctf is None else data.ctf.to(device)
+        self.whole_B2 = [whole_pixels(poses.origin_B2, group.pixel_size).to(device) for group in data.groups]
+        self.norm_B, self.micrograph_B = (poses.norm_B / self.model.norm_average).to(device), poses.micrograph_B.to(device)
+        self.scale_M = self.model.scale_M.to(device)
         self.halved = False
         self.notices: list[str] = []
         self._searchers: dict[int, Searcher] = {}
         self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
+
+    def _log_prior_O(self) -> Tensor:
+        """Log prior of every coarse orientation of every class, relative to its mean; empty for local searches."""
+        if self.plan.schedule.local_sigma:  # not asked for, and long on a fine grid
+            return torch.empty(0, dtype=torch.float64, device=self.on.device)
+        prior_D = torch.cat([model.direction_prior_D for model in self.models]).to(self.on.device)
+        return torch.log(prior_D / prior_D.mean()).repeat_interleave(self.plan.grid.n_psi)
 
     def run(self, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
         """Yield (rows [B] of the table, their new values) batch by batch."""
@@ -111,14 +129,15 @@ class HalfExpectation:
     def prepared(self, rows: Tensor, group: int) -> tuple[Searcher, Prepared]:
         """The searcher of an optics group and some of its particles, prepared."""
         facts = self._facts(rows, group)
-        spectra = NoiseSpectra(self.model.sigma2_noise_GS[group].to(self.on.device), self.common_S)
+        spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
         searcher = self._searcher(group)
         return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
 
     def release(self) -> None:
-        """Give back the memory of slices; sums and accumulator stay."""
+        """Give back the memory of slices; accumulators stay, sums go to the host."""
         self._searchers.clear()
         self._slices.clear()
+        self.sums = self.sums.cpu()
 
     def batch_size(self, searcher: Searcher) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches."""
@@ -126,7 +145,7 @@ class HalfExpectation:
         each = costs.reserved_bytes(
             costs.Counts(
                 self.data.groups[0].box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
-                costs.LOCAL_ORIENTATIONS if local else self.plan.grid.count, len(self.plan.offsets.coarse_T2), local,
+                costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count, len(self.plan.offsets.coarse_T2), local,
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],
         )  # fmt: skip
@@ -135,15 +154,18 @@ class HalfExpectation:
     def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
         """Search a batch: all of it on the coarse grid, then as many particles at once as fit on the fine one."""
         facts = self._facts(rows, group)
-        spectra = NoiseSpectra(self.model.sigma2_noise_GS[group].to(self.on.device), self.common_S)
+        spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
         prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
         parents, significant_B = searcher.coarse(prepared, facts.old_offset_B2, self._local(rows), spectra.sigma2_S)
         parts = self._parts(parents, searcher.preparer.pixels.count)
         while parts:
             first, last = parts.pop(0)
             try:
-                result = self._part(searcher, prepared[first:last], parents.part(first, last), significant_B[first:last],
-                                    facts[first:last], spectra)  # fmt: skip
+                whole = last - first == len(rows)
+                mine = parents if whole else parents.part(first, last)
+                result = self._part(
+                    searcher, prepared[first:last], mine, significant_B[first:last], facts[first:last], spectra
+                )
             except torch.OutOfMemoryError as error:
                 if self.halved or last - first == 1:
                     raise VerglasError(OUT_OF_MEMORY) from error
@@ -161,13 +183,13 @@ class HalfExpectation:
         posterior = searcher.fine(prepared, parents, significant_B, spectra.sigma2_S)
         slices = weighted_slices(searcher, prepared, posterior, self.common_S)
         update_norm = self.config.correct_norm and not self.plan.correlate  # no norm against another grey scale
-        result = update_sums(self.sums, searcher, prepared, posterior, facts, spectra, self.model.ssnr_S, update_norm)
-        slices.add_to(self.accumulator)
+        result = update_sums(self.sums, searcher, prepared, posterior, facts, spectra, self.ssnr_CS, update_norm)
+        slices.add_to(self.accumulators)
         return result
 
     def _parts(self, parents: Parents, pixels: int) -> list[tuple[int, int]]:
         """Runs of particles whose fine samples, shifted images and slices fit into the memory for batches."""
-        grid, offsets, blocks = self.plan.grid, self.plan.offsets, parents.blocks
+        grid, offsets, blocks = self.grid, self.plan.offsets, parents.blocks
         each = grid.children_per_orientation
         operand, full = BYTES[self.on.operand], BYTES[self.on.dtype]
         samples_B = blocks.value_ptr_B1.diff() * (each * offsets.children_per_offset)
@@ -176,33 +198,29 @@ class HalfExpectation:
         limit = grid.count * each * row  # particles share slices: all of them together never need more than the grid
         fixed = len(offsets.fine_F2) * 2 * pixels * operand
         bytes_B = samples_B * costs.SAMPLE_BYTES[self.on.device.type] + fixed
-        parts, first, used, rows = [], 0, 0.0, 0.0
-        for i, (samples, slices) in enumerate(zip(bytes_B.tolist(), (slices_B * row).tolist())):
-            if i > first and used + samples + min(rows + slices, limit) > costs.FINE_SHARE * self.on.memory:
-                parts.append((first, i))
-                first, used, rows = i, 0.0, 0.0
-            used, rows = used + samples, rows + slices
-        return [*parts, (first, blocks.particles)]
+        used_B, rows_B = torch.stack([bytes_B, slices_B * row]).double().cumsum(1).cpu()
+        return runs_within(used_B, rows_B, limit, costs.FINE_SHARE * self.on.memory)
 
     def _facts(self, rows: Tensor, group: int) -> BatchFacts:
-        pixel_size = self.data.groups[group].pixel_size
-        old_offset_B2 = whole_pixels(self.poses.origin_B2[rows], pixel_size) * pixel_size
-        micrograph_B = self.poses.micrograph_B[rows]
-        norm_B = self.poses.norm_B[rows] / self.model.norm_average
-        return BatchFacts(old_offset_B2.to(self.on.device), norm_B, self.model.scale_M[micrograph_B], micrograph_B, group)
+        row_B = rows.to(self.on.device)
+        old_offset_B2, micrograph_B = self.whole_B2[group][row_B] * self.data.groups[group].pixel_size, self.micrograph_B[row_B]
+        return BatchFacts(old_offset_B2, self.norm_B[row_B], self.scale_M[micrograph_B], micrograph_B, group)
 
     def _prepare(self, preparer: ImagePreparer, rows: Tensor, group: int, facts: BatchFacts, spectra: NoiseSpectra) -> Prepared:
-        shift_B2 = whole_pixels(self.poses.origin_B2[rows], self.data.groups[group].pixel_size)
+        row_B = rows.to(self.on.device)
         gain_B = 1 / facts.norm_B if self.config.correct_norm else torch.ones(len(rows))
-        ctf = None if self.data.ctf is None else self.data.ctf[rows]
+        ctf = None if self.ctf is None else self.ctf[row_B]
+        shift_B2 = self.whole_B2[group][row_B]
         return preparer(self.data.images_of(rows, group), shift_B2, ctf, gain_B, facts.scale_B, spectra)
 
     def _local(self, rows: Tensor) -> Local | None:
+        """Each particle's own orientations, in every class; with the prior of the class."""
         sigma = self.plan.schedule.local_sigma
         if not sigma:
             return None
         lists = select_local(self.plan.grid, self.poses.rotation_B33[rows], sigma, self.config.symmetry)
-        return Local(*(part.to(self.on.device) for part in lists))
+        share_C = torch.stack([model.direction_prior_D.sum() for model in self.models])
+        return Local(*(part.to(self.on.device) for part in self.grid.in_every_class(*lists, share_C.log())))
 
     def _searcher(self, group: int) -> Searcher:
         if group not in self._searchers:
@@ -219,14 +237,29 @@ class HalfExpectation:
         key = (group.box, group.pixel_size, *group.magnification[0], *group.magnification[1])
         if key not in self._slices:
             common_K = self.common_S[preparer.shell_K]
-            full = Slicer(self.volume, preparer.coordinates_K3, common_K, self.on.operand)
+            full = Slicer(self.volumes, preparer.coordinates_K3, common_K, self.on.operand)
             n = preparer.coarse_count
-            coarse = Slicer(self.volume, preparer.coordinates_K3[:n], common_K[:n], self.on.operand)
-            grid = self.plan.grid
+            coarse = Slicer(self.volumes, preparer.coordinates_K3[:n], common_K[:n], self.on.operand)
+            grid = self.grid
             table = grid.count * grid.children_per_orientation * 2 * preparer.pixels.count * BYTES[self.on.operand]
             whole = not self.plan.schedule.local_sigma and table <= self.on.memory
             self._slices[key] = (coarse, full, FineSlices(full, grid, whole))
         return self._slices[key]
+
+
+def runs_within(used_B: Tensor, rows_B: Tensor, limit: float, budget: float) -> list[tuple[int, int]]:
+    """Consecutive runs (first, last) of particles that need at most `budget` bytes each, or are a single particle.
+
+    used_B, rows_B: running sums of the bytes of each particle's own arrays and of its slices, float64 on the CPU; the slices of
+    a run never need more than `limit`.
+    """
+    runs, first, used, rows = [], 0, 0.0, 0.0
+    while first < len(used_B):
+        needed_B = used_B[first:] - used + (rows_B[first:] - rows).clamp_max(limit)  # grows with every particle
+        last = first + max(1, int(torch.searchsorted(needed_B, budget, right=True)))
+        runs.append((first, last))
+        first, used, rows = last, float(used_B[last - 1]), float(rows_B[last - 1])
+    return runs
 
 
 def direction_order(rotation_B33: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from verglas.refinement.dataset import Dataset, micrograph_groups
 from verglas.refinement.driver import computing, initial_poses, quiet
 from verglas.refinement.expect import HalfExpectation, Plan
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
-from verglas.refinement.step import expect, plan_of, updated_model
+from verglas.refinement.step import expect, particle_sets, plan_of, updated_model
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OneIteration:
         """The new map, with the power of the reference as prior; uses the accumulator up, so it works once."""
         map_ZYX = self.before.halves[0].map_ZYX
         tau2_S = reference_spectrum(map_ZYX, self.config.padding, self.plan.model_grid.radius)
-        return solve_single(self.expectation.accumulator, self.config.symmetry, tau2_S, self.config.tau2_fudge)
+        return solve_single(self.expectation.accumulators[0], self.config.symmetry, tau2_S, self.config.tau2_fudge)
 
 
 def one_iteration(
@@ -67,7 +67,7 @@ def one_iteration(
     state = replace(state, schedule=schedule, current_size=sampling.image_size(state, config))
     correlate = not config.absolute_greyscale
     plan = plan_of(state, config, correlate)
-    (half,), poses = expect(state, Dataset.read(table, on.device), config, on, plan, quiet)
+    (half,), poses = expect(particle_sets(state), state.poses, Dataset.read(table, on.device), config, on, plan, quiet)
     model = updated_model(state.halves[0], half.sums, state, poses, 1, correlate, config)
     return OneIteration(state, plan, poses, model, half, config, notices)
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 @dataclass
 class HalfModel:
-    """What one half-set knows. map_ZYX: the next reference, float32 [N, N, N] on the CPU, masked.
+    """What one half-set, or one class, knows. map_ZYX: the next reference, float32 [N, N, N] on the CPU, masked.
 
-    sigma2_noise_GS: per optics group; direction_prior_D: sums to 1 over the directions of the grid; offset_sigma: Å;
-    norm_average: mean norm correction; scale_M: per micrograph group (mean 1). The rest describes the map:
+    direction_prior_D: of the directions of the grid; over those of all classes it sums to 1, so that a class's sum is its share
+    of the particles. The same in all classes: sigma2_noise_GS, per optics group; offset_sigma: Å; norm_average: mean norm
+    correction; scale_M: per micrograph group (mean 1); log_likelihood, average_pmax. The rest describes the map:
     tau2_S, sigma2_S (rlnReferenceSigma2), ssnr_S (rlnSsnrMap), coverage_S (rlnFourierCompleteness).
     """
 
@@ -41,7 +42,7 @@ class Poses:
 
     rotation_B33: A, object to image; origin_B2: Å, centres the image; norm_B: norm correction; log_likelihood_B: natural
     logarithm (rlnLogLikeliContribution); pmax_B; significant_B: int64, coarse samples; entropy_B: of the posterior, nats;
-    half_B: int64, 1 or 2; micrograph_B: int64, scale group.
+    half_B: int64, 1 or 2; micrograph_B: int64, scale group; class_B: int64, class of the best pose, 0 for the first.
     """
 
     rotation_B33: Tensor
@@ -53,6 +54,7 @@ class Poses:
     entropy_B: Tensor
     half_B: Tensor
     micrograph_B: Tensor
+    class_B: Tensor
 
 
 @dataclass
@@ -102,7 +104,8 @@ class Schedule:
 
 @dataclass
 class State:
-    """A refinement between two iterations. halves: one model per half-set (one only, if all particles are together).
+    """A refinement or classification between two iterations. halves: one model per half-set (one only, if all particles are
+    together); in a classification (`classified`) one per class, each of all particles.
 
     iteration: number of the last iteration done (0: nothing yet); current_resolution: Å; current_size: px, of the last
     iteration; fsc_S: of the half maps; solved: whether the last, joint iteration is done; micrographs: names of the
@@ -120,6 +123,12 @@ class State:
     fsc_S: Tensor
     micrographs: list[str] = field(default_factory=list)
     solved: bool = False
+    classified: bool = False
+
+    @property
+    def split(self) -> bool:
+        """Whether there are half-sets."""
+        return len(self.halves) > 1 and not self.classified
 
     @property
     def shells(self) -> int:

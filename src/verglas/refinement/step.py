@@ -16,6 +16,7 @@ from verglas.core.masks import soft_sphere
 from verglas.expectation.accuracy import expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.maximization.gather import BatchResult
 from verglas.maximization.halves import Solution, solve_halves, solve_joined
 from verglas.maximization.reference import low_pass
 from verglas.maximization.solvent import corrected_fsc
@@ -96,7 +97,7 @@ def iterate(
             state = resampled(state, config)
     plan = plan_of(state, config, correlate)
     with watch("expectation"):
-        halves, poses = expect(state, data, config, on, plan, progress)
+        halves, poses = expect(particle_sets(state), state.poses, data, config, on, plan, progress)
     notes += [notice for half in halves for notice in half.notices]
     with watch("maximization"):
         models = [updated_model(model, half.sums, state, poses, number_of, correlate, config)
@@ -133,11 +134,18 @@ def resampled(state: State, config: RefineConfig) -> State:
 
 
 def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
-    """Expected accuracy of angles (degrees) and offsets (Å), from the first half-set's model and 100 of its particles."""
-    first = (state.poses.half_B == int(state.poses.half_B.min())).nonzero().squeeze(1)
+    """Expected accuracy of angles (degrees) and offsets (Å), from the first half-set's model and 100 of its particles.
+
+    In a classification: of the largest class, whose particles' poses it is, too.
+    """
+    best = max(range(len(state.halves)), key=lambda k: float(state.halves[k].direction_prior_D.sum())) if state.classified else 0
+    mine_B = state.poses.class_B == best if state.classified else state.poses.half_B == int(state.poses.half_B.min())
+    first = mine_B.nonzero().squeeze(1)
+    if len(first) == 0:
+        return state.schedule
     first = first[data.group_B[first] == data.group_B[first[0]]][:100]
     group = int(data.group_B[first[0]])
-    half = HalfExpectation(state.halves[0], data, state.poses, plan_of(state, config, False), config, on)
+    half = HalfExpectation([state.halves[best]], data, state.poses, plan_of(state, config, False), config, on)
     searcher, prepared = half.prepared(first, group)
     found = expected_accuracy(searcher.full, state.poses.rotation_B33[first], prepared.weight_BK, searcher.preparer.pixels,
                               config.seed)  # fmt: skip
@@ -145,23 +153,48 @@ def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Comp
     return replace(state.schedule, accuracy_angles=found.angle, accuracy_offsets=offset)
 
 
+@dataclass(frozen=True)
+class ParticleSet:
+    """Particles (rows of the table) that are compared with the same models: a half-set, or all of a classification."""
+
+    models: list[HalfModel]
+    rows: Tensor
+
+
+def particle_sets(state: State) -> list[ParticleSet]:
+    """The half-sets; one of all particles where there are none."""
+    if not state.split:
+        return [ParticleSet(state.halves, torch.arange(len(state.poses.half_B)))]
+    return [
+        ParticleSet([model], (state.poses.half_B == number).nonzero().squeeze(1)) for number, model in enumerate(state.halves, 1)
+    ]
+
+
 def expect(
-    state: State, data: Dataset, config: RefineConfig, on: Computing, plan: Plan, progress: Progress
+    sets: list[ParticleSet], poses: Poses, data: Dataset, config: RefineConfig, on: Computing, plan: Plan, progress: Progress
 ) -> tuple[list[HalfExpectation], Poses]:
-    """The expectation of all half-sets: their sums, and the new poses of all particles."""
-    poses, done, finished = copied(state.poses), 0, []
-    for number, model in enumerate(state.halves, 1):
-        half = HalfExpectation(model, data, state.poses, plan, config, on)
-        rows = torch.arange(len(data)) if len(state.halves) == 1 else (state.poses.half_B == number).nonzero().squeeze(1)
-        for batch, result in half.run(rows):
-            for name in ("rotation", "origin", "norm", "log_likelihood", "pmax", "significant", "entropy"):
-                axes = {"rotation": "_B33", "origin": "_B2"}.get(name, "_B")
-                getattr(poses, name + axes)[batch] = getattr(result, name + axes)
+    """The expectation of all sets: their sums, and the new poses of all particles."""
+    new, done, finished = copied(poses), 0, []
+    for one in sets:
+        half = HalfExpectation(one.models, data, poses, plan, config, on)
+        found: list[tuple[Tensor, BatchResult]] = []
+        for batch, result in half.run(one.rows):
+            found.append((batch, result))
             done += len(batch)
             progress("expectation", done, len(data))
         half.release()
+        store(new, found)
         finished.append(half)
-    return finished, poses
+    return finished, new
+
+
+def store(poses: Poses, found: list[tuple[Tensor, BatchResult]]) -> None:
+    """Put the results of batches (their rows, their values) into `poses`; the device is waited for only here."""
+    if not found:
+        return
+    rows = torch.cat([batch for batch, _ in found])
+    for name in BatchResult.__dataclass_fields__:
+        getattr(poses, name)[rows] = torch.cat([getattr(result, name) for _, result in found]).cpu()
 
 
 def copied(poses: Poses) -> Poses:
@@ -179,7 +212,7 @@ def updated_model(
     }  # fmt: skip
     if correlate:
         return replace(model, **average, **priors)
-    mine = poses.half_B == number if len(state.halves) > 1 else torch.ones_like(poses.half_B, dtype=torch.bool)
+    mine = poses.half_B == number if state.split else torch.ones_like(poses.half_B, dtype=torch.bool)
     particles_M = torch.bincount(poses.micrograph_B[mine], minlength=len(model.scale_M)).double()
     return replace(
         model, **average, **priors,
@@ -193,7 +226,7 @@ def maximise(
     state: State, halves: list[HalfExpectation], config: RefineConfig, mask_ZYX: Tensor | None, notes: list[str]
 ) -> tuple[State, Final | None]:
     """New maps from the sums; the joint one and the unfiltered halves if the refinement has converged."""
-    sums = (halves[0].accumulator, halves[1].accumulator)
+    sums = (halves[0].accumulators[0], halves[1].accumulators[0])
     join = math.ceil(state.box * state.pixel_size / max(config.join_resolution, state.current_resolution))
     curve = None
     if config.solvent_corrected_fsc and mask_ZYX is not None and state.current_resolution < config.join_resolution:

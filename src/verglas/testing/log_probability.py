@@ -18,6 +18,7 @@ from verglas.expectation.search import Searcher
 from verglas.expectation.slices import LARGEST_HALF, FineSlices, Slicer
 from verglas.kernels.admit import Parents
 from verglas.kernels.significant import Significance, significant
+from verglas.projection.volume import FourierVolume
 from verglas.refinement.expect import Computing, HalfExpectation
 from verglas.testing.made_up import Problem
 
@@ -51,8 +52,8 @@ class Difference:
 class RoundedSlicer(Slicer):
     """Slices rounded to float16, then in single precision: what half-precision operands are worth."""
 
-    def __call__(self, rotation_R33: Tensor) -> Tensor:
-        return super().__call__(rotation_R33).clamp_(-LARGEST_HALF, LARGEST_HALF).half().float()
+    def _into(self, out: Tensor, volume: FourierVolume, rotation_R33: Tensor) -> Tensor:
+        return out.copy_(super()._into(out, volume, rotation_R33).clamp_(-LARGEST_HALF, LARGEST_HALF).half())
 
 
 class RoundedSearcher(Searcher):
@@ -81,7 +82,7 @@ def scores_of(problem: Problem, on: Computing, rows: Tensor, parents: Parents | 
 
     rounded: emulate half-precision operands (of a single-precision computation).
     """
-    half = HalfExpectation(problem.model, problem.data, problem.poses, problem.plan, problem.config, on)
+    half = HalfExpectation([problem.model], problem.data, problem.poses, problem.plan, problem.config, on)
     searcher, prepared = half.prepared(rows, 0)
     if rounded:
         searcher = RoundedSearcher.like(searcher)
