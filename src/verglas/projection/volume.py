@@ -14,6 +14,9 @@ from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels import choose
 from verglas.kernels.project import project
 
+# Voxels, and numbers of a transform, worked on at a time: bounded temporaries on a CPU, on a GPU also few launches.
+VOXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
+NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
 HALF_PRECISION_PEAK = 16384.0  # float16 volumes are scaled to this: 65504 never reached, 2.7e8 above the smallest normal
 
 
@@ -120,7 +123,7 @@ def padded_transform(map_ZYX: Tensor, size: int) -> Tensor:
     along_y = torch.fft.fft(padded(along_x, 1), dim=1)
     del along_x
     fourier_ZYX = along_y.new_zeros(size, size, columns)
-    for part in runs(size, size * columns):
+    for part in runs(size, size * columns, fourier_ZYX.device):
         fourier_ZYX[inner, part] = along_y[:, part]
         fourier_ZYX[:, part] = torch.fft.fft(fourier_ZYX[:, part], dim=0)
     return centre(fourier_ZYX)
@@ -136,18 +139,18 @@ def cropped_map(fourier_ZYX: Tensor, box: int) -> Tensor:
     inner = slice(first, first + box)
     centre(fourier_ZYX)
     along_z = fourier_ZYX.new_empty(box, size, columns)
-    for part in runs(size, size * columns):
+    for part in runs(size, size * columns, fourier_ZYX.device):
         along_z[:, part] = torch.fft.ifft(fourier_ZYX[:, part], dim=0)[inner]
     map_ZYX = along_z.real.new_empty(box, box, box)
-    for part in runs(box, size * columns):
+    for part in runs(box, size * columns, fourier_ZYX.device):
         along_y = torch.fft.ifft(along_z[part], dim=1)[:, inner]
         map_ZYX[part] = torch.fft.irfft(along_y, n=size, dim=2)[:, :, inner]
     return map_ZYX.mul_(box**2)
 
 
-def runs(count: int, elements_each: int) -> list[slice]:
-    """Cut 0..count into slices of about four million elements, so that temporaries stay small."""
-    step = max(1, 2**22 // elements_each)
+def runs(count: int, elements_each: int, device: torch.device) -> list[slice]:
+    """Cut 0..count into slices of some million elements, so that temporaries stay small."""
+    step = max(1, NUMBERS_AT_ONCE.get(device.type, 2**26) // elements_each)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
@@ -211,8 +214,9 @@ def radius2(coordinates_3V: Tensor) -> Tensor:
     return x * x + y * y + z * z
 
 
-def coordinate_chunks(rows: RowTable, voxels: int = 2**19) -> Iterator[tuple[slice, Tensor]]:
+def coordinate_chunks(rows: RowTable) -> Iterator[tuple[slice, Tensor]]:
     """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box."""
+    voxels = VOXELS_AT_ONCE.get(rows.device.type, 2**23)
     starts = rows.slab_starts_Z().tolist()
     low = 0
     while low < rows.edge:
