@@ -1,0 +1,143 @@
+"""Which benchmarks there are: what each measures, on what, for how long, and what it promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A promise. row: its letter in docs/performance.md; figures: name of the figure that must keep it, * standing for anything
+    (of several, the worst counts); limit: the largest (<=) or smallest (>=) value; text: what it is, for people."""
+
+    row: str
+    text: str
+    figures: str
+    comparison: Literal["<=", ">="]
+    limit: float
+    unit: str = ""
+
+    def measured(self, figures: Mapping[str, float]) -> float | None:
+        """The worst figure that the promise is about; None if there is none, NaN if one is NaN."""
+        found = [value for name, value in figures.items() if fnmatchcase(name, self.figures)]
+        if not found or any(math.isnan(value) for value in found):
+            return math.nan if found else None
+        return max(found) if self.comparison == "<=" else min(found)
+
+    def kept(self, value: float) -> bool:
+        """Whether a value keeps the promise; NaN never does."""
+        return value <= self.limit if self.comparison == "<=" else value >= self.limit
+
+    @property
+    def promise(self) -> str:
+        """'≤ 0.8 s'."""
+        return f"{'≤' if self.comparison == '<=' else '≥'} {self.limit:g} {self.unit}".strip()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A module run as `python -m benchmarks.MODULE WORDS --out FIGURES.json`, and the promises that its figures keep.
+
+    group: cpu and gpu are what `make bench` and `make bench-gpu` run, long is run by name only; seconds: what it takes, about;
+    words: further arguments, where {data} is the folder of real inputs ($VERGLAS_SHARED/data) and {work} a scratch folder;
+    needs: files below {data}, programs or packages without which it is left out; repeat: whole runs, of which medians count.
+    """
+
+    name: str
+    about: str
+    group: Literal["cpu", "gpu", "long"]
+    device: Literal["cpu", "gpu"]
+    seconds: float
+    module: str
+    words: tuple[str, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    files: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    repeat: int = 1
+
+    @property
+    def rows(self) -> str:
+        """Letters of the promises, 'a b'."""
+        return " ".join(dict.fromkeys(bar.row for bar in self.bars))
+
+
+ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m")
+C1 = "models/6wg6_C1.npz"
+MODEL = ("--model", "{data}/" + C1, "--work", "{work}")
+EMPIAR = ("models/5a1a_D2.npz", "empiar10028_ctf/defocus_u_v_angle_105247.npy")
+BETAGAL = ("betagal_tutorial/particles_1391_no_poses.star", "maps/relion_tests_ref_model_betagal_10017.mrc")
+
+BENCHMARKS: tuple[Benchmark, ...] = (
+    Benchmark(
+        "startup", "`verglas --help`, `refine --help`, imports", "cpu", "cpu", 15, "startup",
+        bars=(Bar("start", "verglas refine --help, whole process", "refine --help s", "<=", 0.5, "s"),),
+    ),
+    Benchmark(
+        "cpu_kernels", "projection and backprojection beside torch-projectors", "cpu", "cpu", 45, "cpu_kernels",
+        packages=("torch_projectors",),
+    ),
+    Benchmark(
+        "reconstruct_vs_relion", "whole reconstructions beside relion_reconstruct", "long", "cpu", 400, "reconstruct_vs_relion",
+        programs=("relion_reconstruct",),
+    ),
+    Benchmark(
+        "refine_small", "a whole refinement of 500 x 48 px, made-up molecule, without RELION", "cpu", "cpu", 60, "refine_small",
+        ("--work", "{work}"),
+    ),
+    Benchmark(
+        "refine_vs_relion", "whole refinements beside relion_refine_mpi: real D2, simulated C1", "long", "cpu", 7200,
+        "refine_vs_relion", ("--data", "{data}", "--work", "{work}"), files=(*BETAGAL, C1), programs=("relion_refine_mpi",),
+        bars=(
+            Bar("j", "1,391 x 64 px, D2, real: times faster than RELION 3.1.3", "D2 ratio", ">=", 20),
+            Bar("j", "1,000 x 64 px, C1, simulated: times faster than RELION 3.1.3", "C1 ratio", ">=", 20),
+        ),
+    ),
+    Benchmark(
+        "gpu_iteration", "steady iterations at fixed sampling, 10,000 x 128 px", "gpu", "gpu", 90, "gpu_iteration", MODEL,
+        files=(C1,),
+        bars=(
+            Bar("a", "steady iteration, 10,000 x 128 px, K=1, order 2", "K=1 order 2 s", "<=", 0.8, "s"),
+            Bar("a", "the same, order 3", "K=1 order 3 s", "<=", 1.0, "s"),
+            Bar("b", "the same, K=4, order 2", "K=4 order 2 s", "<=", 1.0, "s"),
+            Bar("i2", "a with 11 GB of GPU memory: times the time without", "K=1 order * capped ratio", "<=", 1.3),
+        ),
+    ),
+    Benchmark(
+        "gpu_refine", "whole auto-refinement, 5,000 x 128 px: cold, cached, with 11 GB", "gpu", "gpu", 150, "gpu_refine", MODEL,
+        files=(C1,),
+        bars=(
+            Bar("c", "auto-refine 5,000 x 128 px, whole process, kernels cached", "cached s", "<=", 25, "s"),
+            Bar("c", "the same, cold", "cold s", "<=", 45, "s"),
+            Bar("i", "c: share of the time in which the GPU computes", "busy share", ">=", 0.85),
+            Bar("i2", "c with 11 GB of GPU memory: times the time without", "capped ratio", "<=", 1.3),
+        ),
+    ),
+    Benchmark(
+        "gpu_large", "auto-refinement at EMPIAR-10028's size, 105,247 x 360 px", "long", "gpu", 900, "gpu_large",
+        ("all", "--model", "{data}/" + EMPIAR[0], "--defocus", "{data}/" + EMPIAR[1], "--work", "{work}"), files=EMPIAR,
+        bars=(
+            Bar("d", "auto-refine 105,247 x 360 px, whole process, cold page cache", "whole s", "<=", 600, "s"),
+            Bar("d", "the same, iterations of each kind timed and summed", "summed s", "<=", 600, "s"),
+            Bar("i", "d: share of the time in which the GPU computes", "busy share", ">=", 0.85),
+        ),
+    ),
+)  # fmt: skip
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark of a name; KeyError names all."""
+    for one in BENCHMARKS:
+        if one.name == name:
+            return one
+    raise KeyError(f"no benchmark {name!r}; there are {', '.join(one.name for one in BENCHMARKS)}")
+
+
+def bars() -> list[tuple[Bar, Benchmark]]:
+    """All promises in the order of their rows."""
+    pairs = [(bar, one) for one in BENCHMARKS for bar in one.bars]
+    return sorted(pairs, key=lambda pair: ROWS.index(pair[0].row))
