@@ -214,9 +214,9 @@ def radius2(coordinates_3V: Tensor) -> Tensor:
     return x * x + y * y + z * z
 
 
-def coordinate_chunks(rows: RowTable) -> Iterator[tuple[slice, Tensor]]:
+def coordinate_chunks(rows: RowTable, voxels: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box."""
-    voxels = VOXELS_AT_ONCE.get(rows.device.type, 2**23)
+    voxels = voxels or VOXELS_AT_ONCE.get(rows.device.type, 2**23)
     starts = rows.slab_starts_Z().tolist()
     low = 0
     while low < rows.edge:
