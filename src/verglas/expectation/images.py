@@ -28,13 +28,19 @@ ALIGNED = 16  # coefficients: rows of half-precision numbers then start where 16
 
 @dataclass(frozen=True)
 class ModelGrid:
-    """The model's grid and what this iteration keeps of it. box: px; pixel_size: Å; radius, coarse_radius: shells."""
+    """The model's grid and what this iteration keeps of it. box: px; pixel_size: Å; radius, coarse_radius: shells;
+    scored_radius: shells that count in scores, None for all that are kept."""
 
     box: int
     pixel_size: float
     radius: int
     coarse_radius: int
     padding: float = 2.0
+    scored_radius: int | None = None
+
+    @property
+    def last_scored(self) -> int:
+        return self.radius if self.scored_radius is None else min(self.scored_radius, self.radius)
 
     @property
     def shells(self) -> int:
@@ -96,6 +102,7 @@ class ImagePreparer:
         self.shell_YX, self.field = self._all_shells(scale), scale**2
         self.not_origin_K = ((pixels.x_K != 0) | (pixels.y_K != 0)).to(dtype)
         self.origin = int((self.not_origin_K == 0).nonzero()[0])
+        self.scored_K = self.not_origin_K * (self.shell_K <= grid.last_scored)
 
     def _all_shells(self, scale: float) -> Tensor:
         """Model shell of every coefficient of a transform [Y, X/2+1]: `shells` for all beyond the model's, one more for
@@ -127,10 +134,11 @@ class ImagePreparer:
         added_BK = scale_B1 if self.group.ctf_premultiplied else seen_BK
         factor_K = (spectra.common_S / spectra.sigma2_S)[self.shell_K].to(self.dtype)
         weight_K = (spectra.common_S**2 / spectra.sigma2_S)[self.shell_K].to(self.dtype)
-        inverse_S = torch.where(torch.arange(self.grid.shells, device=self.device) <= self.grid.radius, 0.5 / spectra.sigma2_S, 0)
+        scored_S = torch.arange(self.grid.shells, device=self.device) <= self.grid.last_scored
+        inverse_S = torch.where(scored_S, 0.5 / spectra.sigma2_S, 0)
         inverse_S[0] = 0
         return Prepared(
-            _planes(scored_BK, seen_BK * (factor_K * self.not_origin_K)), seen_BK.square() * (weight_K * self.not_origin_K),
+            _planes(scored_BK, seen_BK * (factor_K * self.scored_K)), seen_BK.square() * (weight_K * self.scored_K),
             _planes(mapped_BK, added_BK * (factor_K * self.counts_K)),
             (scale_B1 * contrast_BK).square() * (weight_K * self.counts_K), power_BS @ inverse_S, power_BS,
             finer_B, scored_BK[:, self.origin].real.double(), seen_BK[:, self.origin].double(),

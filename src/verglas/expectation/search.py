@@ -1,8 +1,8 @@
 """The expectation of one batch: coarse search, significant samples, their children, posterior (RELION facts 3.3-3.6).
 
-Scores are natural logarithms. The samples of a particle are pairs of an orientation (of a class) and a shift; the coarse pass is one
-matrix product of all shifted images with all orientations (or, in local searches, with each particle's own), the fine pass
-compares only the children of coarse samples that hold `fraction` of the posterior mass.
+Scores are natural logarithms. The samples of a particle are pairs of an orientation (of a class) and a shift; the coarse pass
+is one matrix product of all shifted images with all orientations (or, in local searches, with each particle's own), the fine
+pass compares only the children of coarse samples that hold `fraction` of the posterior mass.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Searcher:
     def scored_S(self) -> Tensor:
         """Coefficients of the half plane that are scored, per shell."""
         shell_YX, shells = self.preparer.shell_YX, self.preparer.grid.shells
-        inside = (shell_YX > 0) & (shell_YX <= self.preparer.grid.radius)
+        inside = (shell_YX > 0) & (shell_YX <= self.preparer.grid.last_scored)
         return torch.bincount(shell_YX[inside], minlength=shells)[:shells]
 
     def _all_orientations(self) -> Tensor:

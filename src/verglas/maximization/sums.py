@@ -5,7 +5,7 @@ All of it is additive: sums of batches, devices and nodes are sums.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ class Sums:
 
     def cpu(self) -> Sums:
         """The same in the memory of the host."""
-        tensors = (getattr(self, name).cpu() for name in self.__dataclass_fields__ if name != "particles")
-        return Sums(*tensors, particles=self.particles)
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Sums(*(value.cpu() if isinstance(value, Tensor) else value for value in values))
 
     @property
     def offset2(self) -> float:
@@ -67,6 +67,15 @@ class Sums:
     @property
     def pmax(self) -> float:
         return float(self.totals_5[4])
+
+
+def joined_classes(parts: list[Sums]) -> Sums:
+    """Sums of several sets of particles, each with classes of its own: directions one after another, the rest added."""
+    total = parts[0]
+    direction_D = torch.cat([part.direction_D for part in parts])
+    for part in parts[1:]:
+        total = total + part
+    return replace(total, direction_D=direction_D)
 
 
 def updated_noise(sums: Sums, previous_GS: Tensor, pixels_S: Tensor) -> Tensor:

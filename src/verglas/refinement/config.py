@@ -35,6 +35,18 @@ class RefineConfig:
     max_iterations: int = 60
     initial_offset_sigma: float = 10.0
     relion_offset_prior: bool = False  # count offsets in the prior as RELION does (Å taken for px): for comparisons only
+    limit_resolution: float | None = None  # finer detail of the images is not compared, though it goes into the maps
     seed: int = 0
     precision: Precision = "auto"  # half operands with single sums on a GPU, single on a CPU
     memory_gb: float | None = None  # what batches and tables may take; None: planned from what is free
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(RefineConfig):
+    """Options of one 3-D classification, with RELION's defaults where the ones of a refinement differ."""
+
+    classes: int = 1
+    tau2_fudge: float = 4.0  # without half-sets, the weight of the data against the prior is chosen
+    max_iterations: int = 25  # as many are made
+    local_from_order: int = 11  # the sampling is fixed: searches are local from the start or never
+    local_sigma: float = 0.0  # spread of the prior about the poses of the particles; 0: global searches

@@ -1,4 +1,4 @@
-"""The expectation of one set of particles: batches in, sums and new poses out. Nothing but the sums is shared between particles."""
+"""The expectation of a set of particles: batches in, sums and new poses out. Nothing but the sums is shared between them."""
 
 from __future__ import annotations
 
@@ -142,10 +142,11 @@ class HalfExpectation:
     def batch_size(self, searcher: Searcher) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches."""
         local = bool(self.plan.schedule.local_sigma)
+        orientations = costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count
         each = costs.reserved_bytes(
             costs.Counts(
                 self.data.groups[0].box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
-                costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count, len(self.plan.offsets.coarse_T2), local,
+                orientations, len(self.plan.offsets.coarse_T2), local,
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],
         )  # fmt: skip

@@ -129,7 +129,7 @@ def _progress(state: State) -> dict[str, Value]:
         "rlnOverallAccuracyTranslationsAngst": schedule.accuracy_offsets,
         "rlnChangesOptimalOrientations": schedule.changes_angles,
         "rlnChangesOptimalOffsets": schedule.changes_offsets,
-        "rlnChangesOptimalClasses": 0.0,
+        "rlnChangesOptimalClasses": schedule.changes_classes,
         "rlnSmallestChangesOrientations": schedule.smallest_angles,
         "rlnSmallestChangesOffsets": schedule.smallest_offsets,
         "rlnSmallestChangesClasses": 0,

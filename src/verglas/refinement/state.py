@@ -63,7 +63,8 @@ class Schedule:
 
     local_sigma: standard deviation of the orientation prior, 0 while searches are global; perturbation: in steps,
     drawn anew each iteration; counters as in rlnNumberOfIterWithoutResolutionGain and ...ChangingAssignments.
-    changes_*, smallest_*: hidden-variable changes of the last iteration, and the smallest since the grid was refined.
+    changes_*, smallest_*: hidden-variable changes of the last iteration, and the smallest since the grid was refined;
+    changes_classes: share of the particles whose class has changed.
     """
 
     healpix_order: int
@@ -85,6 +86,7 @@ class Schedule:
     size_increment: int = 10
     high_fsc_at_limit: bool = False
     converged: bool = False
+    changes_classes: float = 0.0
 
     @property
     def angular_step(self) -> float:

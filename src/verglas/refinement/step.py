@@ -119,7 +119,9 @@ def plan_of(state: State, config: RefineConfig, correlate: bool) -> Plan:
     coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size)
     grid = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, schedule.perturbation)
     offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
-    model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding)
+    scored = state.shell_of(config.limit_resolution) if config.limit_resolution else None
+    coarse = coarse if scored is None else min(coarse, 2 * scored)
+    model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding, scored)
     return Plan(grid, offsets, model_grid, schedule, correlate)
 
 

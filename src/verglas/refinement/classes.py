@@ -1,0 +1,234 @@
+"""3-D classification: all particles against K references at once, no half-sets (RELION facts 3.9, 4.3, 4.8, 5.6, 6.2).
+
+The sampling stays fixed; a class's prior is the power of the reference that its particles were compared with, times tau2_fudge.
+`prepare` a session, then take `iterations` from it. Nothing is written or printed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from verglas.core.masks import soft_sphere
+from verglas.errors import InputError
+from verglas.io.mrc import Map
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.halves import Solution, solve_single
+from verglas.maximization.reference import initial_reference, initial_ssnr, low_pass, volume_spectrum
+from verglas.maximization.sums import joined_classes
+from verglas.particles.table import ParticleTable
+from verglas.projection.volume import FourierVolume
+from verglas.refinement import driver
+from verglas.refinement import schedule as sampling
+from verglas.refinement.config import ClassifyConfig
+from verglas.refinement.dataset import Dataset, Progress
+from verglas.refinement.driver import Session, quiet
+from verglas.refinement.expect import Computing, HalfExpectation
+from verglas.refinement.plan import RunPlan
+from verglas.refinement.state import HalfModel, Poses, State
+from verglas.refinement.step import (
+    MINIMUM_SHELL,
+    Iteration,
+    ParticleSet,
+    Stopwatch,
+    expect,
+    measure_accuracy,
+    plan_of,
+    updated_model,
+)
+
+__all__ = ["Session", "class_figures", "iterations", "prepare"]
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """share: of the posterior weight; resolution: Å, where the SSNR falls below 1; particles: whose best class it is."""
+
+    share: float
+    resolution: float
+    particles: int
+
+
+def prepare(
+    table: ParticleTable, references: list[Map], config: ClassifyConfig, device: torch.device | str = "cpu",
+    threads: int | None = None, progress: Progress | None = None, planned: RunPlan | None = None,
+) -> Session:  # fmt: skip
+    """As `driver.prepare`, for K = config.classes references, or a single one that all classes start from.
+
+    Raises InputError if there are more than one, but not as many as classes.
+    """
+    if len(references) not in (1, config.classes):
+        raise InputError("--reference", f"{len(references)} maps for {config.classes} classes", "one map, or one per class",
+                         "With one map the particles are divided at random to begin with.")  # fmt: skip
+    session = driver.prepare(table, references[0], config, device, threads, progress, planned)
+    group, first = table.groups[0], session.state.halves[0]
+    maps, notices = [], list(session.notices)
+    for number, reference in enumerate(references, 1):
+        map_ZYX, said = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
+        maps.append(map_ZYX)
+        notices += [f"Reference {number}: {text}" for text in said] if number > 1 else []
+    maps *= config.classes if len(maps) == 1 else 1
+    state = session.state
+    mask = soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge)
+    models = [_first_model(first, map_ZYX, mask, len(table), config) for map_ZYX in maps]
+    schedule = replace(state.schedule, local_sigma=config.local_sigma)
+    return replace(session, state=replace(state, halves=models, schedule=schedule, classified=True), notices=notices)
+
+
+def iterations(session: Session, progress: Progress | None = None) -> Iterator[Iteration]:
+    """As many iterations as the configuration asks for, from the session's state on."""
+    state, config = session.state, session.config
+    assert isinstance(config, ClassifyConfig)
+    while state.iteration < config.max_iterations:
+        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
+            torch.cuda.empty_cache()
+        done = iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet)
+        state = done.state
+        yield done
+
+
+def iterate(
+    state: State, data: Dataset, config: ClassifyConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
+) -> Iteration:
+    """The iteration after `state`; `state` itself stays as it is. mask_ZYX: the user's, None for a sphere."""
+    watch, notes = Stopwatch(on.device), list[str]()
+    number = state.iteration + 1
+    correlate = number == 1 and not config.absolute_greyscale
+    size = sampling.image_size(state, config)
+    with watch("accuracy"):
+        schedule = sampling.perturb(state.schedule, config, number)
+        state = replace(state, iteration=number, schedule=schedule, current_size=size)
+        if number > 1:
+            state = replace(state, schedule=measure_accuracy(state, data, config, on))
+    plan = plan_of(state, config, correlate)
+    sets = particle_sets(state, config, correlate)
+    with watch("expectation"):
+        parts, poses = expect(sets, state.poses, data, config, on, plan, progress)
+        if len(sets) > 1:
+            for number_of, one in enumerate(sets):
+                poses.class_B[one.rows] = number_of
+            notes.append(f"All references are the same: the particles were divided among the {len(sets)} classes at random.")
+    notes += [notice for part in parts for notice in part.notices]
+    with watch("maximization"):
+        new = maximise(replace(state, poses=poses), parts, config, mask_ZYX, correlate)
+        new = with_resolution(new, config, correlate)
+        new = replace(new, schedule=_changes(state.poses, new, config))
+    notes += _empty_classes(state, new)
+    return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
+
+
+def particle_sets(state: State, config: ClassifyConfig, correlate: bool) -> list[ParticleSet]:
+    """Which particles are compared with which references.
+
+    All with all, unless all references are the same: then the first iteration by correlation needs one of them only, and the
+    next one divides the particles among the classes at random.
+    """
+    n, models = len(state.poses.half_B), state.halves
+    everyone = torch.arange(n)
+    if len(models) == 1 or not all(torch.equal(models[0].map_ZYX, model.map_ZYX) for model in models[1:]):
+        return [ParticleSet(models, everyone)]
+    if correlate:
+        return [ParticleSet(models[:1], everyone)]
+    draw = torch.Generator().manual_seed(config.seed + state.iteration)
+    drawn_B = torch.randperm(n, generator=draw) % len(models)
+    return [ParticleSet([model], (drawn_B == k).nonzero().squeeze(1)) for k, model in enumerate(models)]
+
+
+def maximise(
+    state: State, parts: list[HalfExpectation], config: ClassifyConfig, mask_ZYX: Tensor | None, correlate: bool
+) -> State:
+    """New maps, noise and priors. Where one reference stood for all classes, each gets its map; an empty class keeps its own."""
+    sums = joined_classes([part.sums for part in parts])
+    accumulators = [one for part in parts for one in part.accumulators]
+    volumes = [one for part in parts for one in part.volumes]
+    shared = updated_model(state.halves[0], sums, state, state.poses, 1, correlate, config)
+    priors_CD = shared.direction_prior_D.view(len(accumulators), -1)
+    mask = _mask(state, config, mask_ZYX, accumulators[0])
+    models = []
+    for k, (sums_of_class, volume) in enumerate(zip(accumulators, volumes, strict=True)):
+        solution = None
+        if float(priors_CD[k].sum()) > 0:
+            solution = solve_single(sums_of_class, config.symmetry, volume_spectrum(volume), config.tau2_fudge)
+        models.append(_next_model(shared, state.halves[k], priors_CD[k], solution, mask))
+    if correlate:
+        models = [_blurred(model, config, state.pixel_size, volumes[0]) for model in models]
+    if len(models) < len(state.halves):
+        count = len(state.halves)
+        models = [replace(models[0], direction_prior_D=models[0].direction_prior_D / count) for _ in range(count)]
+    return replace(state, halves=models)
+
+
+def with_resolution(state: State, config: ClassifyConfig, correlate: bool) -> State:
+    """The resolution of the best class; after a first iteration by correlation that of the reference (facts 4.8)."""
+    if correlate:
+        return replace(state, current_resolution=config.initial_resolution)
+    best = max(_last_shell(model, state) for model in state.halves)
+    return sampling.update_resolution(state, state.resolution_of(best))
+
+
+def class_figures(state: State) -> list[ClassFigures]:
+    """Share, resolution and number of particles of each class."""
+    counts_C = torch.bincount(state.poses.class_B, minlength=len(state.halves)).tolist()
+    return [
+        ClassFigures(float(model.direction_prior_D.sum()), state.resolution_of(_last_shell(model, state)), count)
+        for model, count in zip(state.halves, counts_C)
+    ]
+
+
+def _first_model(half: HalfModel, map_ZYX: Tensor, mask_ZYX: Tensor, particles: int, config: ClassifyConfig) -> HalfModel:
+    """What a class begins with: its reference, and an equal share of the particles."""
+    tau2_S, ssnr_S = initial_ssnr(map_ZYX, half.sigma2_noise_GS, particles / config.classes, config.tau2_fudge)
+    prior_D = half.direction_prior_D / config.classes
+    return replace(half, map_ZYX=map_ZYX.float() * mask_ZYX, direction_prior_D=prior_D, tau2_S=tau2_S, ssnr_S=ssnr_S)
+
+
+def _next_model(
+    shared: HalfModel, old: HalfModel, prior_D: Tensor, solution: Solution | None, mask_ZYX: Tensor
+) -> HalfModel:
+    """A class's model: what all share, its own priors, and its new map, or the old one where it has no particles."""
+    names = ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")
+    if solution is None:
+        own = {name: getattr(old, name) for name in names}
+        return replace(shared, map_ZYX=old.map_ZYX, direction_prior_D=prior_D, **own)
+    own = {name: getattr(solution, name).cpu() for name in names}
+    return replace(shared, map_ZYX=(solution.map_ZYX * mask_ZYX).float().cpu(), direction_prior_D=prior_D, **own)
+
+
+def _mask(state: State, config: ClassifyConfig, mask_ZYX: Tensor | None, like: Accumulator) -> Tensor:
+    """The user's mask, or a soft sphere of the particle's diameter, where the sums are."""
+    device = like.running_V4.device
+    if mask_ZYX is not None:
+        return mask_ZYX.to(device)
+    return soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge, device)
+
+
+def _blurred(model: HalfModel, config: ClassifyConfig, pixel_size: float, like: FourierVolume) -> HalfModel:
+    """On the right grey scale after scoring by correlation, but no better than the reference: low-passed again."""
+    map_ZYX = low_pass(model.map_ZYX.to(like.values.device), config.initial_resolution, pixel_size)
+    return replace(model, map_ZYX=map_ZYX.cpu())
+
+
+def _last_shell(model: HalfModel, state: State) -> int:
+    """The shell before the signal-to-noise ratio first falls below 1."""
+    low = (model.ssnr_S[1 : state.current_size // 2 + 1] < 1).nonzero().squeeze(1)
+    return max(int(low[0]) if len(low) else state.current_size // 2, MINIMUM_SHELL)
+
+
+def _changes(before: Poses, state: State, config: ClassifyConfig) -> sampling.Schedule:
+    """The schedule with the changes of poses and classes."""
+    schedule = sampling.monitor_changes(before, state.poses, state, config)
+    changed = float((before.class_B != state.poses.class_B).double().mean())
+    return replace(schedule, changes_classes=changed)
+
+
+def _empty_classes(before: State, after: State) -> list[str]:
+    """A note for each class that has lost its last particle in this iteration."""
+    pairs = enumerate(zip(before.halves, after.halves, strict=True), 1)
+    return [
+        f"Class {number} has no particles any more: it stays empty, its map is the last one it had."
+        for number, (old, new) in pairs
+        if float(old.direction_prior_D.sum()) > 0 and float(new.direction_prior_D.sum()) == 0
+    ]
