@@ -172,11 +172,12 @@ def test_large_transforms_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     map_ZYX = noise(10, 10, 10)
     expected = v.padded_transform(map_ZYX, 20)
     back = v.cropped_map(expected.clone(), 10)
-    monkeypatch.setattr(v, "runs", lambda count, each: [slice(i, min(i + 3, count)) for i in range(0, count, 3)])
+    monkeypatch.setattr(v, "runs", lambda count, each, device: [slice(i, min(i + 3, count)) for i in range(0, count, 3)])
     assert torch.equal(v.padded_transform(map_ZYX, 20), expected)
     assert torch.allclose(v.cropped_map(expected.clone(), 10), back, atol=1e-13)
     monkeypatch.undo()
-    assert v.runs(10, 2**21) == [slice(i, i + 2) for i in range(0, 10, 2)] and v.runs(3, 2**30) == [
+    assert v.runs(10, 2**21, map_ZYX.device) == [slice(i, i + 2) for i in range(0, 10, 2)]
+    assert v.runs(3, 2**30, map_ZYX.device) == [
         slice(0, 1), slice(1, 2), slice(2, 3)]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from verglas.errors import InputError
 from verglas.io.mrc import Map, Stack, StackWriter, read_map, write_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
-from verglas.refinement.inputs import bad_rows, centre_of_mass, check_inputs, density_skewness, look_at
+from verglas.refinement.inputs import bad_rows, centre_of_mass, check_inputs, density_skewness, look_at, mean_view
 
 BOX, PIXEL, N, DIAMETER = 32, 4.5, 240, 110.0
 
@@ -171,11 +171,25 @@ def test_inverted_images(table, reference, tmp_path):
         check_inputs(changed(table, tmp_path, lambda image_BYX: -image_BYX), reference, config())
 
 
-def test_the_sign_of_the_ctf_is_heeded(table):
+def test_the_sign_of_the_ctf_is_heeded(table, reference):
     """Overfocused images, or ones with a phase plate half a turn off, show protein dark, and rightly so."""
-    good = look_at(table, DIAMETER).contrast
-    flipped = look_at(table.with_columns(rlnPhaseShift=np.full(N, 180.0)), DIAMETER).contrast
+    good = look_at(table, DIAMETER, mean_view(reference, DIAMETER)).contrast
+    flipped = look_at(table.with_columns(rlnPhaseShift=np.full(N, 180.0)), DIAMETER, mean_view(reference, DIAMETER)).contrast
     assert good > 8 and flipped == pytest.approx(-good, rel=1e-3)
+
+
+def test_a_hollow_particle_is_not_called_inverted(table, tmp_path):
+    """A shell of protein is brightest near its rim: in its views the middle is dark beside it."""
+    axis = (np.arange(BOX) - BOX // 2) * PIXEL
+    radius_ZYX = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    shell = Map(np.exp(-(((radius_ZYX - 48) / 6) ** 2)).astype(np.float32), PIXEL)
+    ring_YX = shell.data_ZYX.sum(0) / 3
+    noise = np.random.default_rng(1).standard_normal((N, BOX, BOX))
+    no_contrast = table.with_columns(rlnPhaseShift=np.full(N, 90.0), rlnSphericalAberration=np.zeros(N))
+    made = changed(no_contrast.with_columns(rlnDefocusU=np.zeros(N), rlnDefocusV=np.zeros(N)), tmp_path, lambda _: ring_YX + noise)
+    bright, ball = mean_view(shell, DIAMETER), mean_view(Map((radius_ZYX < 50).astype(np.float32), PIXEL), DIAMETER)
+    assert look_at(made, DIAMETER, bright).contrast > 8
+    assert look_at(made, DIAMETER, bright).contrast > 2 * look_at(made, DIAMETER, ball).contrast
 
 
 def test_images_of_noise_are_not_called_inverted(table, reference, tmp_path):
@@ -183,7 +197,7 @@ def test_images_of_noise_are_not_called_inverted(table, reference, tmp_path):
     for seed in range(12):
         noise = np.random.default_rng(seed).standard_normal((N, BOX, BOX))
         made = changed(table, tmp_path / str(seed) if (tmp_path / str(seed)).mkdir() is None else tmp_path, lambda _, n=noise: n)
-        assert abs(look_at(made, DIAMETER).contrast) < 4
+        assert abs(look_at(made, DIAMETER, mean_view(reference, DIAMETER)).contrast) < 4
         assert check_inputs(made, reference, config())
 
 
@@ -191,7 +205,8 @@ def test_images_that_are_not_normalised_are_named_and_their_contrast_still_found
     made = changed(table, tmp_path, lambda image_BYX: 30 + 5 * image_BYX)
     (notice,) = [notice for notice in check_inputs(made, reference, config()) if "normalised" in notice]
     assert "100 %" in notice and "their mean is 29.9 and" in notice
-    assert look_at(made, DIAMETER).contrast == pytest.approx(look_at(table, DIAMETER).contrast, rel=1e-3)
+    view = mean_view(reference, DIAMETER)
+    assert look_at(made, DIAMETER, view).contrast == pytest.approx(look_at(table, DIAMETER, view).contrast, rel=1e-3)
 
 
 def test_unusable_images_are_found(table, tmp_path):
@@ -206,8 +221,8 @@ def test_unusable_images_are_found(table, tmp_path):
 @pytest.mark.interop
 def test_real_particles_and_maps_are_bright(shared):
     table = ParticleTable.read(shared / "data/betagal_tutorial/particles_1391_no_poses.star")
-    assert look_at(table.subset(300, 1), 200.0).contrast > 6
     names = ("5a1a_64px_3.54A.mrc", "relion_tests_ref_model_betagal_10017.mrc", "EMD-1997_GroEL.map")
     assert all(density_skewness(read_map(shared / "data/maps" / name, cubic=False), 200.0) > 0.9 for name in names)
     reference = read_map(shared / "data/maps/relion_tests_ref_model_betagal_10017.mrc")
+    assert look_at(table.subset(300, 1), 200.0, mean_view(reference, 200.0)).contrast > 6
     assert check_inputs(table, reference, RefineConfig(diameter=200.0, symmetry="D2")) == []

@@ -35,7 +35,8 @@ SMALLEST_HALF = 20  # particles of one half-set
 FEW_VIEWS = 500  # particles times symmetry order; below it a map hardly comes out
 SAMPLE = 500  # images looked at
 SYMMETRY_RESOLUTION, SYMMETRIC = 30.0, 0.9  # Å, and the correlation from which on a map counts as symmetric
-CONTRAST_RESOLUTION = 40.0  # Å; coarser than this, proteins look like blobs
+CONTRAST_RESOLUTION = 40.0  # Å; coarser than this, views of a protein are much alike
+MEAN_VIEW_POINTS = 200  # distances at which the mean view is known
 NARROWEST, WIDEST = 0.5, 10.0  # box of the reference in diameters; beyond, the voxel size cannot be right
 CENTRED = 0.1  # diameters between the centre of the box and the centre of mass
 DENSE = 0.3  # of the way from the solvent's level to the highest density: voxels that count for the centre of mass
@@ -60,7 +61,7 @@ def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ign
     faults = [reference_fault(reference, config.diameter)]
     notices += centre_notices(reference, config.diameter)
     notices += symmetry_notices(reference, config.symmetry)
-    sample = look_at(table.subset(SAMPLE, config.seed), config.diameter)
+    sample = look_at(table.subset(SAMPLE, config.seed), config.diameter, mean_view(reference, config.diameter))
     if len(sample.background_mean_B):
         faults.append(sample.contrast_fault())
         notices += sample.notices()
@@ -214,24 +215,24 @@ def low_passed(reference: Map) -> tuple[Tensor, float]:
 @dataclass(frozen=True)
 class ImageSample:
     """What a sample of images shows, one value each [B]: mean and standard deviation outside the circle of the particle;
-    blob_B: how much a bright blob of the particle's size at the centre is like the image, seen through its CTF."""
+    like_B: how much the reference's mean view is like the image, seen through its CTF."""
 
     source: str
     background_mean_B: np.ndarray
     background_deviation_B: np.ndarray
-    blob_B: np.ndarray
+    like_B: np.ndarray
 
     @property
     def contrast(self) -> float:
-        """Mean of blob_B in standard errors: well above 0 if protein is bright, well below if it is dark."""
-        spread = self.blob_B.std(ddof=1) if len(self.blob_B) > 1 else 0.0
-        return float(self.blob_B.mean() / max(spread, 1e-300) * math.sqrt(len(self.blob_B)))
+        """Mean of like_B in standard errors: well above 0 if protein is bright, well below if it is dark."""
+        spread = self.like_B.std(ddof=1) if len(self.like_B) > 1 else 0.0
+        return float(self.like_B.mean() / max(spread, 1e-300) * math.sqrt(len(self.like_B)))
 
     def contrast_fault(self) -> Fault | None:
         """Whether protein is dark in the images."""
         if self.contrast > -INVERTED_IMAGES / 2:
             return None
-        seen = f"in {len(self.blob_B)} of them a bright blob at the centre fits at {self.contrast:.1f} standard errors"
+        seen = f"in {len(self.like_B)} of them the mean view of the reference fits at {self.contrast:.1f} standard errors"
         certain = self.contrast < INVERTED_IMAGES
         found = "their contrast is inverted: protein is dark" if certain else "whether protein is bright cannot be told"
         return Fault(f"{self.source}, images", f"{found} ({seen})", "protein brighter than the background",
@@ -250,19 +251,51 @@ class ImageSample:
         ]
 
 
-def look_at(table: ParticleTable, diameter: float) -> ImageSample:
+@dataclass(frozen=True)
+class MeanView:
+    """Projection of a reference turned every way: brightness_R at distances distance_R (Å, from 0) from the centre."""
+
+    distance_R: np.ndarray
+    brightness_R: np.ndarray
+
+    def at(self, radius_YX: Tensor) -> Tensor:
+        """Brightness at distances in Å, 0 beyond the last."""
+        values = np.interp(radius_YX.numpy(), self.distance_R, self.brightness_R, right=0.0)
+        return torch.from_numpy(values.astype(np.float32))
+
+
+def mean_view(reference: Map, diameter: float) -> MeanView:
+    """What images of any pose have in common, protein bright; a hollow particle is dark in the middle. diameter: Å.
+
+    The density at 40 Å less the solvent's level, averaged over shells, summed along the line of sight.
+    """
+    low_ZYX, pixel_size = low_passed(reference)
+    radius_ZYX = radius_grid(len(low_ZYX), 3) * pixel_size
+    edge = min(diameter / 2, 0.5 * (len(low_ZYX) - 1) * pixel_size)
+    shell_V = (radius_ZYX / pixel_size + 0.5).long().flatten()
+    density_V = ((low_ZYX - low_ZYX[radius_ZYX > edge].median()) * (radius_ZYX <= edge)).flatten()
+    mean_S = torch.zeros(int(shell_V.max()) + 1).index_add_(0, shell_V, density_V.float()) / torch.bincount(shell_V).clamp_min(1)
+    distance_R = np.linspace(0.0, edge, MEAN_VIEW_POINTS)
+    depth_RZ = np.hypot(distance_R[:, None], np.linspace(-edge, edge, MEAN_VIEW_POINTS)[None])
+    density_RZ = np.interp(depth_RZ, np.arange(len(mean_S)) * pixel_size, mean_S.numpy(), right=0.0)
+    return MeanView(distance_R, density_RZ.mean(1))
+
+
+def look_at(table: ParticleTable, diameter: float, view: MeanView) -> ImageSample:
     """Read all images of `table` and measure background and contrast; diameter: Å. Unusable images are left out here."""
     parameters = contrast(table)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in ImageLoader(table, batch_size=64, skip_bad=True):
         own = None if parameters is None else parameters[torch.from_numpy(batch.index_B)]
-        found.append(measure(batch, own, diameter))
+        found.append(measure(batch, own, diameter, view))
     columns = [torch.cat(column).double().numpy() for column in zip(*found)] if found else [np.zeros(0)] * 3
     return ImageSample(str(table.source), columns[0], columns[1], columns[2])
 
 
-def measure(batch: ImageBatch, parameters: CtfParameters | None, diameter: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, deviation) of the pixels farther than diameter / 2 from the centre, and the blob's likeness; [B] each."""
+def measure(
+    batch: ImageBatch, parameters: CtfParameters | None, diameter: float, view: MeanView
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, deviation) of the pixels farther than diameter / 2 from the centre, and the likeness to `view`; [B] each."""
     box, pixel_size = batch.image_BYX.shape[-1], batch.group.pixel_size
     radius_YX = radius_grid(box, 2) * pixel_size
     # A diameter as wide as the box leaves the corners only, and those always.
@@ -276,12 +309,11 @@ def measure(batch: ImageBatch, parameters: CtfParameters | None, diameter: float
     ctf_BK = torch.ones(1)
     if parameters is not None:
         ctf_BK = GroupCtf.build(pixels.frequency_K2(pixel_size), batch.group)(parameters)
-    ball_YX = (1 - (radius_YX / (diameter / 2)).square()).clamp_min(0).sqrt()  # projection of a full sphere
-    ball_K = pixels.gather(centred_rfft2(ball_YX[None]))[0].real
-    return mean_B, deviation_B, likeness(data_BK, ctf_BK, ball_K, pixels)
+    view_K = pixels.gather(centred_rfft2(view.at(radius_YX)[None]))[0].real
+    return mean_B, deviation_B, likeness(data_BK, ctf_BK, view_K, pixels)
 
 
-def likeness(data_BK: Tensor, ctf_BK: Tensor, ball_K: Tensor, pixels: PixelList) -> Tensor:
+def likeness(data_BK: Tensor, ctf_BK: Tensor, view_K: Tensor, pixels: PixelList) -> Tensor:
     """sum_k C_k Re(X_k) T_k / N_s without DC: the matched filter for a real template T in noise of power N. [B]
 
     N_s is the mean power of the batch in each shell. The CTF C settles the sign, so that the answer does not depend on
@@ -290,7 +322,7 @@ def likeness(data_BK: Tensor, ctf_BK: Tensor, ball_K: Tensor, pixels: PixelList)
     shells = int(pixels.shell_K.max()) + 1
     total_S = torch.zeros(shells).index_add_(0, pixels.shell_K, data_BK.abs().square().mean(0))
     power_S = total_S / torch.bincount(pixels.shell_K, minlength=shells).clamp_min(1)
-    weight_K = torch.where(pixels.shell_K > 0, ball_K / power_S.clamp_min(1e-30)[pixels.shell_K], 0.0)
+    weight_K = torch.where(pixels.shell_K > 0, view_K / power_S.clamp_min(1e-30)[pixels.shell_K], 0.0)
     return (data_BK.real * ctf_BK * weight_K).sum(-1)
 
 
