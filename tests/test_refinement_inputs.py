@@ -186,7 +186,8 @@ def test_a_hollow_particle_is_not_called_inverted(table, tmp_path):
     ring_YX = shell.data_ZYX.sum(0) / 3
     noise = np.random.default_rng(1).standard_normal((N, BOX, BOX))
     no_contrast = table.with_columns(rlnPhaseShift=np.full(N, 90.0), rlnSphericalAberration=np.zeros(N))
-    made = changed(no_contrast.with_columns(rlnDefocusU=np.zeros(N), rlnDefocusV=np.zeros(N)), tmp_path, lambda _: ring_YX + noise)
+    in_focus = no_contrast.with_columns(rlnDefocusU=np.zeros(N), rlnDefocusV=np.zeros(N))
+    made = changed(in_focus, tmp_path, lambda _: ring_YX + noise)
     bright, ball = mean_view(shell, DIAMETER), mean_view(Map((radius_ZYX < 50).astype(np.float32), PIXEL), DIAMETER)
     assert look_at(made, DIAMETER, bright).contrast > 8
     assert look_at(made, DIAMETER, bright).contrast > 2 * look_at(made, DIAMETER, ball).contrast

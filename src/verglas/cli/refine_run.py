@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from verglas.cli.behind import Behind
 from verglas.cli.common import check_seed
 from verglas.cli.refine_watch import Record, Watch, read_history, record_of
 from verglas.errors import InputError, OutputError, VerglasError
@@ -207,19 +209,24 @@ class Refinement(Iterator["Iteration"]):
         from verglas.cli.refine_report import ReportWriter
         from verglas.refinement import driver
 
-        writer = ReportWriter(run, self.job.config) if run else None
-        with Watch(run.log if run else lambda line: None, self.history, quiet=run is None) as watch:
+        report = ReportWriter(run, self.job.config) if run else None
+        say_line = run.log if run else lambda line: None
+        # A GPU goes on while the files are written; on a CPU both would want the same cores.
+        behind = session.on.device.type == "cuda"
+        with Behind(behind) as later, Watch(say_line, self.history, quiet=run is None) as watch:
             for iteration in driver.iterations(session, watch.progress):
                 if iteration.final is not None:
                     self._result = result_of(iteration, table)
                 watch.finished(record_of(iteration, self._result.resolution if self._result else None))
-                if run is not None and writer is not None:
-                    self._write(run, table, iteration, writer)
+                if run is not None and report is not None:
+                    later.do(partial(self._write, run, table, iteration, list(self.history), report))
                 yield iteration
         if self._result is None:
             raise VerglasError("The refinement ended without its last iteration.")
 
-    def _write(self, run: RunFolder, table: ParticleTable, iteration: Iteration, writer: ReportWriter) -> None:
+    def _write(
+        self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record], report: ReportWriter
+    ) -> None:
         """Files, event, checkpoint, report: a kill between any two leaves a run that goes on and writes the same again.
 
         The last iteration has no checkpoint: what it has beyond its state, the joined map, is not in one.
@@ -228,16 +235,16 @@ class Refinement(Iterator["Iteration"]):
 
         state, config = iteration.state, self.job.config
         files.write_iteration(run.target, state, table, config, iteration.directions_D2, command_line())
-        note_figures(run, state, self.history)
+        note_figures(run, state, history)
         if iteration.final is not None:
             maps = files.FinalMaps(iteration.final.joined, iteration.final.unfil_halves)
             files.write_final(run.target, state, table, config, maps, iteration.directions_D2, command_line())
-        run.event("iteration", **self.history[-1])
+        run.event("iteration", **history[-1])
         if iteration.final is None:
             path = checkpoint.path_of(run.target, state.iteration)
             checkpoint.save(path, state, config, checkpoint.fingerprint(table))
             checkpoint.prune(run.target)
-        writer.update(self.history, iteration)
+        report.update(history, iteration)
 
 
 @contextmanager

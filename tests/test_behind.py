@@ -1,0 +1,62 @@
+"""Work behind the computing: in order, one at a time, errors not lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from verglas.cli.behind import Behind
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_work_is_done_in_order_and_before_the_end(behind):
+    done, threads = [], set()
+
+    def work(number):
+        threads.add(threading.get_ident())
+        done.append(number)
+
+    with Behind(behind) as later:
+        for number in range(5):
+            later.do(lambda number=number: work(number))
+    assert done == list(range(5))
+    assert (threading.get_ident() in threads) is not behind
+
+
+def test_the_caller_goes_on_meanwhile_but_never_two_pieces_ahead():
+    first_may_end, second_started = threading.Event(), threading.Event()
+    with Behind(True) as later:
+        later.do(first_may_end.wait)  # returns although the work is not done
+        threading.Timer(0.05, first_may_end.set).start()
+        later.do(second_started.set)
+        assert first_may_end.is_set()  # the second was taken only after the first had ended
+    assert second_started.is_set()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_error_reaches_the_caller(behind):
+    def fail():
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Behind(behind) as later:
+        later.do(fail)
+        later.do(lambda: None)
+        pytest.fail("the error of the first piece must come up here")
+
+
+def test_an_error_of_the_last_piece_comes_at_the_end():
+    with pytest.raises(OSError, match="last"), Behind(True) as later:
+        later.do(_fail_last)
+
+
+def test_an_error_of_the_caller_is_kept_and_waits_for_the_work():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Behind(True) as later:
+        later.do(lambda: done.append(1))
+        raise KeyboardInterrupt
+    assert done == [1]
+
+
+def _fail_last():
+    raise OSError("last")
