@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,6 +41,17 @@ class _Level:
     child_ptr_U1: Tensor
 
 
+@dataclass(frozen=True)
+class _Descent:
+    """How directions near a pose are found: pixels from a coarse order down to the grid's directions, whose views are view_D33.
+
+    The last level has a reach of just the cut, and no children.
+    """
+
+    levels: list[_Level]
+    view_D33: Tensor
+
+
 def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float, symmetry: str) -> tuple[Tensor, Tensor, Tensor]:
     """Coarse orientations within 3 sigma of each pose, as ragged lists on the device of the poses.
 
@@ -51,12 +63,12 @@ def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float,
         raise InputError("local search", f"a prior of {sigma_degrees:g} degrees", "more than 0, up to 180",
                          "Search globally, or give the spread of the pose errors.")  # fmt: skip
     mates_G33 = symmetry_matrices(symmetry).to(prior_B33.device)
-    levels = _levels(grid, _CUT * sigma_degrees, prior_B33.device)
-    block = max(1, _PAIRS_AT_ONCE // (len(mates_G33) * len(levels[0].view_U3)))
+    descent = _descent(grid, _CUT * sigma_degrees, prior_B33.device)
+    block = max(1, _PAIRS_AT_ONCE // (len(mates_G33) * len(descent.levels[0].view_U3)))
     counts, orientations, logs = [], [], []
     for start in range(0, len(prior_B33), block):
         prior_BG33 = prior_B33[start : start + block, None].double() @ mates_G33
-        count_B, orientation_N, log_N = _select_block(grid, prior_BG33, sigma_degrees, levels)
+        count_B, orientation_N, log_N = _select_block(grid, prior_BG33, sigma_degrees, descent)
         counts.append(count_B)
         orientations.append(orientation_N)
         logs.append(log_N)
@@ -66,8 +78,8 @@ def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float,
     return ptr_B1, torch.cat(orientations), torch.cat(logs)
 
 
-def _levels(grid: OrientationGrid, cut: float, device: torch.device) -> list[_Level]:
-    """Pixels from a coarse order down to the grid's directions; the last level has a reach of just the cut, no children."""
+@lru_cache(maxsize=2)  # every batch of an iteration asks for the same one
+def _descent(grid: OrientationGrid, cut: float, device: torch.device) -> _Descent:
     levels = []
     first = min(_FIRST_ORDER, grid.healpix_order)
     pixels = [torch.unique(grid.healpix_D >> 2 * (grid.healpix_order - order)) for order in range(first, grid.healpix_order + 1)]
@@ -79,22 +91,22 @@ def _levels(grid: OrientationGrid, cut: float, device: torch.device) -> list[_Le
         view = grid.views_D33[:, 2] if last else view_vectors(directions_of_pixels(order, pixel_U))
         reach = math.cos(math.radians(min(radius, 180.0)))
         levels.append(_Level(view.to(device), reach, torch.searchsorted(following, ends).to(device)))
-    return levels
+    return _Descent(levels, grid.views_D33.to(device))
 
 
-def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, levels: list[_Level]) -> tuple[Tensor, Tensor, Tensor]:
+def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, descent: _Descent) -> tuple[Tensor, Tensor, Tensor]:
     """Number of orientations per particle, the orientations and their log priors, of one block of particles and their mates."""
     particles, mates = prior_BG33.shape[:2]
     prior_Q33 = prior_BG33.reshape(-1, 3, 3)
-    prior_P, direction_P = _directions_within(prior_Q33[:, 2], levels)
+    prior_P, direction_P = _directions_within(prior_Q33[:, 2], descent.levels)
     found_B = torch.zeros(particles, dtype=torch.bool, device=prior_P.device)
     found_B[torch.div(prior_P, mates, rounding_mode="floor")] = True
     lost_L = torch.nonzero(~found_B)[:, 0]
     if len(lost_L):
-        nearest_L, direction_L = _nearest_directions(prior_BG33[lost_L, :, 2], levels[-1].view_U3)
+        nearest_L, direction_L = _nearest_directions(prior_BG33[lost_L, :, 2], descent.levels[-1].view_U3)
         prior_P = torch.cat([prior_P, lost_L * mates + nearest_L])
         direction_P = torch.cat([direction_P, direction_L])
-    view_P33 = grid.views_D33.to(prior_P.device)[direction_P]
+    view_P33 = descent.view_D33[direction_P]
     pair_N, psi_N, log_N = _in_plane(grid, prior_Q33[prior_P], view_P33, sigma)
     particle_P = torch.div(prior_P, mates, rounding_mode="floor")
     key_N = particle_P[pair_N] * grid.count + direction_P[pair_N] * grid.n_psi + psi_N

@@ -219,9 +219,9 @@ class HalfExpectation:
         sigma = self.plan.schedule.local_sigma
         if not sigma:
             return None
-        lists = select_local(self.plan.grid, self.poses.rotation_B33[rows], sigma, self.config.symmetry)
-        share_C = torch.stack([model.direction_prior_D.sum() for model in self.models])
-        return Local(*(part.to(self.on.device) for part in self.grid.in_every_class(*lists, share_C.log())))
+        lists = select_local(self.plan.grid, self.poses.rotation_B33[rows].to(self.on.device), sigma, self.config.symmetry)
+        share_C = torch.stack([model.direction_prior_D.sum() for model in self.models]).to(self.on.device)
+        return Local(*self.grid.in_every_class(*lists, share_C.log()))
 
     def _searcher(self, group: int) -> Searcher:
         if group not in self._searchers:
