@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["RefineConfig", "__version__", "refine"]
+__all__ = ["RefineConfig", "__version__", "likelihood", "refine"]
 
-_PLACES = {"refine": "verglas.cli.refine_run", "RefineConfig": "verglas.refinement.config"}  # imported when first asked for
+# Imported when first asked for: names in modules, and a module.
+_PLACES = {"refine": "verglas.cli.refine_run", "RefineConfig": "verglas.refinement.config", "likelihood": ""}
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'verglas' has no attribute '{name}'")
     import importlib
 
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    place = _PLACES[name]
+    return getattr(importlib.import_module(place), name) if place else importlib.import_module(f"verglas.{name}")
