@@ -1,6 +1,6 @@
-# make demo    simulate a small data set and refine it             make lint    ruff and mypy
-# make test    lint and the tests that take seconds                make bench   the benchmarks of the kernels
-# make test-all  every test, also the slow ones and those that need a GPU (skipped without one)
+# make demo    simulate a small data set and refine it        make lint       ruff and mypy
+# make test    lint and the tests that take seconds           make bench      benchmarks on a CPU, at most 5 minutes
+# make test-all  also the slow tests and those for a GPU      make bench-gpu  benchmarks on a GPU
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ BIN := .venv/bin
 ENV := .venv/ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 PYTEST := NUMBA_NUM_THREADS=2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -ra
 
-.PHONY: help env demo test test-all lint bench clean
+.PHONY: help env demo test test-all lint bench bench-gpu clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
@@ -36,12 +36,17 @@ lint: $(ENV)
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu"
+	@$(BIN)/python -m benchmarks stamp "make test"
 
 test-all: lint
 	$(PYTEST)
+	@$(BIN)/python -m benchmarks stamp "make test-all"
 
 bench: $(ENV)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks cpu
+
+bench-gpu: $(ENV)
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`python -m benchmarks list | run NAME... | cpu | gpu | compare A B | page | stamp`: see benchmarks/README.md.
+"""`python -m benchmarks list | run NAME... | cpu | gpu | compare A B | page | stamp TEXT`: see benchmarks/README.md.
 
 cpu and gpu are `make bench` and `make bench-gpu`. Nothing is measured while tests are red, nothing recorded of changed files.
 """
@@ -28,9 +28,10 @@ def measure(chosen: list[Benchmark], options: argparse.Namespace, words: list[st
     """Verify, run what is chosen, record and show it; 1 if a benchmark failed or missed a promise."""
     begin = time.perf_counter()
     source = records.source()
-    keep = not (options.no_record or options.untested)
-    if keep:
-        verifier.require_clean(source, options.allow_dirty)
+    reason = verifier.unrecorded(source, options.allow_dirty)
+    keep = not (options.no_record or options.untested or reason)
+    if reason:
+        print(reason, flush=True)
     device = "gpu" if any(one.device == "gpu" for one in chosen) else "cpu"
     tests = "not run" if options.untested else verifier.require_green(device)
     faults = []
@@ -42,7 +43,7 @@ def measure(chosen: list[Benchmark], options: argparse.Namespace, words: list[st
             continue
         print(f"{one.name}: {one.about}", flush=True)
         try:
-            made = runner.run(one, source, tests, left, words)
+            made = runner.run(one, source, tests, left, words, options.work)
         except runner.Failed as error:
             print(f"{one.name}: {error}", flush=True)
             faults.append(one.name)
@@ -104,6 +105,7 @@ def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         one.add_argument("--allow-dirty", action="store_true", help="record although files differ from the commit")
         one.add_argument("--no-record", action="store_true", help="only show")
         one.add_argument("--untested", action="store_true", help="do not run tests first; nothing is recorded then")
+        one.add_argument("--work", type=Path, help="scratch folder that is kept (simulated sets are then made once)")
         one.add_argument("--records", type=Path, default=records.RECORDS)
     return parser.parse_args(arguments), words
 

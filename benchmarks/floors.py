@@ -82,7 +82,7 @@ def ceilings() -> Ceilings:
     left, right = (torch.randn(n, n, device="cuda", dtype=torch.float16) for _ in range(2))
     out = torch.empty_like(left)
     products = 2 * n**3 / device_seconds(lambda: torch.mm(left, right, out=out))
-    return Ceilings(products, copy_rate(2**31), copy_rate(2**23))
+    return Ceilings(products, copy_rate(2**31), copy_rate(2**24))
 
 
 def device_seconds(work: Callable[[], object], repeats: int = 9, inner: int = 10) -> float:

@@ -1,9 +1,10 @@
 """Steady iterations at fixed sampling: `python -m benchmarks.gpu_iteration --model 6wg6_C1.npz [--out FIGURES.json]`.
 
 10,000 x 128 px of 2.6 Å, SNR 0.05, C1, diameter 240 Å, offsets 5 px in steps of 2 px, oversampling 1, start at 40 Å, first
-iteration by correlation, tau2_fudge 4, images in memory: the shape of RELION's Class3D. Five iterations; the median of
-the third to fifth counts. Prints the mean number of significant samples with each time, the floor of each stage, the kernels that
-took most in one more iteration under CUPTI, and times with the GPU's memory capped. K=1 here are two half-sets with a model each.
+iteration by correlation, tau2_fudge 4, images in memory: a 3-D classification with K classes, as RELION's Class3D. Five
+iterations; the median of the third to fifth counts. Prints the mean number of significant samples with each time (the time is
+proportional to it), the floor of each stage, the kernels that took most in one more iteration under CUPTI, and times with the
+GPU's memory capped.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,18 +24,19 @@ from benchmarks.floors import Ceilings, Work, ceilings, floors
 from benchmarks.gpu_busy import traced
 from benchmarks.simulated import simulated
 from verglas.cli.plan import this_machine
-from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
-from verglas.refinement import driver
-from verglas.refinement import schedule as sampling
-from verglas.refinement.config import RefineConfig
+from verglas.refinement import classes, driver
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.plan import plan
 from verglas.refinement.plan_sizes import Problem, half_plane_count
 from verglas.refinement.state import State
-from verglas.refinement.step import Iteration, iterate, plan_of
+from verglas.refinement.step import Iteration, plan_of
 
 KERNELS = sorted(path.parent.name for path in Path(verglas.kernels.__file__).parent.glob("*/triton.py"))
+
+
+CASES = ((1, 2), (1, 3), (4, 2))  # classes, HEALPix order of the coarse grid
 
 
 @dataclass(frozen=True)
@@ -52,62 +53,43 @@ class Timed:
         return statistics.median(self.seconds[2:])
 
 
-def configuration(order: int, diameter: float) -> RefineConfig:
-    """RELION's Class3D options; order: HEALPix, of the coarse grid."""
-    return RefineConfig(
-        diameter=diameter, initial_resolution=40.0, healpix_order=order, offset_range=5.0, offset_step=2.0, oversampling=1,
-        tau2_fudge=4.0, local_from_order=order + 1,
+def prepared(data: Path, case: tuple[int, int], options: argparse.Namespace, cap: float | None = None) -> driver.Session:
+    """Images read as a command of verglas would, planned for the memory that is free. case: classes, order; cap: bytes of the
+    device, if it is capped."""
+    config = ClassifyConfig(
+        diameter=options.diameter, classes=case[0], healpix_order=case[1], initial_resolution=40.0, offset_range=5.0,
+        offset_step=2.0, oversampling=1, tau2_fudge=4.0, max_iterations=options.iterations,
     )  # fmt: skip
-
-
-def prepared(data: Path, config: RefineConfig, device: torch.device, cap: float | None = None) -> driver.Session:
-    """Images read as `verglas refine` would, planned for the memory that is free. cap: bytes of the device, if it is capped."""
     table = ParticleTable.read(data / "particles.star")
-    group, machine = table.groups[0], this_machine(device)
+    group, machine = table.groups[0], this_machine(options.device)
     if cap is not None:
         machine = replace(machine, device_memory=min(cap, machine.device_memory))
-    planned = plan(Problem(len(table), group.box, group.pixel_size), config, machine)
+    alike = RefineConfig(diameter=options.diameter, healpix_order=case[1], local_from_order=case[1] + 1)  # as large as it gets
+    planned = plan(Problem(len(table), group.box, group.pixel_size), alike, machine)
     planned.check()
-    return driver.prepare(table, read_map(data / "start.mrc"), config, device, planned=planned)
+    return classes.prepare(table, [read_map(data / "start.mrc")], config, options.device, planned=planned)
 
 
-def with_order(session: driver.Session, order: int) -> driver.Session:
-    """The session before its first iteration, on another grid."""
-    config = replace(session.config, healpix_order=order, local_from_order=order + 1)
-    schedule = sampling.initial_schedule(config, session.state.pixel_size)
-    count = OrientationGrid.build(order, config.oversampling, config.symmetry, 0.0).n_directions
-    flat_D = torch.full((count,), 1 / count, dtype=torch.float64)
-    halves = [replace(half, direction_prior_D=flat_D) for half in session.state.halves]
-    return replace(session, config=config, state=replace(session.state, schedule=schedule, halves=halves))
-
-
-def held(state: State) -> State:
-    """The state with its sampling kept: as if the resolution had just improved."""
-    return replace(state, schedule=replace(state.schedule, iterations_without_gain=0, fine_enough=False))
-
-
-def steps(session: driver.Session) -> Iterator[tuple[float, Iteration]]:
-    """(seconds, iteration) on and on, the sampling fixed. An iteration ends with its maps on the host: nothing is left to run."""
-    state = session.state
-    while True:
-        begin = time.perf_counter()
-        done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, driver.quiet)
-        yield time.perf_counter() - begin, done
-        state = held(done.state)
+def next_iteration(session: driver.Session, state: State) -> Iteration:
+    """One more. It ends with its maps on the host: nothing is left to run."""
+    assert isinstance(session.config, ClassifyConfig)
+    return classes.iterate(state, session.data, session.config, session.on, session.mask_ZYX, driver.quiet)
 
 
 def timed(session: driver.Session, count: int, title: str) -> Timed:
     """Run `count` iterations, print each."""
-    seconds, significant = [], []
-    for took, done in steps(session):
-        seconds.append(took)
-        significant.append(float(done.state.poses.significant_B.double().mean()))
+    seconds, significant, state = [], [], session.state
+    while True:
+        begin = time.perf_counter()
+        done = next_iteration(session, state)
+        seconds.append(time.perf_counter() - begin)
+        state = done.state
+        significant.append(float(state.poses.significant_B.double().mean()))
         parts = ", ".join(f"{name} {value:.3f}" for name, value in done.seconds.items())
-        print(f"{title}, iteration {done.state.iteration}: {took:.3f} s ({parts}), significant {significant[-1]:.1f}, size "
-              f"{done.state.current_size} px, Pmax {float(done.state.poses.pmax_B.mean()):.3f}", flush=True)  # fmt: skip
+        print(f"{title}, iteration {state.iteration}: {seconds[-1]:.3f} s ({parts}), significant {significant[-1]:.1f}, size "
+              f"{state.current_size} px, Pmax {float(state.poses.pmax_B.mean()):.3f}", flush=True)  # fmt: skip
         if len(seconds) == count:
             return Timed(seconds, significant, done)
-    raise AssertionError("iterations do not end by themselves")
 
 
 def work_of(session: driver.Session, timed: Timed) -> Work:
@@ -131,8 +113,7 @@ def figures_of(title: str, session: driver.Session, timed: Timed, rates: Ceiling
     least = floors(work_of(session, timed), rates)
     found |= {f"{title} floor s": sum(least.values())}
     found |= {f"{title} {name} floor s": value for name, value in least.items()}
-    again = replace(session, state=held(timed.last.state))
-    trace = traced(lambda: next(steps(again)))
+    trace = traced(lambda: next_iteration(session, timed.last.state))
     found |= {f"{title} kernels, {name} s": value for name, value in trace.by_kind(KERNELS).items()}
     found[f"{title} busy share"] = trace.busy / trace.wall
     for name, launches, seconds in trace.longest():
@@ -147,7 +128,6 @@ def main() -> None:
     parser.add_argument("--box", type=int, default=128)
     parser.add_argument("--pixel", type=float, default=2.6)
     parser.add_argument("--diameter", type=float, default=240.0)
-    parser.add_argument("--orders", type=int, nargs="*", default=[2, 3])
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--cap", type=float, default=11.0, help="GB of GPU memory in the capped runs; 0: none")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cpu: times and samples only")
@@ -165,28 +145,33 @@ def main() -> None:
 
 
 def measured(data: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Every order with all the memory there is."""
+    """Every case with all the memory there is."""
     rates, found = None, {}
     if options.device.type == "cuda":
         rates = ceilings()
+        found = {f"rate of {name} G/s": value / 1e9 for name, value in vars(rates).items()}
         print(f"{torch.cuda.get_device_name()}: products {rates.products / 1e12:.0f} TFLOP/s, memory {rates.memory / 1e12:.2f} "
               f"TB/s, cache {rates.cache / 1e12:.2f} TB/s")  # fmt: skip
-    session = prepared(data, configuration(options.orders[0], options.diameter), options.device)
-    for order in options.orders:
-        title, one = f"K=1 order {order}", with_order(session, order)
-        found |= figures_of(title, one, timed(one, options.iterations, title), rates)
+    for case in CASES:
+        title, session = title_of(case), prepared(data, case, options)
+        found |= figures_of(title, session, timed(session, options.iterations, title), rates)
     return found
 
 
+def title_of(case: tuple[int, int]) -> str:
+    """Beginning of the names of figures: 'K=4 order 2'."""
+    return f"K={case[0]} order {case[1]}"
+
+
 def capped(data: Path, options: argparse.Namespace, free: dict[str, float]) -> dict[str, float]:
-    """Every order again in `options.cap` GB of the device, and how many times longer that takes than in `free`."""
+    """The cases of one class again in `options.cap` GB of the device, and how many times longer that takes than in `free`."""
     cap, found = options.cap * 1e9, {}
     torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
-    session = prepared(data, configuration(options.orders[0], options.diameter), options.device, cap)
-    for order in options.orders:
-        title = f"K=1 order {order}"
-        seconds = timed(with_order(session, order), options.iterations, f"{title}, {options.cap:g} GB").steady
-        found |= {f"{title} capped s": seconds, f"{title} capped ratio": seconds / free[f"{title} s"]}
+    for case in CASES:
+        if case[0] == 1:
+            title, session = title_of(case), prepared(data, case, options, cap)
+            seconds = timed(session, options.iterations, f"{title}, {options.cap:g} GB").steady
+            found |= {f"{title} capped s": seconds, f"{title} capped ratio": seconds / free[f"{title} s"]}
     return found
 
 

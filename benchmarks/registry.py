@@ -70,6 +70,7 @@ ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l
 C1 = "models/6wg6_C1.npz"
 MODEL = ("--model", "{data}/" + C1, "--work", "{work}")
 EMPIAR = ("models/5a1a_D2.npz", "empiar10028_ctf/defocus_u_v_angle_105247.npy")
+LARGE = ("--model", "{data}/" + EMPIAR[0], "--defocus", "{data}/" + EMPIAR[1], "--work", "{work}")
 BETAGAL = ("betagal_tutorial/particles_1391_no_poses.star", "maps/relion_tests_ref_model_betagal_10017.mrc")
 
 BENCHMARKS: tuple[Benchmark, ...] = (
@@ -119,12 +120,21 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     ),
     Benchmark(
         "gpu_large", "auto-refinement at EMPIAR-10028's size, 105,247 x 360 px", "long", "gpu", 900, "gpu_large",
-        ("all", "--model", "{data}/" + EMPIAR[0], "--defocus", "{data}/" + EMPIAR[1], "--work", "{work}"), files=EMPIAR,
+        ("all", *LARGE), files=EMPIAR,
         bars=(
             Bar("d", "auto-refine 105,247 x 360 px, whole process, cold page cache", "whole s", "<=", 600, "s"),
-            Bar("d", "the same, iterations of each kind timed and summed", "summed s", "<=", 600, "s"),
             Bar("i", "d: share of the time in which the GPU computes", "busy share", ">=", 0.85),
         ),
+    ),
+    Benchmark(
+        "gpu_large_kinds", "the same, iterations of each kind timed and summed", "long", "gpu", 400, "gpu_large",
+        ("kinds", *LARGE), files=EMPIAR,
+        bars=(Bar("d", "the same, iterations of each kind times their counts", "summed s", "<=", 600, "s"),),
+    ),
+    Benchmark(
+        "gpu_classify", "3-D classification of the same set: K=6, 25 iterations, order 2", "long", "gpu", 500, "gpu_large",
+        ("all", "--job", "classify", *LARGE), files=EMPIAR,
+        bars=(Bar("e", "classification, K=6, 25 iterations, 105,247 x 360 px, whole process", "whole s", "<=", 300, "s"),),
     ),
 )  # fmt: skip
 

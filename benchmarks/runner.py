@@ -56,14 +56,16 @@ def missing(one: Benchmark) -> str | None:
     return None
 
 
-def run(one: Benchmark, source: Source, tests: str, limit: float | None = None, words: Sequence[str] = ()) -> Record:
+def run(
+    one: Benchmark, source: Source, tests: str, limit: float | None = None, words: Sequence[str] = (), work: Path | None = None
+) -> Record:
     """Run a benchmark `one.repeat` times. limit: seconds that it may take in all (default: three times what is expected);
-    words: further arguments for its module. Raises Failed if a run leaves no figures."""
+    words: further arguments for its module; work: scratch folder to be kept. Raises Failed if a run leaves no figures."""
     begin, found = time.perf_counter(), []
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     limit = limit or PATIENCE * one.seconds * one.repeat
     with tempfile.TemporaryDirectory(prefix="verglas-benchmark-") as scratch:
-        command = [sys.executable, "-m", f"benchmarks.{one.module}", *filled(one.words, Path(scratch)), *words]
+        command = [sys.executable, "-m", f"benchmarks.{one.module}", *filled(one.words, work or Path(scratch)), *words]
         for _ in range(one.repeat):
             found.append(figures_of(command, Path(scratch) / "figures.json", limit - (time.perf_counter() - begin)))
     from verglas.io.provenance import versions

@@ -70,10 +70,9 @@ def require_green(device: str, root: Path = ROOT) -> str:
     return scope
 
 
-def require_clean(source: Source, allow_dirty: bool) -> None:
-    """Raise Refused if files differ from the commit, unless that is allowed (the record then says so)."""
-    if source.dirty and not allow_dirty:
-        raise Refused(
-            f"files differ from commit {source.commit[:12]}: figures of it could not be repeated. Commit first; "
-            "--allow-dirty records them as of a changed tree, --no-record only shows them"
-        )
+def unrecorded(source: Source, allow_dirty: bool) -> str | None:
+    """Why figures of this tree are only shown, not recorded: files differ from the commit, so that nobody could repeat them.
+    None if they are recorded; with `allow_dirty` they always are, and the record says so."""
+    if not source.dirty or allow_dirty:
+        return None
+    return f"files differ from commit {source.commit[:12]}, so nothing is recorded (--allow-dirty records it as a changed tree)"
