@@ -102,7 +102,9 @@ class ImagePreparer:
         self.shell_YX, self.field = self._all_shells(scale), scale**2
         self.not_origin_K = ((pixels.x_K != 0) | (pixels.y_K != 0)).to(dtype)
         self.origin = int((self.not_origin_K == 0).nonzero()[0])
-        self.scored_K = self.not_origin_K * (self.shell_K <= grid.last_scored)
+        self.scored_K = self.not_origin_K
+        if grid.scored_radius is not None:
+            self.scored_K = self.not_origin_K * (self.shell_K <= grid.last_scored)
 
     def _all_shells(self, scale: float) -> Tensor:
         """Model shell of every coefficient of a transform [Y, X/2+1]: `shells` for all beyond the model's, one more for
