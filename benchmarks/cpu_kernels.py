@@ -10,9 +10,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from benchmarks.figures import publish
 from benchmarks.relative import adjoint_difference
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
@@ -34,8 +36,8 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], turns: int
     return statistics.median(mine), statistics.median(other), statistics.median(o / m for m, o in pairs)
 
 
-def run(box: int, n_slices: int, turns: int) -> None:
-    """One box at padding 2: project, backproject, and how far each pair is from being adjoint."""
+def run(box: int, n_slices: int, turns: int) -> dict[str, float]:
+    """One box at padding 2: project, backproject, and how far each pair is from being adjoint. Rates of ours, and ratios."""
     import torch_projectors
 
     from verglas.kernels.backproject.cpu import backproject_cpu
@@ -58,6 +60,7 @@ def run(box: int, n_slices: int, turns: int) -> None:
 
     stored = n_slices * box * (box // 2 + 1)
     mine, other, ratio = compare(lambda: project_cpu(values, rows, sampling, coordinates), project_theirs, turns)
+    found = {f"{box} px project M/s": stored / mine / 1e6, f"{box} px project ratio": ratio}
     slices = project_cpu(values, rows, sampling, coordinates)
     match = pixels.gather(project_theirs()[0])
     inside = (pixels.shell_K < box // 2 - 1).nonzero().squeeze(1)
@@ -77,10 +80,12 @@ def run(box: int, n_slices: int, turns: int) -> None:
     )
     print(f"{box:4d} px backproject: verglas {stored / mine / 1e6:6.1f} M/s, torch-projectors {stored / other / 1e6:6.1f} M/s, "
           f"ratio {ratio:.1f}")  # fmt: skip
+    found |= {f"{box} px backproject M/s": stored / mine / 1e6, f"{box} px backproject ratio": ratio}
     left, right = inner(project_theirs(), images[0]), inner(transform, first_of(backproject_theirs()))
     theirs = abs(left - right) / float(project_theirs().norm() * images.norm())
     ours = adjoint_difference(box)
     print(f"{box:4d} px <Ax,y> - <x,A'y>, relative: verglas {ours:.1e} (in float64), torch-projectors {theirs:.1e}")
+    return found
 
 
 def inner(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -97,13 +102,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     import numba
 
     torch.set_num_threads(arguments.threads)
     numba.set_num_threads(arguments.threads)
+    found: dict[str, float] = {}
     for box, n_slices in ((64, 512), (128, 256)):
-        run(box, n_slices, arguments.turns)
+        found |= run(box, n_slices, arguments.turns)
+    publish(found, arguments.out)
 
 
 if __name__ == "__main__":

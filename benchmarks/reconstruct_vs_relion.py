@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.figures import publish
+
 FEW = 2000
 
 
@@ -59,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--particles", type=Path)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if shutil.which("relion_reconstruct") is None:
         raise SystemExit("relion_reconstruct is not installed: nothing to compare with")
@@ -73,7 +76,7 @@ def main() -> None:
             star = work / "data" / "truth.star"
         folder = star.resolve().parent
         few = take(star.resolve(), FEW, work / "few.star")
-        report({FEW: few, count(star): star.resolve()}, folder, work, verglas, arguments.turns)
+        publish(report({FEW: few, count(star): star.resolve()}, folder, work, verglas, arguments.turns), arguments.out)
 
 
 def count(star: Path) -> int:
@@ -82,8 +85,8 @@ def count(star: Path) -> int:
     return len(ParticleTable.read(star))
 
 
-def report(stars: dict[int, Path], folder: Path, work: Path, verglas: str, turns: int) -> None:
-    """Run both programs in turns on both sizes and print the comparison."""
+def report(stars: dict[int, Path], folder: Path, work: Path, verglas: str, turns: int) -> dict[str, float]:
+    """Run both programs in turns on both sizes and print the comparison; seconds and their ratios."""
     seconds: dict[tuple[str, int], list[float]] = {}
     memory: dict[tuple[str, int], list[float]] = {}
     for _ in range(turns):
@@ -110,6 +113,7 @@ def report(stars: dict[int, Path], folder: Path, work: Path, verglas: str, turns
     beyond = max(memory["verglas", many]) - torch_memory
     print(f"memory beyond an interpreter with torch imported ({torch_memory:.0f} MB): {beyond:.0f} MB, "
           f"relion_reconstruct {max(memory['relion', many]):.0f} MB")  # fmt: skip
+    return {**{f"{name} s": value for name, value in wholes.items()}, "ratio per particle": slope, "ratio": whole}
 
 
 if __name__ == "__main__":

@@ -124,17 +124,29 @@ def machine(kind: str) -> dict[str, Any]:
 
 
 def flat(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """(name, number) of every number in JSON; names of what lies inside each other are joined by ' / '."""
+    """(name, number) of every number in JSON; names of what lies inside each other are joined by ' / '.
+
+    In a list of objects, texts and whole numbers say which one it is, and name it: [{"box": 64, "kind": "random", "G/s": 9.5}]
+    is '64 random / G/s'.
+    """
     if isinstance(content, Mapping):
         items: Iterable[tuple[Any, Any]] = content.items()
     elif isinstance(content, list):
-        items = enumerate(content, 1)
+        items = [parts_of(number, value) for number, value in enumerate(content, 1)]
     else:
         if isinstance(content, int | float):
             yield name, float(content)
         return
     for key, value in items:
         yield from flat(value, f"{name} / {key}" if name else str(key))
+
+
+def parts_of(number: int, value: Any) -> tuple[str, Any]:
+    """Name of a list's item, and its figures."""
+    if not isinstance(value, Mapping) or all(isinstance(one, float) for one in value.values()):
+        return str(number), value
+    title = " ".join(str(one) for one in value.values() if isinstance(one, int | str))
+    return title, {key: one for key, one in value.items() if not isinstance(one, int | str)}
 
 
 def compare(before: Record, after: Record) -> list[tuple[str, float, float, float]]:
