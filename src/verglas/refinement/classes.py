@@ -194,7 +194,7 @@ def _next_model(
         own = {name: getattr(old, name) for name in names}
         return replace(shared, map_ZYX=old.map_ZYX, direction_prior_D=prior_D, **own)
     own = {name: getattr(solution, name).cpu() for name in names}
-    return replace(shared, map_ZYX=(solution.map_ZYX * mask_ZYX).float().cpu(), direction_prior_D=prior_D, **own)
+    return replace(shared, map_ZYX=(solution.map_ZYX * mask_ZYX).float(), direction_prior_D=prior_D, **own)
 
 
 def _mask(state: State, config: ClassifyConfig, mask_ZYX: Tensor | None, like: Accumulator) -> Tensor:
@@ -208,7 +208,7 @@ def _mask(state: State, config: ClassifyConfig, mask_ZYX: Tensor | None, like: A
 def _blurred(model: HalfModel, config: ClassifyConfig, pixel_size: float, like: FourierVolume) -> HalfModel:
     """On the right grey scale after scoring by correlation, but no better than the reference: low-passed again."""
     map_ZYX = low_pass(model.map_ZYX.to(like.values.device), config.initial_resolution, pixel_size)
-    return replace(model, map_ZYX=map_ZYX.cpu())
+    return replace(model, map_ZYX=map_ZYX)
 
 
 def _last_shell(model: HalfModel, state: State) -> int:

@@ -252,7 +252,7 @@ def with_map(model: HalfModel, solution: Solution, state: State, config: RefineC
     """The model with its new map, masked, and the map's spectra."""
     mask = soft_mask(state, config, mask_ZYX).to(solution.map_ZYX)
     spectra = {name: getattr(solution, name).cpu() for name in ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")}
-    return replace(model, map_ZYX=(solution.map_ZYX * mask).float().cpu(), **spectra)
+    return replace(model, map_ZYX=(solution.map_ZYX * mask).float(), **spectra)
 
 
 def soft_mask(state: State, config: RefineConfig, mask_ZYX: Tensor | None) -> Tensor:
