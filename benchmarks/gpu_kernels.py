@@ -16,8 +16,8 @@ import torch
 
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
+from verglas.kernels.backproject import backproject, choose_backproject
 from verglas.kernels.backproject.reference import backproject_reference
-from verglas.kernels.backproject.triton import backproject_triton
 from verglas.kernels.project.reference import project_reference
 from verglas.kernels.project.triton import project_triton
 from verglas.maximization.accumulate import Accumulator
@@ -76,11 +76,15 @@ def rates(box: int, clustered: bool) -> dict[str, float | int | str]:
     data = torch.randn(n, 2, pixels.count, device="cuda")
     weight = torch.rand(n, pixels.count, device="cuda")
     exact = torch.zeros(rows.count, 4, dtype=torch.float64, device="cuda")
-    backproject_reference(exact, rows, data[few].double(), weight[few].double(), sampling[few].double(), coordinates.double())
+    some = slice(0, n // 8)  # enough for the same kernel as all of them
+    for part in torch.arange(n)[some].split(512):
+        slices = [values[part].double() for values in (data, weight, sampling)]
+        backproject_reference(exact, rows, *slices, coordinates.double())
     accumulator = torch.zeros(rows.count, 4, device="cuda")
-    backproject_triton(accumulator, rows, data[few], weight[few], sampling[few], coordinates)
+    backproject(accumulator, rows, data[some], weight[some], sampling[some], coordinates)
     backproject_error = relative(accumulator, exact)
-    backproject_time = seconds(partial(backproject_triton, accumulator, rows, data, weight, sampling, coordinates), 5)
+    del exact
+    backproject_time = seconds(partial(backproject, accumulator, rows, data, weight, sampling, coordinates), 5)
     return {
         "box": box, "orientations": "clusters" if clustered else "random", "slices": n,
         "project G/s": samples / project_time / 1e9, "project error": project_error,
@@ -132,6 +136,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, padding 2, float16 volume in three copies, float32 sums")
+    choice = choose_backproject("cuda", torch.float32)
+    print(f"backproject: {choice.name} ({choice.reason})")
     table = [rates(box, clustered) for box in SLICES for clustered in (False, True)]
     for row in table:
         rate_and_error = "{:.1f} G/s, error {:.1e}".format

@@ -117,7 +117,7 @@ class Reconstruct:
 def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, device: torch.device, reason: str) -> Reconstruction:
     """Backproject all images and solve for the maps."""
     from verglas.core.symmetry import normalise_name
-    from verglas.kernels import choose
+    from verglas.kernels.backproject import choose_backproject
     from verglas.kernels.weigh import choose_weigh
     from verglas.maximization.reconstruct import accumulate, model_geometry
     from verglas.maximization.reconstruction import solve
@@ -131,9 +131,9 @@ def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, devi
     mask = read_mask(options, geometry)
     loader = ImageLoader(table, batch_size=batch_size(geometry.box, device), device=device, skip_bad=options.skip_bad)
     half_B = halves(table, options)
-    choice = choose(device, torch.float32)
+    choice = choose_backproject(device, torch.float32)
     weighing = choose_weigh(device, torch.float32)
-    kernels = f"project, backproject: {choice.name} ({choice.reason}); weigh: {weighing.name} ({weighing.reason})"
+    kernels = f"backproject: {choice.name} ({choice.reason}); weigh: {weighing.name} ({weighing.reason})"
     run.provenance(device, kernels, "images, CTF and sums in float32", reason)
     nyquist = 2 * geometry.pixel_size
     if options.max_resolution is not None and options.max_resolution < nyquist:

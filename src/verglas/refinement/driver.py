@@ -17,6 +17,7 @@ from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import Map, read_map
 from verglas.kernels import choose
+from verglas.kernels.backproject import choose_backproject
 from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr
 from verglas.particles.loader import ImageLoader
 from verglas.particles.table import ParticleTable
@@ -103,7 +104,9 @@ def computing(device: torch.device, config: RefineConfig, threads: int | None = 
     name = "reference" if precision == "double" else kernels.name
     text = {"half": "operands float16, sums float32", "single": "float32", "double": "float64"}[precision]
     reason = "asked for" if config.precision != "auto" else f"best for a {'GPU' if cuda else 'CPU'}"
-    chosen = {"device": str(device), "kernels": f"{name} ({kernels.reason})", "precision": f"{text} ({reason})"}
+    adding = choose_backproject(device, dtype)
+    names = f"{name} ({kernels.reason}); backproject: {adding.name} ({adding.reason})"
+    chosen = {"device": str(device), "kernels": names, "precision": f"{text} ({reason})"}
     return Computing(device, dtype, operand, memory), chosen
 
 
