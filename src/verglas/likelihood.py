@@ -48,10 +48,12 @@ def squared_differences(
         constant_B += (_squares(image_BK) * weight_BK).sum(1, dtype=torch.float64)
     constant_B1 = constant_B.to(mean_K)[:, None]
     out_BO = mean_K.new_empty(len(image_BK), len(projection_OK))
+    power_OK = mean_K.new_empty(min(BLOCK, len(projection_OK)), len(mean_K))  # the same memory for all blocks
     with _float32_products(out_BO.device):
         for first in range(0, len(projection_OK), BLOCK):
             part_OK = projection_OK[first : first + BLOCK]
-            sum_BO = torch.mm(cross_BK, _rows(part_OK).T).addmm_(norm_BK, _squares(part_OK).sub_(mean_K).T)
+            squares_OK = _squares(part_OK, power_OK[: len(part_OK)]).sub_(mean_K)
+            sum_BO = torch.mm(cross_BK, _rows(part_OK).T).addmm_(norm_BK, squares_OK.T)
             torch.add(sum_BO, constant_B1, out=out_BO[:, first : first + BLOCK])
     return out_BO
 
@@ -106,10 +108,10 @@ def _rows(values: Tensor) -> Tensor:
     return (torch.view_as_real(values.resolve_conj()) if values.is_complex() else values).flatten(1)
 
 
-def _squares(values: Tensor) -> Tensor:
+def _squares(values: Tensor, out: Tensor | None = None) -> Tensor:
     """|value|^2 [*, K] of complex [*, K] or planes [*, 2, K]."""
     real, imaginary = (values.real, values.imag) if values.is_complex() else values.unbind(1)
-    return real.square().addcmul_(imaginary, imaginary)
+    return torch.mul(real, real, out=out).addcmul_(imaginary, imaginary)
 
 
 def _in_layout(values: Tensor, as_complex: bool) -> Tensor:
