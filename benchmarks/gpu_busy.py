@@ -119,7 +119,7 @@ def traced(work: Callable[[], object]) -> Trace:
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         begin = time.perf_counter()
         work()
         torch.cuda.synchronize()

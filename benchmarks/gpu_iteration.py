@@ -2,9 +2,9 @@
 
 10,000 x 128 px of 2.6 Å, SNR 0.05, C1, diameter 240 Å, offsets 5 px in steps of 2 px, oversampling 1, start at 40 Å, first
 iteration by correlation, tau2_fudge 4, images in memory: a 3-D classification with K classes, as RELION's Class3D. Five
-iterations; the median of the third to fifth counts. Prints the mean number of significant samples with each time (the time is
-proportional to it), the floor of each stage, the kernels that took most in one more iteration under CUPTI, and times with the
-GPU's memory capped.
+iterations, done twice so that all kernels are compiled; the median of the third to fifth counts. Prints the mean number of
+significant samples with each time (the time is proportional to it), the floor of each stage, the kernels that took most in
+one more iteration under CUPTI, and times with the GPU's memory capped.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from verglas.refinement.step import Iteration, plan_of
 KERNELS = sorted(path.parent.name for path in Path(verglas.kernels.__file__).parent.glob("*/triton.py"))
 
 
+STAGES = {  # stage of floors.py -> kinds of kernels that do it
+    "preparing": ("transforms", "shift"), "slicing": ("project",), "coarse products": ("products", "coarse"),
+    "fine products": ("compare", "fine"), "backprojection": ("backproject",),
+}  # fmt: skip
 CASES = ((1, 2), (1, 3), (4, 2))  # classes, HEALPix order of the coarse grid
 
 
@@ -107,14 +111,17 @@ def work_of(session: driver.Session, timed: Timed) -> Work:
 
 def figures_of(title: str, session: driver.Session, timed: Timed, rates: Ceilings | None) -> dict[str, float]:
     """Time, significant samples; with rates (on a GPU) floors, and the kernels of one more iteration."""
-    found = {f"{title} s": timed.steady, f"{title} significant": statistics.median(timed.significant[2:])}
+    found = {f"{title} s": timed.steady, f"{title} significant": statistics.median(timed.significant[2:]),
+             f"{title} size px": timed.last.state.current_size}  # fmt: skip
     if rates is None:
         return found
     least = floors(work_of(session, timed), rates)
     found |= {f"{title} floor s": sum(least.values())}
     found |= {f"{title} {name} floor s": value for name, value in least.items()}
     trace = traced(lambda: next_iteration(session, timed.last.state))
-    found |= {f"{title} kernels, {name} s": value for name, value in trace.by_kind(KERNELS).items()}
+    kinds = trace.by_kind(KERNELS)
+    found |= {f"{title} kernels, {name} s": value for name, value in kinds.items()}
+    found |= {f"{title} {stage} s": sum(kinds.get(kind, 0.0) for kind in parts) for stage, parts in STAGES.items()}
     found[f"{title} busy share"] = trace.busy / trace.wall
     for name, launches, seconds in trace.longest():
         print(f"    {1e3 * seconds:8.2f} ms {launches:6d} x {name[:90]}")
@@ -154,6 +161,8 @@ def measured(data: Path, options: argparse.Namespace) -> dict[str, float]:
               f"TB/s, cache {rates.cache / 1e12:.2f} TB/s")  # fmt: skip
     for case in CASES:
         title, session = title_of(case), prepared(data, case, options)
+        if rates is not None:
+            timed(session, options.iterations, f"{title}, compiling")
         found |= figures_of(title, session, timed(session, options.iterations, title), rates)
     return found
 

@@ -21,6 +21,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.eight_copies import write_eight
@@ -55,10 +56,12 @@ class Attempt:
 def simulate(options: argparse.Namespace) -> Path:
     """The folder of the set."""
     model = options.work / "eight.npz"
+    options.work.mkdir(parents=True, exist_ok=True)
     if not model.exists():
-        options.work.mkdir(parents=True, exist_ok=True)
         print(f"complex of {write_eight(options.model, model):.0f} Å")
-    words = ["--snr", "0.05", "--cs", "2.0", "--defocus-file", str(options.defocus), "--float16", "--method", "slices",
+    defocus = options.work / "defocus.npy"
+    np.save(defocus, np.load(options.defocus)[: options.particles])
+    words = ["--snr", "0.05", "--cs", "2.0", "--defocus-file", str(defocus), "--float16", "--method", "slices",
              "--seed", "1", "--device", "cuda"]  # fmt: skip
     return simulated(options.work / "large", str(model), options.particles, BOX, PIXEL, words)
 

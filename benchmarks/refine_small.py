@@ -1,6 +1,6 @@
-"""A whole refinement that takes a minute on two cores: `python -m benchmarks.refine_small [--work DIR] [--out FIGURES.json]`.
+"""A whole refinement that takes seconds on two cores: `python -m benchmarks.refine_small [--work DIR] [--out FIGURES.json]`.
 
-500 images of 48 px of the built-in molecule, as in `make demo`: says from commit to commit whether the CPU path became faster,
+300 images of 32 px of the built-in molecule: says from commit to commit whether the CPU path became faster,
 and whether the map is still as good (mean FSC with the truth, unmasked).
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
-        data = simulated(work / "small", "demo", 500, 48, 4.0, ("--snr", "0.3"))
+        data = simulated(work / "small", "demo", 300, 32, 6.0, ("--snr", "0.3"))
         run = refined(work / "refined", data / "particles.star", data / "start.mrc",
                       ["--diameter", "150", "--initial-resolution", "40", "--device", "cpu"])  # fmt: skip
         quality = mean_fsc(work / "refined" / "run_class001.mrc", data / "truth.mrc")

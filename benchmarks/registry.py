@@ -87,7 +87,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         programs=("relion_reconstruct",),
     ),
     Benchmark(
-        "refine_small", "a whole refinement of 500 x 48 px, made-up molecule, without RELION", "cpu", "cpu", 60, "refine_small",
+        "refine_small", "a whole refinement of 300 x 32 px, made-up molecule, without RELION", "cpu", "cpu", 60, "refine_small",
         ("--work", "{work}"),
     ),
     Benchmark(
@@ -99,7 +99,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ),
     ),
     Benchmark(
-        "gpu_iteration", "steady iterations at fixed sampling, 10,000 x 128 px", "gpu", "gpu", 90, "gpu_iteration", MODEL,
+        "gpu_iteration", "steady iterations at fixed sampling, 10,000 x 128 px", "gpu", "gpu", 100, "gpu_iteration", MODEL,
         files=(C1,),
         bars=(
             Bar("a", "steady iteration, 10,000 x 128 px, K=1, order 2", "K=1 order 2 s", "<=", 0.8, "s"),

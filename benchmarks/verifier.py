@@ -45,7 +45,7 @@ def fast_tests(device: str, root: Path = ROOT) -> list[str]:
     """The command of the tests that stand before benchmarks; on a GPU those that need one as well."""
     files = [f"tests/{name}.py" for name in FAST if (root / "tests" / f"{name}.py").exists()]
     marks = "not slow and not gpu" if device == "cpu" else "not slow"
-    return [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marks, *files]
+    return [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marks, *files]
 
 
 def require_green(device: str, root: Path = ROOT) -> str:
