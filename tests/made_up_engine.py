@@ -39,6 +39,7 @@ class Session:
     state: State | None = None
     notices: list[str] = field(default_factory=lambda: ["images are kept in memory"])
     chosen: dict[str, str] = field(default_factory=lambda: {"kernels": "made up", "precision": "single", "reason": "a test"})
+    on: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
 
 
 def made_up(n: int, iteration: int, order: int = 2) -> State:

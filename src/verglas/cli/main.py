@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, dict[str, str]] = {
     "From particles to a map": {
         "refine": "refine:Refine",
+        "classify3d": "classify3d:Classify3d",
         "plan": "plan:Plan",
         "reconstruct": "reconstruct:Reconstruct",
         "postprocess": "postprocess:Postprocess",

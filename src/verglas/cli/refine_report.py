@@ -41,21 +41,31 @@ JUNK = (
 class ReportWriter:
     """Writes the page after an iteration unless that would cost more than its share of the time."""
 
+    subject = "Refinement"
+
     def __init__(self, run: RunFolder, config: RefineConfig) -> None:
         self.run, self.config = run, config
         self.not_before = 0.0
 
     def update(self, history: Sequence[Record], iteration: Iteration) -> None:
         """Rewrite report.html; the last iteration's always."""
-        started = time.monotonic()
-        if started < self.not_before and iteration.final is None:
+        started, finished = time.monotonic(), self.finished(history, iteration)
+        if started < self.not_before and not finished:
             return
         symmetry = self.config.symmetry.upper()
-        title = f"Refinement, {symmetry}" + ("" if iteration.final else f": iteration {iteration.state.iteration}")
-        sections = sections_of(history, iteration, self.config, self.run.figures)
+        title = f"{self.subject}, {symmetry}" + ("" if finished else f": iteration {iteration.state.iteration}")
+        sections = self.sections(history, iteration)
         write_report(self.run.path("report.html"), title, sections, self.run.facts(), overwrite=True)
         now = time.monotonic()
         self.not_before = now + max(SHORTEST_INTERVAL, (now - started) / SHARE)
+
+    def finished(self, history: Sequence[Record], iteration: Iteration) -> bool:
+        """Whether this is the last page."""
+        return iteration.final is not None
+
+    def sections(self, history: Sequence[Record], iteration: Iteration) -> list[Section]:
+        """What stands on the page."""
+        return sections_of(history, iteration, self.config, self.run.figures)
 
 
 def sections_of(

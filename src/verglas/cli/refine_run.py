@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from verglas.cli.refine_report import ReportWriter
     from verglas.io.mrc import Map
     from verglas.particles.table import ParticleTable
+    from verglas.refinement.dataset import Progress
     from verglas.refinement.driver import Iteration, Session
     from verglas.refinement.plan import RunPlan
     from verglas.refinement.state import State
@@ -95,6 +96,8 @@ class Refinement(Iterator["Iteration"]):
     table, reference: used instead of reading the files that the job names; resumed: go on with the run in job.out.
     """
 
+    command = "refine"
+
     def __init__(self, job: Job, table: ParticleTable | None = None, reference: Map | None = None, resumed: bool = False) -> None:
         self.job, self.resumed = job, resumed
         self.notices: list[str] = []
@@ -127,15 +130,15 @@ class Refinement(Iterator["Iteration"]):
         run = self._run_folder()
         table, reference = self._inputs()
         planned = self._plan(table, device)
-        with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run):
+        with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run, self.command):
             yield from self._iterate(run, table, self._session(run, table, reference, (device, threads, reason), planned))
 
     def _run_folder(self) -> RunFolder | None:
         if self.job.out is None:
             return None
         if self.resumed:
-            return RunFolder.reopen(self.job.out, "refine", self.job)
-        return RunFolder.create(self.job.out, "refine", self.job, self.job.overwrite, resumable=True)
+            return RunFolder.reopen(self.job.out, self.command, self.job)
+        return RunFolder.create(self.job.out, self.command, self.job, self.job.overwrite, resumable=True)
 
     def _inputs(self) -> tuple[ParticleTable, Map]:
         """Particles and reference, checked; what the user should know goes to `notices`."""
@@ -178,13 +181,13 @@ class Refinement(Iterator["Iteration"]):
 
         device, threads, reason = computing
         if run is None:
-            session = driver.prepare(table, reference, self.job.config, device, threads, planned=planned)
+            session = self._prepared(table, reference, device, threads, None, planned)
             self.notices += session.notices
             return session
         with run.progress("Reading images", len(table), "particles") as bar:
-            session = driver.prepare(
-                table, reference, self.job.config, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned
-            )  # fmt: skip
+            session = self._prepared(
+                table, reference, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned
+            )
         self.notices += session.notices
         chosen = dict(session.chosen)
         reasons = "; ".join(text for text in (reason, chosen.get("residency"), chosen.get("reason")) if text)
@@ -204,6 +207,15 @@ class Refinement(Iterator["Iteration"]):
         run.log(f"going on after iteration {state.iteration}")
         self.history = read_history(run.path("events.jsonl"), state.iteration)
         return driver.resume(session, state)
+
+    def _prepared(
+        self, table: ParticleTable, reference: Map, device: torch.device, threads: int, progress: Progress | None,
+        planned: RunPlan,
+    ) -> Session:  # fmt: skip
+        """The engine at its start."""
+        from verglas.refinement import driver
+
+        return driver.prepare(table, reference, self.job.config, device, threads, progress, planned)
 
     def _iterate(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Iterator[Iteration]:
         from verglas.cli.refine_report import ReportWriter
@@ -266,13 +278,13 @@ def _withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None
 
 
 @contextmanager
-def _way_on(run: RunFolder | None) -> Iterator[None]:
+def _way_on(run: RunFolder | None, command: str) -> Iterator[None]:
     """Say how to go on when the user stops a run."""
     try:
         yield
     except KeyboardInterrupt:
         if run is not None:
-            say(f"The run can go on: verglas refine --continue {run.out}")
+            say(f"The run can go on: verglas {command} --continue {run.out}")
         raise
 
 

@@ -175,6 +175,7 @@ def facts_of(record: Record) -> dict[str, str]:
         "changes": pair_text(record, "changes"),
         "accuracy": pair_text(record, "accuracy"),
         "Pmax": f"{record['pmax']:.3f}",
+        "classes": ", ".join(f"{100 * one['share']:.1f} % {one['resolution']:.3g} Å" for one in record.get("classes", [])),
     }
     return {name: text for name, text in facts.items() if text}
 
@@ -189,6 +190,8 @@ def block(record: Record, left: float | None, before: Record | None = None) -> l
         "  " + ", ".join(f"{name} {facts[name]}" for name in ("changes", "accuracy", "Pmax") if name in facts),
         f"  {terminal.duration_text(total_of(record['took']))}: {stages_text(record['took'])}" + end_text(left, "; "),
     ]
+    if "classes" in facts:
+        lines.insert(1, f"  classes {facts['classes']}")
     told = {gist(note) for note in before["notes"]} if before else set()
     return lines + [f"  {note}" for note in record["notes"] if gist(note) not in told]
 

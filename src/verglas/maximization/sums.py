@@ -42,8 +42,9 @@ class Sums:
 
     def cpu(self) -> Sums:
         """The same in the memory of the host."""
-        values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Sums(*(value.cpu() if isinstance(value, Tensor) else value for value in values))
+        tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
+        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (tensor.cpu() for tensor in tensors)
+        return Sums(noise_GS, particles_G, direction_D, cross_M, power_M, totals_5, self.particles)
 
     @property
     def offset2(self) -> float:

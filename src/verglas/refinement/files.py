@@ -6,6 +6,8 @@
     run_it012_half1_class001.mrc, _half2_...       references
     run_it012_sampling.star, run_it012_optimiser.star
 
+A classification has run_it012_model.star and run_it012_class001.mrc, run_it012_class002.mrc and so on, one per class.
+
 Nothing in them depends on the clock: two runs of one seed write the same bytes, as long as folder and command line agree.
 """
 
@@ -55,14 +57,13 @@ def write_iteration(
     write_sampling(sampling, state, config, directions_D2)
     groups = groups_in_file_order(state, table)
     maps, models = [], []
-    for number, half in enumerate(state.halves, 1):
-        part = f"{name}_half{number}" if len(state.halves) > 1 else name
-        maps.append(_write_map(folder / f"{part}_class001.mrc", half.map_ZYX, state.pixel_size))
+    for number, classes in enumerate([[half] for half in state.halves] if state.split else [state.halves], 1):
+        part = f"{name}_half{number}" if state.split else name
+        paths = [folder / f"{part}_class{k:03d}.mrc" for k in range(1, len(classes) + 1)]
+        maps += [_write_map(path, model.map_ZYX, state.pixel_size) for path, model in zip(paths, classes)]
         models.append(folder / f"{part}_model.star")
-        members_B = (
-            state.poses.half_B == number if len(state.halves) > 1 else torch.ones_like(state.poses.half_B, dtype=torch.bool)
-        )
-        write_model(models[-1], ModelFile(state, half, maps[-1], groups, members_B), config)
+        members_B = state.poses.half_B == number if state.split else torch.ones_like(state.poses.half_B, dtype=torch.bool)
+        write_model(models[-1], ModelFile(state, classes, paths, groups, members_B), config)
     optimiser = folder / f"{name}_optimiser.star"
     write_optimiser(optimiser, OptimiserFile(folder / "run", models, data, sampling, command_line), state, config)
     return [data, *models, sampling, optimiser, *maps]
@@ -87,7 +88,7 @@ def write_final(
     ]
     model, everyone_B = folder / "run_model.star", torch.ones(len(table), dtype=torch.bool)
     groups = groups_in_file_order(state, table)
-    write_model(model, ModelFile(state, state.halves[0], joined, groups, everyone_B, final.joined), config)
+    write_model(model, ModelFile(state, state.halves[:1], [joined], groups, everyone_B, final.joined), config)
     optimiser = folder / "run_optimiser.star"
     write_optimiser(optimiser, OptimiserFile(folder / "run", [model], data, sampling, command_line), state, config)
     return [data, model, sampling, optimiser, joined, *halves]

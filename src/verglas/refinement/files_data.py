@@ -43,9 +43,9 @@ def updated_table(state: State, table: ParticleTable) -> ParticleTable:
     columns |= {"rlnOriginXAngst": origin_B2[:, 0], "rlnOriginYAngst": origin_B2[:, 1]}
     pixel_B = np.array([group.pixel_size for group in table.groups])[table.group_index_B]
     columns |= {label: origin_B2[:, i] / pixel_B for i, label in enumerate(PIXEL_ORIGINS) if label in table.frame.columns}
+    columns |= {} if state.classified else {"rlnRandomSubset": poses.half_B.numpy()}  # a classification draws no half-sets
     columns |= {
-        "rlnRandomSubset": poses.half_B.numpy(),
-        "rlnClassNumber": np.ones(len(table), np.int64),
+        "rlnClassNumber": 1 + poses.class_B.numpy(),
         "rlnGroupNumber": 1 + np.argsort(groups_in_file_order(state, table).order_M)[poses.micrograph_B.numpy()],
         "rlnNormCorrection": poses.norm_B.numpy(),
         "rlnLogLikeliContribution": poses.log_likelihood_B.numpy(),

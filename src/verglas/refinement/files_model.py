@@ -1,4 +1,4 @@
-"""The model.star of a refinement: what one half-set (or all particles together) knows besides poses and maps."""
+"""The model.star of a refinement: what one half-set (or all particles together, in classes) knows besides poses and maps."""
 
 from __future__ import annotations
 
@@ -25,15 +25,24 @@ STAR_VERSION = 50001
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What one model.star describes. map_path: its map; members_B: bool, the particles behind it; spectra: those of the
-    map, where they are not those of `half`."""
+    """What one model.star describes. classes: one model, or one per class; map_paths: their maps; members_B: bool, the
+    particles behind it; spectra: those of the one map, where they are not those of its model."""
 
     state: State
-    half: HalfModel
-    map_path: Path
+    classes: list[HalfModel]
+    map_paths: list[Path]
     groups: FileGroups
     members_B: Tensor
     spectra: Solution | None = None
+
+    @property
+    def half(self) -> HalfModel:
+        """Where everything stands that classes share."""
+        return self.classes[0]
+
+    def spectra_of(self, number: int) -> HalfModel | Solution:
+        """Spectra of the map of a class (0 for the first)."""
+        return self.spectra or self.classes[number]
 
 
 def write_model(path: Path, model: ModelFile, config: RefineConfig) -> None:
@@ -41,13 +50,12 @@ def write_model(path: Path, model: ModelFile, config: RefineConfig) -> None:
 
     The noise is written per optics group (RELION 4 and 5) and again per scale group, where RELION 3.1 looks for it.
     """
-    state, half = model.state, model.half
-    frames = {
-        "model_classes": _class_frame(model),
-        "model_class_1": _spectra_frame(model),
-        "model_groups": _groups_frame(model),
-        "model_pdf_orient_class_1": pd.DataFrame({"rlnOrientationDistribution": half.direction_prior_D.cpu().numpy()}),
-    }
+    state, half, numbers = model.state, model.half, range(len(model.classes))
+    frames = {"model_classes": _class_frame(model)}
+    frames |= {f"model_class_{k + 1}": _spectra_frame(model, k) for k in numbers}
+    frames["model_groups"] = _groups_frame(model)
+    priors = [one.direction_prior_D.cpu().numpy() for one in model.classes]
+    frames |= {f"model_pdf_orient_class_{k + 1}": pd.DataFrame({"rlnOrientationDistribution": priors[k]}) for k in numbers}
     blocks = {"model_general": StarBlock.pairs("model_general", _general(model, config))}
     blocks |= {name: StarBlock.table(name, frame) for name, frame in frames.items()}
     with atomic_path(path, overwrite=True) as part:
@@ -76,7 +84,7 @@ def _general(model: ModelFile, config: RefineConfig) -> dict[str, Value]:
         "rlnFourierSpaceInterpolator": TRILINEAR,
         "rlnMinRadiusNnInterpolation": 10,
         "rlnPixelSize": state.pixel_size,
-        "rlnNrClasses": 1,
+        "rlnNrClasses": len(model.classes),
         "rlnNrBodies": 1,
         "rlnNrGroups": len(half.scale_M),
         "rlnNrOpticsGroups": len(half.sigma2_noise_GS),
@@ -93,24 +101,27 @@ def _general(model: ModelFile, config: RefineConfig) -> dict[str, Value]:
 
 
 def _class_frame(model: ModelFile) -> pd.DataFrame:
-    state = model.state
-    spectra = model.spectra or model.half
-    shell = _last_shell_with_signal(_per_shell(spectra.ssnr_S, state))
-    covered_S = _per_shell(spectra.coverage_S, state)[: shell + 1]
-    volume_S = np.diff(np.arange(shell + 2.0) ** 3)  # shells by volume, as a ball holds them
+    state, figures = model.state, []
+    for number in range(len(model.classes)):
+        spectra = model.spectra_of(number)
+        shell = _last_shell_with_signal(_per_shell(spectra.ssnr_S, state))
+        covered_S = _per_shell(spectra.coverage_S, state)[: shell + 1]
+        volume_S = np.diff(np.arange(shell + 2.0) ** 3)  # shells by volume, as a ball holds them
+        figures.append((in_angstrom(state.resolution_of(shell)), float((covered_S * volume_S).sum() / volume_S.sum())))
+    shares = [float(one.direction_prior_D.sum()) for one in model.classes] if len(model.classes) > 1 else [1.0]
     return pd.DataFrame({
-        "rlnReferenceImage": [shown_path(model.map_path)],
-        "rlnClassDistribution": 1.0,
+        "rlnReferenceImage": [shown_path(path) for path in model.map_paths],
+        "rlnClassDistribution": shares,
         "rlnAccuracyRotations": state.schedule.accuracy_angles,
         "rlnAccuracyTranslationsAngst": state.schedule.accuracy_offsets,
-        "rlnEstimatedResolution": in_angstrom(state.resolution_of(shell)),
-        "rlnOverallFourierCompleteness": float((covered_S * volume_S).sum() / volume_S.sum()),
+        "rlnEstimatedResolution": [resolution for resolution, _ in figures],
+        "rlnOverallFourierCompleteness": [covered for _, covered in figures],
     })  # fmt: skip
 
 
-def _spectra_frame(model: ModelFile) -> pd.DataFrame:
+def _spectra_frame(model: ModelFile, number: int) -> pd.DataFrame:
     state = model.state
-    spectra = model.spectra or model.half
+    spectra = model.spectra_of(number)
     shells = range(state.shells)
     return pd.DataFrame({
         "rlnSpectralIndex": list(shells),

@@ -105,7 +105,7 @@ def _options(config: RefineConfig) -> dict[str, Value]:
         "rlnFourierMask": NO_FILE,
         "rlnLocalSymmetryFile": NO_FILE,
         "rlnMaximumCoarseImageSize": -1,
-        "rlnHighresLimitExpectation": UNLIMITED,
+        "rlnHighresLimitExpectation": config.limit_resolution or UNLIMITED,
         "rlnLowresLimitExpectation": UNLIMITED,
         "rlnDoMapEstimation": 1,
         "rlnAutoLocalSearchesHealpixOrder": config.local_from_order,

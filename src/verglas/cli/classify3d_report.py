@@ -1,0 +1,79 @@
+"""report.html of a classification, rewritten as it goes on. Imported only by a run that writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verglas.cli.refine_report import (
+    ReportWriter,
+    junk_histograms,
+    notes,
+    numbers,
+    orientations,
+    picture,
+    pmax_curve,
+    sampling_curves,
+    timings,
+)
+from verglas.report import Curve, KeyFigures, Text
+from verglas.report.sections import Section
+
+if TYPE_CHECKING:
+    from verglas.cli.refine_watch import Record
+    from verglas.refinement.config import RefineConfig
+    from verglas.refinement.driver import Iteration
+
+
+class ClassReport(ReportWriter):
+    """The page of a classification."""
+
+    subject = "3-D classification"
+
+    def finished(self, history: Sequence[Record], iteration: Iteration) -> bool:
+        return bool(history[-1]["final"])
+
+    def sections(self, history: Sequence[Record], iteration: Iteration) -> list[Section]:
+        return sections_of(history, iteration, self.config, self.run.figures)
+
+
+def sections_of(
+    history: Sequence[Record], iteration: Iteration, config: RefineConfig, figures: dict[str, dict[str, Any]]
+) -> list[Section]:
+    """Everything on the page, in its order."""
+    done = history[-1]["final"]
+    sections: list[Section] = [KeyFigures("What came out" if done else "Where it stands", figures)]
+    sections += [*class_curves(history), class_slices(history, iteration), *sampling_curves(history), pmax_curve(history)]
+    return [*sections, timings(history), orientations(iteration, config), *junk_histograms(iteration), notes(history)]
+
+
+def class_curves(history: Sequence[Record]) -> list[Section]:
+    """Shares and resolutions of the classes and how many particles change class, over the iterations."""
+    count = len(history[-1]["classes"])
+    labels = [f"class {k + 1}" for k in range(count)]
+
+    def column(name: str, scale: float = 1.0) -> list[np.ndarray]:
+        return [np.array([scale * record["classes"][k][name] for record in history]) for k in range(count)]
+
+    changed = np.array([100 * record["changes_classes"] for record in history])
+    at = numbers(history)
+    return [
+        Curve("Shares of the classes", at, column("share", 100.0), labels, "iteration", "share of the particles / %"),
+        Curve("Resolution of the classes", at, column("resolution"), labels, "iteration", "resolution / Å",
+              caption="Where the signal-to-noise ratio falls below 1. Without half-sets, it depends on --tau2-fudge."),
+        Curve("Particles that change class", at, [changed], [""], "iteration", "share of the particles / %"),
+    ]  # fmt: skip
+
+
+def class_slices(history: Sequence[Record], iteration: Iteration) -> Section:
+    """Central slices of the maps, the largest class first."""
+    order = np.argsort([-one["share"] for one in history[-1]["classes"]], kind="stable").tolist()
+    rows = []
+    for k in order:
+        one = history[-1]["classes"][k]
+        text = f"class {k + 1}: {100 * one['share']:.1f} %, {one['resolution']:.3g} Å"
+        image = picture(iteration.state.halves[k].map_ZYX) if one["share"] > 0 else ""
+        rows.append(f'<figure style="margin: 0 0 .8rem">{image}<figcaption>{text}</figcaption></figure>')
+    return Text("Central slices: xy, xz, yz", "".join(rows), "Protein is bright.")
