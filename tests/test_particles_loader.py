@@ -82,12 +82,19 @@ def test_a_second_iteration_reads_again(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-def test_more_stacks_than_files_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("verglas.particles.stacks.OPEN_FILES", 3)
-    stacks = {f"{i}.mrcs": images(2, 4, i) for i in range(9)}
+def test_long_runs_are_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("verglas.particles.stacks.TASK_BYTES", 3 * 4 * 4 * 4)  # three images
+    stacks = {f"{i}.mrcs": images(7 * i + 1, 4, i) for i in range(5)}
     everything = np.concatenate(list(stacks.values()))
-    for batch in ImageLoader(table_of(tmp_path, stacks), batch_size=7):
+    for batch in ImageLoader(table_of(tmp_path, stacks), batch_size=50):
         assert np.array_equal(batch.image_BYX.numpy(), everything[batch.index_B])
+
+
+def test_files_are_closed(tmp_path):
+    loader = ImageLoader(table_of(tmp_path, {f"{i}.mrcs": images(3, 4, i) for i in range(40)}), batch_size=64)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert sum(len(batch) for batch in loader) == 120
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_reading_ahead_is_bounded_and_ends_with_the_consumer(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from verglas.refinement.schedule import coarse_size, initial_schedule
 GB = 1e9
 SMALL = Problem(1391, 64, 3.54)
 EMPIAR_10028 = Problem(105_247, 360, 1.34)
+SMALL_GPU = Machine("cuda", 20 * GB, 7 * GB)
 CPU, H100 = Machine("cpu", 20 * GB, cores=2), Machine("cuda", 100 * GB, 80 * GB)
 
 
@@ -75,42 +76,66 @@ def test_peak_is_the_sum_of_its_items_and_within_what_is_free():
 
 
 def test_memory_grows_with_particles_box_and_precision_as_it_must():
-    base = plan(SMALL, config(memory_gb=0.5), CPU)
-    more = plan(replace(SMALL, n_particles=10 * 1391), config(memory_gb=0.5), CPU)
+    base = plan(SMALL, config(), CPU)
+    more = plan(replace(SMALL, n_particles=10 * 1391), config(), CPU)
     images = 9 * 1391 * 64**2 * 4
     assert more.peak("host") - base.peak("host") >= images
-    double = plan(SMALL, config(memory_gb=0.5, precision="double"), CPU)
-    assert double.peak("host") > base.peak("host")
+    half = plan(replace(SMALL, n_particles=10 * 1391, image_bytes=2), config(), CPU)
+    assert more.peak("host") - half.peak("host") == pytest.approx(10 * 1391 * 64**2 * 2)
+    double = plan(SMALL, config(precision="double"), CPU)
+    sums = [{item.name: item.bytes for item in made.iterations[-1].items}["sums of both half maps"] for made in (base, double)]
+    assert sums[1] == 2 * sums[0]
     # Sums and maps of twice the box, one particle at a time: eight times as many voxels.
     items = [{i.name: i.bytes for i in plan(Problem(100, box, 1.5), config(), CPU).iterations[-1].items} for box in (128, 256)]
     assert items[1]["sums of both half maps"] / items[0]["sums of both half maps"] == pytest.approx(8, rel=0.05)
     assert items[1]["images"] == 4 * items[0]["images"]
 
 
-def test_batches_shrink_with_the_working_memory_but_never_vanish():
-    batches = [[one.batch for one in plan(SMALL, config(memory_gb=m), CPU).iterations] for m in (2.0, 0.2, 1e-4)]
+@pytest.mark.parametrize(("machine", "limits"), [(CPU, (10.0, 2.5, 1e-4)), (H100, (60.0, 6.0, 1e-4))])
+def test_batches_shrink_with_the_memory_but_never_vanish(machine, limits):
+    many = replace(SMALL, n_particles=20_000)
+    plans = [plan(many, config(memory_gb=m), machine) for m in limits]
+    batches = [[one.batch for one in made.iterations] for made in plans]
     assert all(a >= b >= c for a, b, c in zip(*batches)) and batches[0] != batches[1]
-    assert min(batches[2]) == 1
-    assert max(batches[0]) <= -(-SMALL.n_particles // 2)
+    assert min(batches[2]) >= 1 and max(batches[0]) <= 10_000
+    assert [made.fits for made in plans] == [True, True, False]
+    where = machine.works_on
+    assert plans[1].peak(where) <= limits[1] * GB < plans[0].peak(where)
 
 
 def test_images_stay_where_they_fit_in_the_best_precision_that_fits():
     def residence(n: int, **changes) -> tuple[str, int]:
         made = plan(replace(EMPIAR_10028, n_particles=n), config(**changes), Machine("cuda", 300 * GB, 80 * GB))
         assert made.fits
-        return made.images_on, made.image_bytes
+        return made.residency.home, made.residency.image_bytes or made.problem.image_bytes
 
     assert residence(50_000) == ("device", 4)
     assert residence(150_000) == ("device", 2)  # 78 GB in single precision
     assert residence(150_000, precision="single") == ("host", 4)
     assert residence(400_000) == ("host", 4)
+    assert residence(600_000) == ("disk", 4)  # 311 GB
+
+
+def test_streamed_images_take_what_is_allowed_and_bound_the_batches():
+    large = Problem(20_000, 128, 2.0)
+    kept, read = (plan(large, config(image_memory_gb=limit), CPU) for limit in (1.4, 0.131))
+    assert (kept.residency.home, read.residency.home) == ("device", "disk")
+    assert "0.131 GB" in read.residency.reason and kept.peak("host") - read.peak("host") > 1.0 * GB
+    images = {one.name: one.bytes for one in read.iterations[0].items}
+    assert images["images read ahead"] == 0.131e9 and "images" not in images
+    assert max(one.batch for one in read.iterations) * large.one_image * 2 <= 0.131e9
+    assert all(one.seconds["wait"] >= 0 for one in read.iterations)
+    device = plan(replace(EMPIAR_10028, image_bytes=2), config(image_memory_gb=5.0), H100)
+    assert device.residency.home == "disk" and device.peak("host") < 10 * GB
+    there = {(one.name, one.where): one.bytes for one in device.iterations[0].items}
+    assert there["images read ahead", "device"] == there["images read ahead", "host"] == device.residency.budget
 
 
 @pytest.mark.parametrize(
     ("problem", "changes", "machine", "advice"),
     [
-        (Problem(5000, 128, 1.5), {"memory_gb": 30.0}, CPU, r"--memory ([\d.]+)\."),
-        (Problem(80_000, 256, 1.0), {"precision": "single"}, Machine("cuda", 20 * GB, 24 * GB), "--precision half"),
+        (Problem(5000, 128, 1.5), {"memory_gb": 1.5}, CPU, r"--memory ([\d.]+)"),
+        (Problem(5000, 256, 1.0), {"precision": "double", "symmetry": "C1"}, SMALL_GPU, "--precision single"),
         (EMPIAR_10028, {}, CPU, r"verglas stack --box (\d+)"),
     ],
 )
@@ -121,13 +146,13 @@ def test_what_cannot_fit_is_refused_with_a_setting_that_does(problem, changes, m
         made.check()
     found = re.search(advice, str(refused.value))
     assert found, refused.value
-    memory = float(re.search(r"--memory ([\d.]+\d)", str(refused.value))[1])
-    changes = changes | {"memory_gb": memory}
+    if "--memory" in advice:
+        changes = {"memory_gb": float(found[1].rstrip("."))}
     if "stack" in advice:
         box = int(found[1])
         problem = replace(problem, box=box, pixel_size=problem.pixel_size * problem.box / box)
-    if "half" in advice:
-        changes["precision"] = "half"
+    if "single" in advice:
+        changes = changes | {"precision": "single"}
     assert plan(problem, config(**changes), machine).fits
 
 

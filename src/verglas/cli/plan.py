@@ -53,7 +53,9 @@ class Plan:
     precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = RefineConfig.precision
     """Of the comparison."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
-    """What batches and tables may take, as for refine."""
+    """Of the GPU (of the computer with --device cpu), all that may be used, as for refine."""
+    image_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
+    """For images, as for refine."""
     device_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: this machine's)")] = None
     """Free memory of the GPU."""
     host_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: this machine's)")] = None
@@ -74,6 +76,7 @@ class Plan:
         config = RefineConfig(
             diameter=self.diameter, symmetry=self.sym, initial_resolution=self.initial_resolution,
             healpix_order=self.healpix_order, precision=self.precision, memory_gb=self.memory,
+            image_memory_gb=self.image_memory,
         )  # fmt: skip
         made = plan(self.problem(), config, self.machine())
         show(made)
@@ -87,12 +90,12 @@ class Plan:
         from verglas.core.symmetry import normalise_name
         from verglas.refinement.plan_sizes import Problem
 
-        n, box, apix = self.n, self.box, self.apix
+        n, box, apix, image_bytes = self.n, self.box, self.apix, 4
         if self.particles is not None:
             from verglas.particles.table import ParticleTable
 
-            table = ParticleTable.read(self.particles)
-            n, box, apix = n or len(table), box or table.groups[0].box, apix or table.groups[0].pixel_size
+            own = Problem.of(ParticleTable.read(self.particles))
+            n, box, apix, image_bytes = n or own.n_particles, box or own.box, apix or own.pixel_size, own.image_bytes
         for name, value in (("--n", n), ("--box", box), ("--apix", apix)):
             if value is None:
                 raise InputError(name, "not given", "it, or --particles")
@@ -106,7 +109,7 @@ class Plan:
                 "--diameter", f"{self.diameter:g} Å", f"more than 0 and at most {box * apix:g} Å, the width of the box"
             )
         normalise_name(self.sym)
-        return Problem(n, box, apix)
+        return Problem(n, box, apix, image_bytes)
 
     def machine(self) -> Machine:
         """This machine, with the memories that were given instead of its own."""
@@ -124,13 +127,15 @@ class Plan:
 
 
 def this_machine(device: torch.device) -> Machine:
-    """What is free for a run on `device` now."""
+    """What is free for a run on `device` now; of a GPU with the context that this process has there by then."""
     import torch
 
+    from verglas.core.memory import free_device_memory
+    from verglas.refinement.costs import CONTEXT_BYTES
     from verglas.refinement.plan_sizes import Machine
 
     if device.type == "cuda":
-        return Machine("cuda", host_memory(), float(torch.cuda.mem_get_info(device)[0]), torch.get_num_threads())
+        return Machine("cuda", host_memory(), free_device_memory(device) + CONTEXT_BYTES, torch.get_num_threads())
     return Machine("cpu", host_memory(), 0.0, torch.get_num_threads())
 
 
@@ -157,7 +162,7 @@ def show(made: RunPlan) -> None:
     out = Console(highlight=False, width=None if Console().is_terminal else 120)
     for where in made.places:
         worst = made.worst(where)
-        free = made.machine.memory(where) / GB
+        free = made.memory(where) / GB
         memory = Table(title=f"Memory of the {where} at its peak ({worst.sizes.title})", title_justify="left")
         memory.add_column("item")
         memory.add_column("GB", justify="right")
@@ -168,10 +173,9 @@ def show(made: RunPlan) -> None:
         memory.add_row(f"peak (free: {free:.1f})", f"{made.peak(where) / GB:.2f}")
         out.print(memory)
     out.print(_iterations(made))
-    placed = "on the device" if made.images_on == "device" else "in memory of the host"
-    out.print(
-        f"Images stay {placed}. About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB."
-    )
+    reason = made.residency.reason
+    out.print(f"{reason[0].upper()}{reason[1:]}.")
+    out.print(f"About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB.")
 
 
 def _iterations(made: RunPlan) -> object:

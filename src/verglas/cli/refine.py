@@ -66,7 +66,9 @@ class Refine:
     precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = RefineConfig.precision
     """Of the comparison; sums are single or better. auto: half on a GPU, single on a CPU."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
-    """What batches and tables may take."""
+    """Of the GPU (of the computer with --device cpu), all that may be used."""
+    image_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
+    """For images. What does not fit is read from the files again in every iteration, while the last batch is compared."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
@@ -111,7 +113,7 @@ class Refine:
             absolute_greyscale=self.absolute_greyscale, mask=absolute(self.mask) if self.mask else None,
             solvent_corrected_fsc=self.solvent_corrected_fsc, healpix_order=self.healpix_order,
             offset_range=self.offset_range, offset_step=self.offset_step, max_iterations=self.max_iterations,
-            seed=self.seed, precision=self.precision, memory_gb=self.memory,
+            seed=self.seed, precision=self.precision, memory_gb=self.memory, image_memory_gb=self.image_memory,
         )  # fmt: skip
         return Job(
             particles=absolute(self.particles), reference=absolute(self.reference), out=self.out, config=config,

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from verglas.refinement.plan import RunPlan
     from verglas.refinement.state import State
 
-LEAST_MEMORY = 0.1  # GB; with less, batches are single particles and nothing moves
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -63,9 +61,9 @@ class Job:
                             ("--offset-step", c.offset_step), ("--offset-range", c.offset_range)):  # fmt: skip
             if not 0 < value < float("inf"):
                 raise InputError(name, f"{value:g}", "a finite number above 0")
-        if c.memory_gb is not None and not LEAST_MEMORY <= c.memory_gb < float("inf"):
-            raise InputError("--memory", f"{c.memory_gb:g} GB", f"at least {LEAST_MEMORY:g} GB, for batches and tables",
-                             "Leave it out to use what is free.")  # fmt: skip
+        for name, value in (("--memory", c.memory_gb), ("--image-memory", c.image_memory_gb)):
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(name, f"{value:g} GB", "a finite number above 0", "Leave it out to use what is free.")
         if c.offset_range < c.offset_step:
             raise InputError("--offset-range", f"{c.offset_range:g} px", f"at least the step, {c.offset_step:g} px")
         if not 0 <= c.healpix_order <= 6:
@@ -165,8 +163,7 @@ class Refinement(Iterator["Iteration"]):
         from verglas.refinement.plan import plan
         from verglas.refinement.plan_sizes import Problem
 
-        group = table.groups[0]
-        made = plan(Problem(len(table), group.box, group.pixel_size), self.job.config, this_machine(device))
+        made = plan(Problem.of(table), self.job.config, this_machine(device))
         made.check()
         peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
         self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")

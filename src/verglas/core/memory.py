@@ -1,9 +1,13 @@
-"""Keeping freed memory in the process, whole on a GPU."""
+"""Memory of the process: kept when it is freed, whole on a GPU; how much of a GPU is free, and how much may be taken."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -37,3 +41,22 @@ def grow_device_memory() -> bool:
         return False
     change("expandable_segments:True")
     return True
+
+
+def free_device_memory(device: torch.device) -> float:
+    """Bytes that PyTorch can still take of a GPU: what is free, and no more than it is allowed
+    (torch.cuda.set_per_process_memory_fraction, which the driver knows nothing of)."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return float(min(free, fraction * total - torch.cuda.memory_reserved(device)))
+
+
+def limit_device_memory(device: torch.device, limit: float) -> None:
+    """Let PyTorch hold no more than `limit` bytes of a GPU; a smaller limit that was set before stays."""
+    import torch
+
+    total = torch.cuda.mem_get_info(device)[1]
+    before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    torch.cuda.set_per_process_memory_fraction(min(before, max(limit, 0.0) / total), device)

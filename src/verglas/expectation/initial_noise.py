@@ -53,7 +53,7 @@ class _Sums:
 def first_rows(table: ParticleTable, per_group: int = 1000) -> np.ndarray:
     """Rows of the first `per_group` particles of each optics group, sorted by micrograph (RELION's order), int64.
 
-    Hand them to an `ImageLoader` as its indices.
+    Hand them to `Dataset.batches`, or to an `ImageLoader` as its indices.
     """
     order_B = np.arange(len(table))
     if "rlnMicrographName" in table.frame.columns:
@@ -138,8 +138,8 @@ class _ModelShells:
         self.n_shells = n_shells
 
     def mean(self, values_YX: Tensor) -> Tensor:
-        """Mean of each shell, float64; shells without a coefficient are interpolated, beyond the last they repeat it."""
-        shell_P, values_P = self.shell_P[self.keep_P], values_YX.double().flatten()[self.keep_P]
+        """Mean of each shell, float64 on the CPU; empty shells are interpolated, those beyond the last repeat it."""
+        shell_P, values_P = self.shell_P[self.keep_P], values_YX.double().flatten().cpu()[self.keep_P]
         count_S = torch.bincount(shell_P, minlength=self.n_shells).double()
         mean_S = torch.bincount(shell_P, values_P, self.n_shells) / count_S.clamp_min(1)
         known = count_S.nonzero().flatten().numpy()

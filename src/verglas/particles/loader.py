@@ -70,8 +70,8 @@ class ImageLoader:
         self.pinned = torch.device(device).type == "cuda"
         self.locations = table.image_locations()
         self.bad: list[BadImage] = []
-        self._stacks = _open_stacks(table, self.locations, self.indices)
-        self.box_of_group = _check_boxes(table, self.locations, self.indices, self._stacks)
+        self._stacks = open_stacks(table, self.locations, self.indices)
+        self.box_of_group = check_boxes(table, self.locations, self.indices, self._stacks)
         self._plan = self._batches()
 
     def __len__(self) -> int:
@@ -121,19 +121,20 @@ class ImageLoader:
             BadImage(int(rows[i]), self.locations.name(int(rows[i])), reason) for i, reason in unusable_images(image_BYX.numpy())
         ]
         if bad:
-            self._refuse_unless_skipping(bad)
+            if not self.skip_bad:
+                raise refusal(bad)
             keep = ~np.isin(rows, [image.row for image in bad])
             rows, image_BYX = rows[keep], image_BYX[torch.from_numpy(keep)]
         return ImageBatch(rows, image_BYX, self.table.groups[group_index], group_index), bad
 
-    def _refuse_unless_skipping(self, bad: list[BadImage]) -> None:
-        if self.skip_bad:
-            return
-        more = f" (and {len(bad) - 1} more near it)" if len(bad) > 1 else ""
-        raise InputError(
-            bad[0].name, f"{bad[0].reason}{more}", "an image with finite, varying values",
-            "Remove such particles, or pass --skip-bad to leave them out.",
-        )  # fmt: skip
+
+def refusal(bad: list[BadImage]) -> InputError:
+    """The error for images that cannot be used."""
+    more = f" (and {len(bad) - 1} more near it)" if len(bad) > 1 else ""
+    return InputError(
+        bad[0].name, f"{bad[0].reason}{more}", "an image with finite, varying values",
+        "Remove such particles, or pass --skip-bad to leave them out.",
+    )  # fmt: skip
 
 
 def unusable_images(image_BYX: np.ndarray) -> list[tuple[int, str]]:
@@ -156,7 +157,7 @@ def unusable_images(image_BYX: np.ndarray) -> list[tuple[int, str]]:
     return found
 
 
-def _open_stacks(table: ParticleTable, locations: ImageLocations, rows: np.ndarray) -> list[Stack | None]:
+def open_stacks(table: ParticleTable, locations: ImageLocations, rows: np.ndarray) -> list[Stack | None]:
     """Headers of all stacks that `rows` need; InputError if one is missing, no stack, truncated, or too short."""
     stack_of_row, image_of_row = locations.stack_index_B[rows], locations.image_index_B[rows]
     last_image = np.full(len(locations.paths), -1, np.int64)
@@ -178,7 +179,7 @@ def _open_stacks(table: ParticleTable, locations: ImageLocations, rows: np.ndarr
     return stacks
 
 
-def _check_boxes(table: ParticleTable, locations: ImageLocations, rows: np.ndarray, stacks: list[Stack | None]) -> dict[int, int]:
+def check_boxes(table: ParticleTable, locations: ImageLocations, rows: np.ndarray, stacks: list[Stack | None]) -> dict[int, int]:
     """Box of every group in use, in px; InputError for boxes that are odd, not square, or not what the group says."""
     pairs = np.unique(np.stack([table.group_index_B[rows], locations.stack_index_B[rows]]), axis=1).T
     box_of_group: dict[int, int] = {}

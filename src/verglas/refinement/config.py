@@ -38,7 +38,8 @@ class RefineConfig:
     limit_resolution: float | None = None  # finer detail of the images is not compared, though it goes into the maps
     seed: int = 0
     precision: Precision = "auto"  # half operands with single sums on a GPU, single on a CPU
-    memory_gb: float | None = None  # what batches and tables may take; None: planned from what is free
+    memory_gb: float | None = None  # of the device that computes: all that may be used of it; None: what is free
+    image_memory_gb: float | None = None  # for images, wherever they stay; None: what is free
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""The images of a refinement, read once and kept, and what does not change of each particle."""
+"""The images of a refinement, in memory or streamed, and what does not change of each particle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -12,17 +13,22 @@ from torch import Tensor
 
 from verglas.optics.ctf import CtfParameters
 from verglas.optics.group import OpticsGroup
-from verglas.particles.loader import ImageLoader
+from verglas.particles.files import ImageFiles
+from verglas.particles.loader import ImageBatch
+from verglas.particles.resident import read_all
+from verglas.particles.streaming import ImageStream
 from verglas.particles.table import ParticleTable
+from verglas.refinement.residency import Residency, images_at_once
 
 Progress = Callable[[str, int, int], None]
-IMAGES_READ_AT_ONCE = 2**22  # pixels
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """images: one tensor [n, Y, X] per optics group; place_B: where each particle's image is in its group's tensor;
-    group_B: number of its optics group; ctf: None where the images need none.
+    """images: one tensor [n, Y, X] per optics group, in the order of the files (none if they are read anew each time); place_B:
+    where each particle's image is in its group's tensor; group_B: number of its optics group; ctf: None where the images need
+    none. scales: (deviation, mean) [n, 2] of groups whose images were rescaled; stream: hands out the images that do not stay
+    on the device; budget: bytes of two batches, image_bytes: of a pixel in them.
     """
 
     table: ParticleTable
@@ -31,38 +37,91 @@ class Dataset:
     group_B: Tensor
     ctf: CtfParameters | None
     groups: list[OpticsGroup]
+    scales: dict[int, Tensor] = field(default_factory=dict)
+    stream: ImageStream | None = None
+    budget: float = math.inf
+    image_bytes: int = 4
 
     @classmethod
     def read(
-        cls, table: ParticleTable, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        cls, table: ParticleTable, device: torch.device | str = "cpu", residency: Residency | None = None,
         progress: Progress | None = None,
     ) -> Dataset:  # fmt: skip
-        """Read all images of `table` into memory of `device`; dtype float16 halves what they take."""
-        groups, group_B = table.groups, torch.from_numpy(table.group_index_B.copy())
-        box = max(group.box for group in groups)
-        loader = ImageLoader(table, batch_size=max(16, IMAGES_READ_AT_ONCE // box**2), device=device)
-        place_B = torch.zeros(len(table), dtype=torch.int64)
-        images = []
-        for number in range(len(groups)):
-            mine = (group_B == number).nonzero().squeeze(1)
-            place_B[mine] = torch.arange(len(mine))
-            size = loader.box_of_group.get(number, 0)
-            images.append(torch.empty(len(mine), size, size, dtype=dtype, device=device))
-        done = 0
-        for batch in loader:
-            images[batch.group_index][place_B[torch.from_numpy(batch.index_B)].to(device)] = batch.image_BYX.to(device, dtype)
-            done += len(batch)
-            if progress is not None:
-                progress("reading images", done, len(table))
-        return cls(table, images, place_B, group_B, contrast(table), groups)
+        """Read all images of `table`, or only open them, as `residency` says (None: into memory of `device`, in their own type).
+
+        Raises InputError for stacks or images that cannot be used; images that are streamed from files are checked as they come.
+        """
+        residency, device = residency or Residency(), torch.device(device)
+        residency, device = residency or Residency(), torch.device(device)
+        files, group_B = ImageFiles(table), torch.from_numpy(table.group_index_B.copy())
+        image_bytes = max(dtype.itemsize for dtype in files.dtype_of_group.values())
+        data = cls(table, [], torch.zeros(len(table), dtype=torch.int64), group_B, contrast(table), table.groups,
+                   budget=residency.budget, image_bytes=image_bytes)  # fmt: skip
+        if residency.home != "disk":
+            data._fill(files, device, residency, progress)
+        if not residency.streams:
+            files.close()
+            return data
+        return replace(data, stream=ImageStream(files, device, data._copy if data.images else None))
 
     def __len__(self) -> int:
         return len(self.place_B)
 
     def images_of(self, row_B: Tensor, group: int) -> Tensor:
-        """Images of rows of one optics group [B, Y, X]."""
+        """Images of rows of one optics group [B, Y, X], in their own type or float32; good until the next call."""
+        if self.stream is not None:
+            return self.stream.take(row_B)
         images = self.images[group]
-        return images[self.place_B[row_B].to(images.device)]
+        place_B = self.place_B[row_B].to(images.device)
+        image_BYX = images[place_B]
+        if group in self.scales:
+            scale_B2 = self.scales[group][place_B]
+            image_BYX = image_BYX.float().mul_(scale_B2[:, 0, None, None]).add_(scale_B2[:, 1, None, None])
+        return image_BYX
+
+    def largest_batch(self, group: int) -> int:
+        """Particles of an optics group at once, at most."""
+        return images_at_once(self.budget, self.groups[group].box ** 2 * self.image_bytes)
+
+    def announce(self, row_B: Tensor, size: int) -> None:
+        """Say which rows of one optics group will be asked for next, in order, `size` at a time: they are read ahead."""
+        if self.stream is not None:
+            self.stream.announce(row_B, size)
+
+    def batches(self, row_B: np.ndarray, size: int = 64) -> Iterator[ImageBatch]:
+        """The images of any rows, group by group, float32 on the device."""
+        group_B = self.group_B[row_B].numpy()
+        for group in np.unique(group_B).tolist():
+            mine = torch.from_numpy(row_B[group_B == group])
+            at_once = min(size, self.largest_batch(group))
+            self.announce(mine, at_once)
+            for part in mine.split(at_once):
+                yield ImageBatch(part.numpy(), self.images_of(part, group).float(), self.groups[group], group)
+
+    def _fill(self, files: ImageFiles, device: torch.device, residency: Residency, progress: Progress | None) -> None:
+        """Read all images, group by group; says where each is."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress("reading images", done, len(self))
+
+        home = device if residency.home == "device" else torch.device("cpu")
+        rescale = residency.home == "device" and residency.image_bytes == 2
+        for group in range(len(self.groups)):
+            row_n = files.in_file_order(np.flatnonzero(files.table.group_index_B == group))
+            self.place_B[torch.from_numpy(row_n)] = torch.arange(len(row_n))
+            image_nYX, scale_n2 = read_all(files, row_n, home, rescale, advance) if len(row_n) else (torch.empty(0), None)
+            self.images.append(image_nYX)
+            if scale_n2 is not None:
+                self.scales[group] = scale_n2
+
+    def _copy(self, row_B: np.ndarray, out_BYX: np.ndarray) -> None:
+        """Fill an array with images of one optics group that are in memory of the host."""
+        images = self.images[int(self.group_B[row_B[0]])]
+        torch.index_select(images, 0, self.place_B[row_B], out=torch.from_numpy(out_BYX))
 
 
 def contrast(table: ParticleTable) -> CtfParameters | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from verglas.core.memory import grow_device_memory, keep_freed_memory
+from verglas.core.memory import free_device_memory, grow_device_memory, keep_freed_memory, limit_device_memory
 from verglas.core.symmetry import normalise_name
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid
@@ -19,18 +19,19 @@ from verglas.io.mrc import Map, read_map
 from verglas.kernels import choose
 from verglas.kernels.backproject import choose_backproject
 from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr
-from verglas.particles.loader import ImageLoader
 from verglas.particles.table import ParticleTable
 from verglas.refinement import schedule as sampling
 from verglas.refinement.config import RefineConfig
+from verglas.refinement.costs import CONTEXT_BYTES, GB
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.expect import Computing
 from verglas.refinement.plan import RunPlan
+from verglas.refinement.residency import Residency
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
 from verglas.refinement.step import Final, Iteration, iterate, soft_mask
 
 __all__ = ["Final", "Iteration", "Session", "iterations", "prepare", "resume"]
-CPU_MEMORY, GPU_SHARE = 1.5e9, 0.3  # bytes of a batch; share of a GPU's free memory
+CPU_MEMORY, CPU_SHARE, GPU_SHARE = 1.5 * GB, 0.3, 0.3  # of a batch: bytes, share of --memory, of a GPU's free memory
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,25 @@ def prepare(
     """Read the images, estimate their noise, bring the reference to the particles' grid.
 
     planned: says how much memory batches take and where images stay; without it a fixed share, and on the device. Raises
-    InputError for a reference, mask, symmetry or particles that make no sense together.
+    InputError for a reference, mask, symmetry or particles that make no sense together, or images that cannot be used.
     """
     config = replace(config, symmetry=normalise_name(config.symmetry))
     on, chosen = computing(torch.device(device), config, threads)
-    home, dtype = on.device, torch.float32
+    residency = Residency()
     if planned is not None:
-        on = replace(on, memory=planned.working_memory)
-        home = on.device if planned.images_on == "device" else torch.device("cpu")
-        dtype = torch.float16 if planned.image_bytes == 2 else torch.float32
+        on, residency = replace(on, memory=planned.working_memory), planned.residency
     group = table.groups[0]
     map_ZYX, notices = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
     mask_ZYX = None
     if config.mask is not None:
         mask_ZYX = check_mask(read_map(config.mask), group.box, group.pixel_size, str(config.mask))
-    loader = ImageLoader(table, first_rows(table))
-    noise = initial_noise(loader, len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge)
-    data = Dataset.read(table, home, dtype, progress)
+    data = Dataset.read(table, on.device, residency, progress)
+    noise = initial_noise(
+        data.batches(first_rows(table)), len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge
+    )
     state = initial_state(table, map_ZYX, noise.sigma2_noise_GS, config)
-    gigabytes = sum(images.numel() * images.element_size() for images in data.images) / 1e9
-    chosen["residency"] = f"all images ({gigabytes:.2f} GB) in the memory of the {home.type}"
+    chosen["residency"] = residency.reason
+    notices.append(chosen["residency"])
     return Session(state, data, config, on, mask_ZYX, notices, chosen)
 
 
@@ -86,13 +86,13 @@ def computing(device: torch.device, config: RefineConfig, threads: int | None = 
     operand = torch.float16 if precision == "half" else dtype
     if precision == "half" and not cuda:
         raise_half_on_cpu()
-    if config.memory_gb is not None:
-        memory = config.memory_gb * 1e9
-    else:
-        memory = GPU_SHARE * torch.cuda.mem_get_info(device)[0] if cuda else CPU_MEMORY
     if cuda:
+        if config.memory_gb is not None:
+            limit_device_memory(device, config.memory_gb * GB - CONTEXT_BYTES)
+        memory = GPU_SHARE * free_device_memory(device)
         grow_device_memory()
     else:
+        memory = CPU_MEMORY if config.memory_gb is None else min(CPU_MEMORY, CPU_SHARE * config.memory_gb * GB)
         keep_freed_memory()
         # oneDNN's float32 product, twice the speed of the default one and exact to 5e-6 of the scores' spread. With AMX it
         # would round to bfloat16, which costs more than 1 in log-probability: not there.

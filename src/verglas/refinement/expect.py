@@ -105,7 +105,8 @@ class HalfExpectation:
             searcher = self._searcher(group)
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
-            step = self.batch_size(searcher)
+            step = self.batch_size(searcher, group)
+            self.data.announce(mine, step)
             first = 0
             while first < len(mine):
                 batch = mine[first : first + step]
@@ -139,8 +140,9 @@ class HalfExpectation:
         self._slices.clear()
         self.sums = self.sums.cpu()
 
-    def batch_size(self, searcher: Searcher) -> int:
-        """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches."""
+    def batch_size(self, searcher: Searcher, group: int) -> int:
+        """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches, and
+        images that are streamed fit theirs."""
         local = bool(self.plan.schedule.local_sigma)
         orientations = costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count
         each = costs.reserved_bytes(
@@ -150,7 +152,7 @@ class HalfExpectation:
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],
         )  # fmt: skip
-        return max(1, int(self.on.memory / each))
+        return max(1, min(int(self.on.memory / each), self.data.largest_batch(group)))
 
     def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
         """Search a batch: all of it on the coarse grid, then as many particles at once as fit on the fine one."""

@@ -6,6 +6,7 @@ cannot fit is refused by `RunPlan.check`, which names the nearest setting that f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ from verglas.refinement.plan_sizes import (
     sphere_count,
     sum_bytes,
 )  # fmt: skip
+from verglas.refinement.residency import Residency, images_at_once, residences
 
 SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 8 * GB}
 COMFORTABLE = {"cpu": 0.0, "cuda": 2 * GB}  # left for batches, else images take less precision or move to the host
@@ -62,21 +64,24 @@ class IterationPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The plan of a run. working_memory: bytes that the arrays of a batch may take, and as many a table of slices (what
-    the engine is told); images_on: where the images stay; image_bytes: of one pixel there.
+    """The plan of a run. working_memory: bytes that the arrays of a batch may take, and as many a table of slices (what the
+    engine is told); residency: where the images stay.
     """
 
     problem: Problem
     config: RefineConfig
     machine: Machine
     working_memory: float
-    images_on: Where
-    image_bytes: int
+    residency: Residency
     iterations: list[IterationPlan]
 
     def peak(self, where: Where) -> float:
         """Largest memory over all iterations, bytes."""
         return max(one.peak(where) for one in self.iterations)
+
+    def memory(self, where: Where) -> float:
+        """Bytes that may be used there."""
+        return self.machine.limited(self.config.memory_gb).memory(where)
 
     def worst(self, where: Where) -> IterationPlan:
         """The iteration with the largest peak."""
@@ -86,7 +91,8 @@ class RunPlan:
     def seconds(self) -> float:
         """Whole run."""
         iterations = sum(one.times * sum(one.seconds.values()) for one in self.iterations)
-        return costs.STARTING_SECONDS[self.machine.kind] + iterations
+        read = 0 if self.residency.home == "disk" else reading_seconds(self.problem, self.machine)
+        return costs.STARTING_SECONDS[self.machine.kind] + read + iterations
 
     @property
     def places(self) -> list[Where]:
@@ -96,52 +102,48 @@ class RunPlan:
     @property
     def fits(self) -> bool:
         """Whether every peak leaves a little free."""
-        return all(self.peak(where) <= (1 - KEPT_FREE) * self.machine.memory(where) for where in self.places)
+        return all(self.peak(where) <= (1 - KEPT_FREE) * self.memory(where) for where in self.places)
 
     def check(self) -> None:
         """Raise InputError if the run cannot fit; it names the item that is largest and the nearest setting that fits."""
         if self.fits:
             return
-        where = next(w for w in self.places if self.peak(w) > (1 - KEPT_FREE) * self.machine.memory(w))
+        where = next(w for w in self.places if self.peak(w) > (1 - KEPT_FREE) * self.memory(w))
         worst = self.worst(where)
         largest = max((item for item in worst.items if item.where == where), key=lambda item: item.bytes)
-        free = self.machine.memory(where)
+        there = self.memory(where)
+        limit = "given with --memory" if there < self.machine.memory(where) else "free"
         raise InputError(
             f"memory of the {where}",
             f"{self.peak(where) / GB:.1f} GB needed in '{worst.sizes.title}' ({largest.name}: {largest.bytes / GB:.1f} GB)",
-            f"at most {(1 - KEPT_FREE) * free / GB:.1f} GB of the {free / GB:.1f} GB free",
+            f"at most {(1 - KEPT_FREE) * there / GB:.1f} GB of the {there / GB:.1f} GB {limit}",
             next((f"It fits with {text}." for text, other in self._alternatives() if other.fits), "No setting of it fits here."),
         )  # fmt: skip
 
     def _alternatives(self) -> Iterator[tuple[str, RunPlan]]:
         """Settings that take less memory, from the one that costs least to the one that costs most."""
         config, problem, machine = self.config, self.problem, self.machine
-        memory = self.working_memory / 2
-        while memory >= SMALLEST_WORKING:
-            text = f"--memory {memory / GB:.2g}"
-            yield text, plan(problem, replace(config, memory_gb=float(f"{memory / GB:.2g}")), machine)
-            memory /= 2
-        small = replace(config, memory_gb=SMALLEST_WORKING / GB)
-        beside = f" and --memory {SMALLEST_WORKING / GB:g}"
+        if config.memory_gb is not None:
+            more = math.ceil(10 * self.peak(machine.works_on) / (1 - KEPT_FREE) / GB) / 10
+            yield f"--memory {more:g}", plan(problem, replace(config, memory_gb=more), machine)
         if config.precision == "double":
-            yield f"--precision single{beside}", plan(problem, replace(small, precision="single"), machine)
-        elif machine.kind == "cuda" and operand_bytes(config, machine.kind) > 2:
-            yield f"--precision half{beside}", plan(problem, replace(small, precision="half"), machine)
+            yield "--precision single", plan(problem, replace(config, precision="single"), machine)
         fits, too_large = 14, problem.box
         while too_large - fits > 2:  # the largest even box that fits
             box = (fits + too_large) // 4 * 2
-            fits, too_large = (box, too_large) if plan(_downsampled(problem, box), small, machine).fits else (fits, box)
+            fits, too_large = (box, too_large) if plan(_downsampled(problem, box), config, machine).fits else (fits, box)
         if fits > 14:
             resolution = 2 * _downsampled(problem, fits).pixel_size
-            text = f"images of {fits} px (`verglas stack --box {fits}`, resolution to {resolution:.3g} Å at best){beside}"
-            yield text, plan(_downsampled(problem, fits), small, machine)
+            text = f"images of {fits} px (`verglas stack --box {fits}`, resolution to {resolution:.3g} Å at best)"
+            yield text, plan(_downsampled(problem, fits), config, machine)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
         return {
             "particles": self.problem.n_particles, "box_px": self.problem.box, "pixel_size_angstrom": self.problem.pixel_size,
             "symmetry": self.config.symmetry, "diameter_angstrom": self.config.diameter, "device": self.machine.kind,
-            "working_memory_bytes": self.working_memory, "images_on": self.images_on, "fits": self.fits,
+            "working_memory_bytes": self.working_memory, "images_on": self.residency.home, "images": self.residency.reason,
+            "fits": self.fits,
             "peak_bytes": {where: self.peak(where) for where in self.places}, "seconds": self.seconds,
             "iterations": [self._iteration_dict(one) for one in self.iterations],
         }  # fmt: skip
@@ -157,36 +159,26 @@ class RunPlan:
 
 
 def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
-    """Plan a refinement: memory, time and batch sizes. Nothing is allocated; raises nothing (see `RunPlan.check`)."""
+    """Plan a refinement: memory, time, batches, where images stay. Nothing is allocated; raises nothing (see `RunPlan.check`)."""
     sizes, works_on = all_sizes(problem, config), machine.works_on
     # With the least working memory a plan says everything but what the working memory bounds.
     drafts = [
-        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, images_on, image_bytes, []), sizes)
-        for images_on, image_bytes in _residences(config, machine)
+        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, []), sizes)
+        for residency in residences(problem, config, machine)
     ]
-    usable = (1 - KEPT_FREE) * machine.memory(works_on)
+    usable = (1 - KEPT_FREE) * drafts[0].memory(works_on)
     fitting = [draft for draft in drafts if draft.fits] or drafts[-1:]
     draft = next((one for one in fitting if one.peak(works_on) + COMFORTABLE[machine.kind] <= usable), fitting[0])
     free = usable - draft.peak(works_on)
     working = LARGEST_WORKING[machine.kind]
     while working > max(free / 3, SMALLEST_WORKING):  # by halves: a little more or less memory free leaves results the same
         working /= 2
-    if config.memory_gb is not None:
-        working = config.memory_gb * GB
     return _with_iterations(replace(draft, working_memory=working), sizes)
 
 
 def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:
     """The same run with its kinds of iteration planned."""
     return replace(run, iterations=[_iteration(run, one) for one in sizes])
-
-
-def _residences(config: RefineConfig, machine: Machine) -> list[tuple[Where, int]]:
-    """Where images may stay and the bytes of a pixel, best first: on a GPU single, else half precision, else on the host."""
-    if machine.kind == "cpu":
-        return [("host", 4)]
-    halves: list[tuple[Where, int]] = [("device", 2)] if operand_bytes(config, machine.kind) == 2 else []
-    return [("device", 4), *halves, ("host", 4)]
 
 
 def _downsampled(problem: Problem, box: int) -> Problem:
@@ -197,11 +189,12 @@ def _downsampled(problem: Problem, box: int) -> Problem:
 def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
     """Memory and time of one kind of iteration."""
     batch = particles_at_once(run.problem, run.config, run.machine.kind, sizes, run.working_memory)
+    batch = min(batch, images_at_once(run.residency.budget, run.problem.one_image))
     phases = [_reference_items(run, sizes), *_batch_items(run, sizes, batch), _solution_items(run, sizes)]
     where = run.machine.works_on
     largest = max(phases, key=lambda items: sum(item.bytes for item in items if item.where == where))
     items = [*_resident(run, sizes), *largest]
-    fixed = ("images", "program and libraries", "particle table and poses")
+    fixed = ("images", "images read ahead", "program and libraries", "particle table and poses")
     arrays = sum(item.bytes for item in items if item.where == where and item.name not in fixed)
     items.append(Item("held between arrays", where, (costs.HELD_SHARE[run.machine.kind] - 1) * arrays))
     if run.machine.kind == "cuda":
@@ -219,10 +212,21 @@ def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
     return [
         Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
         Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles),
-        Item("images", run.images_on, problem.n_particles * problem.box**2 * run.image_bytes),
+        *_image_items(run),
         Item("maps", "host", costs.MAPS * 4 * problem.box**3),
         Item("sums of both half maps", where, 2 * sums),
     ]
+
+
+def _image_items(run: RunPlan) -> list[Item]:
+    """What images take where they stay; where they are streamed, two batches of them on the host, and on a GPU, too."""
+    problem, residency, works_on = run.problem, run.residency, run.machine.works_on
+    everything = problem.n_particles * problem.box**2 * (residency.image_bytes or problem.image_bytes)
+    if residency.home == "device":
+        return [Item("images", works_on, everything)]
+    ahead = min(residency.budget, 2 * -(-problem.n_particles // 2) * problem.one_image)
+    items = [Item("images read ahead", where, ahead) for where in run.places]
+    return items if residency.home == "disk" else [*items, Item("images", "host", everything)]
 
 
 def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
@@ -283,7 +287,7 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     coarse_slices = costs.LOCAL_OWN * n if local else 2 * sizes.orientations
     edge = padded_edge(problem.box, config.padding)
     fine_shifts = sizes.offsets * 4**config.oversampling
-    return {
+    seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
         "slices": (coarse_slices * coarse_k + (batches if local else 2) * needed * k) / rates.samples / cores,
         "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
@@ -292,3 +296,11 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
         "other": costs.ITERATION_SECONDS[kind],
         "solve": (2 + group_order(config.symmetry) / 4) * edge**3 / rates.transformed / cores,
     }  # fmt: skip
+    if run.residency.home == "disk":  # images are read meanwhile
+        seconds["wait"] = max(0.0, reading_seconds(problem, run.machine) - sum(seconds.values()))
+    return seconds
+
+
+def reading_seconds(problem: Problem, machine: Machine) -> float:
+    """To read all images once from disk."""
+    return problem.n_particles * problem.one_image / costs.RATES[machine.kind].read

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from verglas.core.symmetry import order as group_order
+from verglas.particles.files import pixel_bytes
+from verglas.particles.table import ParticleTable
 from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 
@@ -20,11 +22,24 @@ Kind = Literal["correlation", "blurred", "global", "local", "last"]
 
 @dataclass(frozen=True)
 class Problem:
-    """The data. box: px; pixel_size: Å; both of the model (the first optics group)."""
+    """The data. box: px; pixel_size: Å; both of the model (the first optics group). image_bytes: of a pixel, as it can stay in
+    memory without loss."""
 
     n_particles: int
     box: int
     pixel_size: float
+    image_bytes: int = 4
+
+    @classmethod
+    def of(cls, table: ParticleTable) -> Problem:
+        """Of these particles; looks into one stack of each optics group, if it is there."""
+        group = table.groups[0]
+        return cls(len(table), group.box, group.pixel_size, pixel_bytes(table))
+
+    @property
+    def one_image(self) -> int:
+        """Bytes of an image."""
+        return self.box**2 * self.image_bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,13 @@ class Machine:
     def works_on(self) -> Where:
         """Where the arrays of the expectation and the solution lie."""
         return "device" if self.kind == "cuda" else "host"
+
+    def limited(self, gigabytes: float | None) -> Machine:
+        """The same with no more than that (GB) of the memory that it works on; None: as it is."""
+        if gigabytes is None:
+            return self
+        name = f"{self.works_on}_memory"
+        return replace(self, **{name: min(gigabytes * costs.GB, self.memory(self.works_on))})
 
     def memory(self, where: Where) -> float:
         """Bytes free there."""

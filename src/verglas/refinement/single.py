@@ -15,7 +15,6 @@ from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import Map
 from verglas.maximization.halves import Solution, solve_single
 from verglas.maximization.reference import initial_reference, initial_ssnr, reference_spectrum
-from verglas.particles.loader import ImageLoader
 from verglas.particles.table import ParticleTable
 from verglas.refinement import schedule as sampling
 from verglas.refinement.config import RefineConfig
@@ -59,15 +58,16 @@ def one_iteration(
     on, _ = computing(torch.device(device), config)
     group = table.groups[0]
     map_ZYX, notices = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
+    data = Dataset.read(table, on.device)
     noise = initial_noise(
-        ImageLoader(table, first_rows(table)), len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge
+        data.batches(first_rows(table)), len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge
     )
     state = initial_state(table, map_ZYX, noise.sigma2_noise_GS, config)
     schedule = replace(state.schedule, perturbation=0.0, local_sigma=local_sigma)
     state = replace(state, schedule=schedule, current_size=sampling.image_size(state, config))
     correlate = not config.absolute_greyscale
     plan = plan_of(state, config, correlate)
-    (half,), poses = expect(particle_sets(state), state.poses, Dataset.read(table, on.device), config, on, plan, quiet)
+    (half,), poses = expect(particle_sets(state), state.poses, data, config, on, plan, quiet)
     model = updated_model(state.halves[0], half.sums, state, poses, 1, correlate, config)
     return OneIteration(state, plan, poses, model, half, config, notices)
 
