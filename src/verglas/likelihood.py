@@ -130,11 +130,11 @@ def _check_sets(image: Tensor, projection: Tensor, contrast: Tensor, weight: Ten
             shape = f"{values.dtype} {list(values.shape)}"
             raise InputError(where, f"{name} {shape}", "complex [*, K] or real [*, 2, K]", "Flatten the kept coefficients.")
     n, k = len(image), image.shape[-1]
-    expected = {"projection_OK": (projection.shape[-1:], [(k,)])}
-    expected |= {"contrast_BK": (contrast.shape, [(k,), (n, k)]), "weight_BK": (weight.shape, [(k,), (n, k)])}
-    for name, (shape, allowed) in expected.items():
-        if tuple(shape) not in allowed:
-            raise InputError(where, f"{name} for {list(shape)}", f"{list(allowed[-1])}", "Keep the same coefficients in all.")
+    if projection.shape[-1] != k:
+        raise InputError(where, f"projection_OK of {projection.shape[-1]} coefficients", f"{k}", "Keep the same ones everywhere.")
+    for name, values in (("contrast_BK", contrast), ("weight_BK", weight)):
+        if list(values.shape) not in ([k], [n, k]):
+            raise InputError(where, f"{name} {list(values.shape)}", f"[{k}] or [{n}, {k}]", "Give one number per coefficient.")
     all_single = [values.dtype in single for values in (image, projection, contrast, weight)]
     devices = {values.device for values in (image, projection, contrast, weight)}
     if len(set(all_single)) > 1 or len(devices) > 1 or contrast.is_complex() or weight.is_complex():

@@ -59,10 +59,12 @@ class Slicer:
         step = max(1, NUMBERS_AT_ONCE.get(self.coordinates_K3.device.type, 2**27) // (2 * len(self.coordinates_K3)))
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)
-            values_R2K = volume.slices(rotation_R33[part], self.coordinates_K3).mul_(self.inverse_K)
+            values_R2K = volume.slices(rotation_R33[part], self.coordinates_K3)
             if self.dtype == torch.float16:
-                values_R2K.clamp_(-LARGEST_HALF, LARGEST_HALF)  # coefficients so strong are compared in single precision
-            out[part] = values_R2K
+                # Coefficients too strong for half precision are compared in single precision.
+                out[part] = values_R2K.mul_(self.inverse_K).clamp_(-LARGEST_HALF, LARGEST_HALF)
+            else:
+                torch.mul(values_R2K, self.inverse_K, out=out[part])
         return out
 
 
