@@ -83,6 +83,17 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         packages=("torch_projectors",),
     ),
     Benchmark(
+        "cpu_likelihood", "sums of squared differences, beside loops and matrix products", "cpu", "cpu", 60, "cpu_likelihood",
+        bars=(
+            Bar("k", "1,000 images x 10,000 projections: times faster than the first loop", "ratio to the first loop", ">=", 15),
+            Bar("k", "the same: times faster than the loop tuned for SIMD", "ratio to the tuned loop", ">=", 2.5),
+            Bar("k", "the same: share of the fastest float32 product", "share of the fastest product", ">=", 0.7),
+            Bar("k", "the same: largest error over the spread of the scores", "error of the spread", "<=", 1e-5),
+            Bar("l", "one pair, 1,638,400 coefficients, 100,000 factors", "factors s", "<=", 0.5, "s"),
+            Bar("l", "the same: relative difference to summing", "factors relative difference", "<=", 1e-9),
+        ),
+    ),
+    Benchmark(
         "reconstruct_vs_relion", "whole reconstructions beside relion_reconstruct", "long", "cpu", 400, "reconstruct_vs_relion",
         programs=("relion_reconstruct",),
     ),
@@ -106,6 +117,13 @@ BENCHMARKS: tuple[Benchmark, ...] = (
             Bar("a", "the same, order 3", "K=1 order 3 s", "<=", 1.0, "s"),
             Bar("b", "the same, K=4, order 2", "K=4 order 2 s", "<=", 1.0, "s"),
             Bar("i2", "a with 11 GB of GPU memory: times the time without", "K=1 order * capped ratio", "<=", 1.3),
+        ),
+    ),
+    Benchmark(
+        "gpu_kernels", "projection and backprojection at 64, 128, 256 px", "gpu", "gpu", 60, "gpu_kernels",
+        bars=tuple(
+            Bar("h", f"backprojection, {box} px, random and in clusters", f"rates / {box} * / backproject G/s", ">=", rate, "G/s")
+            for box, rate in ((64, 20), (128, 15), (256, 10))
         ),
     ),
     Benchmark(
