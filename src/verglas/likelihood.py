@@ -7,6 +7,7 @@ of these sums with weight 1 / sigma^2, up to a constant of the noise.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -88,13 +89,15 @@ def scaled_differences(
 def _float32_products(device: torch.device) -> Iterator[None]:
     """float32 products as fast as they are exact: on CPUs oneDNN's, on GPUs without TF32. Restores what was set before.
 
-    oneDNN is asked for bfloat16, which it uses only on processors with AMX: there the setting stays at full precision.
+    oneDNN is allowed bfloat16, which it does not use on x86 without AMX but then takes its own float32 product instead of a
+    slower one; elsewhere the setting is full precision.
     """
     if device.type == "cuda":
         setting, wanted = torch.backends.cuda.matmul, "ieee"
     else:
         amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
-        setting, wanted = torch.backends.mkldnn.matmul, "ieee" if amx else "bf16"
+        exact = platform.machine() in ("x86_64", "AMD64") and not amx
+        setting, wanted = torch.backends.mkldnn.matmul, "bf16" if exact else "ieee"  # type: ignore[attr-defined]
     before = setting.fp32_precision
     setting.fp32_precision = wanted
     try:
