@@ -47,16 +47,16 @@ def log_prior(away_BN: Tensor, sigma: float) -> Tensor:
 class RelionSearcher(Searcher):
     """Correlates over RELION's half transform: the column x = 0 counts twice, the origin once (facts 3.4)."""
 
-    origin_cross_B: Tensor
-    origin_power_B: Tensor
+    origin_cross_BC: Tensor
+    origin_power_BC: Tensor
 
     def _without_noise(self, prepared: Prepared, sigma2_S: Tensor) -> tuple[Tensor, Tensor]:
         scored_B2K, weight_BK = super()._without_noise(prepared, sigma2_S)
         before_B2K = prepared.scored_B2K * sigma2_S[self.preparer.shell_K].to(prepared.scored_B2K)
         largest_B = before_B2K.abs().amax((1, 2)).clamp_min(1e-30)
-        of_reference_B = prepared.seen_B * self.origin_C[0]
-        self.origin_cross_B = (of_reference_B * prepared.origin_B / largest_B).to(weight_BK)
-        self.origin_power_B = of_reference_B.square().to(weight_BK)
+        of_reference_BC = prepared.seen_B[:, None] * self.origin_C
+        self.origin_cross_BC = (of_reference_BC * (prepared.origin_B / largest_B)[:, None]).to(weight_BK)
+        self.origin_power_BC = of_reference_BC.square().to(weight_BK)
         times_K = self._times(self.preparer.pixels.radius).to(weight_BK)
         return scored_B2K * times_K, weight_BK * times_K
 
@@ -68,7 +68,9 @@ class RelionSearcher(Searcher):
     def _cross_and_power(self, scored_B2K: Tensor, weight_BK: Tensor) -> tuple[Tensor, Tensor]:
         again_K = (self._times(self.preparer.grid.coarse_radius) / self._times(self.preparer.pixels.radius)).to(weight_BK)
         cross_BTO, power_BO = super()._cross_and_power(scored_B2K * again_K, weight_BK * again_K)
-        return cross_BTO + self.origin_cross_B[:, None, None], power_BO + self.origin_power_B[:, None]
+        each = self.space.grid.grid.count
+        at_origin_BO, its_power_BO = (one.repeat_interleave(each, 1) for one in (self.origin_cross_BC, self.origin_power_BC))
+        return cross_BTO + at_origin_BO[:, None], power_BO + its_power_BO
 
     def _fine_by_correlation(self, prepared: Prepared, parents: Parents, significant_B: Tensor, sigma2_S: Tensor) -> Posterior:
         scored_B2K, weight_BK = self._without_noise(prepared, sigma2_S)
@@ -76,9 +78,11 @@ class RelionSearcher(Searcher):
         images = self.shifted(scored_B2K, self.space.offsets.fine_F2)
         cross_N = compare(images, torch.zeros_like(weight_BK), found_in.table, found_in.in_table)
         power_N = compare(torch.zeros_like(images), weight_BK, found_in.table, found_in.in_table) * -2
-        samples_B = found_in.blocks.value_ptr_B1.diff()
-        cross_N = cross_N + self.origin_cross_B.repeat_interleave(samples_B)
-        power_N = power_N + self.origin_power_B.repeat_interleave(samples_B)
+        particle_N, slice_N, _ = found_in.blocks.sample_indices()
+        parent_N = found_in.blocks.slice_N[slice_N].long() // self.space.grid.children_per_orientation
+        class_N = self.space.grid.class_of(found_in.orientation_U[parent_N])
+        cross_N = cross_N + self.origin_cross_BC[particle_N, class_N]
+        power_N = power_N + self.origin_power_BC[particle_N, class_N]
         score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()
         found = significant(score_N, found_in.blocks.value_ptr_B1, 0.5)
         best = score_N[found.best_B].double()

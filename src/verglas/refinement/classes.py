@@ -64,16 +64,16 @@ def prepare(
         raise InputError("--reference", f"{len(references)} maps for {config.classes} classes", "one map, or one per class",
                          "With one map the particles are divided at random to begin with.")  # fmt: skip
     session = driver.prepare(table, references[0], config, device, threads, progress, planned)
-    group, first = table.groups[0], session.state.halves[0]
-    maps, notices = [], list(session.notices)
-    for number, reference in enumerate(references, 1):
-        map_ZYX, said = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
-        maps.append(map_ZYX)
-        notices += [f"Reference {number}: {text}" for text in said] if number > 1 else []
-    maps *= config.classes if len(maps) == 1 else 1
-    state = session.state
+    state, group, notices = session.state, table.groups[0], list(session.notices)
+    first = state.halves[0]
     mask = soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge)
-    models = [_first_model(first, map_ZYX, mask, len(table), config) for map_ZYX in maps]
+    maps = [first.map_ZYX]
+    for number, reference in enumerate(references[1:], 2):
+        map_ZYX, said = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
+        maps.append(map_ZYX.float() * mask)
+        notices += [f"Reference {number}: {text}" for text in said]
+    maps *= config.classes if len(maps) == 1 else 1
+    models = [_first_model(first, map_ZYX, len(table), config) for map_ZYX in maps]
     schedule = replace(state.schedule, local_sigma=config.local_sigma)
     return replace(session, state=replace(state, halves=models, schedule=schedule, classified=True), notices=notices)
 
@@ -178,11 +178,11 @@ def class_figures(state: State) -> list[ClassFigures]:
     ]
 
 
-def _first_model(half: HalfModel, map_ZYX: Tensor, mask_ZYX: Tensor, particles: int, config: ClassifyConfig) -> HalfModel:
+def _first_model(half: HalfModel, map_ZYX: Tensor, particles: int, config: ClassifyConfig) -> HalfModel:
     """What a class begins with: its reference, and an equal share of the particles."""
     tau2_S, ssnr_S = initial_ssnr(map_ZYX, half.sigma2_noise_GS, particles / config.classes, config.tau2_fudge)
     prior_D = half.direction_prior_D / config.classes
-    return replace(half, map_ZYX=map_ZYX.float() * mask_ZYX, direction_prior_D=prior_D, tau2_S=tau2_S, ssnr_S=ssnr_S)
+    return replace(half, map_ZYX=map_ZYX, direction_prior_D=prior_D, tau2_S=tau2_S, ssnr_S=ssnr_S)
 
 
 def _next_model(
