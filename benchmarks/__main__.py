@@ -101,7 +101,7 @@ def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         one = commands.add_parser(name, help=text)
         if name == "run":
             one.add_argument("names", nargs="+")
-        one.add_argument("--limit", type=float, default=285.0 if name == "cpu" else None, help="seconds in all, tests included")
+        one.add_argument("--limit", type=float, default=280.0 if name == "cpu" else None, help="seconds in all, tests included")
         one.add_argument("--allow-dirty", action="store_true", help="record although files differ from the commit")
         one.add_argument("--no-record", action="store_true", help="only show")
         one.add_argument("--untested", action="store_true", help="do not run tests first; nothing is recorded then")

@@ -153,7 +153,8 @@ def main() -> None:
 
 def measured(data: Path, options: argparse.Namespace) -> dict[str, float]:
     """Every case with all the memory there is."""
-    rates, found = None, {}
+    rates: Ceilings | None = None
+    found: dict[str, float] = {}
     if options.device.type == "cuda":
         rates = ceilings()
         found = {f"rate of {name} G/s": value / 1e9 for name, value in vars(rates).items()}
@@ -174,7 +175,8 @@ def title_of(case: tuple[int, int]) -> str:
 
 def capped(data: Path, options: argparse.Namespace, free: dict[str, float]) -> dict[str, float]:
     """The cases of one class again in `options.cap` GB of the device, and how many times longer that takes than in `free`."""
-    cap, found = options.cap * 1e9, {}
+    cap = options.cap * 1e9
+    found: dict[str, float] = {}
     torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
     for case in CASES:
         if case[0] == 1:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.record import ROOT, Record, Source, flat, machine
@@ -61,7 +61,8 @@ def run(
 ) -> Record:
     """Run a benchmark `one.repeat` times. limit: seconds that it may take in all (default: three times what is expected);
     words: further arguments for its module; work: scratch folder to be kept. Raises Failed if a run leaves no figures."""
-    begin, found = time.perf_counter(), []
+    begin = time.perf_counter()
+    found: list[Mapping[str, float]] = []
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     limit = limit or PATIENCE * one.seconds * one.repeat
     with tempfile.TemporaryDirectory(prefix="verglas-benchmark-") as scratch:
@@ -102,7 +103,7 @@ def figures_of(command: Sequence[str], out: Path, limit: float) -> dict[str, flo
     return dict(flat(json.loads(out.read_text(encoding="utf-8"))))
 
 
-def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Median over runs of every figure that any run has."""
     names = dict.fromkeys(name for one in runs for name in one)
     return {name: statistics.median(one[name] for one in runs if name in one) for name in names}

@@ -33,7 +33,7 @@ def seconds(words: list[str], turns: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     publish({name: seconds(words, options.turns) for name, words in PROCESSES.items()}, options.out)

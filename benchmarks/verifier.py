@@ -45,7 +45,8 @@ def fast_tests(device: str, root: Path = ROOT) -> list[str]:
     """The command of the tests that stand before benchmarks; on a GPU those that need one as well."""
     files = [f"tests/{name}.py" for name in FAST if (root / "tests" / f"{name}.py").exists()]
     marks = "not slow and not gpu" if device == "cpu" else "not slow"
-    return [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", marks, *files]
+    parallel = ["-n", "2"] if importlib.util.find_spec("xdist") and device == "cpu" else []
+    return [sys.executable, "-m", "pytest", "-x", *parallel, "-p", "no:cacheprovider", "-m", marks, *files]
 
 
 def require_green(device: str, root: Path = ROOT) -> str:
@@ -60,7 +61,7 @@ def require_green(device: str, root: Path = ROOT) -> str:
     if not runnable:
         raise Refused(f"no pytest here, and no {STAMP} of this tree from another machine: --untested measures without recording")
     begin = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     done = subprocess.run(fast_tests(device, root), cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise Refused(f"the tests are red:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
