@@ -21,7 +21,7 @@ from torch import Tensor
 from verglas.core.symmetry import symmetry_matrices
 from verglas.errors import InputError
 from verglas.expectation.healpix import directions_of_pixels, largest_radius
-from verglas.expectation.sampling import OrientationGrid, view_vectors
+from verglas.expectation.sampling import OrientationGrid, directions_of_unit, view_vectors, views_of_unit
 
 _CUT = 3.0  # sigmas
 _FIRST_ORDER = 2  # of the HEALPix pixels with which the descent to the grid's directions starts
@@ -63,7 +63,7 @@ def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float,
         raise InputError("local search", f"a prior of {sigma_degrees:g} degrees", "more than 0, up to 180",
                          "Search globally, or give the spread of the pose errors.")  # fmt: skip
     mates_G33 = symmetry_matrices(symmetry).to(prior_B33.device)
-    descent = _descent(grid, _CUT * sigma_degrees, prior_B33.device)
+    descent = _descent(grid.healpix_order, grid.symmetry, _CUT * sigma_degrees, prior_B33.device)
     block = max(1, _PAIRS_AT_ONCE // (len(mates_G33) * len(descent.levels[0].view_U3)))
     counts, orientations, logs = [], [], []
     for start in range(0, len(prior_B33), block):
@@ -78,20 +78,21 @@ def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float,
     return ptr_B1, torch.cat(orientations), torch.cat(logs)
 
 
-@lru_cache(maxsize=2)  # every batch of an iteration asks for the same one
-def _descent(grid: OrientationGrid, cut: float, device: torch.device) -> _Descent:
-    levels = []
-    first = min(_FIRST_ORDER, grid.healpix_order)
-    pixels = [torch.unique(grid.healpix_D >> 2 * (grid.healpix_order - order)) for order in range(first, grid.healpix_order + 1)]
+@lru_cache(maxsize=2)  # every batch of every iteration on this grid asks for it
+def _descent(healpix_order: int, symmetry: str, cut: float, device: torch.device) -> _Descent:
+    healpix_D, levels = directions_of_unit(healpix_order, symmetry)[1], []
+    view_D33 = views_of_unit(healpix_order, 0, symmetry, device)
+    first = min(_FIRST_ORDER, healpix_order)
+    pixels = [torch.unique(healpix_D >> 2 * (healpix_order - order)) for order in range(first, healpix_order + 1)]
     for order, pixel_U in enumerate(pixels, first):
-        last = order == grid.healpix_order
+        last = order == healpix_order
         radius = cut if last else cut + largest_radius(order)
         following = pixel_U if last else pixels[order - first + 1]
         ends = torch.cat([pixel_U, pixel_U[-1:] + 1]) * (1 if last else 4)
-        view = grid.views_D33[:, 2] if last else view_vectors(directions_of_pixels(order, pixel_U))
+        view_U3 = view_D33[:, 2] if last else view_vectors(directions_of_pixels(order, pixel_U)).to(device)
         reach = math.cos(math.radians(min(radius, 180.0)))
-        levels.append(_Level(view.to(device), reach, torch.searchsorted(following, ends).to(device)))
-    return _Descent(levels, grid.views_D33.to(device))
+        levels.append(_Level(view_U3, reach, torch.searchsorted(following, ends).to(device)))
+    return _Descent(levels, view_D33)
 
 
 def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, descent: _Descent) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -95,6 +95,27 @@ def _without_mates(vector_D3: Tensor, symmetry: str, nearest: float) -> Tensor:
     return torch.nonzero(torch.tensor(keep))[:, 0]
 
 
+@lru_cache(maxsize=8)  # every iteration asks for them several times
+def directions_of_unit(healpix_order: int, symmetry: str) -> tuple[Tensor, Tensor]:
+    """Directions of an order in the asymmetric unit: (rot, tilt) in degrees [D, 2] and their NEST pixels [D], ascending.
+
+    symmetry: canonical name. Not to be changed: all callers share them.
+    """
+    pixel_D = torch.arange(pixel_count(healpix_order))
+    direction_D2 = directions_of_pixels(healpix_order, pixel_D)
+    kept = asymmetric_unit(direction_D2, symmetry)
+    return direction_D2[kept], pixel_D[kept]
+
+
+@lru_cache(maxsize=4)
+def views_of_unit(healpix_order: int, levels: int, symmetry: str, device: torch.device) -> Tensor:
+    """Matrices Ry(tilt) Rz(rot) of the descendants, `levels` orders down, of these directions, float64 [D * 4^levels, 3, 3]."""
+    _, healpix_D = directions_of_unit(healpix_order, symmetry)
+    pixels = child_pixels(healpix_D, levels).reshape(-1)
+    rot, tilt = directions_of_pixels(healpix_order + levels, pixels).to(device).unbind(-1)
+    return matrix_from_euler(rot, tilt, torch.zeros_like(rot))
+
+
 @dataclass(frozen=True)
 class OrientationGrid:
     """D directions x P in-plane angles; orientation o = d * P + p, its child c has fine index o * C + c.
@@ -120,16 +141,14 @@ class OrientationGrid:
         if not 0 <= healpix_order <= 10 or not 0 <= oversampling <= 4:
             raise InputError("sampling", f"HEALPix order {healpix_order}, oversampling {oversampling}",
                              "order 0 to 10, oversampling 0 to 4", "Choose a coarser grid; order 2 is usual.")  # fmt: skip
-        pixel_D = torch.arange(pixel_count(healpix_order))
-        direction_D2 = directions_of_pixels(healpix_order, pixel_D)
-        kept = asymmetric_unit(direction_D2, symmetry)
-        if not kept.any():
+        name = normalise_name(symmetry)
+        direction_D2, healpix_D = directions_of_unit(healpix_order, name)
+        if len(healpix_D) == 0:
             raise InputError("sampling", f"no direction of HEALPix order {healpix_order} in the asymmetric unit of {symmetry}",
                              "a grid fine enough for the symmetry", f"Use order {healpix_order + 1} or more.")  # fmt: skip
         n_psi = math.ceil(360.0 / (psi_step or angular_step(healpix_order)))
         psi_P = torch.arange(n_psi, dtype=torch.float64) * (360.0 / n_psi)
-        name = normalise_name(symmetry)
-        return cls(healpix_order, oversampling, name, perturbation, direction_D2[kept], pixel_D[kept], psi_P)
+        return cls(healpix_order, oversampling, name, perturbation, direction_D2, healpix_D, psi_P)
 
     @property
     def n_directions(self) -> int:
@@ -167,7 +186,8 @@ class OrientationGrid:
         """Perturbed matrices A of coarse orientations (all of them if None), float64 [O, 3, 3], on the device of the index."""
         index_O = torch.arange(self.count) if index_O is None else index_O.long()
         direction = self.direction_of(index_O)
-        return _turned_in_plane(self._coarse_views_D33, direction, self.psi_P, index_O - direction * self.n_psi)
+        view_O33 = self._perturbed_views(0, direction)
+        return _turned_in_plane(view_O33, self.psi_P, index_O - direction * self.n_psi)
 
     def child_rotations(self, fine_index_F: Tensor) -> Tensor:
         """Perturbed matrices A of children, fine index o * C + c, float64 [F, 3, 3], on the device of the index."""
@@ -178,29 +198,24 @@ class OrientationGrid:
         direction = self.direction_of(orientation)
         psi = orientation - direction * self.n_psi
         row = direction * within + torch.div(child, in_plane, rounding_mode="floor")
-        return _turned_in_plane(self._fine_views_E33, row, self._fine_psi_Q, psi * in_plane + child % in_plane)
+        view_F33 = self._perturbed_views(self.oversampling, row)
+        return _turned_in_plane(view_F33, self._fine_psi_Q, psi * in_plane + child % in_plane)
 
-    @cached_property
+    @property
     def views_D33(self) -> Tensor:
         """Unperturbed coarse matrices with psi = 0, Ry(tilt) Rz(rot), float64 [D, 3, 3]."""
-        rot, tilt = self.direction_D2.unbind(-1)
-        return matrix_from_euler(rot, tilt, torch.zeros_like(rot))
+        return views_of_unit(self.healpix_order, 0, self.symmetry, torch.device("cpu"))
 
-    @cached_property
-    def _coarse_views_D33(self) -> Tensor:
-        return self.views_D33 @ self._perturbing_33
-
-    @cached_property
-    def _fine_views_E33(self) -> Tensor:
-        pixels = child_pixels(self.healpix_D, self.oversampling).reshape(-1)
-        rot, tilt = directions_of_pixels(self.healpix_order + self.oversampling, pixels).unbind(-1)
-        return matrix_from_euler(rot, tilt, torch.zeros_like(rot)) @ self._perturbing_33
+    def _perturbed_views(self, levels: int, row_F: Tensor) -> Tensor:
+        """Perturbed matrices with psi = 0 of descendants of the directions, numbered direction * 4^levels + child, [F, 3, 3]."""
+        view_E33 = views_of_unit(self.healpix_order, levels, self.symmetry, row_F.device)
+        return view_E33[row_F] @ self._perturbing_33.to(row_F.device)
 
     @cached_property
     def _fine_psi_Q(self) -> Tensor:
         return (self.psi_P[:, None] + _cell_centres(self.psi_step, self.oversampling)).reshape(-1)
 
-    @property
+    @cached_property
     def _perturbing_33(self) -> Tensor:
         turn = torch.tensor(self.perturbation * self.angular_step, dtype=torch.float64)
         return matrix_from_euler(turn, turn, turn)
@@ -254,13 +269,12 @@ def _cell_centres(step: float, oversampling: int) -> Tensor:
     return (torch.arange(parts, dtype=torch.float64) + 0.5) * (step / parts) - 0.5 * step
 
 
-def _turned_in_plane(views_E33: Tensor, row_F: Tensor, psi_Q: Tensor, psi_index_F: Tensor) -> Tensor:
-    """Rz(psi) V for views V and in-plane angles in degrees, both picked by index: rows 0 and 1 turn, row 2 stays."""
-    view = views_E33.to(row_F.device)[row_F]
-    psi = torch.deg2rad(psi_Q.to(row_F.device))
+def _turned_in_plane(view_F33: Tensor, psi_Q: Tensor, psi_index_F: Tensor) -> Tensor:
+    """Rz(psi) V for views V and in-plane angles in degrees, picked by index: rows 0 and 1 turn, row 2 stays."""
+    psi = torch.deg2rad(psi_Q.to(view_F33.device))
     cosine, sine = psi.cos()[psi_index_F, None], psi.sin()[psi_index_F, None]
-    out = torch.empty_like(view)
-    out[:, 0] = cosine * view[:, 0] + sine * view[:, 1]
-    out[:, 1] = cosine * view[:, 1] - sine * view[:, 0]
-    out[:, 2] = view[:, 2]
+    out = torch.empty_like(view_F33)
+    out[:, 0] = cosine * view_F33[:, 0] + sine * view_F33[:, 1]
+    out[:, 1] = cosine * view_F33[:, 1] - sine * view_F33[:, 0]
+    out[:, 2] = view_F33[:, 2]
     return out
