@@ -71,7 +71,9 @@ class Classify3d:
     precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = ClassifyConfig.precision
     """Of the comparison; sums are single or better. auto: half on a GPU, single on a CPU."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
-    """What batches and tables may take."""
+    """Of the GPU (of the computer with --device cpu), all that may be used."""
+    image_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
+    """For images. What does not fit is read from the files again in every iteration, while the last batch is compared."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
@@ -121,6 +123,7 @@ class Classify3d:
             absolute_greyscale=self.absolute_greyscale, mask=absolute(self.mask) if self.mask else None,
             healpix_order=self.healpix_order, offset_range=self.offset_range, offset_step=self.offset_step,
             max_iterations=self.iterations, seed=self.seed, precision=self.precision, memory_gb=self.memory,
+            image_memory_gb=self.image_memory,
             tau2_fudge=self.tau2_fudge, limit_resolution=self.limit_resolution_estep, local_sigma=self.local_search,
             classes=len(self.reference) if self.classes is None else self.classes,
         )  # fmt: skip

@@ -92,10 +92,10 @@ class Classification(Refinement):
         from verglas.refinement.plan import plan
         from verglas.refinement.plan_sizes import Problem
 
-        group, config = table.groups[0], self.job.config
+        config = self.job.config
         plain = {one.name: getattr(config, one.name) for one in fields(RefineConfig)}
         plain |= {"local_from_order": RefineConfig.local_from_order, "max_iterations": RefineConfig.max_iterations}
-        made = plan(Problem(len(table), group.box, group.pixel_size), RefineConfig(**plain), this_machine(device))
+        made = plan(Problem.of(table), RefineConfig(**plain), this_machine(device))
         made.check()
         return made
 
