@@ -11,6 +11,7 @@ from torch import Tensor
 from verglas.kernels.admit import Parents, admit
 from verglas.kernels.blocks import Blocks
 from verglas.kernels.keep import choose_keep, keep, posterior
+from verglas.kernels.significant import choose_significant
 
 SLICES_EACH, SHIFTS_EACH = (3, 0, 1, 40, 5, 7, 2), (4, 2, 1, 21, 0, 9, 1)
 NOTHING_KEPT = 5  # a particle whose samples all lie below its threshold
@@ -216,11 +217,10 @@ def test_what_children_scored_where_no_parent_is_does_not_matter() -> None:
 
 
 def test_which_implementation_runs() -> None:
-    cpu = torch.device("cpu")
-    assert choose_keep(cpu) == "cpu" and choose_keep(cpu, "reference") == "reference"
-    assert choose_keep(torch.device("cuda")) == "reference"
-    with pytest.raises(ValueError, match="triton"):
-        choose_keep(cpu, "triton")
+    for choose in (choose_keep, choose_significant):
+        assert choose(torch.empty(0)) == "cpu" and choose(torch.empty(0), "triton") == "triton"
+        with pytest.raises(ValueError, match="fortran"):
+            choose(torch.empty(0), "fortran")
     parents, blocks, score_N = family(1, 1, torch.float32)
-    with pytest.raises(ValueError, match="triton"):
-        admit(score_N, blocks, parents, 1, 1, "triton")
+    with pytest.raises(ValueError, match="cuda"):
+        admit(score_N, blocks, parents, 1, 1, "cuda")

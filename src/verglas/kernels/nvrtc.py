@@ -14,9 +14,13 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Argument: TypeAlias = "Tensor | int | float | ctypes.Array[ctypes.c_char] | None"
+MAX_DYNAMIC_SHARED = 8  # the driver's number of this attribute
 
 
 class NvrtcError(RuntimeError):
@@ -26,47 +30,57 @@ class NvrtcError(RuntimeError):
 class Kernel:
     """A compiled function on one device."""
 
-    def __init__(self, function: ctypes.c_void_p, context: ctypes.c_void_p, name: str) -> None:
-        self._function, self._context, self._name = function, context, name
+    def __init__(self, function: ctypes.c_void_p, context: ctypes.c_void_p, name: str, shared: int) -> None:
+        self._function, self._context, self._name, self._shared = function, context, name, shared
 
-    def __call__(self, grid: tuple[int, int], threads: int, *arguments: Tensor | int | float | None) -> None:
+    def __call__(self, grid: tuple[int, int], threads: int, *arguments: Argument) -> None:
         """Launch `grid` blocks of `threads` threads on torch's current stream; NvrtcError if the driver refuses.
 
-        Tensors and None are passed as pointers, int as 32-bit int, float as float.
+        Tensors and None are passed as pointers, int as 32-bit int, float as float, arrays of ctypes by value.
         """
         values = [_argument(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         driver, stream = _driver(), ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         _check(driver.cuCtxPushCurrent_v2(self._context), "cuCtxPushCurrent")
         try:
-            code = driver.cuLaunchKernel(self._function, *grid, 1, threads, 1, 1, 0, stream, pointers, None)
+            code = driver.cuLaunchKernel(self._function, *grid, 1, threads, 1, 1, self._shared, stream, pointers, None)
             _check(code, f"launch of {self._name} on {grid} blocks")
         finally:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
-def load(source: Path, name: str, device: torch.device, defines: Sequence[str] = ()) -> Kernel:
+def load(
+    source: Path, name: str, device: torch.device, defines: Sequence[str] = (), family: str = "", shared: int = 0
+) -> Kernel:
     """The function `name` of a .cu file, ready for `device`, compiled now unless the cache has it.
 
-    defines: "NAME=VALUE" for the preprocessor. NvrtcError with the compiler's log if it cannot be had.
+    defines: "NAME=VALUE" for the preprocessor; family: suffix of the architecture ("a": what only this generation has);
+    shared: bytes of shared memory that a launch adds to the kernel's own. NvrtcError with the compiler's log if it cannot be had.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _load(source, name, index, tuple(defines))
+    return _load(source, name, index, tuple(defines), family, shared)
 
 
 @lru_cache(maxsize=64)
-def _load(source: Path, name: str, index: int, defines: tuple[str, ...]) -> Kernel:
-    module, context = _module(source, index, defines)
+def _load(source: Path, name: str, index: int, defines: tuple[str, ...], family: str, shared: int) -> Kernel:
+    module, context = _module(source, index, defines, family)
     function = ctypes.c_void_p()
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"finding {name}")
-    return Kernel(function, context, name)
+    if shared:
+        _check(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"shared memory of {name}")
+    return Kernel(function, context, name, shared)
+
+
+def driver_call(name: str, *arguments: object) -> None:
+    """Call a function of the CUDA driver; NvrtcError if it fails."""
+    _check(getattr(_driver(), name)(*arguments), name)
 
 
 @lru_cache(maxsize=64)
-def _module(source: Path, index: int, defines: tuple[str, ...]) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+def _module(source: Path, index: int, defines: tuple[str, ...], family: str) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     driver = _driver()
     major, minor = torch.cuda.get_device_capability(index)
-    code = machine_code(source.read_text(), f"sm_{major}{minor}", [f"-D{define}" for define in defines])
+    code = machine_code(source.read_text(), f"sm_{major}{minor}{family}", [f"-D{define}" for define in defines])
     device, context, module = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
     _check(driver.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
     _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
@@ -123,7 +137,9 @@ def _compile(library: ctypes.CDLL, source: str, options: list[str]) -> bytes:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _argument(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float:
+def _argument(value: Argument) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.Array[ctypes.c_char]:
+    if isinstance(value, ctypes.Array):
+        return value
     if value is None:
         return ctypes.c_void_p(0)
     if isinstance(value, Tensor):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from importlib import import_module
+from types import ModuleType
+
 from torch import Tensor
 
 from verglas.kernels.blocks import Blocks
@@ -12,13 +14,11 @@ from verglas.kernels.keep.reference import Kept, keep_reference, posterior_refer
 def keep(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by_shift: bool = False, implementation: str = "auto") -> Kept:
     """The smallest blocks that hold the samples at or above their particle's threshold (see `keep_reference`).
 
-    implementation: "auto" (Numba on the CPU, torch on a GPU), "reference" or "cpu".
+    implementation: "auto" (see `choose_keep`), "reference", "cpu" or "triton" (float32 alone).
     """
-    if choose_keep(log_weight_N.device, implementation) == "reference":
-        return keep_reference(log_weight_N, blocks, threshold_B, by_shift)
-    from verglas.kernels.keep.cpu import keep_cpu
-
-    return keep_cpu(log_weight_N, blocks, threshold_B, by_shift)
+    module = _module(choose_keep(log_weight_N, implementation))
+    kept: Kept = getattr(module, f"keep_{module.__name__.rpartition('.')[2]}")(log_weight_N, blocks, threshold_B, by_shift)
+    return kept
 
 
 def posterior(
@@ -28,20 +28,23 @@ def posterior(
 
     Weights in the precision of `value_N`, the rest float64.
     """
-    if choose_keep(value_N.device, implementation) == "reference":
-        return posterior_reference(value_N, blocks, log_sum_B)
-    from verglas.kernels.keep.cpu import posterior_cpu
+    module = _module(choose_keep(value_N, implementation))
+    found: tuple[Tensor, Tensor, Tensor, Tensor]
+    found = getattr(module, f"posterior_{module.__name__.rpartition('.')[2]}")(value_N, blocks, log_sum_B)
+    return found
 
-    return posterior_cpu(value_N, blocks, log_sum_B)
 
-
-def choose_keep(device: torch.device, implementation: str = "auto") -> str:
-    """Numba on the CPU, else the torch definition."""
+def choose_keep(like: Tensor, implementation: str = "auto") -> str:
+    """Name of the implementation for log weights like these: Numba on the CPU in either precision, else torch."""
     if implementation == "auto":
-        return "cpu" if device.type == "cpu" else "reference"
-    if implementation in ("reference", "cpu"):
+        return "cpu" if like.device.type == "cpu" else "reference"
+    if implementation in ("reference", "cpu", "triton"):
         return implementation
     raise ValueError(f"keep has no implementation {implementation!r}")
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"verglas.kernels.keep.{name}")
 
 
 __all__ = ["Kept", "choose_keep", "keep", "keep_reference", "posterior", "posterior_reference"]

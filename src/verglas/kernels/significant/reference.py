@@ -81,14 +81,16 @@ def _of_runs(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float) -> Significa
 
 def _smallest(value_C: Tensor, weight_C: Tensor, run_C: Tensor, needed_B: Tensor) -> Tensor:
     """Smallest accepted value of each run [B] among its candidates (sorted by run): largest first, until more than needed."""
+    infinite_B = torch.full_like(needed_B, math.inf)
+    if not len(value_C):
+        return infinite_B
     order = torch.argsort(weight_C, descending=True, stable=True)
     order = order[torch.argsort(run_C[order], stable=True)]
     value_C, weight_C, run_C = value_C[order], weight_C[order], run_C[order]
     first_B = torch.searchsorted(run_C, torch.arange(len(needed_B), device=run_C.device))
     before_C = weight_C.cumsum(0) - weight_C
-    start_B = torch.where(first_B < len(before_C), before_C[first_B.clamp_max(max(len(before_C) - 1, 0))], 0.0)
+    start_B = torch.where(first_B < len(before_C), before_C[first_B.clamp_max(len(before_C) - 1)], 0.0)
     accepted_C = before_C - start_B[run_C] <= needed_B[run_C]  # the sum before this one has not crossed yet
-    infinite_B = torch.full_like(needed_B, math.inf)
     return infinite_B.scatter_reduce_(0, run_C[accepted_C], value_C[accepted_C], "amin")
 
 
