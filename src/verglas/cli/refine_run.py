@@ -61,9 +61,9 @@ class Job:
                             ("--offset-step", c.offset_step), ("--offset-range", c.offset_range)):  # fmt: skip
             if not 0 < value < float("inf"):
                 raise InputError(name, f"{value:g}", "a finite number above 0")
-        for name, value in (("--memory", c.memory_gb), ("--image-memory", c.image_memory_gb)):
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(name, f"{value:g} GB", "a finite number above 0", "Leave it out to use what is free.")
+        for name, limit in (("--memory", c.memory_gb), ("--image-memory", c.image_memory_gb)):
+            if limit is not None and not 0 < limit < float("inf"):
+                raise InputError(name, f"{limit:g} GB", "a finite number above 0", "Leave it out to use what is free.")
         if c.offset_range < c.offset_step:
             raise InputError("--offset-range", f"{c.offset_range:g} px", f"at least the step, {c.offset_step:g} px")
         if not 0 <= c.healpix_order <= 6:

@@ -60,8 +60,8 @@ class Machine:
         """The same with no more than that (GB) of the memory that it works on; None: as it is."""
         if gigabytes is None:
             return self
-        name = f"{self.works_on}_memory"
-        return replace(self, **{name: min(gigabytes * costs.GB, self.memory(self.works_on))})
+        limit = min(gigabytes * costs.GB, self.memory(self.works_on))
+        return replace(self, device_memory=limit) if self.works_on == "device" else replace(self, host_memory=limit)
 
     def memory(self, where: Where) -> float:
         """Bytes free there."""
