@@ -18,7 +18,7 @@ from verglas.core.masks import soft_sphere
 from verglas.core.rotations import angular_distance, matrix_from_euler
 from verglas.core.shells import fsc
 from verglas.io.mrc import Map, read_map, write_map
-from verglas.io.star import StarBlock, write_star
+from verglas.io.star import StarBlock, read_star, write_star
 from verglas.maximization.reference import initial_reference
 from verglas.particles.table import ParticleTable
 from verglas.refinement import classes
@@ -133,3 +133,23 @@ def test_maps_of_the_classes_agree(both: Both) -> None:
         curve_S = fsc(map_ZYX * mask_ZYX, same_ZYX * mask_ZYX)
         assert float(curve_S[1 : state.shell_of(30.0) if correlate else radius + 1].min()) >= 0.999
         assert float((map_ZYX * same_ZYX).sum() / same_ZYX.square().sum()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.slow
+def test_relion_goes_on_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next iteration finds the shares that verglas's next one finds (grids are turned otherwise)."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--n", "200", "--box", "32", "--pixel", "6", "--snr", "1", "--seed", "1", "--device", "cpu", "--model", "demo"]
+    assert main(["simulate", *words, "--model", "demo-open", "--weights", "0.7", "0.3", "--out", "set"]) == 0
+    options = ["--diameter", "150", "--initial-resolution", "40", "--healpix-order", "1", "--iterations", "4", "--device", "cpu"]
+    references = [f"set/truth_class00{k}.mrc" for k in (1, 2)]
+    given = ["classify3d", "--particles", "set/particles.star", "--reference", *references, *options]
+    assert main([*given, "--out", "out"]) == 0
+    command = ["relion_refine", "--continue", "out/run_it003_optimiser.star", "--iter", "4", "--o", "out/relion"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    ours, theirs = (read_star(Path(f"out/{name}_it004_model.star"))["model_classes"].frame for name in ("run", "relion"))
+    np.testing.assert_allclose(theirs["rlnClassDistribution"], ours["rlnClassDistribution"], atol=0.03)
+    own, other = (ParticleTable.read(Path(f"out/{name}_it004_data.star")).frame for name in ("run", "relion"))
+    other = other.set_index("rlnImageName").loc[own["rlnImageName"]]
+    assert (own["rlnClassNumber"].to_numpy() == other["rlnClassNumber"].to_numpy()).mean() >= 0.85  # the conformations are alike
