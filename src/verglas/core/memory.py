@@ -49,8 +49,16 @@ def free_device_memory(device: torch.device) -> float:
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return float(min(free, fraction * total - torch.cuda.memory_reserved(device)))
+    return float(min(free, allowed_fraction(device) * total - torch.cuda.memory_reserved(device)))
+
+
+def allowed_fraction(device: torch.device) -> float:
+    """Share of a GPU's memory that PyTorch may take; 1 where it cannot tell."""
+    import torch
+
+    number = torch.cuda.current_device() if device.index is None else device.index
+    tell = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    return 1.0 if tell is None else float(tell(number))
 
 
 def limit_device_memory(device: torch.device, limit: float) -> None:
@@ -58,5 +66,5 @@ def limit_device_memory(device: torch.device, limit: float) -> None:
     import torch
 
     total = torch.cuda.mem_get_info(device)[1]
-    before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    torch.cuda.set_per_process_memory_fraction(min(before, max(limit, 0.0) / total), device)
+    number = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(min(allowed_fraction(device), max(limit, 0.0) / total), number)
