@@ -22,6 +22,7 @@ from verglas.expectation.slices import FineSlices, Slicer
 from verglas.expectation.strong import Strong, find_strong
 from verglas.kernels.admit import Parents, admit
 from verglas.kernels.blocks import Blocks, Wanted
+from verglas.kernels.coarse import Orientations, Power, coarse, split_columns
 from verglas.kernels.compare import compare
 from verglas.kernels.keep import keep, posterior
 from verglas.kernels.shift import shift
@@ -89,6 +90,7 @@ class Searcher:
         self.preparer, self.space, self.coarse_slicer, self.full, self.fine_slices = preparer, space, coarse, full, fine
         self.coarse_OK: Tensor | None = None
         self.coarse_power_OK: Tensor | None = None
+        self.orientations: Orientations | None = None  # of half operands, instead of these two
         self.strong: Strong | None = None
         self.measured = space.operand != torch.float16  # strong coefficients are found with the first batch
 
@@ -108,9 +110,11 @@ class Searcher:
             self.strong = find_strong(prepared.weight_BK, self.full, self.preparer.pixels, count, self.space.grid, whole)
             self.measured = True
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
-        if local is None:
-            return self._coarse(prepared, log_offset_BT)
-        return self._coarse_local(prepared, log_offset_BT, local)
+        if local is not None:
+            return self._coarse_local(prepared, log_offset_BT, local)
+        if self.space.operand == torch.float16:
+            return self._coarse_in_half(prepared, log_offset_BT)
+        return self._coarse(prepared, log_offset_BT)
 
     def fine(self, prepared: Prepared, parents: Parents, significant_B: Tensor, sigma2_S: Tensor | None = None) -> Posterior:
         """Compare the children of coarse samples and keep those that hold `fraction` of the mass."""
@@ -176,9 +180,7 @@ class Searcher:
     def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
         """Significant samples over the whole grid with their priors, and how many each particle has."""
         grid = self.space.grid
-        score_BTO, power_BO = self._cross_and_power(*self._weak(prepared))
-        if self.strong is not None:
-            self._add_strong(self.strong, prepared, score_BTO, power_BO)
+        score_BTO, power_BO = self._cross_and_power(prepared.scored_B2K, prepared.weight_BK)
         n, shifts = score_BTO.shape[:2]
         log_prior_O = self.space.log_prior_O.to(power_BO)
         score_BTO += (log_prior_O - 0.5 * power_BO)[:, None]
@@ -201,14 +203,34 @@ class Searcher:
         cross_BTO = product(images.flatten(2).flatten(0, 1), self.coarse_OK).unflatten(0, images.shape[:2])
         return cross_BTO, weight_BK[:, :count] @ self.coarse_power_OK.T
 
-    def _add_strong(self, strong: Strong, prepared: Prepared, cross_BTO: Tensor, power_BO: Tensor) -> None:
-        """Add what the strong coefficients of the coarse disc give, in single precision."""
-        if strong.coarse_OK is None:
-            strong.coarse_OK = strong.coarse_slicer.coarse(self.space.grid, self._all_orientations()).flatten(1)
-        images = strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.coarse_T2), strong.coarse_count)
-        cross_BTO.flatten(0, 1).addmm_(images.flatten(2).flatten(0, 1), strong.coarse_OK.T)
-        power_OK = strong.coarse_OK.unflatten(1, (2, -1)).square().sum(1)
-        power_BO.addmm_(prepared.weight_BK[:, strong.index_K[: strong.coarse_count]], power_OK.T)
+    def _coarse_in_half(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
+        """As `_coarse` with half-precision operands: scores are reduced as they are made (kernels/coarse)."""
+        count, offset_T2 = self.preparer.coarse_count, self.space.offsets.coarse_T2
+        images_BTL = self.shifted(self._weak(prepared)[0], offset_T2, count).flatten(2)
+        strong, strong_OL = self.strong, None
+        if strong is not None and strong.coarse_count:
+            if strong.coarse_OK is None:
+                strong.coarse_OK = strong.coarse_slicer.coarse(self.space.grid, self._all_orientations()).flatten(1)
+            strong_BTL = strong.shifted(prepared.scored_B2K, self._pixels(offset_T2), strong.coarse_count).flatten(2)
+            columns_BTL, strong_OL = split_columns(strong_BTL, strong.coarse_OK)
+            images_BTL = torch.cat([images_BTL, columns_BTL], 2)
+        if self.orientations is None:
+            self.orientations = self._orientations(strong_OL)
+        weight_BK, log_prior_O = prepared.weight_BK[:, :count].contiguous(), self.orientations.log_prior_O
+        kept, found = coarse(images_BTL, weight_BK, log_offset_BT, self.orientations, self.space.fraction)
+        slice_prior_N = log_prior_O[kept.blocks.slice_N.long()]
+        return Parents(kept.blocks, kept.value_N, slice_prior_N, log_offset_BT.flatten()[kept.shift_at_M]), found.count_B
+
+    def _orientations(self, strong_OL: Tensor | None) -> Orientations:
+        """The coarse grid's slices with the columns of the strong coefficients, their power and prior."""
+        slices_O2K = self.coarse_slicer.coarse(self.space.grid, self._all_orientations())
+        power_OK, slices_OL = slices_O2K.float().square().sum(1), slices_O2K.flatten(1)
+        if strong_OL is not None:
+            assert self.strong is not None and self.strong.coarse_OK is not None
+            strong_O2S = self.strong.coarse_OK.unflatten(1, (2, -1))
+            power_OK[:, self.strong.index_K[: self.strong.coarse_count]] = strong_O2S.square().sum(1)
+            slices_OL = torch.cat([slices_OL, strong_OL], 1)
+        return Orientations(slices_OL, Power.split(power_OK), self.space.log_prior_O.to(power_OK))
 
     def _coarse_local(self, prepared: Prepared, log_offset_BT: Tensor, local: Local) -> tuple[Parents, Tensor]:
         """The same over each particle's own orientations."""
