@@ -59,11 +59,15 @@ __device__ __forceinline__ float span(float x, float y, float z) {  // half the 
 }
 
 // Normal n, lattice vectors a, b (voxels) and the vector v with v.a = 0, v.b = 1 of every slice: the row of p = x a + y b is v.p.
-extern "C" __global__ void slice_geometry(const float *sampling, float4 *slices, int n_slices) {
+// (first_x, first_y), (second_x, second_y): the lattice vectors in the slice, before `sampling`.
+extern "C" __global__ void slice_geometry(
+    const float *sampling, float4 *slices, float first_x, float first_y, float second_x, float second_y, int n_slices) {
     const int r = blockIdx.x * blockDim.x + threadIdx.x;
     if (r >= n_slices) return;
     const float *s = sampling + 9ll * r;
-    const float ax = s[0], ay = s[3], az = s[6], bx = s[1], by = s[4], bz = s[7];
+    const float ax = s[0] * first_x + s[1] * first_y, bx = s[0] * second_x + s[1] * second_y;
+    const float ay = s[3] * first_x + s[4] * first_y, by = s[3] * second_x + s[4] * second_y;
+    const float az = s[6] * first_x + s[7] * first_y, bz = s[6] * second_x + s[7] * second_y;
     const float nx = ay * bz - az * by, ny = az * bx - ax * bz, nz = ax * by - ay * bx;
     const float area2 = nx * nx + ny * ny + nz * nz, scale = rsqrtf(area2);
     const float aa = (ax * ax + ay * ay + az * az) / area2, ab = (ax * bx + ay * by + az * bz) / area2;

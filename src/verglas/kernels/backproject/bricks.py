@@ -1,7 +1,7 @@
 """`backproject` on the GPU without atomics for every sample: warps own bricks of voxels in shared memory (bricks.cu).
 
-Bricks look for the lattice points that fall into them, so they serve coordinates that are integer frequencies. Other
-coordinates, and slices too few to fill the volume, are left to the atomics of triton.py.
+Bricks look for the lattice points that fall into them, so they serve coordinates that form a lattice: frequencies of a box,
+also of another pixel size than the model's, or magnified. Others, and slices too few, are left to the atomics of triton.py.
 """
 
 from __future__ import annotations
@@ -28,40 +28,67 @@ FEWEST, FEWEST_PER_VOXEL = 1_000_000, 0.03  # samples in a call, at all and per 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Integer coordinates, addressed by frequency. table: int32 [2 reach + 1, 2 reach + 1] over (ky, kx): k + 1 where
-    coordinate k is that frequency, -(k + 1) where it is minus that frequency, else 0; extra: repeats, which the table omits.
+    """Coordinates c = i first + j second with integer (i, j).
+
+    basis: first (x, y), second (x, y); reach: largest |i| or |j|. table: int32 [2 reach + 1, 2 reach + 1] over (j, i): k + 1
+    where coordinate k is that point, -(k + 1) where it is minus that point, else 0; extra: repeats, which the table omits.
     """
 
+    basis: tuple[float, float, float, float]
     reach: int
     table: Tensor
     extra: Tensor
+
+    def to(self, device: torch.device) -> Lattice:
+        return Lattice(self.basis, self.reach, self.table.to(device), self.extra.to(device))
 
 
 _lattices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def lattice_of(coordinates_K3: Tensor) -> Lattice | None:
-    """The lattice that coordinates lie on, None if they are not whole numbers with z = 0. Looked at once for each tensor."""
+    """The lattice that coordinates lie on, None if they do not (or not with z = 0). Looked for once for each tensor."""
     if coordinates_K3 not in _lattices:
-        _lattices[coordinates_K3] = _find_lattice(coordinates_K3.detach())
+        lattice = _find_lattice(coordinates_K3.detach().double().cpu())
+        _lattices[coordinates_K3] = None if lattice is None else lattice.to(coordinates_K3.device)
     return _lattices[coordinates_K3]
 
 
 def _find_lattice(coordinates_K3: Tensor) -> Lattice | None:
-    whole_K3 = coordinates_K3.round()
-    reach = float(whole_K3.abs().max()) if len(whole_K3) else 0.0
-    if not bool((whole_K3 == coordinates_K3).all()) or bool(whole_K3[:, 2].any()) or reach > 16383:
+    xy_K2 = coordinates_K3[:, :2]
+    basis_22 = _shortest(xy_K2)
+    if basis_22 is None or bool(coordinates_K3[:, 2].any()):
         return None
-    width, index_K = 2 * int(reach) + 1, torch.arange(len(whole_K3), device=whole_K3.device)
-    place_K = (whole_K3[:, 1] * width + whole_K3[:, 0]).double().round().long()  # minus the place is that of minus the point
-    first = torch.full((width * width // 2 + 1,), len(index_K), device=index_K.device)
+    steps_K2 = torch.linalg.solve(basis_22, xy_K2, left=False).round()
+    basis_22 = torch.linalg.solve(steps_K2.T @ steps_K2, steps_K2.T @ xy_K2)  # all points together know it best
+    whole_22 = basis_22.round()
+    basis_22 = torch.where((basis_22 - whole_22).abs() < 1e-9, whole_22, basis_22)  # so that p_x = 0 stays 0
+    reach = int(steps_K2.abs().max())
+    if float((steps_K2 @ basis_22 - xy_K2).abs().max()) > 4e-7 * float(xy_K2.abs().max()) or reach > 2047:
+        return None  # farther off than float32 rounds, or a table too large
+    width, index_K = 2 * reach + 1, torch.arange(len(xy_K2))
+    place_K = (steps_K2[:, 1] * width + steps_K2[:, 0]).long()  # minus the place is that of minus the point
+    first = torch.full((width * width // 2 + 1,), len(index_K))
     first.scatter_reduce_(0, place_K.abs(), index_K, "amin")
     kept_K = first[place_K.abs()] == index_K
-    table = torch.zeros(width * width, dtype=torch.int32, device=index_K.device)
+    table = torch.zeros(width * width, dtype=torch.int32)
     number = (index_K[kept_K] + 1).int()
     table[width * width // 2 - place_K[kept_K]] = -number
     table[width * width // 2 + place_K[kept_K]] = number  # second, so that the origin counts as itself
-    return Lattice(int(reach), table, (~kept_K).nonzero().squeeze(1))
+    first_x, first_y, second_x, second_y = basis_22.flatten().tolist()
+    return Lattice((first_x, first_y, second_x, second_y), reach, table, (~kept_K).nonzero().squeeze(1))
+
+
+def _shortest(xy_K2: Tensor) -> Tensor | None:
+    """The shortest two points in different directions, as rows: a basis if the points are a lattice around the origin."""
+    length_K = xy_K2.norm(dim=1)
+    length_K = torch.where(length_K > 0, length_K, torch.inf)
+    first_2 = xy_K2[length_K.argmin()]
+    area_K = (first_2[0] * xy_K2[:, 1] - first_2[1] * xy_K2[:, 0]).abs()
+    aside_K = torch.where(area_K > 0.5 * first_2.norm() * length_K, length_K, torch.inf)
+    if not bool(aside_K.isfinite().any()):
+        return None
+    return torch.stack([first_2, xy_K2[aside_K.argmin()]])
 
 
 @lru_cache(maxsize=16)
@@ -138,7 +165,7 @@ def _add_bricks(
     items = _items(rows.radius, rows.half, BRICK_XYZ, device)
     with torch.cuda.device(device):
         slices = torch.empty(3 * n_slices, 4, device=device)
-        geometry((math.ceil(n_slices / 256), 1), 256, sampling, slices, n_slices)
+        geometry((math.ceil(n_slices / 256), 1), 256, sampling, slices, *lattice.basis, n_slices)
         bricks(
             (len(items), math.ceil(n_slices / SLICES_PER_BLOCK)), 32, accumulator_V4, rows.start_ZY, items, slices, lattice.table,
             data, weight, n_slices, n_pixels, lattice.reach, rows.half, rows.limit2,
