@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,19 +57,15 @@ class Timed:
         return statistics.median(self.seconds[2:])
 
 
-def prepared(data: Path, case: tuple[int, int], options: argparse.Namespace, cap: float | None = None) -> driver.Session:
-    """Images read as a command of verglas would, planned for the memory that is free. case: classes, order; cap: bytes of the
-    device, if it is capped."""
+def prepared(data: Path, case: tuple[int, int], options: argparse.Namespace) -> driver.Session:
+    """Images read as a command of verglas would, planned for the memory that is free and allowed. case: classes, order."""
     config = ClassifyConfig(
         diameter=options.diameter, classes=case[0], healpix_order=case[1], initial_resolution=40.0, offset_range=5.0,
         offset_step=2.0, oversampling=1, tau2_fudge=4.0, max_iterations=options.iterations,
     )  # fmt: skip
     table = ParticleTable.read(data / "particles.star")
-    group, machine = table.groups[0], this_machine(options.device)
-    if cap is not None:
-        machine = replace(machine, device_memory=min(cap, machine.device_memory))
     alike = RefineConfig(diameter=options.diameter, healpix_order=case[1], local_from_order=case[1] + 1)  # as large as it gets
-    planned = plan(Problem(len(table), group.box, group.pixel_size), alike, machine)
+    planned = plan(Problem.of(table), alike, this_machine(options.device))
     planned.check()
     return classes.prepare(table, [read_map(data / "start.mrc")], config, options.device, planned=planned)
 
@@ -175,12 +171,11 @@ def title_of(case: tuple[int, int]) -> str:
 
 def capped(data: Path, options: argparse.Namespace, free: dict[str, float]) -> dict[str, float]:
     """The cases of one class again in `options.cap` GB of the device, and how many times longer that takes than in `free`."""
-    cap = options.cap * 1e9
     found: dict[str, float] = {}
-    torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(options.cap * 1e9 / torch.cuda.get_device_properties(0).total_memory)
     for case in CASES:
         if case[0] == 1:
-            title, session = title_of(case), prepared(data, case, options, cap)
+            title, session = title_of(case), prepared(data, case, options)
             seconds = timed(session, options.iterations, f"{title}, {options.cap:g} GB").steady
             found |= {f"{title} capped s": seconds, f"{title} capped ratio": seconds / free[f"{title} s"]}
     return found

@@ -57,8 +57,7 @@ def summed(data: Path, config: RefineConfig, device: torch.device, age: float = 
     """Seconds of each kind, their counts, and the sum. data: folder of a simulated set; age: seconds that starting took."""
     begin = time.perf_counter()
     table = ParticleTable.read(data / "particles.star")
-    group = table.groups[0]
-    planned = plan(Problem(len(table), group.box, group.pixel_size), config, this_machine(device))
+    planned = plan(Problem.of(table), config, this_machine(device))
     session = driver.prepare(table, read_map(data / "start.mrc"), config, device, planned=planned)
     found = {"before the first iteration s": age + time.perf_counter() - begin}
     total = found["before the first iteration s"]

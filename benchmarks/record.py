@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,7 +133,7 @@ def flat(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
     if isinstance(content, Mapping):
         items: Iterable[tuple[Any, Any]] = content.items()
     elif isinstance(content, list):
-        items = [parts_of(number, value) for number, value in enumerate(content, 1)]
+        items = told_apart([parts_of(number, value) for number, value in enumerate(content, 1)])
     else:
         if isinstance(content, int | float):
             yield name, float(content)
@@ -147,6 +148,15 @@ def parts_of(number: int, value: Any) -> tuple[str, Any]:
         return str(number), value
     title = " ".join(str(one) for one in value.values() if isinstance(one, int | str))
     return title, {key: one for key, one in value.items() if not isinstance(one, int | str)}
+
+
+def told_apart(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Items with (1), (2) after those names that come more than once."""
+    count, number, found = Counter(name for name, _ in items), Counter[str](), []
+    for name, value in items:
+        number[name] += 1
+        found.append((f"{name} ({number[name]})" if count[name] > 1 else name, value))
+    return found
 
 
 def compare(before: Record, after: Record) -> list[tuple[str, float, float, float]]:

@@ -98,6 +98,13 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         programs=("relion_reconstruct",),
     ),
     Benchmark(
+        "streaming", "an iteration with a tenth of the images in memory, cold page cache", "long", "cpu", 1800, "streaming",
+        ("--keep", "{work}"),
+        bars=(
+            Bar("m", "20,000 x 128 px, 131 MB of images: times the slower of disk and compute", "streamed ratio", "<=", 1.15),
+        ),
+    ),
+    Benchmark(
         "refine_small", "a whole refinement of 300 x 32 px, made-up molecule, without RELION", "cpu", "cpu", 60, "refine_small",
         ("--work", "{work}"),
     ),
@@ -124,6 +131,14 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         bars=tuple(
             Bar("h", f"backprojection, {box} px, random and in clusters", f"rates / {box} * / backproject G/s", ">=", rate, "G/s")
             for box, rate in ((64, 20), (128, 15), (256, 10))
+        ),
+    ),
+    Benchmark(
+        "gpu_coarse", "the coarse search: products, reduction, posterior, lists", "gpu", "gpu", 40, "gpu_coarse",
+        bars=(
+            *(Bar("f", f"coarse search, K = {k:,}: share of product rate", f"table / {k} * / share of best product", ">=", 0.6)
+              for k in (6427, 1060)),
+            Bar("f", "coarse search, K = 265: share of the bound by one read", "table / 265 * / share of one read", ">=", 0.6),
         ),
     ),
     Benchmark(

@@ -82,6 +82,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_figures_of_nested_json_have_names_that_tell() -> None:
     found = [{"box": 64, "kind": "random", "rate G/s": 9.5}, {"box": 64, "kind": "clusters", "rate G/s": 8.0}]
+    alike = {"table": [{"K": 7, "ms": 0.5}, {"K": 7, "ms": 0.25}, {"K": 8, "ms": 1.5}]}
+    assert dict(records.flat(alike)) == {"table / 7 (1) / ms": 0.5, "table / 7 (2) / ms": 0.25, "table / 8 / ms": 1.5}
     content = {"device": "x", "rates": found, "times": [0.5, 2.0], "n": 3}
     assert dict(records.flat(content)) == {
         "rates / 64 random / rate G/s": 9.5, "rates / 64 clusters / rate G/s": 8.0, "times / 1": 0.5, "times / 2": 2.0, "n": 3.0,
