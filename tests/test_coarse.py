@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,40 @@ def test_single_precision_alone() -> None:
     for fraction, name in ((1.0, "reference"), (0.5, "fortran")):
         with pytest.raises(ValueError, match="fraction" if fraction == 1 else "fortran"):
             coarse(images, weight, log_offset, orientations, fraction, name)
+
+
+KINDS = dict.fromkeys(["start_B", "samples_B", "before", "number", "best", "accepted_B"], "*i64")
+KINDS |= dict.fromkeys(["slice_ptr", "shift_ptr", "value_ptr", "ptr", "new_slice_ptr", "new_shift_ptr", "new_value_ptr"], "*i64")
+KINDS |= dict.fromkeys(["count", "count_B", "kept_B", "room_B", "place", "used", "best_B"], "*i32")
+KINDS |= dict.fromkeys(["sum_BP", "total_B", "target_B", "log_sum_B", "threshold_B", "by_slice", "by_shift", "entropy"], "*fp64")
+KINDS |= dict.fromkeys(["length", "words", "shift_entry", "entries", "first_b", "stride", "n_rows", "n_shifts"], "i32")
+KINDS |= {"n_slices": "i32", "n_particles": "i32", "log_rest": "fp32", "depth": "fp32", "share": "fp32"}
+KINDS |= {"power": "tensordesc<fp16[128, 64]>"}
+SIZES = {"STEP": 64, "PARTS": 16, "PLACED": True, "BY_SHIFT": True, "MARK": True, "WORDS": 32, "SLICES": 32, "SHIFTS": 32}
+SIZES |= {"ROWS": 128, "COLUMNS": 128}
+KERNELS = ["coarse bias", "coarse scan", "coarse finish", "coarse best", "significant sum", "significant list"]
+KERNELS += ["significant threshold", "keep count", "keep pointer", "keep list", "keep samples", "keep posterior"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_a_gpu_that_need_not_be_there(name: str) -> None:
+    """The interpreter accepts what the compiler does not."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    folder, which = name.split()
+    kernel = getattr(import_module(f"verglas.kernels.{folder}.triton"), f"_{which}_kernel")
+    special = {"weight": "tensordesc<fp16[128, 64]>"} if which == "bias" else {"out": "*i64"} if name == "keep list" else {}
+    signature = {one: "constexpr" if one in SIZES else (KINDS | special).get(one, "*fp32") for one in kernel.arg_names}
+    constants = {(at,): SIZES[one] for at, one in enumerate(kernel.arg_names) if one in SIZES}
+    pointers = {(at,): [["tt.divisibility", 16]] for at, one in enumerate(kernel.arg_names) if signature[one][0] == "*"}
+    made = compile_kernel(ASTSource(kernel, signature, constants, pointers), target=GPUTarget("cuda", 90, 32)).asm
+    assert len(made["cubin"]) > 1000
+    if which == "bias":
+        assert "warp_group_dot " in made["ttgir"]
 
 
 def test_in_the_interpreter() -> None:

@@ -88,7 +88,9 @@ def _scan_kernel(
     inside = o < n_slices
     of_particle = tl.load(bias + b * stride + o, mask=inside, other=-float("inf"))
     start, room = tl.load(start_B + b), tl.load(room_B + b)
-    known = tl.load(bound + b)
+    # What other programs may be writing is read by atomics alone: these give all threads of this one the same number, where a
+    # load may not, and threads that then disagree about a branch destroy each other's work.
+    known = tl.atomic_max(bound + b, -float("inf"), sem="relaxed")
     row_0 = tile.to(tl.int64) * n_particles * n_shifts + b * n_shifts
     for t in range(0, n_shifts):
         s = tl.load(cross + (here * n_shifts + t) * n_slices + o, mask=inside, other=0.0) + of_particle
@@ -100,8 +102,7 @@ def _scan_kernel(
             total = tl.sum(tl.exp(s - tl.where(largest > -float("inf"), largest, 0.0)), 0)
             log_sum = top + tl.log(total)
             if log_sum > known:
-                tl.atomic_max(bound + b, log_sum, sem="relaxed")
-            known = tl.maximum(known, tl.maximum(log_sum, tl.load(bound + b, volatile=True)))
+                known = tl.maximum(log_sum, tl.atomic_max(bound + b, log_sum, sem="relaxed"))
             if top >= known + share:
                 take = s >= known + share - offset
                 one = take.to(tl.int32)
