@@ -11,24 +11,37 @@ from verglas.kernels.blocks import Blocks
 from verglas.kernels.keep.reference import Kept, keep_reference
 from verglas.kernels.significant.reference import Significance, significant_reference
 
+ALIGNED = 256  # rows of `Power` are filled up to a multiple of this
+
 
 @dataclass(frozen=True)
 class Power:
-    """|P|^2 (both planes) of each slice and coefficient as scale_K (high + low): float16 [2, O, K], float32 [K] (powers of 2)."""
+    """|P|^2 (both planes) of `count` slices: mean_K + scale_K (high + low), float32 [K], scales being powers of 2.
 
-    halves_2OK: Tensor
+    halves: float16 [O', 3 K], rows of high, low and high again (for the low half of weights); O' >= count, filled with zeros.
+    Without its mean a sum over K stays small: tensor cores drop what is below the last bit of a sum, always downwards.
+    """
+
+    halves: Tensor
     scale_K: Tensor
+    mean_K: Tensor
+    count: int
 
     @classmethod
     def split(cls, power_OK: Tensor) -> Power:
-        """Of float32 powers [O, K]; the error is 2^-23 of each, and at most 2^-25 of its coefficient's largest."""
-        largest_K = power_OK.amax(0).clamp_min(torch.finfo(torch.float32).tiny)
+        """Of float32 powers [O, K]; the error is at most 2^-22 of the largest deviation of a coefficient."""
+        mean_K = power_OK.mean(0)
+        deviation_OK = power_OK - mean_K
+        largest_K = deviation_OK.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny)
         scale_K = torch.exp2(torch.ceil(torch.log2(largest_K)))
-        return cls(split_halves(power_OK / scale_K), scale_K)
+        high, low = split_halves(deviation_OK / scale_K)
+        halves = torch.nn.functional.pad(torch.cat([high, low, high], 1), (0, 0, 0, -len(power_OK) % ALIGNED))
+        return cls(halves, scale_K, mean_K, len(power_OK))
 
     def whole(self) -> Tensor:
         """[O, K], float64."""
-        return self.halves_2OK.double().sum(0) * self.scale_K
+        high, low, _ = self.halves[: self.count].double().chunk(3, 1)
+        return self.mean_K + self.scale_K * (high + low)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from verglas.kernels.blocks import Blocks
 from verglas.kernels.coarse import hopper
@@ -25,14 +24,13 @@ from verglas.kernels.keep.triton import Samples, compact, parts_of
 from verglas.kernels.significant.reference import Significance
 from verglas.kernels.significant.triton import MARGIN, log_rest, thresholds
 
-FUSED_LENGTH = 3000  # longest rows for which the fused product is the faster way
+FUSED_LENGTH = 16384  # longest rows that take the fused product: 81 % of the library's rate at 12,854, benchmarks/NOTES.md
 GROUP = 16  # tiles of rows of the fused product that share slices in the cache
 SCAN_COLUMNS, SCAN_WARPS, SCAN_STAGES = 2048, 8, 3  # of a program that reads scores
 SCANNED = 24  # particles whose scores are in memory at a time: they pass through the cache
-BIAS_ROWS, BIAS_COLUMNS, BIAS_STEP, BIAS_WARPS, BIAS_STAGES = 128, 128, 64, 8, 3
 DEPTH = 30.0  # a part of a row that nowhere comes so near the sum is left out of it: 1e6 such samples hold 1e-7 of it
 CAPACITY = 2**15  # candidates of a particle; where there are more, everything is done again with lists of counted length
-LARGEST_NORM = 2.0**14  # of a norm in its unit: half precision holds it
+LARGEST_WEIGHT = 2.0**10  # of a weight in its unit: half precision holds it
 
 
 @dataclass(frozen=True)
@@ -51,29 +49,6 @@ class Candidates:
     bound_B: Tensor
     top: Tensor
     sum: Tensor
-
-
-@triton.jit(do_not_specialize=["n_particles", "n_slices"])
-def _bias_kernel(
-    weight, power, unit_B, prior_O, bias, n_particles, n_slices, stride, length,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """bias [B, stride] = prior - 1/2 unit sum_k weight power, from high and low halves of both ([2 B, K], [2 O, K]).
-
-    Low times low is left out: 2^-22 of the sum. Columns that belong to no slice are -inf.
-    """
-    row_0, o_0 = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for k in range(0, length, STEP):
-        high, power_high = weight.load([row_0, k]), power.load([o_0, k]).T
-        total = tl.dot(high, power_high, total)
-        total = tl.dot(weight.load([n_particles + row_0, k]), power_high, total)
-        total = tl.dot(high, power.load([n_slices + o_0, k]).T, total)
-    row, o = row_0 + tl.arange(0, ROWS), o_0 + tl.arange(0, COLUMNS)
-    half_unit = 0.5 * tl.load(unit_B + row, mask=row < n_particles, other=0.0)
-    prior = tl.load(prior_O + o, mask=o < n_slices, other=-float("inf"))
-    at = bias + row.to(tl.int64)[:, None] * stride + o[None, :]
-    tl.store(at, prior[None, :] - half_unit[:, None] * total, mask=(row < n_particles)[:, None] & (o < stride)[None, :])
 
 
 @triton.jit(do_not_specialize=["first_b", "n_particles", "n_slices", "n_shifts"])
@@ -151,28 +126,27 @@ def _best_kernel(value, place, start_B, count_B, top_B, best_B, STEP: tl.constex
     tl.store(best_B + b, best)
 
 
-def biases(weight_BK: Tensor, orientations: Orientations) -> Tensor:
-    """log prior - 1/2 sum_k weight |P|^2 of each particle and slice, float32 [B, O'], where O' > O is filled with -inf.
+def biases(weight_BK: Tensor, orientations: Orientations) -> tuple[Tensor, Tensor]:
+    """(log prior - 1/2 norm of each particle and slice, float32 [B, O'], but for a constant of each particle; that constant [B]).
 
-    NaN where a weight is no number. ValueError if rows of K numbers are not aligned: K must be a multiple of 8.
+    Columns O' > O are -inf. Weights that are no numbers make the constant none.
     """
-    power = orientations.power
-    (n, length), count = weight_BK.shape, power.halves_2OK.shape[1]
-    if length % 8:
-        raise ValueError(f"rows of weights must hold a multiple of 8 numbers, got {length}: pad with zeros")
-    scaled_BK = weight_BK.float() * power.scale_K
-    unit_B = torch.exp2(torch.ceil(torch.log2(scaled_BK.sum(1) / LARGEST_NORM)).clamp_min(-100))
-    weight_2BK = split_halves(torch.nan_to_num(scaled_BK / unit_B[:, None]))
-    stride = -(-count // hopper.COLUMNS) * hopper.COLUMNS
-    bias_BO = torch.empty(n, stride, device=weight_BK.device)
-    weights = TensorDescriptor(weight_2BK.view(2 * n, length), [2 * n, length], [length, 1], [BIAS_ROWS, BIAS_STEP])
-    halves = power.halves_2OK.view(2 * count, length)
-    powers = TensorDescriptor(halves, [2 * count, length], [length, 1], [BIAS_COLUMNS, BIAS_STEP])
-    _bias_kernel[(triton.cdiv(n, BIAS_ROWS), triton.cdiv(stride, BIAS_COLUMNS))](
-        weights, powers, unit_B, orientations.log_prior_O, bias_BO, n, count, stride, length,
-        ROWS=BIAS_ROWS, COLUMNS=BIAS_COLUMNS, STEP=BIAS_STEP, num_warps=BIAS_WARPS, num_stages=BIAS_STAGES,
-    )  # fmt: skip
-    return bias_BO
+    power, weight = orientations.power, weight_BK.float()
+    constant_B = -0.5 * (weight.double() @ power.mean_K.double())
+    scaled_BK = torch.nan_to_num(weight * power.scale_K)
+    unit_B1 = torch.exp2(torch.ceil(torch.log2(scaled_BK.amax(1, keepdim=True) / LARGEST_WEIGHT)).clamp_min(-100))
+    high, low = split_halves(scaled_BK / unit_B1)
+    norm_BO = product(torch.cat([high, high, low], 1), power.halves)  # low times low is left out: 2^-22 of the largest
+    missing = len(power.halves) - power.count
+    prior = torch.nn.functional.pad(orientations.log_prior_O.float(), (0, missing), value=-math.inf)
+    return torch.addcmul(prior, norm_BO, -0.5 * unit_B1, out=norm_BO), constant_B.float()
+
+
+def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
+    """a b^T [M, N] of float16 with float32 sums."""
+    if a_MK.device.type == "cuda":
+        return torch.mm(a_MK, b_NK.T, out_dtype=torch.float32)
+    return a_MK.float() @ b_NK.float().T  # for Triton's interpreter
 
 
 def empty_lists(room_B: Tensor, room: int, rows: int, tiles: int, bound_B: Tensor) -> Candidates:
@@ -201,12 +175,8 @@ def fill(
         return
     (particles, shifts, _), count = images_BTL.shape, len(slices_OL)
     for first in range(0, particles, SCANNED):
-        images_RL = images_BTL[first : first + SCANNED].flatten(0, 1)
-        if images_RL.device.type == "cuda":
-            cross_RO = torch.mm(images_RL, slices_OL.T, out_dtype=torch.float32)
-        else:  # Triton's interpreter
-            cross_RO = images_RL.float() @ slices_OL.float().T
-        _scan_kernel[(triton.cdiv(count, SCAN_COLUMNS), len(images_RL) // shifts)](
+        cross_RO = product(images_BTL[first : first + SCANNED].flatten(0, 1), slices_OL)
+        _scan_kernel[(triton.cdiv(count, SCAN_COLUMNS), len(cross_RO) // shifts)](
             cross_RO, bias_BO, *out, first, particles, count, shifts, bias_BO.shape[1], DEPTH, share,
             COLUMNS=SCAN_COLUMNS, num_warps=SCAN_WARPS, num_stages=SCAN_STAGES,
         )  # fmt: skip
@@ -220,7 +190,8 @@ def coarse_triton(
         raise TypeError(f"the Triton kernels multiply float16, got {images_BTL.dtype} and {orientations.slices_OL.dtype}")
     images, slices_OL = images_BTL.contiguous(), orientations.slices_OL.contiguous()
     (particles, shifts, _), count, device = images.shape, len(slices_OL), images.device
-    log_offset_R, bias_BO = log_offset_BT.float().flatten(), biases(weight_BK, orientations)
+    bias_BO, constant_B = biases(weight_BK, orientations)
+    log_offset_R = (log_offset_BT.float() + constant_B[:, None]).flatten()
     tiles = triton.cdiv(count, hopper.COLUMNS if fuses(images) else SCAN_COLUMNS)
     each, bound_B = min(CAPACITY, count * shifts), torch.full((particles,), -torch.inf, device=device)
     room_B, room = torch.full((particles,), each, dtype=torch.int32, device=device), particles * each
