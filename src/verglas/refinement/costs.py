@@ -28,12 +28,15 @@ CHOOSING_BYTES = {"cpu": 0, "cuda": 1}  # per sample of the coarse search beside
 CHOOSING_AT_ONCE = {"cpu": 0, "cuda": 2**27 * 9}  # bytes of what is made of some samples at a time to find that out
 LOCAL_ORIENTATIONS = 250  # coarse orientations that a local search compares, about
 LOCAL_OWN = 200  # of them, those that no other particle of the batch shares
+CANDIDATE_BYTES = 2**15 * 16  # of a particle whose scores are reduced as they are made: its list of candidates, and what it becomes
+SCANNED = 24  # particles whose scores are then in memory at a time
 FINE_SHARE = 0.6  # of the memory for batches: what a part of the fine search takes beside the prepared batch
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the memory of a particle in the coarse search depends on. box: px; orientations, offsets: compared with it."""
+    """What the memory of a particle in the coarse search depends on. box: px; orientations, offsets: compared with it;
+    reduced: scores are reduced as they are made (kernels/coarse: global searches with half operands, not by correlation)."""
 
     box: int
     coefficients: int
@@ -41,6 +44,7 @@ class Counts:
     orientations: int
     offsets: int
     local: bool
+    reduced: bool = False
 
 
 def reserved_bytes(counts: Counts, operand: int, full: int) -> float:
@@ -49,6 +53,8 @@ def reserved_bytes(counts: Counts, operand: int, full: int) -> float:
     c = counts
     images = c.offsets * 2 * c.coarse_coefficients * operand
     scores = c.offsets * c.orientations * (3 if c.local else 2) * full
+    if c.reduced:
+        scores = CANDIDATE_BYTES + c.orientations * full
     whole = PREPARING_PER_COEFFICIENT * c.coefficients * full + PREPARING_PER_PIXEL * c.box**2 * full
     slices = LOCAL_OWN * 2 * c.coarse_coefficients * operand if c.local else 0
     return images + scores + whole + slices

@@ -145,10 +145,11 @@ class HalfExpectation:
         images that are streamed fit theirs."""
         local = bool(self.plan.schedule.local_sigma)
         orientations = costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count
+        reduced = self.on.operand == torch.float16 and not local and not self.plan.correlate
         each = costs.reserved_bytes(
             costs.Counts(
                 self.data.groups[0].box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
-                orientations, len(self.plan.offsets.coarse_T2), local,
+                orientations, len(self.plan.offsets.coarse_T2), local, reduced,
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],
         )  # fmt: skip

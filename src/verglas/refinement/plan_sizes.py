@@ -142,29 +142,37 @@ def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Si
     return Sizes(kind, order, orientations, offsets, radius, coarse_radius, samples)
 
 
-def counts(problem: Problem, sizes: Sizes) -> costs.Counts:
-    """What the engine sizes a batch by."""
+def counts(problem: Problem, sizes: Sizes, operand: int) -> costs.Counts:
+    """What the engine sizes a batch by. operand: bytes of a factor of the products."""
+    reduced = operand == 2 and not sizes.searches_locally and sizes.kind != "correlation"
     orientations = costs.LOCAL_ORIENTATIONS if sizes.searches_locally else sizes.orientations
     return costs.Counts(
-        problem.box, sizes.coefficients, sizes.coarse_coefficients, orientations, sizes.offsets, sizes.searches_locally
-    )
+        problem.box, sizes.coefficients, sizes.coarse_coefficients, orientations, sizes.offsets, sizes.searches_locally,
+        reduced,
+    )  # fmt: skip
 
 
 def particles_at_once(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes, working: float) -> int:
     """Particles of a batch when its arrays may take so many bytes; at most a half-set."""
-    each = costs.reserved_bytes(counts(problem, sizes), operand_bytes(config, kind), sum_bytes(config))
+    operand = operand_bytes(config, kind)
+    each = costs.reserved_bytes(counts(problem, sizes, operand), operand, sum_bytes(config))
     return max(1, min(int(working / each), -(-problem.n_particles // 2)))
 
 
 def coarse_bytes(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes, batch: int) -> float:
     """What a batch takes on the coarse grid beside its prepared images: while these are made, or while they are compared."""
-    s, op, c = sum_bytes(config), operand_bytes(config, kind), counts(problem, sizes)
+    s, op = sum_bytes(config), operand_bytes(config, kind)
+    c = counts(problem, sizes, op)
     preparing = (
         costs.PREPARING_PER_PIXEL * c.box**2 * s
         + (costs.PREPARING_PER_COEFFICIENT - costs.PREPARED_PER_COEFFICIENT) * c.coefficients * s
     )
     samples = c.offsets * c.orientations
-    comparing = c.offsets * 2 * c.coarse_coefficients * op + samples * (s + costs.CHOOSING_BYTES[kind]) + 2 * c.orientations * s
+    images = c.offsets * 2 * c.coarse_coefficients * op
+    if c.reduced:
+        comparing = images + costs.CANDIDATE_BYTES + c.orientations * s
+        return batch * max(preparing, comparing) + min(batch, costs.SCANNED) * samples * s
+    comparing = images + samples * (s + costs.CHOOSING_BYTES[kind]) + 2 * c.orientations * s
     if c.local:
         comparing += costs.LOCAL_OWN * 2 * c.coarse_coefficients * op
     return batch * max(preparing, comparing) + min(costs.CHOOSING_AT_ONCE[kind], 9 * batch * samples)
