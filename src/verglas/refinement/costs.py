@@ -28,7 +28,7 @@ CHOOSING_BYTES = {"cpu": 0, "cuda": 1}  # per sample of the coarse search beside
 CHOOSING_AT_ONCE = {"cpu": 0, "cuda": 2**27 * 9}  # bytes of what is made of some samples at a time to find that out
 LOCAL_ORIENTATIONS = 250  # coarse orientations that a local search compares, about
 LOCAL_OWN = 200  # of them, those that no other particle of the batch shares
-CANDIDATE_BYTES = 2**15 * 16  # of a particle whose scores are reduced as they are made: its list of candidates, and what it becomes
+CANDIDATE_BYTES = 2**15 * 16  # of a particle whose scores are reduced as they are made: its candidates, and their lists
 SCANNED = 24  # particles whose scores are then in memory at a time
 FINE_SHARE = 0.6  # of the memory for batches: what a part of the fine search takes beside the prepared batch
 
