@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,9 +95,10 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert not loaded_by("from verglas.cli.main import main; main(['--help'])") & heavy
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "verglas", "--help"], stdout=subprocess.DEVNULL, check=True)
-        seconds.append(time.perf_counter() - start)
+        start = os.times()  # of the children: what other programs on the machine take does not count
+        subprocess.run([sys.executable, "-m", "verglas", "refine", "--help"], stdout=subprocess.DEVNULL, check=True)
+        end = os.times()
+        seconds.append(end.children_user - start.children_user + end.children_system - start.children_system)
     assert min(seconds) < 0.5, seconds
 
 
