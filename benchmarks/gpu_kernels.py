@@ -18,8 +18,8 @@ from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
 from verglas.kernels.backproject import backproject, choose_backproject
 from verglas.kernels.backproject.reference import backproject_reference
+from verglas.kernels.project.cells import project_cells
 from verglas.kernels.project.reference import project_reference
-from verglas.kernels.project.triton import project_triton
 from verglas.maximization.accumulate import Accumulator
 from verglas.projection.volume import FourierVolume
 
@@ -70,9 +70,11 @@ def rates(box: int, clustered: bool) -> dict[str, float | int | str]:
     samples = n * pixels.count
     few = slice(0, 64)
     expected = project_reference(exact_volume.values, rows, sampling[few].double(), coordinates.double())
-    project_error = relative(project_triton(volume.values, rows, sampling[few], coordinates, volume.scale), expected)
-    project_time = seconds(partial(project_triton, volume.values, rows, sampling, coordinates, volume.scale))
-    del volume, exact_volume
+    assert volume.cells is not None
+    project_error = relative(project_cells(volume.cells, sampling[few], coordinates), expected)
+    slices = torch.empty(n, 2, pixels.count, dtype=torch.float16, device="cuda")
+    project_time = seconds(partial(project_cells, volume.cells, sampling, coordinates, None, slices))
+    del volume, exact_volume, slices
     data = torch.randn(n, 2, pixels.count, device="cuda")
     weight = torch.rand(n, pixels.count, device="cuda")
     exact = torch.zeros(rows.count, 4, dtype=torch.float64, device="cuda")
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--slices", type=float, default=1e8, help="slices of the long accumulation")
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name()
-    print(f"{device}, torch {torch.__version__}, padding 2, float16 volume in three copies, float32 sums")
+    print(f"{device}, torch {torch.__version__}, padding 2, float16 volume and slices, float32 sums")
     choice = choose_backproject("cuda", torch.float32)
     print(f"backproject: {choice.name} ({choice.reason})")
     table = [rates(box, clustered) for box in SLICES for clustered in (False, True)]

@@ -17,6 +17,8 @@ from verglas.kernels.project import project
 from verglas.testing import assert_adjoint
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What fresh memory holds in tests: float16 NaN in both halves of a word.
+NAN = {torch.int32: 0x7E007E00, torch.float32: float("nan"), torch.float16: float("nan")}
 DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cpu" if INTERPRETED else "cuda"}
 
 
@@ -162,8 +164,57 @@ def test_cpu_backprojection_with_many_slabs_misses_no_sample(monkeypatch: pytest
     assert relative(case.backproject("cpu", torch.float32), case.backproject("reference", torch.float64)) < 2e-6
 
 
-@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1")
-def test_half_precision_copies_along_three_axes_give_the_same_slices() -> None:
+needs_triton = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1")
+
+
+@needs_triton
+@pytest.mark.parametrize("corners", [4, 8])
+@pytest.mark.parametrize("box, n_slices, radius", [(2, 1, None), (12, 9, None), (10, 3, 3)])
+def test_cells_in_half_precision_give_the_same_slices(
+    box: int, n_slices: int, radius: int | None, corners: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    from verglas.kernels.project.cells import make_cells, project_cells
+
+    case, device = Case(box, n_slices, radius=radius), DEVICES["triton"]
+    case.coordinates = half_plane_pixels(box).coordinates_K3(torch.float64)
+    case.sampling[0] = 2 * torch.eye(3)  # positions on voxels
+    case.values = (case.values * 1000).half().double()
+    expected = case.project("reference", torch.float64)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: empty(*size, dtype=dtype, device=device).fill_(NAN[dtype]))
+    cells = make_cells(case.values.half().to(device), case.rows.to(device), 0.5, corners)
+    factor = torch.linspace(-1, 2, len(case.coordinates))
+    for dtype, error in ((torch.float32, 2e-6), (torch.float16, 4e-4)):
+        out = torch.full_like(expected, torch.nan, dtype=dtype, device=device)
+        assert project_cells(cells, case.sampling.to(device), case.coordinates.to(device), factor, out) is out
+        assert relative(out.cpu(), 0.5 * factor * expected) < error
+    assert project_cells(cells, case.sampling.to(device), case.coordinates.to(device), 1e6 * factor, out).isfinite().all()
+    with pytest.raises(TypeError, match="contiguous"):
+        project_cells(cells, case.sampling.to(device), case.coordinates.to(device), factor, out.double())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("corners", [4, 8])
+def test_a_sample_from_cells_is_two_loads_of_16_bytes(corners: int) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from verglas.kernels.project.cells import _project_cells_kernel as kernel
+
+    types = {"words": "*i32", "plane": "*i32", "order": "*i32", "out": "*fp16", "n_pixels": "i32", "half": "i32"}
+    types["limit2"] = "fp32"
+    constants = {"CORNERS": corners, "BLOCK": 128}
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
+    aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name].startswith("*")}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}, aligned)
+    ptx = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+    assert ptx.count("ld.global.v4") == 2 and "st.shared" not in ptx
+
+
+@needs_triton
+def test_half_precision_volume_gives_the_same_slices() -> None:
     from verglas.projection.volume import FourierVolume
 
     generator = torch.Generator().manual_seed(3)
@@ -171,10 +222,14 @@ def test_half_precision_copies_along_three_axes_give_the_same_slices() -> None:
     poses = random_rotations(9, generator)
     device = DEVICES["triton"]
     pixels = half_plane_pixels(12)
-    expected = FourierVolume.from_map(volume, dtype=torch.float64).slices(poses, pixels)
+    factor = torch.rand(pixels.count, generator=generator)
+    exact = FourierVolume.from_map(volume, dtype=torch.float64)
     halves = FourierVolume.from_map(volume, device=device, dtype=torch.float16)
-    assert halves.values.shape[0] == 3
-    assert relative(halves.slices(poses, pixels.to(device)).cpu(), expected) < 5e-4
+    assert relative(halves.slices(poses, pixels.to(device)).cpu(), exact.slices(poses, pixels)) < 5e-4
+    rounded = torch.empty(9, 2, pixels.count, dtype=torch.float16)
+    expected = exact.slices(poses, pixels, factor, rounded)
+    assert expected is rounded
+    assert relative(halves.slices(poses, pixels.to(device), factor, rounded.to(device)).cpu(), expected.double()) < 5e-4
 
 
 def test_backproject_adds_to_what_is_there() -> None:

@@ -55,16 +55,11 @@ class Slicer:
         return torch.empty(count, 2, len(self.coordinates_K3), dtype=self.dtype, device=self.coordinates_K3.device)
 
     def _into(self, out: Tensor, volume: FourierVolume, rotation_R33: Tensor) -> Tensor:
-        """Fill `out` a part at a time and return it."""
+        """Fill `out` a part at a time and return it. Coefficients too strong for half precision count in single precision."""
         step = max(1, NUMBERS_AT_ONCE.get(self.coordinates_K3.device.type, 2**27) // (2 * len(self.coordinates_K3)))
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)
-            values_R2K = volume.slices(rotation_R33[part], self.coordinates_K3)
-            if self.dtype == torch.float16:
-                # Coefficients too strong for half precision are compared in single precision.
-                out[part] = values_R2K.mul_(self.inverse_K).clamp_(-LARGEST_HALF, LARGEST_HALF)
-            else:
-                torch.mul(values_R2K, self.inverse_K, out=out[part])
+            volume.slices(rotation_R33[part], self.coordinates_K3, self.inverse_K, out[part])
         return out
 
 
