@@ -70,7 +70,7 @@ class HalfExpectation:
         self.common_S = common_noise(self.model.sigma2_noise_GS).to(device)
         grid, self.grid = plan.model_grid, ClassGrid(plan.grid, len(models))
         self.volumes = [
-            FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, device, on.dtype) for model in models
+            FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, device, on.operand) for model in models
         ]
         self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, device, on.dtype) for _ in models]
         groups, micrographs = len(data.groups), len(self.model.scale_M)

@@ -232,7 +232,11 @@ def _image_items(run: RunPlan) -> list[Item]:
 def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """While the reference is transformed."""
     edge, s, where = padded_edge(run.problem.box, run.config.padding), sum_bytes(run.config), run.machine.works_on
-    volume = sphere_count(sizes.radius * run.config.padding) * 2 * s
+    voxels = sphere_count(sizes.radius * run.config.padding)
+    volume = voxels * 2.0 * s
+    if operand_bytes(run.config, run.machine.kind) == 2:
+        small, large = costs.VOXEL_IN_CELLS
+        volume = voxels * (small if voxels * small <= costs.LARGEST_IN_EIGHTS else large)
     return [
         Item("transform of the reference", where, 1.5 * edge**2 * (edge // 2 + 1) * 2 * s),
         Item("reference, packed", where, volume),
