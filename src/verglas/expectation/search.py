@@ -180,7 +180,9 @@ class Searcher:
     def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
         """Significant samples over the whole grid with their priors, and how many each particle has."""
         grid = self.space.grid
-        score_BTO, power_BO = self._cross_and_power(prepared.scored_B2K, prepared.weight_BK)
+        score_BTO, power_BO = self._cross_and_power(*self._weak(prepared))
+        if self.strong is not None:
+            self._add_strong(self.strong, prepared, score_BTO, power_BO)
         n, shifts = score_BTO.shape[:2]
         log_prior_O = self.space.log_prior_O.to(power_BO)
         score_BTO += (log_prior_O - 0.5 * power_BO)[:, None]
@@ -203,16 +205,28 @@ class Searcher:
         cross_BTO = product(images.flatten(2).flatten(0, 1), self.coarse_OK).unflatten(0, images.shape[:2])
         return cross_BTO, weight_BK[:, :count] @ self.coarse_power_OK.T
 
+    def _add_strong(self, strong: Strong, prepared: Prepared, cross_BTO: Tensor, power_BO: Tensor) -> None:
+        """Add what the strong coefficients of the coarse disc give, in single precision."""
+        strong_OK = self._strong_slices(strong)
+        images = strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.coarse_T2), strong.coarse_count)
+        cross_BTO.flatten(0, 1).addmm_(images.flatten(2).flatten(0, 1), strong_OK.T)
+        power_OK = strong_OK.unflatten(1, (2, -1)).square().sum(1)
+        power_BO.addmm_(prepared.weight_BK[:, strong.index_K[: strong.coarse_count]], power_OK.T)
+
+    def _strong_slices(self, strong: Strong) -> Tensor:
+        """Strong coefficients of the coarse grid's slices, single precision [O, 2 K']; made once."""
+        if strong.coarse_OK is None:
+            strong.coarse_OK = strong.coarse_slicer.coarse(self.space.grid, self._all_orientations()).flatten(1)
+        return strong.coarse_OK
+
     def _coarse_in_half(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
         """As `_coarse` with half-precision operands: scores are reduced as they are made (kernels/coarse)."""
         count, offset_T2 = self.preparer.coarse_count, self.space.offsets.coarse_T2
         images_BTL = self.shifted(self._weak(prepared)[0], offset_T2, count).flatten(2)
         strong, strong_OL = self.strong, None
         if strong is not None and strong.coarse_count:
-            if strong.coarse_OK is None:
-                strong.coarse_OK = strong.coarse_slicer.coarse(self.space.grid, self._all_orientations()).flatten(1)
             strong_BTL = strong.shifted(prepared.scored_B2K, self._pixels(offset_T2), strong.coarse_count).flatten(2)
-            columns_BTL, strong_OL = split_columns(strong_BTL, strong.coarse_OK)
+            columns_BTL, strong_OL = split_columns(strong_BTL, self._strong_slices(strong))
             images_BTL = torch.cat([images_BTL, columns_BTL], 2)
         if self.orientations is None:
             self.orientations = self._orientations(strong_OL)
@@ -226,8 +240,8 @@ class Searcher:
         slices_O2K = self.coarse_slicer.coarse(self.space.grid, self._all_orientations())
         power_OK, slices_OL = slices_O2K.float().square().sum(1), slices_O2K.flatten(1)
         if strong_OL is not None:
-            assert self.strong is not None and self.strong.coarse_OK is not None
-            strong_O2S = self.strong.coarse_OK.unflatten(1, (2, -1))
+            assert self.strong is not None
+            strong_O2S = self._strong_slices(self.strong).unflatten(1, (2, -1))
             power_OK[:, self.strong.index_K[: self.strong.coarse_count]] = strong_O2S.square().sum(1)
             slices_OL = torch.cat([slices_OL, strong_OL], 1)
         return Orientations(slices_OL, Power.split(power_OK), self.space.log_prior_O.to(power_OK))

@@ -1,6 +1,7 @@
 """How far the log-probabilities of a precision are from the float64 reference: what the searches themselves compute.
 
-Scores are taken where the search hands them to `significant`: priors are in them, the constant of the image is not. Each
+Scores are taken where the search hands them to `significant`: priors are in them, the constant of the image is not. Where it
+hands images to `coarse` instead, which never has all scores, those that hold nearly all of the weight are asked for. Each
 particle's log-sum is removed, so that what is left are logarithms of posterior weights.
 """
 
@@ -17,11 +18,15 @@ from verglas.expectation import search
 from verglas.expectation.search import Searcher
 from verglas.expectation.slices import LARGEST_HALF, FineSlices, Slicer
 from verglas.kernels.admit import Parents
+from verglas.kernels.coarse import Orientations, coarse
+from verglas.kernels.keep import Kept
 from verglas.kernels.significant import Significance, significant
 from verglas.projection.volume import FourierVolume
 from verglas.refinement.expect import Computing, HalfExpectation
 from verglas.testing.made_up import Problem
 
+NEARLY_ALL = 1 - 1e-7  # of the weight
+LEFT_OUT = -1e6  # score of a sample that holds nothing of it
 NEAR = 12.0  # nats below a particle's best sample, within which errors count
 REFERENCE = Computing(torch.device("cpu"), torch.float64, torch.float64, 0.0)
 
@@ -93,13 +98,31 @@ def scores_of(problem: Problem, on: Computing, rows: Tensor, parents: Parents | 
         seen.append((log_weight_N.detach().cpu().double(), ptr_B1.cpu()))
         return significant(log_weight_N, ptr_B1, fraction)
 
-    with mock.patch.object(search, "significant", recording):
+    def recording_coarse(
+        images_BTL: Tensor, weight_BK: Tensor, log_offset_BT: Tensor, orientations: Orientations, fraction: float
+    ) -> tuple[Kept, Significance]:
+        inputs = (images_BTL, weight_BK, log_offset_BT, orientations)
+        seen.append(dense(coarse(*inputs, NEARLY_ALL)[0], images_BTL.shape[1], len(orientations.slices_OL)))
+        return coarse(*inputs, fraction)
+
+    with mock.patch.object(search, "significant", recording), mock.patch.object(search, "coarse", recording_coarse):
         own, significant_B = searcher.coarse(prepared, offset_B2, half._local(rows))
         mine = own if parents is None else moved(parents, on)
         searcher.fine(prepared, mine, significant_B)
     true_K2 = searcher.full(problem.poses.rotation_B33[rows]).double().square().sum(1)
     power_snr_B = (true_K2 * prepared.weight_BK.double()).sum(1).cpu()
     return Scores(*seen[0], *seen[1], own, power_snr_B)
+
+
+def dense(kept: Kept, shifts: int, slices: int) -> tuple[Tensor, Tensor]:
+    """Scores of all samples, shift by shift, from those that were kept, and where each particle's begin; on the CPU."""
+    blocks = kept.blocks
+    particle_N, slice_at_N, shift_at_N = blocks.sample_indices()
+    place_N = (particle_N * shifts + blocks.shift_M[shift_at_N].long()) * slices + blocks.slice_N[slice_at_N].long()
+    score_N = torch.full((blocks.particles * shifts * slices,), LEFT_OUT, dtype=torch.float64)
+    value_N = kept.value_N.double().cpu()
+    score_N[place_N.cpu()] = torch.where(value_N > -torch.inf, value_N, LEFT_OUT)
+    return score_N, torch.arange(blocks.particles + 1) * (shifts * slices)
 
 
 def moved(parents: Parents, on: Computing) -> Parents:
