@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,8 +34,9 @@ class Blocks:
     def particles(self) -> int:
         return len(self.slice_ptr_B1) - 1
 
-    @property
+    @cached_property
     def samples(self) -> int:
+        """Number of samples. On a GPU the first question waits for the device."""
         return int(self.value_ptr_B1[-1])
 
     def shape(self, particle: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from verglas.kernels import choose, implementation_of
 from verglas.kernels.admit.reference import Parents, admit_reference
 from verglas.kernels.blocks import Blocks
 
@@ -13,17 +14,10 @@ def admit(
 ) -> None:
     """Add the parents' log priors to the children's scores in place, -inf where the parent was left out.
 
-    implementation: "auto" (Numba on the CPU, torch on a GPU), "reference" or "cpu".
+    implementation: "auto", "reference", "cpu" (either precision) or "triton" (float32); see `verglas.kernels.choose`.
     """
-    name = implementation if implementation != "auto" else "cpu" if score_N.device.type == "cpu" else "reference"
-    if name == "reference":
-        admit_reference(score_N, blocks, parents, slices_each, shifts_each)
-    elif name == "cpu":
-        from verglas.kernels.admit.cpu import admit_cpu
-
-        admit_cpu(score_N, blocks, parents, slices_each, shifts_each)
-    else:
-        raise ValueError(f"admit has no implementation {name!r}")
+    name = choose(score_N.device, score_N.dtype, implementation).name
+    implementation_of("admit", name)(score_N, blocks, parents, slices_each, shifts_each)
 
 
 __all__ = ["Parents", "admit", "admit_reference"]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from verglas.kernels import choose_single, implementation_of
 from verglas.kernels.blocks import Blocks, Wanted
+from verglas.kernels.compare.reference import compare_reference
 
 
 def compare(
@@ -14,10 +15,10 @@ def compare(
 ) -> Tensor:  # fmt: skip
     """Scores of all samples (see `compare_reference`).
 
-    wanted: samples that nobody asks for may be left out; the CPU kernel does.
+    wanted: samples that nobody asks for may be left out (the compiled kernels do): what stands there then means nothing.
     implementation: "auto", "reference", "cpu" or "triton"; see `verglas.kernels.choose` (float64 runs the reference).
     """
     name = choose_single(weight_BK, implementation)
-    if name == "cpu":
-        return implementation_of("compare", name)(shifted_BT2K, weight_BK, slices_U2K, blocks, wanted)
-    return implementation_of("compare", name)(shifted_BT2K, weight_BK, slices_U2K, blocks)
+    if name == "reference":
+        return compare_reference(shifted_BT2K, weight_BK, slices_U2K, blocks)
+    return implementation_of("compare", name)(shifted_BT2K, weight_BK, slices_U2K, blocks, wanted)

@@ -1,10 +1,11 @@
-"""`spectra` on the GPU: a program takes one particle and a block of coefficients and runs through the particle's slices.
+"""`spectra` on the GPU: a program takes one particle and some patches of coefficients and runs through the particle's slices.
 
-* Weights^T (shifts x slices) @ slices (slices x coefficients) on the tensor cores gives for each shift the prediction that its
-  poses expect; the images are read once, at the end. |P|^2 is summed beside it in float32.
-* Slices and shifts whose weights are all 0 are dropped first (`active_lists` of `collect`).
-* float16: the weights enter as two float16 halves (22 bits) relative to the largest weight of the batch.
+* Weights (slices x shifts) @ images (shifts x coefficients) on the tensor cores gives for each slice the image that its poses
+  expect; times the slice that is the cross term, and |P|^2 is summed beside it, both in float32. The images of a patch are
+  read once for all slices.
+* float16: the weights enter as two float16 halves (22 bits) relative to the largest weight of their slice.
 * Shells are summed as a product with the 0/1 matrix of coefficients and shells: no atomics, repeatable.
+* Particles with more shifts than are taken at once go through them in several rounds.
 """
 
 from __future__ import annotations
@@ -15,62 +16,53 @@ import triton.language as tl
 from torch import Tensor
 
 from verglas.kernels.blocks import Blocks
-from verglas.kernels.collect.triton import TINIEST, WEIGHT_SCALE, active_lists, split_weights
-from verglas.kernels.tasks import Tile, lengths, list_tasks, smallest_class
-
-SHIFT_BLOCKS = (16, 32, 64, 128)  # the smallest that holds a particle's active shifts; beyond the last, several rounds
-SLICE_STEP = 32
-COEFFICIENTS = 128
+from verglas.kernels.tasks import COEFFICIENTS, load_weights, patches_at_once, tile_of_weights
 
 
-@triton.jit(do_not_specialize=["n_images"])
+@triton.jit(do_not_specialize=["n_images", "patches"])
 def _spectra_kernel(
-    posterior, shifted, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr,
-    active_slice_ptr, active_slice, active_shift_ptr, active_shift, total, largest, task_particle,
-    cross_out, power_out, n_images, length, one,
-    SHIFTS: tl.constexpr, SLICES: tl.constexpr, COEFFICIENTS: tl.constexpr, HALF: tl.constexpr,
+    posterior, shifted, weight, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, cross_out, power_out,
+    n_images, n_coefficients, patches,
+    SLICES: tl.constexpr, SHIFTS: tl.constexpr, COEFFICIENTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    patches = tl.cdiv(length, COEFFICIENTS)  # a row, real plane and imaginary plane, is one vector of `length` numbers
-    i = tl.load(task_particle + tl.program_id(0) // patches).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64)
     slice_0, shift_0 = tl.load(slice_ptr + i), tl.load(shift_ptr + i)
-    stride = tl.load(shift_ptr + i + 1) - shift_0
-    active_0, used_0 = tl.load(active_slice_ptr + i), tl.load(active_shift_ptr + i)
-    n, m = tl.load(active_slice_ptr + i + 1) - active_0, tl.load(active_shift_ptr + i + 1) - used_0
-    value_0 = tl.load(value_ptr + i) - shift_0
-    unit = tl.maximum(tl.load(largest), TINIEST) / WEIGHT_SCALE  # of the scaled weights
-    per_unit = 1.0 / unit
-    k = (tl.program_id(0) % patches) * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
-    inside = k < length
-    cross = tl.zeros([COEFFICIENTS], tl.float32)
-    power = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
-    for shift_first in range(0, m, SHIFTS):
-        t = shift_first + tl.arange(0, SHIFTS)
-        shift_at = tl.load(active_shift + used_0 + t, mask=t < m, other=0)
-        expected = tl.zeros([SHIFTS, COEFFICIENTS], tl.float32)
-        first_round = tl.where(shift_first == 0, 1.0, 0.0)
-        for first in range(0, n, SLICES):
-            a = first + tl.arange(0, SLICES)
-            slice_at = tl.load(active_slice + active_0 + a, mask=a < n, other=0)
-            p_at = posterior + value_0 + ((slice_at - slice_0) * stride)[None, :] + shift_at[:, None]
-            p = tl.load(p_at, mask=(t < m)[:, None] & (a < n)[None, :], other=0.0)
-            u = tl.load(slice_list + slice_at, mask=a < n, other=0).to(tl.int64)
-            slice_NK = tl.load(slices + (u * length)[:, None] + k[None, :], mask=(a < n)[:, None] & inside[None, :], other=0.0)
-            once = slice_NK * tl.cast(one, slice_NK.dtype)  # a copy for the tensor cores: see the comment in `_compare_kernel`
-            if HALF:
-                high, low = split_weights(p * per_unit)
-                expected = tl.dot(low, once, tl.dot(high, once, expected))
-            else:
-                expected = tl.dot(p, once, expected, input_precision="tf32x3")
-            slice_total = first_round * tl.load(total + slice_at, mask=a < n, other=0.0)
-            power += slice_NK.to(tl.float32) * slice_NK.to(tl.float32) * slice_total[:, None]
-        image = tl.load(shift_list + shift_at, mask=t < m, other=0).to(tl.int64) + i * n_images
-        image_mask = (t < m)[:, None] & inside[None, :]
-        image_MK = tl.load(shifted + (image * length)[:, None] + k[None, :], mask=image_mask, other=0.0)
-        cross += tl.sum(expected * image_MK.to(tl.float32), 0)
-    if HALF:
-        cross *= unit
-    tl.store(cross_out + i * length + k, cross, mask=inside)
-    tl.store(power_out + i * length + k, tl.sum(power, 0), mask=inside)
+    n, m = (tl.load(slice_ptr + i + 1) - slice_0).to(tl.int32), (tl.load(shift_ptr + i + 1) - shift_0).to(tl.int32)
+    own = posterior + tl.load(value_ptr + i)
+    row = 2 * tl.cast(n_coefficients, tl.int64)
+    first_patch = tl.program_id(1) * patches
+    for patch in range(first_patch, tl.minimum(first_patch + patches, tl.cdiv(n_coefficients, COEFFICIENTS))):
+        k = patch * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
+        inside = k < n_coefficients
+        cross = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
+        power = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
+        for first_shift in range(0, m, SHIFTS):
+            t = first_shift + tl.arange(0, SHIFTS)
+            image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64) + i * n_images
+            image_at = shifted + (image * row)[:, None] + k[None, :]
+            image_mask = (t < m)[:, None] & inside[None, :]
+            re_MK = tl.load(image_at, mask=image_mask, other=0.0)
+            im_MK = tl.load(image_at + n_coefficients, mask=image_mask, other=0.0)
+            for first in range(0, n, SLICES):
+                a = first + tl.arange(0, SLICES)
+                high, low, unit, total = load_weights(own, a, n, t, m, HALF)
+                used = total > 0
+                u = tl.load(slice_list + slice_0 + a, mask=used, other=0).to(tl.int64)
+                slice_at = slices + (u * row)[:, None] + k[None, :]
+                slice_mask = used[:, None] & inside[None, :]
+                re = tl.load(slice_at, mask=slice_mask, other=0.0).to(tl.float32)
+                im = tl.load(slice_at + n_coefficients, mask=slice_mask, other=0.0).to(tl.float32)
+                if HALF:
+                    expected_re, expected_im = tl.dot(low, re_MK, tl.dot(high, re_MK)), tl.dot(low, im_MK, tl.dot(high, im_MK))
+                    cross += (expected_re * re + expected_im * im) * unit[:, None]
+                else:
+                    cross += tl.dot(high, re_MK, input_precision="tf32x3") * re
+                    cross += tl.dot(high, im_MK, input_precision="tf32x3") * im
+                power += (re * re + im * im) * total[:, None]
+        at = i * n_coefficients + k
+        w = tl.load(weight + at, mask=inside, other=0.0)
+        tl.store(cross_out + at, tl.sum(cross, 0), mask=inside)
+        tl.store(power_out + at, tl.sum(power, 0) * w, mask=inside)
 
 
 def spectra_triton(
@@ -82,22 +74,17 @@ def spectra_triton(
     if dtype not in (torch.float16, torch.float32) or shifted_BT2K.dtype != dtype:
         raise TypeError(f"images and slices must both be float16 or both float32, got {shifted_BT2K.dtype} and {dtype}")
     posterior, shifted, slices = posterior_N.float().contiguous(), shifted_BT2K.contiguous(), slices_U2K.contiguous()
-    n_images, length = shifted.shape[1], 2 * shifted.shape[3]
-    active = active_lists(posterior, blocks)
-    n_B, m_B = lengths(active.slice_ptr_B1), lengths(active.shift_ptr_B1)
-    cross_BL, power_BL = torch.zeros(2, blocks.particles, length, device=slices.device).unbind()
-    largest = torch.cat([active.peak_N, active.peak_N.new_zeros(1)]).max()
-    tiles = [Tile(1 << 30, block, COEFFICIENTS, 8 if block > 64 else 4, 2) for block in SHIFT_BLOCKS]
-    for tasks in list_tasks(n_B, (m_B > 0).long(), smallest_class(m_B, SHIFT_BLOCKS), tiles):
-        tile = tasks.tile
-        _spectra_kernel[(len(tasks.block_J) * triton.cdiv(length, tile.coefficients),)](
-            posterior, shifted, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
-            blocks.value_ptr_B1, active.slice_ptr_B1, active.slice_at_A, active.shift_ptr_B1, active.shift_at_A,
-            active.total_N, largest, tasks.particle_J, cross_BL, power_BL, n_images, length, 1.0,
-            SHIFTS=tile.shifts, SLICES=SLICE_STEP, COEFFICIENTS=tile.coefficients, HALF=dtype == torch.float16,
-            num_warps=tile.warps, num_stages=tile.stages,
+    weight = weight_BK.float().contiguous()
+    n_images, n_coefficients = shifted.shape[1], shifted.shape[3]
+    cross_and_power_2BK = torch.empty(2, blocks.particles, n_coefficients, device=slices.device)
+    at_once, patches = tile_of_weights(blocks, len(posterior)), patches_at_once(blocks.particles, n_coefficients)
+    if blocks.particles:
+        _spectra_kernel[(blocks.particles, triton.cdiv(n_coefficients, COEFFICIENTS * patches))](
+            posterior, shifted, weight, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
+            blocks.value_ptr_B1, *cross_and_power_2BK, n_images, n_coefficients, patches,
+            SLICES=at_once[0], SHIFTS=at_once[1], COEFFICIENTS=COEFFICIENTS, HALF=dtype == torch.float16,
+            num_warps=4, num_stages=1,
         )  # fmt: skip
-    cross_BK = cross_BL.view_as(shifted[:, 0]).sum(1)
-    power_BK = power_BL.view_as(shifted[:, 0]).sum(1) * weight_BK.float()
     in_shell_KS = (shell_K[:, None] == torch.arange(n_shells, device=shell_K.device)).float()
-    return cross_BK @ in_shell_KS, power_BK @ in_shell_KS
+    cross_BS, power_BS = (cross_and_power_2BK.flatten(0, 1) @ in_shell_KS).unflatten(0, (2, -1))
+    return cross_BS, power_BS
