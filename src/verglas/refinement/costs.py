@@ -11,11 +11,10 @@ from dataclasses import dataclass
 GB = 1e9
 
 # Memory of the process before any data: Python, torch, pandas, compiled kernels (CPU); CUDA's libraries on top (GPU).
-PROCESS_BYTES = {"cpu": 0.56 * GB, "cuda": 2.3 * GB}
+PROCESS_BYTES = {"cpu": 0.42 * GB, "cuda": 2.3 * GB}
 CONTEXT_BYTES = 0.75 * GB  # of the device: CUDA's context with the compiled kernels, which nvidia-smi counts, too
-HELD_SHARE = {"cpu": 1.08, "cuda": 1.06}  # of what arrays take at the peak: what the process, or PyTorch on a GPU, holds
+HELD_SHARE = {"cpu": 1.10, "cuda": 1.06}  # of what arrays take at the peak: what the process, or PyTorch on a GPU, holds
 PARTICLE_BYTES = 1200  # of the particle table and the poses, per particle (STAR files have some 25 columns)
-READING_BYTES = 4 * 2**22 * 4  # batches of images read ahead, 2^22 pixels each
 
 # Numbers (of the precision of sums): that preparing one image makes at once, per pixel; of a prepared image, per coefficient.
 PREPARING_PER_PIXEL = 8

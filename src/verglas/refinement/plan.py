@@ -260,10 +260,10 @@ def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
     ]
     on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
     on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept) + (0 if kept else made)
-    return [
-        [*always, Item("coarse search of a batch", where, on_coarse)],
-        [*always, Item("fine search of a batch", where, on_fine)],
-    ]
+    searches = [Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
+    if kind == "cpu":  # what the coarse search has freed is kept (core/memory.py), but too small for the fine one's arrays
+        return [[*always, *searches]]
+    return [[*always, item] for item in searches]
 
 
 def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
