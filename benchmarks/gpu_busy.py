@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 NANOSECONDS = 1e-9
@@ -77,11 +79,11 @@ class Trace:
         """Seconds in which at least one kernel or copy ran."""
         return union((begin, end) for _, begin, end in self.kernels)
 
-    def by_kind(self, folders: Sequence[str]) -> dict[str, float]:
-        """Seconds by kind of kernel, longest first; folders: names of verglas's kernels."""
+    def by_kind(self, owners: Mapping[str, str]) -> dict[str, float]:
+        """Seconds by kind of kernel, longest first; owners: as `kind_of` wants them."""
         total: dict[str, float] = {}
         for name, begin, end in self.kernels:
-            kind = kind_of(name, folders)
+            kind = kind_of(name, owners)
             total[kind] = total.get(kind, 0.0) + end - begin
         return dict(sorted(total.items(), key=lambda pair: -pair[1]))
 
@@ -94,13 +96,25 @@ class Trace:
         return sorted(rows, key=lambda row: -row[2])[:count]
 
 
-def kind_of(name: str, folders: Sequence[str]) -> str:
-    """'compare' for a kernel of kernels/compare, else one of KINDS, else 'elementwise and other'."""
+def kind_of(name: str, owners: Mapping[str, str]) -> str:
+    """The owner of a kernel of that name, else one of KINDS, else 'elementwise and other'."""
+    if name in owners:
+        return owners[name]
     low = name.lower()
-    for kind, marks in KINDS.items():
-        if any(mark in low for mark in marks):
-            return kind
-    return next((folder for folder in folders if folder in low), "elementwise and other")
+    return next((kind for kind, marks in KINDS.items() if any(mark in low for mark in marks)), "elementwise and other")
+
+
+def kernel_owners(kernels: Path) -> dict[str, str]:
+    """Name of each compiled kernel -> the folder below `kernels` (src/verglas/kernels) that defines it, 'keep, significant'
+    where several have one of that name."""
+    owners: dict[str, set[str]] = {}
+    cuda = r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\("
+    for pattern, definition in (("**/*.py", r"^def (\w+_kernel)\("), ("**/*.cu", cuda)):
+        for path in kernels.glob(pattern):
+            folder = path.parent.name if path.parent != kernels else path.stem
+            for name in re.findall(definition, path.read_text(encoding="utf-8"), re.M):
+                owners.setdefault(name, set()).add(folder)
+    return {name: ", ".join(sorted(folders)) for name, folders in owners.items()}
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> float:

@@ -21,7 +21,7 @@ import torch
 import verglas.kernels
 from benchmarks.figures import publish
 from benchmarks.floors import Ceilings, Work, ceilings, floors
-from benchmarks.gpu_busy import traced
+from benchmarks.gpu_busy import kernel_owners, traced
 from benchmarks.simulated import simulated
 from verglas.cli.plan import this_machine
 from verglas.io.mrc import read_map
@@ -33,12 +33,9 @@ from verglas.refinement.plan_sizes import Problem, half_plane_count
 from verglas.refinement.state import State
 from verglas.refinement.step import Iteration, plan_of
 
-KERNELS = sorted(path.parent.name for path in Path(verglas.kernels.__file__).parent.glob("*/triton.py"))
-
-
 STAGES = {  # stage of floors.py -> kinds of kernels that do it
     "preparing": ("transforms", "shift"), "slicing": ("project",), "coarse products": ("products", "coarse"),
-    "fine products": ("compare", "fine"), "backprojection": ("backproject",),
+    "fine products": ("compare", "match"), "backprojection": ("backproject",),
 }  # fmt: skip
 CASES = ((1, 2), (1, 3), (4, 2))  # classes, HEALPix order of the coarse grid
 
@@ -115,7 +112,7 @@ def figures_of(title: str, session: driver.Session, timed: Timed, rates: Ceiling
     found |= {f"{title} floor s": sum(least.values())}
     found |= {f"{title} {name} floor s": value for name, value in least.items()}
     trace = traced(lambda: next_iteration(session, timed.last.state))
-    kinds = trace.by_kind(KERNELS)
+    kinds = trace.by_kind(kernel_owners(Path(verglas.kernels.__file__).parent))
     found |= {f"{title} kernels, {name} s": value for name, value in kinds.items()}
     found |= {f"{title} {stage} s": sum(kinds.get(kind, 0.0) for kind in parts) for stage, parts in STAGES.items()}
     found[f"{title} busy share"] = trace.busy / trace.wall

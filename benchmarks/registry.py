@@ -142,6 +142,13 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ),
     ),
     Benchmark(
+        "gpu_fused", "slices fused with products, at 64, 128, 256 px", "gpu", "gpu", 60, "gpu_fused",
+        bars=tuple(
+            Bar("g", f"slices and products fused, {box} px, T = 32, 128", f"rates / {box} [rc]* / fused G/s", ">=", rate, "G/s")
+            for box, rate in ((64, 90), (128, 75), (256, 50))
+        ),
+    ),
+    Benchmark(
         "gpu_refine", "whole auto-refinement, 5,000 x 128 px: cold, cached, with 11 GB", "gpu", "gpu", 150, "gpu_refine", MODEL,
         files=(C1,),
         bars=(

@@ -17,7 +17,7 @@ from benchmarks import record as records
 from benchmarks import registry, runner, tables, verifier
 from benchmarks.figures import publish
 from benchmarks.floors import Ceilings, Work, floors
-from benchmarks.gpu_busy import Trace, kind_of, union
+from benchmarks.gpu_busy import Trace, kernel_owners, kind_of, union
 from benchmarks.record import Record, Source
 from benchmarks.refinement_run import permuted
 from benchmarks.registry import Bar, Benchmark
@@ -281,10 +281,18 @@ def test_floors_by_hand() -> None:
 def test_time_in_which_any_kernel_ran() -> None:
     assert union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
     trace = Trace([("_compare_kernel", 0, 2), ("nvjet_sm90_hss", 1, 3), ("_compare_kernel", 5, 6)], 10.0)
-    assert trace.busy == 4 and trace.by_kind(["compare"]) == {"compare": 3, "products": 2}
+    assert trace.busy == 4 and trace.by_kind({"_compare_kernel": "compare"}) == {"compare": 3, "products": 2}
     assert trace.longest(1) == [("_compare_kernel", 2, 3)]
-    assert kind_of("Memcpy DtoH (Device -> Pageable)", ["compare"]) == "copies"
-    assert kind_of("vector_add", []) == "elementwise and other"
+    assert kind_of("Memcpy DtoH (Device -> Pageable)", {}) == "copies"
+    assert kind_of("vector_add", {}) == "elementwise and other"
+
+
+def test_kernels_are_told_by_who_defines_them(tmp_path: Path) -> None:
+    cuda = 'extern "C" __global__ void one(int n) {}\nextern "C" __global__ void __launch_bounds__(32) two(int n) {}\n'
+    for name, text in {"a/triton.py": "def _list_kernel(x):\n", "b/triton.py": "def _list_kernel(x):\n", "b/c.cu": cuda}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert kernel_owners(tmp_path) == {"_list_kernel": "a, b", "one": "b", "two": "b"}
 
 
 def test_turning_axes_moves_density_as_the_matrix_says() -> None:
