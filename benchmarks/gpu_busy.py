@@ -6,7 +6,8 @@ import ctypes
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ class Sampler:
         code = getattr(self._nvml, name)(*arguments)
         if code:
             raise OSError(f"{name} answers {code}")
+
+
+@contextmanager
+def utilisation() -> Iterator[Sampler | None]:
+    """A sampler at work; None, and a line that says so, where NVML does not tell."""
+    try:
+        sampler = Sampler()
+    except OSError as error:
+        print(f"utilisation not sampled: {error}", flush=True)
+        yield None
+        return
+    with sampler:
+        yield sampler
 
 
 @dataclass

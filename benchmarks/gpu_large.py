@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import torch
 
 from benchmarks.eight_copies import write_eight
 from benchmarks.figures import publish
-from benchmarks.gpu_busy import Sampler
+from benchmarks.gpu_busy import utilisation
 from benchmarks.iteration_kinds import process_age, summed
 from benchmarks.refinement_run import Run, events, iterations_of, mean_fsc
 from benchmarks.simulated import simulated
@@ -62,7 +63,7 @@ def simulate(options: argparse.Namespace) -> Path:
     defocus = options.work / "defocus.npy"
     np.save(defocus, np.load(options.defocus)[: options.particles])
     words = ["--snr", "0.05", "--cs", "2.0", "--defocus-file", str(defocus), "--float16", "--method", "slices",
-             "--seed", "1", "--device", "cuda"]  # fmt: skip
+             "--seed", "1", "--device", options.device]  # fmt: skip
     return simulated(options.work / "large", str(model), options.particles, BOX, PIXEL, words)
 
 
@@ -89,7 +90,9 @@ def start(options: argparse.Namespace) -> None:
     out = folder_of(options)
     if running(out) or (out / "result.json").exists():
         return
-    words = [sys.executable, "-m", "benchmarks.gpu_large", "attempt", "--work", str(options.work), "--job", options.job]
+    note_killed(out)
+    words = [sys.executable, "-m", "benchmarks.gpu_large", "attempt", "--work", str(options.work), "--job", options.job,
+             "--device", options.device]  # fmt: skip
     with out.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     out.with_suffix(".pid").write_text(str(process.pid))
@@ -99,21 +102,46 @@ def attempt(options: argparse.Namespace) -> None:
     """One process of verglas, timed and watched from outside."""
     data, out = options.work / "large", folder_of(options)
     caches = drop_caches(data)
+    for sign in (".begun", ".alive"):
+        out.with_suffix(sign).touch()
     words = ["--continue", str(out)]
     if not out.exists():
         words = [*COMMANDS[options.job][1:], "--particles", str(data / "particles.star"), "--reference", str(data / "start.mrc"),
                  "--out", str(out), "--diameter", f"{DIAMETER:g}"]  # fmt: skip
-    with Sampler() as watch:
+    with utilisation() as watch:
         begun, begin = time.time(), time.perf_counter()
-        code = subprocess.call([sys.executable, "-m", "verglas", COMMANDS[options.job][0], *words, "--device", "cuda"])
+        command = [sys.executable, "-m", "verglas", COMMANDS[options.job][0], *words, "--device", options.device]
+        code = followed(subprocess.Popen(command), out.with_suffix(".alive"))
         made = Attempt(time.perf_counter() - begin, code, caches)
     here = iterations_of(out)
-    if here and "--continue" not in words:  # of a run that goes on the folder's clock began with the first attempt
+    if here and watch is not None and "--continue" not in words:  # the clock of a run that goes on began with its first attempt
         first, last = Run(out, made.seconds, begun, here).computing_span()
         made.span = last - first
         made.busy = made.span * watch.share(begun + first, begun + last)
+    note(out, made)
+    out.with_suffix(".begun").unlink()
+
+
+def followed(process: subprocess.Popen[bytes], sign: Path) -> int:
+    """Wait for a process, touching `sign` every second while it runs; its exit code."""
+    while True:
+        sign.touch()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=1.0)
+
+
+def note(out: Path, made: Attempt) -> None:
+    """Add to the attempts of the job that writes `out`."""
     with out.with_suffix(".attempts").open("a") as file:
         file.write(json.dumps(asdict(made)) + "\n")
+
+
+def note_killed(out: Path) -> None:
+    """Count an attempt that was killed before it could note itself: until its last sign of life."""
+    begun, alive = out.with_suffix(".begun"), out.with_suffix(".alive")
+    if begun.exists():
+        note(out, Attempt(alive.stat().st_mtime - begun.stat().st_mtime + 1.0, -1, "killed"))
+        begun.unlink()
 
 
 def attempts(out: Path) -> list[Attempt]:
@@ -173,6 +201,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--particles", type=int, default=PARTICLES)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="`wait`: at most so long")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -188,7 +217,7 @@ def main() -> None:
     if options.step == "kinds":
         print(drop_caches(options.work / "large"))
         config = RefineConfig(diameter=DIAMETER, initial_resolution=40.0)
-        publish(summed(options.work / "large", config, torch.device("cuda"), age), options.out)
+        publish(summed(options.work / "large", config, torch.device(options.device), age), options.out)
     if options.step in ("all", "wait"):
         found = wait(options)
         if found is None:

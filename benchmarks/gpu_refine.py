@@ -15,7 +15,7 @@ from pathlib import Path
 
 import verglas
 from benchmarks.figures import publish
-from benchmarks.gpu_busy import Sampler, Trace, traced
+from benchmarks.gpu_busy import Trace, traced, utilisation
 from benchmarks.refinement_run import Run, mean_fsc, refined
 from benchmarks.simulated import simulated
 
@@ -46,14 +46,11 @@ def told(name: str, run: Run) -> None:
 def watched(folder: Path, data: Path, options: list[str], environment: dict[str, str]) -> tuple[Run, dict[str, float]]:
     """A run, and NVML's share of it in which the GPU computed; no such figure where NVML does not tell."""
     particles, start = data / "particles.star", data / "start.mrc"
-    try:
-        sampler = Sampler()
-    except OSError as error:
-        print(f"utilisation not sampled: {error}")
-        return refined(folder, particles, start, options, environment=environment), {}
-    with sampler:
+    with utilisation() as sampler:
         run = refined(folder, particles, start, options, environment=environment)
     begin, end = run.computing_span()
+    if sampler is None:
+        return run, {"first batch to last map s": end - begin}
     return run, {"busy share": sampler.share(run.begun + begin, run.begun + end), "first batch to last map s": end - begin}
 
 
