@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from verglas.core.symmetry import symmetry_matrices
 from verglas.errors import InputError
 from verglas.expectation.local import select_local
 from verglas.expectation.sampling import OrientationGrid
+from verglas.refinement.expect import HalfExpectation
+from verglas.testing.log_probability import REFERENCE
+from verglas.testing.made_up import searched, shell_of_domains, simulate_particles
 
 
 def plain_log_prior(grid: OrientationGrid, pose_33: Tensor, sigma: float) -> Tensor:
@@ -93,3 +97,17 @@ def test_blocks_of_particles_give_what_single_particles_give(monkeypatch: pytest
 def test_impossible_priors_are_refused(sigma: float) -> None:
     with pytest.raises(InputError):
         select_local(OrientationGrid.build(1, 1, "C1"), poses_to_try(4), sigma, "C1")
+
+
+def test_more_orientations_than_32_bits_can_number() -> None:
+    """HEALPix order 9: 2.4e9 orientations in D2. A search near the truth finds it, wherever it lies in their numbering."""
+    problem = simulate_particles(shell_of_domains(900, 0.0, 16.0), 16, 4.0, 16, 400.0, "D2")
+    schedule = replace(problem.plan.schedule, healpix_order=9, local_sigma=0.12, offset_range=1.0, offset_step=1.0)
+    fine = searched(problem, schedule)
+    assert int(select_local(fine.plan.grid, problem.poses.rotation_B33, 0.12, "D2")[1].max()) >= 2**31
+    half = HalfExpectation([fine.model], fine.data, fine.poses, fine.plan, fine.config, REFERENCE)
+    mates_G33 = symmetry_matrices("D2")
+    for rows, found in half.run(torch.arange(16)):
+        for row, rotation_33 in zip(rows.tolist(), found.rotation_B33, strict=True):
+            assert float(angular_distance(rotation_33, problem.poses.rotation_B33[row] @ mates_G33).min()) < 1.0
+    assert float(half.sums.cpu().direction_D.sum()) == pytest.approx(16, rel=0.01)

@@ -266,7 +266,8 @@ class Searcher:
         score_N += (log_prior_N[:, None] + log_offset_BT[owner(local.ptr_B1, len(log_prior_N))]).flatten()
         found = significant(score_N, blocks.value_ptr_B1, self.space.fraction)
         kept = keep(score_N, blocks, found.threshold_B)
-        parents = replace(kept.blocks, slice_N=orientation_U[kept.blocks.slice_N.long()].int())
+        # 64 bits: from HEALPix order 9 on there are more orientations than 32 bits can number.
+        parents = replace(kept.blocks, slice_N=orientation_U[kept.blocks.slice_N.long()])
         shift_prior_M = log_offset_BT.flatten()[kept.shift_at_M]
         return Parents(parents, kept.value_N, log_prior_N[kept.slice_at_N], shift_prior_M), found.count_B
 

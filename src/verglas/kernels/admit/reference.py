@@ -15,7 +15,10 @@ SAMPLES_AT_ONCE = 2**24  # bounds the memory of the index arrays
 
 @dataclass(frozen=True)
 class Parents:
-    """See README.md. slice_prior_N, shift_prior_M: logs, per entry of the lists; kept_N: -inf for pairs left out."""
+    """See README.md. slice_prior_N, shift_prior_M: logs, per entry of the lists; kept_N: -inf for pairs left out.
+
+    blocks.slice_N: numbers of coarse orientations, int64 where they need it.
+    """
 
     blocks: Blocks
     kept_N: Tensor
