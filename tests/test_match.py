@@ -118,6 +118,35 @@ def test_double_precision_runs_the_reference() -> None:
         implementation_of("match", "triton")(source, sampling, shifted, weight, blocks)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_positions_are_rounded_in_one_way_wherever_they_are_computed() -> None:
+    """The compiler computes them once for each layout; sums left free to contract could then differ in the last bit."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from triton import compile as compile_kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from verglas.kernels.match.triton import TILES
+    from verglas.kernels.match.triton import _match_kernel as kernel
+
+    types = dict.fromkeys(["words", "plane", "slice_list", "shift_list", "task_particle", "task_block", "task_count"], "*i32")
+    types |= dict.fromkeys(["slice_ptr", "shift_ptr", "value_ptr"], "*i64") | dict.fromkeys(
+        ["n_images", "n_pixels", "half"], "i32"
+    )
+    types |= {"shifted": "*fp16", "limit2": "fp32"}
+    for tile, registers in TILES:
+        constants = {"CORNERS": 8, "SLICES": tile.slices, "SHIFTS": tile.shifts, "STEP": tile.coefficients}
+        signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
+        aligned = {
+            (at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+        }
+        source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): v for name, v in constants.items()}, aligned)
+        options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": registers}
+        made = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options=options).asm
+        assert made["ttgir"].count("math.fma") >= made["ttgir"].count("math.floor") > 0
+        assert "ld.global.v4" in made["ptx"] and "mma.sync" in made["ptx"]
+
+
 def test_in_the_interpreter() -> None:
     if INTERPRETED or DEVICE == "cuda":
         pytest.skip("the kernels run in this process")

@@ -62,7 +62,9 @@ def _match_kernel(
         ky = tl.load(coordinates + n_pixels + k, mask=mask, other=0.0)[None, :]
         f = tl.load(factor + k, mask=mask, other=0.0)[None, :]
         w = tl.load(weight + i * n_pixels + k, mask=mask, other=0.0)[None, :]
-        px, py, pz = ax * kx + bx * ky, ay * kx + by * ky, az * kx + bz * ky
+        # Rounded in one fixed way: the compiler computes positions twice, in two layouts, and a voxel found from one goes with
+        # the fractions of the other. Left free to contract, they may differ across a voxel boundary.
+        px, py, pz = tl.fma(ax, kx, bx * ky), tl.fma(ay, kx, by * ky), tl.fma(az, kx, bz * ky)
         re, im = interpolate(words, plane, px, py, pz, half, limit2, mask[None, :], CORNERS)
         re, im = rounded(re * f, tl.float16), rounded(im * f, tl.float16)
         wanted = (t < m)[None, :] & mask[:, None]
