@@ -12,8 +12,9 @@ from verglas.expectation.classes import ClassGrid, runs_of
 from verglas.projection.volume import FourierVolume
 
 LARGEST_HALF = 65504.0  # of float16
-# Numbers of the float32 slices before they are scaled and rounded: near the cache on a CPU, few launches on a GPU.
-NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
+ALL_AT_ONCE = 0.7  # share of the orientations from which on all are made together: that spares a copy
+ROWS_COPIED = 4096  # slices made before they are copied to their places in a table
+NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}  # of slices made in one go: bounds what is made from their poses
 
 
 class Slicer:
@@ -35,23 +36,25 @@ class Slicer:
         """[R, 2, K] of coarse orientations of all classes, ascending."""
         return self._of_classes(grid.rotations(orientation_R), grid.class_of(orientation_R))
 
-    def children(self, grid: ClassGrid, fine_index_R: Tensor) -> Tensor:
-        """[R, 2, K] of children (fine indices of all classes, ascending)."""
-        return self._of_classes(grid.child_rotations(fine_index_R), grid.class_of_child(fine_index_R))
+    def children(self, grid: ClassGrid, fine_index_R: Tensor, out: Tensor | None = None) -> Tensor:
+        """[R, 2, K] of children (fine indices of all classes, ascending); out: to be filled and returned."""
+        return self._of_classes(grid.child_rotations(fine_index_R), grid.class_of_child(fine_index_R), out)
 
     def __call__(self, rotation_R33: Tensor) -> Tensor:
         """[R, 2, K] of the first class at poses A."""
-        return self._into(self._empty(len(rotation_R33)), self.volumes[0], rotation_R33)
+        return self._into(self.empty(len(rotation_R33)), self.volumes[0], rotation_R33)
 
-    def _of_classes(self, rotation_R33: Tensor, class_R: Tensor) -> Tensor:
+    def _of_classes(self, rotation_R33: Tensor, class_R: Tensor, out: Tensor | None = None) -> Tensor:
+        out = self.empty(len(rotation_R33)) if out is None else out
         if len(self.volumes) == 1:
-            return self(rotation_R33)
-        out, starts = self._empty(len(rotation_R33)), runs_of(class_R, len(self.volumes))
+            return self._into(out, self.volumes[0], rotation_R33)
+        starts = runs_of(class_R, len(self.volumes))
         for volume, first, last in zip(self.volumes, starts, starts[1:]):
             self._into(out[first:last], volume, rotation_R33[first:last])
         return out
 
-    def _empty(self, count: int) -> Tensor:
+    def empty(self, count: int) -> Tensor:
+        """Memory for slices, [count, 2, K]."""
         return torch.empty(count, 2, len(self.coordinates_K3), dtype=self.dtype, device=self.coordinates_K3.device)
 
     def _into(self, out: Tensor, volume: FourierVolume, rotation_R33: Tensor) -> Tensor:
@@ -64,26 +67,44 @@ class Slicer:
 
 
 class FineSlices:
-    """Slices of the children of coarse orientations: of the whole grid once (`whole`, if that fits), else of those asked for.
+    """Slices of the children of coarse orientations: in a table of the whole grid (`whole`, if that fits), each made when first
+    asked for and kept; else those asked for alone.
 
     `of(orientations)` returns (table [*, 2, K], row of the first child of each orientation); the children of an
-    orientation are consecutive rows.
+    orientation are consecutive rows. Rows that were not asked for mean nothing.
     """
 
     def __init__(self, slicer: Slicer, grid: ClassGrid, whole: bool) -> None:
         self.slicer, self.grid, self.whole = slicer, grid, whole
-        self.table: Tensor | None = None  # made when first asked for: who only wants the slicer pays nothing
+        self.table: Tensor | None = None
+        self.made_O: Tensor | None = None  # coarse orientations whose children are in the table
 
     def of(self, orientation_U: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class. orientation_U: int64, coarse orientations."""
+        """See the class. orientation_U: int64, coarse orientations, ascending."""
         each = self.grid.children_per_orientation
         if self.whole:
-            if self.table is None:
-                every = torch.arange(self.grid.count * each, device=orientation_U.device)
-                self.table = self.slicer.children(self.grid, every)
-            return self.table, orientation_U * each
+            return self._with(orientation_U), orientation_U * each
         own = self.slicer.children(self.grid, child_indices(orientation_U, each))
         return own, each * torch.arange(len(orientation_U), device=orientation_U.device)
+
+    def _with(self, orientation_U: Tensor) -> Tensor:
+        """The table of the whole grid, the children of these orientations in it."""
+        each, count = self.grid.children_per_orientation, self.grid.count
+        if self.table is None or self.made_O is None:
+            self.table = self.slicer.empty(count * each)
+            self.made_O = torch.zeros(count, dtype=torch.bool, device=orientation_U.device)
+        missing_U = orientation_U[~self.made_O[orientation_U]]
+        if len(missing_U) > ALL_AT_ONCE * count and not bool(self.made_O.any()):
+            missing_U = torch.arange(count, device=orientation_U.device)
+        self.made_O[missing_U] = True
+        if len(missing_U) == count:
+            self.slicer.children(self.grid, torch.arange(count * each, device=orientation_U.device), self.table)
+            return self.table
+        at_once = max(1, ROWS_COPIED // each)
+        for part_U in missing_U.split(at_once):
+            rows_R = child_indices(part_U, each)
+            self.table[rows_R] = self.slicer.children(self.grid, rows_R)
+        return self.table
 
 
 def child_indices(orientation_U: Tensor, each: int) -> Tensor:

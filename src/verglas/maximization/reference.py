@@ -107,7 +107,7 @@ def reference_spectrum(map_ZYX: Tensor, padding: float, radius: int) -> Tensor:
 
 def volume_spectrum(volume: FourierVolume) -> Tensor:
     """`reference_spectrum` of a transform that is there already: mean of |V|^2 / 2 over shells round(r / padding)."""
-    values_V2 = volume.values[0] if volume.values.ndim == 3 else volume.values
+    values_V2 = volume.values
     total = torch.zeros(volume.box // 2 + 1, dtype=torch.float64, device=values_V2.device)
     count = torch.zeros_like(total)
     for part, coordinates in coordinate_chunks(volume.rows):

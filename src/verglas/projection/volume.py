@@ -94,6 +94,10 @@ class FourierVolume:
             from verglas.kernels.project.cells import project_cells
 
             return project_cells(self.cells, sampling, coordinates, factor_K, out)
+        if out is not None and out.dtype == self.values.dtype and out.device.type == "cpu":
+            from verglas.kernels.project.cpu import project_cpu
+
+            return project_cpu(self.values, self.rows, sampling, coordinates, factor_K, out)
         slices_R2K = project(self.values, self.rows, sampling, coordinates)
         if factor_K is not None:
             slices_R2K = slices_R2K * factor_K.to(slices_R2K)

@@ -20,7 +20,6 @@ PARTICLE_BYTES = 1200  # of the particle table and the poses, per particle (STAR
 PREPARING_PER_PIXEL = 8
 PREPARING_PER_COEFFICIENT = 16
 PREPARED_PER_COEFFICIENT = 6
-SLICES_MADE_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers of slices before they are rounded (expectation/slices.py)
 
 SAMPLE_BYTES = {"cpu": 12, "cuda": 24}  # per sample of the fine search: score, accepted score, weight; on a GPU indices, too
 CHOOSING_BYTES = {"cpu": 0, "cuda": 1}  # per sample of the coarse search beside its score: whether it is significant

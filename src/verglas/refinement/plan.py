@@ -232,15 +232,19 @@ def _image_items(run: RunPlan) -> list[Item]:
 def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """While the reference is transformed."""
     edge, s, where = padded_edge(run.problem.box, run.config.padding), sum_bytes(run.config), run.machine.works_on
-    voxels = sphere_count(sizes.radius * run.config.padding)
-    volume = voxels * 2.0 * s
-    if operand_bytes(run.config, run.machine.kind) == 2:
-        small, large = costs.VOXEL_IN_CELLS
-        volume = voxels * (small if voxels * small <= costs.LARGEST_IN_EIGHTS else large)
     return [
         Item("transform of the reference", where, 1.5 * edge**2 * (edge // 2 + 1) * 2 * s),
-        Item("reference, packed", where, volume),
+        Item("reference, packed", where, _volume_bytes(run, sizes)),
     ]
+
+
+def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
+    """The reference as slices are cut from it."""
+    voxels = sphere_count(sizes.radius * run.config.padding)
+    if operand_bytes(run.config, run.machine.kind) != 2:
+        return voxels * 2.0 * sum_bytes(run.config)
+    small, large = costs.VOXEL_IN_CELLS
+    return float(voxels * (small if voxels * small <= costs.LARGEST_IN_EIGHTS else large))
 
 
 def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
@@ -250,16 +254,15 @@ def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
     k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
     numbers = coarse * 8**config.oversampling * 2 * k
     kept = not sizes.searches_locally and numbers * op <= run.working_memory
-    made = min(costs.SLICES_MADE_AT_ONCE[kind], numbers) * s
-    table = 0 if sizes.searches_locally else coarse * coarse_k * (2 * op + s)
+    table = 0 if sizes.searches_locally else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
     always = [
-        Item("reference, packed", where, sphere_count(sizes.radius * config.padding) * 2 * s),
+        Item("reference, packed", where, _volume_bytes(run, sizes)),
         Item("slices of the coarse grid", where, table),
         Item("slices of the fine grid", where, numbers * op if kept else 0),
         Item("prepared images of a batch", where, batch * costs.PREPARED_PER_COEFFICIENT * k * s),
     ]
     on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
-    on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept) + (0 if kept else made)
+    on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept)
     searches = [Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
     if kind == "cpu":  # what the coarse search has freed is kept (core/memory.py), but too small for the fine one's arrays
         return [[*always, *searches]]

@@ -27,7 +27,7 @@ _COLUMNS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of volumes in u
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _gather(values, address, fraction, sign, unit, real_out, imaginary_out):
+def _gather(values, address, fraction, sign, unit, factor, real_out, imaginary_out):
     one, two, three = u(1), u(2), u(3)
     for i in range(u(min(AHEAD, len(real_out)))):
         fetch(values, address, i)
@@ -41,12 +41,12 @@ def _gather(values, address, fraction, sign, unit, real_out, imaginary_out):
         im0 = wa * values[a + one] + wb * values[b + one] + wc * values[c + one] + wd * values[d + one]
         re1 = wa * values[a + two] + wb * values[b + two] + wc * values[c + two] + wd * values[d + two]
         im1 = wa * values[a + three] + wb * values[b + three] + wc * values[c + three] + wd * values[d + three]
-        real_out[i] = (re0 + fx * (re1 - re0)) * abs(s)  # s = 0 beyond the radius
-        imaginary_out[i] = (im0 + fx * (im1 - im0)) * s
+        real_out[i] = (re0 + fx * (re1 - re0)) * (factor[i] * abs(s))  # s = 0 beyond the radius
+        imaginary_out[i] = (im0 + fx * (im1 - im0)) * (factor[i] * s)
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _project(values, start, half, limit2, sampling, x_K, y_K, z_K, out):
+def _project(values, start, half, limit2, sampling, x_K, y_K, z_K, factor_K, out):
     edge = u(2 * half + 1)
     tasks_each = (len(x_K) + TASK - 1) // TASK
     for task in numba.prange(len(sampling) * tasks_each):
@@ -57,7 +57,8 @@ def _project(values, start, half, limit2, sampling, x_K, y_K, z_K, out):
             last = min(first + RUN, len(x_K))
             locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
             find_words(start, edge, row, column, u(2), EVERY[: last - first], address)
-            _gather(values, address, fraction, sign, limit2 / limit2, out[r, 0, first:last], out[r, 1, first:last])
+            real, imaginary = out[r, 0, first:last], out[r, 1, first:last]
+            _gather(values, address, fraction, sign, limit2 / limit2, factor_K[first:last], real, imaginary)
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
@@ -77,7 +78,7 @@ def _fill_columns(values, start, length, out):
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _gather_columns(columns, address, fraction, sign, unit, real_out, imaginary_out):
+def _gather_columns(columns, address, fraction, sign, unit, factor, real_out, imaginary_out):
     for i in range(u(len(real_out))):
         ahead = u(address[i + u(AHEAD)])
         prefetch(columns, ahead)
@@ -90,12 +91,12 @@ def _gather_columns(columns, address, fraction, sign, unit, real_out, imaginary_
         im0 = wa * columns[a + u(4)] + wb * columns[a + u(5)] + wc * columns[a + u(6)] + wd * columns[a + u(7)]
         re1 = wa * columns[a + u(8)] + wb * columns[a + u(9)] + wc * columns[a + u(10)] + wd * columns[a + u(11)]
         im1 = wa * columns[a + u(12)] + wb * columns[a + u(13)] + wc * columns[a + u(14)] + wd * columns[a + u(15)]
-        real_out[i] = (re0 + fx * (re1 - re0)) * abs(s)  # s = 0 beyond the radius
-        imaginary_out[i] = (im0 + fx * (im1 - im0)) * s
+        real_out[i] = (re0 + fx * (re1 - re0)) * (factor[i] * abs(s))  # s = 0 beyond the radius
+        imaginary_out[i] = (im0 + fx * (im1 - im0)) * (factor[i] * s)
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _project_columns(columns, start, half, limit2, sampling, x_K, y_K, z_K, out):
+def _project_columns(columns, start, half, limit2, sampling, x_K, y_K, z_K, factor_K, out):
     tasks_each = (len(x_K) + TASK - 1) // TASK
     for task in numba.prange(len(sampling) * tasks_each):
         r, begin = task // tasks_each, (task % tasks_each) * TASK
@@ -106,7 +107,8 @@ def _project_columns(columns, start, half, limit2, sampling, x_K, y_K, z_K, out)
             locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
             for i in range(u(last - first)):
                 address[i] = (u(start[u(row[i])]) + u(column[i])) * u(8)
-            _gather_columns(columns, address, fraction, sign, limit2 / limit2, out[r, 0, first:last], out[r, 1, first:last])
+            real, imaginary = out[r, 0, first:last], out[r, 1, first:last]
+            _gather_columns(columns, address, fraction, sign, limit2 / limit2, factor_K[first:last], real, imaginary)
 
 
 def columns_of(values_V2: Tensor, rows: RowTable) -> np.ndarray | None:
@@ -124,11 +126,19 @@ def columns_of(values_V2: Tensor, rows: RowTable) -> np.ndarray | None:
     return columns.reshape(-1)
 
 
-def project_cpu(values_V2: Tensor, rows: RowTable, sampling_R33: Tensor, coordinates_K3: Tensor) -> Tensor:
-    """See `project_reference`; runs on the threads Numba is given."""
+def project_cpu(
+    values_V2: Tensor, rows: RowTable, sampling_R33: Tensor, coordinates_K3: Tensor, factor_K: Tensor | None = None,
+    out_R2K: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """See `project_reference`; runs on the threads Numba is given. factor_K: multiplies each coefficient.
+
+    out_R2K: contiguous, of the volume's precision, to be filled and returned; by default new.
+    """
     dtype = values_V2.dtype
     scalar = np.float64 if dtype == torch.float64 else np.float32
-    out_R2K = torch.empty(len(sampling_R33), 2, len(coordinates_K3), dtype=dtype)
+    if out_R2K is None:
+        out_R2K = torch.empty(len(sampling_R33), 2, len(coordinates_K3), dtype=dtype)
+    factor_K = torch.ones(len(coordinates_K3), dtype=dtype) if factor_K is None else factor_K.to(dtype).contiguous()
     x_K, y_K, z_K = coordinates_K3.to(dtype).T.contiguous().numpy()
     words = columns_of(values_V2, rows)
     run = _project if words is None else _project_columns
@@ -136,6 +146,6 @@ def project_cpu(values_V2: Tensor, rows: RowTable, sampling_R33: Tensor, coordin
         words = values_V2.detach().contiguous().view(-1).numpy()
     run(
         words, rows.start_ZY.view(-1).numpy(), rows.half, scalar(rows.limit2), sampling_R33.to(dtype).contiguous().numpy(),
-        x_K, y_K, z_K, out_R2K.numpy(),
+        x_K, y_K, z_K, factor_K.numpy(), out_R2K.numpy(),
     )  # fmt: skip
     return out_R2K
