@@ -52,7 +52,6 @@ class Dataset:
         Raises InputError for stacks or images that cannot be used; images that are streamed from files are checked as they come.
         """
         residency, device = residency or Residency(), torch.device(device)
-        residency, device = residency or Residency(), torch.device(device)
         files, group_B = ImageFiles(table), torch.from_numpy(table.group_index_B.copy())
         image_bytes = max(dtype.itemsize for dtype in files.dtype_of_group.values())
         data = cls(table, [], torch.zeros(len(table), dtype=torch.int64), group_B, contrast(table), table.groups,
