@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag
+from verglas.cli.common import Computing, Flag, refuse_beside_continue
 from verglas.errors import InputError
 from verglas.refinement.config import ClassifyConfig, Precision
 
 if TYPE_CHECKING:
     from verglas.cli.classify3d_run import ClassifyJob
-
-MAY_CHANGE = {"continue_from", "computing"}  # options that may stand beside --continue
 
 
 @dataclass(kw_only=True)
@@ -89,7 +87,7 @@ class Classify3d:
         from verglas.cli.classify3d_run import Classification, job_of_run
 
         if self.continue_from is not None:
-            self.check_alone()
+            refuse_beside_continue(self)
             job = job_of_run(self.continue_from, self.computing.device, self.computing.threads)
             classification = Classification(job, resumed=True)
         else:
@@ -98,16 +96,6 @@ class Classify3d:
             classification = Classification(job)
         for _ in classification:
             pass
-
-    def check_alone(self) -> None:
-        """InputError for options that --continue takes from the run."""
-        plain = Classify3d()
-        given = [one.name for one in fields(self) if one.name not in MAY_CHANGE]
-        given = [name for name in given if getattr(self, name) != getattr(plain, name)]
-        if given:
-            names = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError("--continue", f"given together with {names}", "--device and --threads at most",
-                             "All other options are those of the run; start a new run to change them.")  # fmt: skip
 
     def job(self) -> ClassifyJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""

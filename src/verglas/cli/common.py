@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -47,6 +47,17 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device
     if choice == "cuda":
         raise InputError("--device cuda", absent, "a CUDA device", "Use --device cpu, or install PyTorch with CUDA.")
     return torch.device("cpu"), f"{absent} (--device auto)"
+
+
+def refuse_beside_continue(options: Any) -> None:
+    """InputError for options (a command's dataclass) that --continue takes from the run; where it runs may change."""
+    plain = type(options)()
+    given = [one.name for one in fields(options) if one.name not in ("continue_from", "computing")]
+    given = [name for name in given if getattr(options, name) != getattr(plain, name)]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InputError("--continue", f"given together with {names}", "--device and --threads at most",
+                         "All other options are those of the run; start a new run to change them.")  # fmt: skip
 
 
 def check_seed(seed: int) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag
+from verglas.cli.common import Computing, Flag, refuse_beside_continue
 from verglas.errors import InputError
 from verglas.refinement.config import Precision, RefineConfig
 
 if TYPE_CHECKING:
     from verglas.cli.refine_run import Job
-
-MAY_CHANGE = {"continue_from", "computing"}  # options that may stand beside --continue
 
 
 @dataclass(kw_only=True)
@@ -84,21 +82,13 @@ class Refine:
         from verglas.cli.refine_run import Refinement, job_of_run
 
         if self.continue_from is not None:
-            self.check_alone()
+            refuse_beside_continue(self)
             job = job_of_run(self.continue_from, self.computing.device, self.computing.threads)
             Refinement(job, resumed=True).run()
             return
         job = self.job()
         job.check()
         Refinement(job).run()
-
-    def check_alone(self) -> None:
-        """InputError for options that --continue takes from the run."""
-        given = [one.name for one in fields(self) if one.name not in MAY_CHANGE and getattr(self, one.name) != one.default]
-        if given:
-            names = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError("--continue", f"given together with {names}", "--device and --threads at most",
-                             "All other options are those of the run; start a new run to change them.")  # fmt: skip
 
     def job(self) -> Job:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""

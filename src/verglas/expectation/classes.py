@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from verglas.expectation.sampling import OrientationGrid
+from verglas.kernels.blocks import owner
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ClassGrid:
         if self.classes == 1:
             return ptr_B1, orientation_N, value_N
         length_B = ptr_B1.diff()
-        owner_N = torch.repeat_interleave(torch.arange(len(length_B), device=ptr_B1.device), length_B, output_size=len(value_N))
+        owner_N = owner(ptr_B1, len(value_N))
         within_N = torch.arange(len(value_N), device=ptr_B1.device) - ptr_B1[owner_N]
         classes_C = torch.arange(self.classes, device=ptr_B1.device)
         place_NC = (self.classes * ptr_B1[owner_N] + within_N)[:, None] + length_B[owner_N, None] * classes_C

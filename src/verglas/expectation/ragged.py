@@ -8,12 +8,6 @@ from torch import Tensor
 from verglas.kernels.blocks import Blocks
 
 
-def owner(ptr_B1: Tensor, count: int | None = None) -> Tensor:
-    """Which run each element belongs to: [0, 0, 1, 1, 1, ...], int64. count: of elements; known, nothing waits for a GPU."""
-    counts = ptr_B1[1:] - ptr_B1[:-1]
-    return torch.repeat_interleave(torch.arange(len(counts), device=ptr_B1.device), counts, output_size=count)
-
-
 def every(particles: int, slices: int, shifts: int, device: torch.device) -> Blocks:
     """Blocks in which every particle has all slices 0..slices-1 and all shifts 0..shifts-1."""
     ptr_B1 = torch.arange(particles + 1, device=device)

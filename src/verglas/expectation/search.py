@@ -16,12 +16,12 @@ from torch import Tensor
 
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.images import ImagePreparer, Prepared
-from verglas.expectation.ragged import children, distinct, every, owner
+from verglas.expectation.ragged import children, distinct, every
 from verglas.expectation.sampling import OffsetGrid
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.expectation.strong import Strong, find_strong
 from verglas.kernels.admit import Parents, admit
-from verglas.kernels.blocks import Blocks, Wanted
+from verglas.kernels.blocks import Blocks, Wanted, owner
 from verglas.kernels.coarse import Orientations, Power, coarse, split_columns
 from verglas.kernels.compare import compare
 from verglas.kernels.keep import keep, posterior

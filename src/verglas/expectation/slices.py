@@ -11,7 +11,6 @@ from torch import Tensor
 from verglas.expectation.classes import ClassGrid, runs_of
 from verglas.projection.volume import FourierVolume
 
-LARGEST_HALF = 65504.0  # of float16
 ALL_AT_ONCE = 0.7  # share of the orientations from which on all are made together: that spares a copy
 ROWS_COPIED = 4096  # slices made before they are copied to their places in a table
 NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}  # of slices made in one go: bounds what is made from their poses

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def owner(ptr_B1: Tensor, count: int | None = None) -> Tensor:
+    """Which run of a CSR list each element belongs to: [0, 0, 1, 1, 1, ...], int64. count: of elements; known, nothing waits for
+    a GPU."""
+    counts = ptr_B1[1:] - ptr_B1[:-1]
+    return torch.repeat_interleave(torch.arange(len(counts), device=ptr_B1.device), counts, output_size=count)
+
+
 @dataclass(frozen=True)
 class Blocks:
     """CSR lists of B particles. Sample (slice a, shift t) of particle i is number value_ptr[i] + a * n_shifts(i) + t.
@@ -60,9 +67,8 @@ class Blocks:
 
     def sample_indices(self) -> tuple[Tensor, Tensor, Tensor]:
         """(particle, position in slice_N, position in shift_M) of every sample, int64 [samples] each."""
-        sizes = self.value_ptr_B1[1:] - self.value_ptr_B1[:-1]
-        particle = torch.repeat_interleave(torch.arange(self.particles, device=sizes.device), sizes)
-        within = torch.arange(self.samples, device=sizes.device) - self.value_ptr_B1[particle]
+        particle = owner(self.value_ptr_B1, self.samples)
+        within = torch.arange(self.samples, device=particle.device) - self.value_ptr_B1[particle]
         shifts = (self.shift_ptr_B1[1:] - self.shift_ptr_B1[:-1])[particle]
         a = torch.div(within, shifts, rounding_mode="floor")
         return particle, self.slice_ptr_B1[particle] + a, self.shift_ptr_B1[particle] + within - a * shifts

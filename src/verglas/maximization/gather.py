@@ -9,9 +9,8 @@ from torch import Tensor
 
 from verglas.expectation.classes import runs_of
 from verglas.expectation.images import NoiseSpectra, Prepared
-from verglas.expectation.ragged import owner
 from verglas.expectation.search import Posterior, Searcher
-from verglas.kernels.blocks import Blocks
+from verglas.kernels.blocks import Blocks, owner
 from verglas.kernels.collect import collect
 from verglas.kernels.spectra import spectra
 from verglas.maximization.accumulate import Accumulator
@@ -160,7 +159,7 @@ def _add_hidden_variables(
     parent_U = torch.div(posterior.orientation_U, space.grid.children_per_orientation, rounding_mode="floor")
     slice_N = blocks.slice_N.long()
     direction_N = space.grid.direction_of(parent_U)[slice_N]
-    sums.direction_D += torch.zeros_like(sums.direction_D).index_add_(0, direction_N, slice_weight_N)
+    sums.direction_D.index_add_(0, direction_N, slice_weight_N)
     offset_M2 = facts.old_offset_B2.to(shift_weight_M)[owner_M] + space.offsets.fine_F2.to(shift_weight_M)[blocks.shift_M.long()]
     offset2 = (shift_weight_M * offset_M2.square().sum(1)).sum()
     if space.grid.classes == 1:

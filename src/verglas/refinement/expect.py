@@ -148,7 +148,7 @@ class HalfExpectation:
         reduced = self.on.operand == torch.float16 and not local and not self.plan.correlate
         each = costs.reserved_bytes(
             costs.Counts(
-                self.data.groups[0].box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
+                searcher.preparer.group.box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
                 orientations, len(self.plan.offsets.coarse_T2), local, reduced,
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],

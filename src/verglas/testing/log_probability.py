@@ -16,12 +16,12 @@ from torch import Tensor
 
 from verglas.expectation import search
 from verglas.expectation.search import Searcher
-from verglas.expectation.slices import LARGEST_HALF, FineSlices, Slicer
+from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents
 from verglas.kernels.coarse import Orientations, coarse
 from verglas.kernels.keep import Kept
 from verglas.kernels.significant import Significance, significant
-from verglas.projection.volume import FourierVolume
+from verglas.projection.volume import LARGEST_HALF, FourierVolume
 from verglas.refinement.expect import Computing, HalfExpectation
 from verglas.testing.made_up import Problem
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verglas.kernels.blocks import Blocks
+from verglas.kernels.blocks import Blocks, owner
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def keep_reference(log_weight_N: Tensor, blocks: Blocks, threshold_B: Tensor, by
     if by_shift:  # every particle has as many samples: no index per sample is needed
         accepted = (log_weight_N.view(blocks.particles, -1) >= threshold_B[:, None]).flatten().nonzero().squeeze(1)
     else:
-        accepted = (log_weight_N >= threshold_B[_owner(blocks.value_ptr_B1)]).nonzero().squeeze(1)
+        accepted = (log_weight_N >= threshold_B[owner(blocks.value_ptr_B1)]).nonzero().squeeze(1)
     particle, slice_at, shift_at = _entries(blocks, accepted, by_shift)
     slice_kept = _used(slice_at, len(blocks.slice_N))
     shift_kept = _used(shift_at, len(blocks.shift_M))
@@ -74,10 +74,6 @@ def _entries(blocks: Blocks, position: Tensor, by_shift: bool) -> tuple[Tensor, 
         a = torch.div(within, shifts, rounding_mode="floor")
         t = within - a * shifts
     return particle, blocks.slice_ptr_B1[particle] + a, blocks.shift_ptr_B1[particle] + t
-
-
-def _owner(ptr_B1: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(ptr_B1) - 1, device=ptr_B1.device), ptr_B1[1:] - ptr_B1[:-1])
 
 
 def _used(index: Tensor, count: int) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from verglas.kernels.blocks import owner
+
 SAMPLES_AT_ONCE = 2**27
 
 
@@ -60,7 +62,7 @@ def _of_equal_runs(log_weight_N: Tensor, runs: int, fraction: float) -> Signific
 def _of_runs(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float) -> Significance:
     """Runs of any length."""
     n_B = ptr_B1[1:] - ptr_B1[:-1]
-    run_N = torch.repeat_interleave(torch.arange(len(n_B), device=ptr_B1.device), n_B)
+    run_N = owner(ptr_B1)
     value_N = log_weight_N.double()
     max_B = value_N.new_full((len(n_B),), -math.inf).scatter_reduce_(0, run_N, value_N, "amax")
     usable_B = torch.isfinite(max_B)
