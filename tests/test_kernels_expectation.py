@@ -11,11 +11,11 @@ from torch import Tensor
 
 from verglas.core.fourier import centred_irfft2, centred_rfft2, half_plane_pixels
 from verglas.kernels import choose_single
-from verglas.kernels.blocks import Blocks
+from verglas.kernels.blocks import Blocks, owner
 from verglas.kernels.collect import collect
 from verglas.kernels.compare import compare
 from verglas.kernels.shift import shift
-from verglas.kernels.significant import chosen, chosen_reference, significant, significant_reference
+from verglas.kernels.significant import significant, significant_reference
 from verglas.kernels.spectra import spectra
 
 SLICES_EACH, SHIFTS_EACH = (0, 1, 70, 3, 12, 5, 130), (4, 1, 7, 84, 0, 4, 3)
@@ -233,10 +233,9 @@ def assert_same_significance(log_weight: Tensor, ptr: Tensor, fraction: float) -
     for name in ("max_B", "best_B", "threshold_B", "count_B"):
         torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=0, atol=0, equal_nan=True, msg=name)
     torch.testing.assert_close(got.log_sum_B, expected.log_sum_B, rtol=1e-14, atol=1e-12, equal_nan=True)
-    ptr_found, index_found = chosen(log_weight, ptr, got.threshold_B, "cpu")
-    ptr_expected, index_expected = chosen_reference(log_weight, ptr, expected.threshold_B)
-    assert torch.equal(ptr_found, ptr_expected) and torch.equal(index_found, index_expected)
-    assert torch.equal(ptr_found.diff(), got.count_B)
+    run_N = owner(ptr)
+    accepted_N = log_weight >= got.threshold_B[run_N]
+    assert torch.equal(torch.bincount(run_N[accepted_N], minlength=len(got.count_B)), got.count_B)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -264,6 +263,6 @@ def test_significant_by_hand() -> None:
     assert (int(found.best_B), int(found.count_B), float(found.threshold_B)) == (1, 2, math.log(0.25))
     assert float(found.log_sum_B) == pytest.approx(0, abs=1e-15)
     assert int(significant(log_weight, ptr, 0.76).count_B) == 4
-    assert chosen(log_weight, ptr, found.threshold_B)[1].tolist() == [1, 3]
+    assert (log_weight >= found.threshold_B).nonzero().flatten().tolist() == [1, 3]
     with pytest.raises(ValueError, match="fraction"):
         significant(log_weight, ptr, 1.0)

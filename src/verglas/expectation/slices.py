@@ -27,10 +27,6 @@ class Slicer:
         """A slicer of some of the coefficients in another precision."""
         return Slicer(self.volumes, self.coordinates_K3[index_K], self.common_K[index_K], dtype)
 
-    def of_class(self, number: int) -> Slicer:
-        """A slicer of one reference alone."""
-        return Slicer([self.volumes[number]], self.coordinates_K3, self.common_K, self.dtype)
-
     def coarse(self, grid: ClassGrid, orientation_R: Tensor) -> Tensor:
         """[R, 2, K] of coarse orientations of all classes, ascending."""
         return self._of_classes(grid.rotations(orientation_R), grid.class_of(orientation_R))

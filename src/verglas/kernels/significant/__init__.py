@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from verglas.kernels import implementation_of
-from verglas.kernels.significant.reference import Significance, chosen_reference, significant_reference
+from verglas.kernels.significant.reference import Significance, significant_reference
 
 
 def significant(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float, implementation: str = "auto") -> Significance:
@@ -21,22 +21,6 @@ def significant(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float, implement
     return found
 
 
-def chosen(log_weight_N: Tensor, ptr_B1: Tensor, threshold_B: Tensor, implementation: str = "auto") -> tuple[Tensor, Tensor]:
-    """Samples that reach their run's threshold: (ptr [B + 1] of the accepted, their positions ascending), int64.
-
-    threshold_B: as `Significance.threshold_B` (+inf accepts none of finite weight). implementation: "auto" (Numba on the CPU,
-    else torch), "reference" or "cpu".
-    """
-    name = implementation if implementation != "auto" else "cpu" if log_weight_N.device.type == "cpu" else "reference"
-    if name == "reference":
-        return chosen_reference(log_weight_N, ptr_B1, threshold_B)
-    if name != "cpu":
-        raise ValueError(f"chosen has no implementation {name!r}")
-    from verglas.kernels.significant.cpu import chosen_cpu
-
-    return chosen_cpu(log_weight_N, ptr_B1, threshold_B)
-
-
 def choose_significant(like: Tensor, implementation: str = "auto") -> str:
     """Name of the implementation for log weights like these: Numba on the CPU in either precision, else torch."""
     if implementation == "auto":
@@ -46,4 +30,4 @@ def choose_significant(like: Tensor, implementation: str = "auto") -> str:
     raise ValueError(f"significant has no implementation {implementation!r}")
 
 
-__all__ = ["Significance", "choose_significant", "chosen", "chosen_reference", "significant", "significant_reference"]
+__all__ = ["Significance", "choose_significant", "significant", "significant_reference"]

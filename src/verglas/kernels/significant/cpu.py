@@ -1,4 +1,4 @@
-"""`significant` and `chosen` on the CPU: Numba, a particle per task, sums in float64.
+"""`significant` on the CPU: Numba, a particle per task, sums in float64.
 
 One pass puts the weights into narrow bins of their logarithm; the bin in which the sum crosses the fraction is then
 sorted, and nothing else. Samples more than 60 below the largest are left out: a billion of them hold less than
@@ -120,35 +120,3 @@ def significant_cpu(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float) -> Si
             max_B, log_sum_B, best_B, threshold_B, count_B,
         )  # fmt: skip
     return Significance(*(torch.from_numpy(array) for array in (max_B, log_sum_B, best_B, threshold_B, count_B)))
-
-
-@numba.njit(parallel=True, cache=True, boundscheck=False)
-def _count(log_weight, ptr, threshold_B, count_B):
-    for i in numba.prange(len(count_B)):
-        count = 0
-        for value in log_weight[ptr[i] : ptr[i + 1]]:
-            count += value >= threshold_B[i]
-        count_B[i] = count
-
-
-@numba.njit(parallel=True, cache=True, boundscheck=False)
-def _choose(log_weight, ptr, threshold_B, out_ptr, index_N):
-    for i in numba.prange(len(threshold_B)):
-        place = out_ptr[i]
-        for n in range(ptr[i], ptr[i + 1]):
-            if place == out_ptr[i + 1]:
-                break
-            index_N[place] = n  # kept if it counts, overwritten otherwise: no branch to predict
-            place += log_weight[n] >= threshold_B[i]
-
-
-def chosen_cpu(log_weight_N: Tensor, ptr_B1: Tensor, threshold_B: Tensor) -> tuple[Tensor, Tensor]:
-    """See README.md: (ptr [B + 1], positions), int64."""
-    log_weight, ptr, threshold = (t.contiguous().numpy() for t in (log_weight_N, ptr_B1, threshold_B))
-    count_B = np.empty(len(threshold), np.int64)
-    with numba.parallel_chunksize(1):
-        _count(log_weight, ptr, threshold, count_B)
-        out_ptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(count_B)])
-        index_N = np.empty(out_ptr[-1], np.int64)
-        _choose(log_weight, ptr, threshold, out_ptr, index_N)
-    return torch.from_numpy(out_ptr), torch.from_numpy(index_N)

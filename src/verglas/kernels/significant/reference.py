@@ -94,11 +94,3 @@ def _smallest(value_C: Tensor, weight_C: Tensor, run_C: Tensor, needed_B: Tensor
     start_B = torch.where(first_B < len(before_C), before_C[first_B.clamp_max(len(before_C) - 1)], 0.0)
     accepted_C = before_C - start_B[run_C] <= needed_B[run_C]  # the sum before this one has not crossed yet
     return infinite_B.scatter_reduce_(0, run_C[accepted_C], value_C[accepted_C], "amin")
-
-
-def chosen_reference(log_weight_N: Tensor, ptr_B1: Tensor, threshold_B: Tensor) -> tuple[Tensor, Tensor]:
-    """See README.md: (ptr [B + 1], positions), int64."""
-    n_B = ptr_B1[1:] - ptr_B1[:-1]
-    threshold_N = torch.repeat_interleave(threshold_B, n_B, output_size=len(log_weight_N))
-    index_N = (log_weight_N >= threshold_N).nonzero().squeeze(1)
-    return torch.searchsorted(index_N, ptr_B1), index_N
