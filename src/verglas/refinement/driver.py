@@ -18,7 +18,7 @@ from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import Map, read_map
 from verglas.kernels import choose
 from verglas.kernels.backproject import choose_backproject
-from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr
+from verglas.maximization.reference import check_mask, flatten, initial_reference, initial_ssnr
 from verglas.particles.table import ParticleTable
 from verglas.refinement import schedule as sampling
 from verglas.refinement.config import RefineConfig
@@ -28,7 +28,7 @@ from verglas.refinement.expect import Computing
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.residency import Residency
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
-from verglas.refinement.step import Final, Iteration, iterate, soft_mask
+from verglas.refinement.step import Final, Iteration, iterate
 
 __all__ = ["Final", "Iteration", "Session", "iterations", "prepare", "resume"]
 CPU_MEMORY, CPU_SHARE, GPU_SHARE = 1.5 * GB, 0.3, 0.3  # of a batch: bytes, share of --memory, of a GPU's free memory
@@ -127,17 +127,16 @@ def initial_state(table: ParticleTable, map_ZYX: Tensor, sigma2_noise_GS: Tensor
     tau2_S, ssnr_S = initial_ssnr(map_ZYX, sigma2_noise_GS, n / 2, config.tau2_fudge)
     shells = group.box // 2 + 1
     model = HalfModel(
-        map_ZYX.float(), sigma2_noise_GS, torch.full((directions,), 1 / directions, dtype=torch.float64),
+        flatten(map_ZYX.float(), config.diameter / 2 / group.pixel_size, config.mask_edge), sigma2_noise_GS,
+        torch.full((directions,), 1 / directions, dtype=torch.float64),
         config.initial_offset_sigma, 1.0, torch.ones(len(micrographs), dtype=torch.float64), tau2_S, flat_spectrum(shells),
         ssnr_S, flat_spectrum(shells),
     )  # fmt: skip
     poses = initial_poses(table, half_B, micrograph_B)
-    state = State(
+    return State(
         0, [model, replace(model)], poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box,
         flat_spectrum(shells), micrographs,
     )  # fmt: skip
-    mask = soft_mask(state, config, None)
-    return replace(state, halves=[replace(half, map_ZYX=half.map_ZYX * mask) for half in state.halves])
 
 
 def initial_poses(table: ParticleTable, half_B: Tensor, micrograph_B: Tensor) -> Poses:

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verglas.core.masks import soft_sphere
 from verglas.expectation.accuracy import expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.maximization.gather import BatchResult
 from verglas.maximization.halves import Solution, solve_halves, solve_joined
-from verglas.maximization.reference import low_pass
+from verglas.maximization.reference import flatten, low_pass
 from verglas.maximization.solvent import corrected_fsc
 from verglas.maximization.sums import (
     Sums,
@@ -250,16 +249,9 @@ def maximise(
 
 def with_map(model: HalfModel, solution: Solution, state: State, config: RefineConfig, mask_ZYX: Tensor | None) -> HalfModel:
     """The model with its new map, masked, and the map's spectra."""
-    mask = soft_mask(state, config, mask_ZYX).to(solution.map_ZYX)
+    map_ZYX = flatten(solution.map_ZYX, config.diameter / 2 / state.pixel_size, config.mask_edge, mask_ZYX)
     spectra = {name: getattr(solution, name).cpu() for name in ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")}
-    return replace(model, map_ZYX=(solution.map_ZYX * mask).float(), **spectra)
-
-
-def soft_mask(state: State, config: RefineConfig, mask_ZYX: Tensor | None) -> Tensor:
-    """The user's mask, or a soft sphere of the particle's diameter."""
-    if mask_ZYX is not None:
-        return mask_ZYX
-    return soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge)
+    return replace(model, map_ZYX=map_ZYX.float(), **spectra)
 
 
 def restarted(state: State, config: RefineConfig) -> State:
