@@ -7,6 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from verglas.kernels import choose
 from verglas.kernels.blocks import Blocks
 from verglas.kernels.keep.reference import Kept, keep_reference, posterior_reference
 
@@ -35,12 +36,10 @@ def posterior(
 
 
 def choose_keep(like: Tensor, implementation: str = "auto") -> str:
-    """Name of the implementation for log weights like these: Numba on the CPU in either precision, else torch."""
-    if implementation == "auto":
-        return "cpu" if like.device.type == "cpu" else "reference"
-    if implementation in ("reference", "cpu", "triton"):
-        return implementation
-    raise ValueError(f"keep has no implementation {implementation!r}")
+    """Name of the implementation for log weights like these: see `verglas.kernels.choose`."""
+    if implementation not in ("auto", "reference", "cpu", "triton"):
+        raise ValueError(f"keep has no implementation {implementation!r}")
+    return choose(like.device, like.dtype, implementation).name
 
 
 def _module(name: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from verglas.kernels import implementation_of
+from verglas.kernels import choose, implementation_of
 from verglas.kernels.significant.reference import Significance, significant_reference
 
 
@@ -22,12 +22,10 @@ def significant(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float, implement
 
 
 def choose_significant(like: Tensor, implementation: str = "auto") -> str:
-    """Name of the implementation for log weights like these: Numba on the CPU in either precision, else torch."""
-    if implementation == "auto":
-        return "cpu" if like.device.type == "cpu" else "reference"
-    if implementation in ("reference", "cpu", "triton"):
-        return implementation
-    raise ValueError(f"significant has no implementation {implementation!r}")
+    """Name of the implementation for log weights like these: see `verglas.kernels.choose`."""
+    if implementation not in ("auto", "reference", "cpu", "triton"):
+        raise ValueError(f"significant has no implementation {implementation!r}")
+    return choose(like.device, like.dtype, implementation).name
 
 
 __all__ = ["Significance", "choose_significant", "significant", "significant_reference"]
