@@ -69,7 +69,7 @@ def child(particles: str, device: str, size: str, iterations: int) -> None:
     """Refine, and print a line of JSON: the plan made beforehand, peaks of every iteration, bytes and seconds."""
     import torch
 
-    from verglas.cli.refine_run import Job, Refinement
+    from verglas.cli.refine_run import RefineJob, Refinement
     from verglas.io.provenance import peak_memory
     from verglas.refinement.plan import plan
     from verglas.refinement.plan_sizes import Problem
@@ -77,7 +77,7 @@ def child(particles: str, device: str, size: str, iterations: int) -> None:
     start, size_of = time.perf_counter(), Size.read(size)
     cuda, config, folder = device == "cuda", size_of.config(iterations), Path(particles)
     planned = plan(Problem(size_of.n, size_of.box, 256 / size_of.box), config, this_machine(torch.device(device)))
-    job = Job(particles=folder / "particles.star", reference=folder / "start.mrc", config=config,
+    job = RefineJob(particles=folder / "particles.star", reference=folder / "start.mrc", config=config,
               device="cuda" if cuda else "cpu", out=folder / f"refined_{device}", overwrite=True)  # fmt: skip
     seen, largest = [], {"allocated": 0.0, "reserved": 0.0}
     for one in Refinement(job):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -88,3 +89,8 @@ def set_threads(n: int | None) -> int:
     else:
         os.environ["NUMBA_NUM_THREADS"] = str(n)  # read when Numba is imported
     return n
+
+
+def absolute(path: Path | str) -> Path:
+    """The path from the root on, links kept: a run may be continued from another folder."""
+    return Path(os.path.abspath(path))

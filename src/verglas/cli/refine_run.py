@@ -1,28 +1,17 @@
-"""One refinement, from the command line or from Python: prepares, drives the engine, writes files, tells what happens.
-
-Nothing heavy is imported before a run begins.
-"""
+"""One refinement, from the command line or from Python. Nothing heavy is imported before a run begins."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from verglas.cli.behind import Behind
-from verglas.cli.common import check_seed
-from verglas.cli.refine_watch import Record, Watch, read_history, record_of
-from verglas.errors import InputError, OutputError, VerglasError
-from verglas.io import staging
-from verglas.io.progress import duration_text, say
+from verglas.cli.common import absolute
+from verglas.cli.refine_watch import Record, record_of
+from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
+from verglas.errors import InputError, VerglasError
 from verglas.io.provenance import command_line
-from verglas.io.runfolder import RunFolder
 from verglas.refinement.config import RefineConfig
 
 if TYPE_CHECKING:
@@ -31,6 +20,7 @@ if TYPE_CHECKING:
 
     from verglas.cli.refine_report import ReportWriter
     from verglas.io.mrc import Map
+    from verglas.io.runfolder import RunFolder
     from verglas.particles.table import ParticleTable
     from verglas.refinement.dataset import Progress
     from verglas.refinement.driver import Iteration, Session
@@ -39,35 +29,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a refinement is made from, as its config.json records it; paths are absolute. out None: no files are written."""
+class RefineJob(Job):
+    """What a refinement is made from."""
 
-    particles: Path
+    command: ClassVar[str] = "refine"
     reference: Path
-    config: RefineConfig
-    out: Path | None = None
-    folder: Path | None = None
-    skip_bad: bool = False
-    ignore_contrast: bool = False
-    overwrite: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None
 
     def check(self) -> None:
         """InputError for options that make no sense whatever the particles are."""
+        super().check()
         c = self.config
-        check_seed(c.seed)
-        for name, value in (("--diameter", c.diameter), ("--initial-resolution", c.initial_resolution),
-                            ("--offset-step", c.offset_step), ("--offset-range", c.offset_range)):  # fmt: skip
-            if not 0 < value < float("inf"):
-                raise InputError(name, f"{value:g}", "a finite number above 0")
-        for name, limit in (("--memory", c.memory_gb), ("--image-memory", c.image_memory_gb)):
-            if limit is not None and not 0 < limit < float("inf"):
-                raise InputError(name, f"{limit:g} GB", "a finite number above 0", "Leave it out to use what is free.")
-        if c.offset_range < c.offset_step:
-            raise InputError("--offset-range", f"{c.offset_range:g} px", f"at least the step, {c.offset_step:g} px")
-        if not 0 <= c.healpix_order <= 6:
-            raise InputError("--healpix-order", str(c.healpix_order), "0 to 6 (60° to 0.94°)")
         if c.max_iterations < 1:
             raise InputError("--max-iterations", str(c.max_iterations), "1 or more")
         if c.solvent_corrected_fsc and c.mask is None:
@@ -88,29 +59,24 @@ class Result:
     state: State
 
 
-class Refinement(Iterator["Iteration"]):
+class Refinement(Run):
     """A refinement under way: iterate for one event per iteration, or `run()` to the end; then `result` holds what came out.
 
     table, reference: used instead of reading the files that the job names; resumed: go on with the run in job.out.
     """
 
-    command = "refine"
+    job: RefineJob
 
-    def __init__(self, job: Job, table: ParticleTable | None = None, reference: Map | None = None, resumed: bool = False) -> None:
-        self.job, self.resumed = job, resumed
-        self.notices: list[str] = []
-        self.history: list[Record] = []
-        self._table, self._reference = table, reference
+    def __init__(
+        self, job: RefineJob, table: ParticleTable | None = None, reference: Map | None = None, resumed: bool = False
+    ) -> None:
+        super().__init__(job, table, resumed)
+        self._reference = reference
         self._result: Result | None = None
-        self._events = self._drive()
-
-    def __next__(self) -> Iteration:
-        return next(self._events)
 
     def run(self) -> Result:
         """Go through all remaining iterations."""
-        for _ in self._events:
-            pass
+        self.finish()
         return self.result
 
     @property
@@ -120,192 +86,67 @@ class Refinement(Iterator["Iteration"]):
             raise RuntimeError("the refinement is not finished: iterate to the end, or call run()")
         return self._result
 
-    def _drive(self) -> Iterator[Iteration]:
-        from verglas.cli.common import resolve_device, set_threads
-
-        threads = set_threads(self.job.threads)
-        device, reason = resolve_device(self.job.device)
-        run = self._run_folder()
-        table, reference = self._inputs()
-        planned = self._plan(table, device)
-        with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run, self.command):
-            yield from self._iterate(run, table, self._session(run, table, reference, (device, threads, reason), planned))
-
-    def _run_folder(self) -> RunFolder | None:
-        if self.job.out is None:
-            return None
-        if self.resumed:
-            return RunFolder.reopen(self.job.out, self.command, self.job)
-        return RunFolder.create(self.job.out, self.command, self.job, self.job.overwrite, resumable=True)
-
-    def _inputs(self) -> tuple[ParticleTable, Map]:
-        """Particles and reference, checked; what the user should know goes to `notices`."""
-        from verglas.core.symmetry import normalise_name
+    def inputs(self) -> ParticleTable:
+        """Particles and reference, checked."""
         from verglas.io.mrc import read_map
-        from verglas.particles.table import ParticleTable
-        from verglas.refinement.inputs import bad_rows, check_inputs
+        from verglas.refinement.inputs import check_inputs
 
-        normalise_name(self.job.config.symmetry)
-        table = self._table if self._table is not None else ParticleTable.read(self.job.particles, self.job.folder)
-        reference = self._reference if self._reference is not None else read_map(self.job.reference)
-        self.notices += table.notices
-        if self.job.skip_bad:
-            bad = bad_rows(table)
-            table = table.without([row for row, _, _ in bad]) if bad else table
-            self.notices += [f"left out {name}: {reason}" for _, name, reason in bad[:20]]
-            self.notices += [f"left out {len(bad)} unusable images in all"] if bad else []
-        self.notices += check_inputs(table, reference, self.job.config, self.job.ignore_contrast)
-        return table, reference
+        table = self.read_particles()
+        if self._reference is None:
+            self._reference = read_map(self.job.reference)
+        self.notices += check_inputs(table, self._reference, self.job.config, self.job.ignore_contrast)
+        return table
 
-    def _plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
-        """What the engine may use, and a notice of it. InputError if that cannot fit, with the nearest setting that does."""
-        from verglas.cli.plan import this_machine
-        from verglas.refinement.plan import plan
-        from verglas.refinement.plan_sizes import Problem
-
-        made = plan(Problem.of(table), self.job.config, this_machine(device))
-        made.check()
-        peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
-        self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
-        return made
-
-    def _session(
-        self, run: RunFolder | None, table: ParticleTable, reference: Map, computing: tuple[Any, int, str], planned: RunPlan
-    ) -> Session:  # fmt: skip
-        """The engine with all images read, at the state of the last checkpoint if there is one."""
-        from verglas.refinement import checkpoint, driver
-        from verglas.refinement.files import remove_leftovers
-
-        device, threads, reason = computing
-        if run is None:
-            session = self._prepared(table, reference, device, threads, None, planned)
-            self.notices += session.notices
-            return session
-        with run.progress("Reading images", len(table), "particles") as bar:
-            session = self._prepared(
-                table, reference, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned
-            )
-        self.notices += session.notices
-        chosen = dict(session.chosen)
-        reasons = "; ".join(text for text in (reason, chosen.get("residency"), chosen.get("reason")) if text)
-        run.provenance(device, chosen.get("kernels", ""), chosen.get("precision", ""), reasons)
-        for notice in self.notices:
-            run.log(notice)
-        remove_leftovers(run.target)
-        newest = checkpoint.newest(run.target, run.log) if self.resumed else None
-        if newest is None:
-            if self.resumed:
-                run.log("no iteration was finished: starting from the beginning")
-            return session
-        state, _, fingerprint = checkpoint.load(newest)
-        if fingerprint != checkpoint.fingerprint(table):
-            raise InputError(self.job.particles, "these are not the particles that the run began with", "the same file",
-                             "Put the file back as it was, or start a new run.")  # fmt: skip
-        run.log(f"going on after iteration {state.iteration}")
-        self.history = read_history(run.path("events.jsonl"), state.iteration)
-        return driver.resume(session, state)
-
-    def _prepared(
-        self, table: ParticleTable, reference: Map, device: torch.device, threads: int, progress: Progress | None,
-        planned: RunPlan,
-    ) -> Session:  # fmt: skip
-        """The engine at its start."""
+    def prepare(
+        self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
+    ) -> Session:
+        """The engine at its start, all images read."""
         from verglas.refinement import driver
 
-        return driver.prepare(table, reference, self.job.config, device, threads, progress, planned)
+        assert self._reference is not None
+        return driver.prepare(table, self._reference, self.job.config, device, threads, progress, planned)
 
-    def _iterate(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Iterator[Iteration]:
-        from verglas.cli.refine_report import ReportWriter
+    def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
+        """Until it has converged."""
         from verglas.refinement import driver
 
-        report = ReportWriter(run, self.job.config) if run else None
-        say_line = run.log if run else lambda line: None
-        # A GPU goes on while the files are written; on a CPU both would want the same cores.
-        behind = session.on.device.type == "cuda"
-        with Behind(behind) as later, Watch(say_line, self.history, quiet=run is None) as watch:
-            for iteration in driver.iterations(session, watch.progress):
-                if iteration.final is not None:
-                    self._result = result_of(iteration, table)
-                watch.finished(record_of(iteration, self._result.resolution if self._result else None))
-                if run is not None and report is not None:
-                    later.do(partial(self._write, run, table, iteration, list(self.history), report))
-                yield iteration
+        yield from driver.iterations(session, progress)
         if self._result is None:
             raise VerglasError("The refinement ended without its last iteration.")
 
-    def _write(
-        self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record], report: ReportWriter
-    ) -> None:
-        """Files, event, checkpoint, report: a kill between any two leaves a run that goes on and writes the same again.
+    def record(self, iteration: Iteration, table: ParticleTable) -> Record:
+        """The last iteration's makes the result, too."""
+        if iteration.final is not None:
+            self._result = result_of(iteration, table)
+        return record_of(iteration, self._result.resolution if self._result else None)
 
-        The last iteration has no checkpoint: what it has beyond its state, the joined map, is not in one.
-        """
-        from verglas.refinement import checkpoint, files
+    def report(self, run: RunFolder) -> ReportWriter:
+        """The page of a refinement."""
+        from verglas.cli.refine_report import ReportWriter
 
-        state, config = iteration.state, self.job.config
-        files.write_iteration(run.target, state, table, config, iteration.directions_D2, command_line())
-        note_figures(run, state, history)
+        return ReportWriter(run, self.job.config)
+
+    def write_files(self, run: RunFolder, table: ParticleTable, iteration: Iteration) -> None:
+        """After the last iteration its own, too."""
+        from verglas.refinement import files
+
+        super().write_files(run, table, iteration)
         if iteration.final is not None:
             maps = files.FinalMaps(iteration.final.joined, iteration.final.unfil_halves)
-            files.write_final(run.target, state, table, config, maps, iteration.directions_D2, command_line())
-        run.event("iteration", **history[-1])
-        if iteration.final is None:
-            path = checkpoint.path_of(run.target, state.iteration)
-            checkpoint.save(path, state, config, checkpoint.fingerprint(table))
-            checkpoint.prune(run.target)
-        report.update(history, iteration)
+            directions_D2 = iteration.directions_D2
+            files.write_final(run.target, iteration.state, table, self.job.config, maps, directions_D2, command_line())
 
-
-@contextmanager
-def _withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None]:
-    """Remove the folder of a new run that ends by an error of the input before its first checkpoint, and put the run that it
-    was to replace back: nothing was computed."""
-    from verglas.refinement import checkpoint
-
-    try:
-        yield
-    except (InputError, OutputError):
-        if run is not None and not resumed and checkpoint.newest(run.target) is None:
-            shutil.rmtree(run.target, ignore_errors=True)
-            old = staging.sibling(run.target, "replaced")
-            if old.exists():
-                staging.unsign(old)
-                os.rename(old, run.target)
-        raise
-
-
-@contextmanager
-def _way_on(run: RunFolder | None, command: str) -> Iterator[None]:
-    """Say how to go on when the user stops a run."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if run is not None:
-            say(f"The run can go on: verglas {command} --continue {run.out}")
-        raise
-
-
-def note_figures(run: RunFolder, state: State, history: list[Record]) -> None:
-    """Key figures of the run as it stands; `resolution` (FSC 0.143 of the unfiltered halves, no mask) is known at the end."""
-    last = history[-1]
-    run.figures.clear()  # what is known at the end only comes first
-    if last["resolution_fsc"] is not None:
-        run.figure("resolution", rounded(last["resolution_fsc"]), "Å")
-    run.figure("resolution_at_SSNR_1", rounded(state.current_resolution), "Å")
-    run.figure("iterations", state.iteration)
-    run.figure("angular_sampling", rounded(last["fine_angular_step"]), "°")
-    for name, unit in (("angles", "°"), ("offsets", "Å")):
-        if last[f"accuracy_{name}"] is not None:
-            run.figure(f"accuracy_of_{name}", rounded(last[f"accuracy_{name}"]), unit)
-    run.figure("particles", len(state.poses.norm_B))
-    run.figure("box", state.box, "px")
-    run.figure("pixel_size", state.pixel_size, "Å")
-    run.figure("mean_Pmax", rounded(last["pmax"]))
-
-
-def rounded(value: float) -> float:
-    """To three significant digits."""
-    return float(f"{value:.3g}")
+    def note_figures(self, run: RunFolder, state: State, last: Record) -> None:
+        """`resolution` (FSC 0.143 of the unfiltered halves, no mask) is known at the end."""
+        if last["resolution_fsc"] is not None:
+            run.figure("resolution", rounded(last["resolution_fsc"]), "Å")
+        run.figure("resolution_at_SSNR_1", rounded(state.current_resolution), "Å")
+        run.figure("iterations", state.iteration)
+        run.figure("angular_sampling", rounded(last["fine_angular_step"]), "°")
+        for name, unit in (("angles", "°"), ("offsets", "Å")):
+            if last[f"accuracy_{name}"] is not None:
+                run.figure(f"accuracy_of_{name}", rounded(last[f"accuracy_{name}"]), unit)
+        note_common_figures(run, state, last)
 
 
 def result_of(iteration: Iteration, table: ParticleTable) -> Result:
@@ -325,35 +166,6 @@ def result_of(iteration: Iteration, table: ParticleTable) -> Result:
     fsc_S = fsc(*final.unfil_halves)
     resolution = resolution_angstrom(fsc_S, state.box, state.pixel_size)
     return Result(joined, (first, second), fsc_S, resolution, updated_table(state, table), state)
-
-
-def job_of_run(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> Job:
-    """The job of the run in the folder `out`, from its config.json; InputError if it is not one of `verglas refine`."""
-    where = out / "config.json"
-    if not where.is_file():
-        raise InputError("--continue", f"{out} holds no run (no config.json in it)", "the --out of a run that was stopped")
-    try:
-        content = json.loads(where.read_text(encoding="utf-8"))
-        options = content["options"]
-        if content["command"] != "refine":
-            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", "one of `verglas refine`")
-        config = RefineConfig(**(options["config"] | {"mask": path_or_none(options["config"]["mask"])}))
-        paths = {name: path_or_none(options[name]) for name in ("particles", "reference", "folder")}
-        rest = {name: options[name] for name in ("skip_bad", "ignore_contrast")}
-        return Job(config=config, out=out, device=device, threads=threads, **paths, **rest)  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(where, f"it cannot be understood ({error})", "the file that `verglas refine` wrote",
-                         "Start the run again.") from error  # fmt: skip
-
-
-def path_or_none(text: str | None) -> Path | None:
-    """JSON's null or text -> None or Path."""
-    return None if text is None else Path(text)
-
-
-def absolute(path: Path | str) -> Path:
-    """The path from the root on, links kept: a run may be continued from another folder."""
-    return Path(os.path.abspath(path))
 
 
 def refine(
@@ -380,7 +192,7 @@ def refine(
     in_memory = not isinstance(particles, Path | str) or not isinstance(reference, Path | str)
     if in_memory and out is not None:
         raise InputError("refine", "out together with particles or a reference in memory", "files, which a run can go on with")
-    job = Job(
+    job = RefineJob(
         particles=absolute(particles if isinstance(particles, Path | str) else particles.source),
         reference=absolute(reference) if isinstance(reference, Path | str) else Path("reference"),
         config=chosen if chosen.mask is None else replace(chosen, mask=absolute(chosen.mask)),

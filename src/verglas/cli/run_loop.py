@@ -1,0 +1,319 @@
+"""One run of an iterative command: prepares the engine, drives it, writes files, tells what happens, goes on after a stop.
+
+A command derives its `Job` and its `Run`, and fills in what is its own. Nothing heavy is imported before a run begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from verglas.cli.behind import Behind
+from verglas.cli.common import check_seed
+from verglas.cli.refine_watch import Record, Watch, read_history
+from verglas.errors import InputError, OutputError
+from verglas.io import staging
+from verglas.io.progress import duration_text, say
+from verglas.io.provenance import command_line
+from verglas.io.runfolder import RunFolder
+from verglas.refinement.config import RefineConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.cli.refine_report import ReportWriter
+    from verglas.particles.table import ParticleTable
+    from verglas.refinement.dataset import Progress
+    from verglas.refinement.driver import Iteration, Session
+    from verglas.refinement.plan import RunPlan
+    from verglas.refinement.state import State
+
+OF_THE_PLACE = ("config", "out", "overwrite", "device", "threads")  # of a job: not taken from a record as they stand there
+AnyJob = TypeVar("AnyJob", bound="Job")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run is made from, as its config.json records it; paths are absolute, and text is always a path.
+
+    out None: no files are written. command: its name on the command line; config_class: of `config`.
+    """
+
+    command: ClassVar[str]
+    config_class: ClassVar[type[RefineConfig]] = RefineConfig
+    particles: Path
+    config: RefineConfig
+    out: Path | None = None
+    folder: Path | None = None
+    skip_bad: bool = False
+    ignore_contrast: bool = False
+    overwrite: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+
+    def check(self) -> None:
+        """InputError for options that make no sense whatever the particles are."""
+        c = self.config
+        check_seed(c.seed)
+        for name, value in (("--diameter", c.diameter), ("--initial-resolution", c.initial_resolution),
+                            ("--offset-step", c.offset_step), ("--offset-range", c.offset_range)):  # fmt: skip
+            if not 0 < value < float("inf"):
+                raise InputError(name, f"{value:g}", "a finite number above 0")
+        for name, limit in (("--memory", c.memory_gb), ("--image-memory", c.image_memory_gb)):
+            if limit is not None and not 0 < limit < float("inf"):
+                raise InputError(name, f"{limit:g} GB", "a finite number above 0", "Leave it out to use what is free.")
+        if c.offset_range < c.offset_step:
+            raise InputError("--offset-range", f"{c.offset_range:g} px", f"at least the step, {c.offset_step:g} px")
+        if not 0 <= c.healpix_order <= 6:
+            raise InputError("--healpix-order", str(c.healpix_order), "0 to 6 (60° to 0.94°)")
+
+
+class Run(Iterator["Iteration"]):
+    """A run under way: iterate for one event per iteration. What a command fills in: `inputs`, `prepare`, `iterations`, and,
+    where it differs, `plan`, `record`, `note_figures`, `write_files`, `report`.
+
+    table: used instead of reading the particles that the job names; resumed: go on with the run in job.out.
+    """
+
+    def __init__(self, job: Job, table: ParticleTable | None = None, resumed: bool = False) -> None:
+        self.job, self.resumed = job, resumed
+        self.notices: list[str] = []
+        self.history: list[Record] = []
+        self._table = table
+        self._events = self._drive()
+
+    def __next__(self) -> Iteration:
+        return next(self._events)
+
+    def finish(self) -> None:
+        """Go through all remaining iterations."""
+        for _ in self._events:
+            pass
+
+    # What a command fills in
+
+    def inputs(self) -> ParticleTable:
+        """Particles, checked together with all other inputs; what the user should know goes to `notices`."""
+        raise NotImplementedError
+
+    def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
+        """What the engine may use, and a notice of it. InputError if that cannot fit, with the nearest setting that does."""
+        from verglas.cli.plan import this_machine
+        from verglas.refinement.plan import plan
+        from verglas.refinement.plan_sizes import Problem
+
+        made = plan(Problem.of(table), self.job.config, this_machine(device))
+        made.check()
+        peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
+        self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
+        return made
+
+    def prepare(
+        self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
+    ) -> Session:
+        """The engine at its start, all images read."""
+        raise NotImplementedError
+
+    def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
+        """The engine's iterations from the session's state on."""
+        raise NotImplementedError
+
+    def record(self, iteration: Iteration, table: ParticleTable) -> Record:
+        """All numbers of an iteration in terms of JSON."""
+        raise NotImplementedError
+
+    def note_figures(self, run: RunFolder, state: State, last: Record) -> None:
+        """Put the key figures of the run as it stands into its folder. last: record of the last iteration."""
+        raise NotImplementedError
+
+    def report(self, run: RunFolder) -> ReportWriter:
+        """What writes the page."""
+        raise NotImplementedError
+
+    def write_files(self, run: RunFolder, table: ParticleTable, iteration: Iteration) -> None:
+        """STAR files and maps of an iteration."""
+        from verglas.refinement import files
+
+        state, directions_D2 = iteration.state, iteration.directions_D2
+        files.write_iteration(run.target, state, table, self.job.config, directions_D2, command_line())
+
+    # What all have in common
+
+    def read_particles(self) -> ParticleTable:
+        """The particles, without unusable ones if the job says so; what is left out goes to `notices`."""
+        from verglas.core.symmetry import normalise_name
+        from verglas.particles.table import ParticleTable
+        from verglas.refinement.inputs import bad_rows
+
+        normalise_name(self.job.config.symmetry)
+        table = self._table if self._table is not None else ParticleTable.read(self.job.particles, self.job.folder)
+        self.notices += table.notices
+        if self.job.skip_bad:
+            bad = bad_rows(table)
+            table = table.without([row for row, _, _ in bad]) if bad else table
+            self.notices += [f"left out {name}: {reason}" for _, name, reason in bad[:20]]
+            self.notices += [f"left out {len(bad)} unusable images in all"] if bad else []
+        return table
+
+    def _drive(self) -> Iterator[Iteration]:
+        from verglas.cli.common import resolve_device, set_threads
+
+        threads = set_threads(self.job.threads)
+        device, reason = resolve_device(self.job.device)
+        run = self._run_folder()
+        table = self.inputs()
+        planned = self.plan(table, device)
+        with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run, self.job.command):
+            yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
+
+    def _run_folder(self) -> RunFolder | None:
+        job = self.job
+        if job.out is None:
+            return None
+        if self.resumed:
+            return RunFolder.reopen(job.out, job.command, job)
+        return RunFolder.create(job.out, job.command, job, job.overwrite, resumable=True)
+
+    def _session(
+        self, run: RunFolder | None, table: ParticleTable, computing: tuple[Any, int, str], planned: RunPlan
+    ) -> Session:
+        """The engine with all images read, at the state of the last checkpoint if there is one."""
+        from verglas.refinement.files import remove_leftovers
+
+        device, threads, reason = computing
+        if run is None:
+            session = self.prepare(table, device, threads, None, planned)
+            self.notices += session.notices
+            return session
+        with run.progress("Reading images", len(table), "particles") as bar:
+            session = self.prepare(table, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned)
+        self.notices += session.notices
+        chosen = dict(session.chosen)
+        reasons = "; ".join(text for text in (reason, chosen.get("residency"), chosen.get("reason")) if text)
+        run.provenance(device, chosen.get("kernels", ""), chosen.get("precision", ""), reasons)
+        for notice in self.notices:
+            run.log(notice)
+        remove_leftovers(run.target)
+        return self._resumed(run, table, session) if self.resumed else session
+
+    def _resumed(self, run: RunFolder, table: ParticleTable, session: Session) -> Session:
+        """The session at the state of the last checkpoint; as it is if there is none."""
+        from verglas.refinement import checkpoint, driver
+
+        newest = checkpoint.newest(run.target, run.log)
+        if newest is None:
+            run.log("no iteration was finished: starting from the beginning")
+            return session
+        state, _, fingerprint = checkpoint.load(newest)
+        if fingerprint != checkpoint.fingerprint(table):
+            raise InputError(self.job.particles, "these are not the particles that the run began with", "the same file",
+                             "Put the file back as it was, or start a new run.")  # fmt: skip
+        run.log(f"going on after iteration {state.iteration}")
+        self.history = read_history(run.path("events.jsonl"), state.iteration)
+        return driver.resume(session, state)
+
+    def _iterate(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Iterator[Iteration]:
+        report = self.report(run) if run else None
+        say_line = run.log if run else lambda line: None
+        # A GPU goes on while the files are written; on a CPU both would want the same cores.
+        behind = session.on.device.type == "cuda"
+        with Behind(behind) as later, Watch(say_line, self.history, quiet=run is None) as watch:
+            for iteration in self.iterations(session, watch.progress):
+                watch.finished(self.record(iteration, table))
+                if run is not None and report is not None:
+                    later.do(partial(self._write, run, table, iteration, list(self.history), report))
+                yield iteration
+
+    def _write(
+        self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record], report: ReportWriter
+    ) -> None:
+        """Files, event, checkpoint, report: a kill between any two leaves a run that goes on and writes the same again.
+
+        The last iteration of a refinement has no checkpoint: what it has beyond its state, the joined map, is not in one.
+        """
+        from verglas.refinement import checkpoint
+
+        state, config = iteration.state, self.job.config
+        self.write_files(run, table, iteration)
+        run.figures.clear()  # what is known at the end only comes first
+        self.note_figures(run, state, history[-1])
+        run.event("iteration", **history[-1])
+        if iteration.final is None:
+            path = checkpoint.path_of(run.target, state.iteration)
+            checkpoint.save(path, state, config, checkpoint.fingerprint(table))
+            checkpoint.prune(run.target)
+        report.update(history, iteration)
+
+
+@contextmanager
+def _withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None]:
+    """Remove the folder of a new run that ends by an error of the input before its first checkpoint, and put the run that it
+    was to replace back: nothing was computed."""
+    from verglas.refinement import checkpoint
+
+    try:
+        yield
+    except (InputError, OutputError):
+        if run is not None and not resumed and checkpoint.newest(run.target) is None:
+            shutil.rmtree(run.target, ignore_errors=True)
+            old = staging.sibling(run.target, "replaced")
+            if old.exists():
+                staging.unsign(old)
+                os.rename(old, run.target)
+        raise
+
+
+@contextmanager
+def _way_on(run: RunFolder | None, command: str) -> Iterator[None]:
+    """Say how to go on when the user stops a run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run is not None:
+            say(f"The run can go on: verglas {command} --continue {run.out}")
+        raise
+
+
+def rounded(value: float) -> float:
+    """To three significant digits."""
+    return float(f"{value:.3g}")
+
+
+def note_common_figures(run: RunFolder, state: State, last: Record) -> None:
+    """Key figures that all runs have."""
+    run.figure("particles", len(state.poses.norm_B))
+    run.figure("box", state.box, "px")
+    run.figure("pixel_size", state.pixel_size, "Å")
+    run.figure("mean_Pmax", rounded(last["pmax"]))
+
+
+def job_of_run(kind: type[AnyJob], out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> AnyJob:
+    """The job of the run in the folder `out`, from its config.json; InputError if it is not one of that kind's command."""
+    where, command = out / "config.json", f"`verglas {kind.command}`"
+    if not where.is_file():
+        raise InputError("--continue", f"{out} holds no run (no config.json in it)", "the --out of a run that was stopped")
+    try:
+        content = json.loads(where.read_text(encoding="utf-8"))
+        if content["command"] != kind.command:
+            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of {command}")
+        options = content["options"]
+        config = kind.config_class(**{name: _from_json(value, name == "mask") for name, value in options["config"].items()})
+        own = {one.name: _from_json(options[one.name]) for one in fields(kind) if one.name not in OF_THE_PLACE}
+        return kind(config=config, out=out, device=device, threads=threads, **own)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(where, f"it cannot be understood ({error})", f"the file that {command} wrote",
+                         "Start the run again.") from error  # fmt: skip
+
+
+def _from_json(value: Any, is_path: bool = True) -> Any:
+    """Text becomes a path if `is_path`, in lists, too; the rest is as it is."""
+    if isinstance(value, list):
+        return [_from_json(one, is_path) for one in value]
+    return Path(value) if is_path and isinstance(value, str) else value
