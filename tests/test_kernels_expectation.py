@@ -200,6 +200,31 @@ def test_shift_is_its_definition_and_its_adjoint_moves_back(box: int, poisoned: 
         shift(image, shifts, pixels.x_K, pixels.y_K, box, torch.float16)
 
 
+@pytest.mark.parametrize("double", [True, False], ids=["reference", "compiled"])
+def test_images_may_be_those_of_the_lists_alone(double: bool, poisoned: None) -> None:
+    """Shifted copies of the lists alone are those of all shifts, and all kernels read them alike."""
+    pixels, blocks = half_plane_pixels(24), ragged()
+    _, weight, slices = operands(pixels.count)
+    g = torch.Generator().manual_seed(6)
+    image = torch.randn(blocks.particles, 2, pixels.count, generator=g, dtype=torch.float64)
+    shifts, p, shell_K = 9 * torch.randn(N_SHIFTS, 2, generator=g, dtype=torch.float64), posterior(blocks), pixels.shell_K
+    if not double:
+        image, weight, slices, p = image.float(), weight.float(), slices.float(), p.float()
+    at = shifts, pixels.x_K, pixels.y_K, 24, image.dtype
+    every = shift(image, *at)
+    listed = shift(image, *at, lists=blocks)
+    particle_M = owner(blocks.shift_ptr_B1)
+    assert len(listed) == len(blocks.shift_M) and torch.equal(listed, every[particle_M, blocks.shift_M.long()])
+    assert torch.equal(compare(listed, weight, slices, blocks), compare(every, weight, slices, blocks))
+    found = [spectra(p, images, weight, slices, blocks, shell_K, N_SHELLS) for images in (listed, every)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    tables = [(torch.zeros_like(slices), torch.zeros_like(slices[:, 0])) for _ in range(2)]
+    for images, table in zip((listed, every), tables, strict=True):
+        collect(p, images, weight, blocks, *table)
+    assert torch.equal(tables[0][0], tables[1][0]) and torch.equal(tables[0][1], tables[1][1])
+
+
 def test_positive_shift_moves_content_to_positive() -> None:
     box = 16
     pixels = half_plane_pixels(box)

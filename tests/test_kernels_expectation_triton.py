@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.admit import Parents, admit
-from verglas.kernels.blocks import Blocks, Wanted
+from verglas.kernels.blocks import Blocks, Wanted, owner
 from verglas.kernels.collect import collect
 from verglas.kernels.collect.reference import collect_reference
 from verglas.kernels.compare import compare
@@ -286,18 +286,45 @@ def test_shift(images: int, shifts: int, coefficients: int, out_dtype: torch.dty
     assert bool((error <= (2.0**-11 if out_dtype == torch.float16 else 0) * expected.abs() + 1e-6).all())
 
 
+@runnable
+@HALF_AND_SINGLE
+@pytest.mark.parametrize("name", LISTS)
+def test_images_of_the_lists_alone(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(12)
+    blocks, coefficients = make_blocks(LISTS[name]), 48
+    _, weight, slices = random_inputs(blocks, coefficients, dtype)
+    image = torch.randn(blocks.particles, 2, coefficients, device=DEVICE)
+    shift_T2 = 9 * torch.randn(IMAGES, 2, device=DEVICE)
+    x, y = (torch.randint(-32, 33, (coefficients,), dtype=torch.int32, device=DEVICE) for _ in "xy")
+    poison(monkeypatch)
+    every = shift(image, shift_T2, x, y, 64, dtype, "triton")
+    listed = shift(image, shift_T2, x, y, 64, dtype, "triton", lists=blocks)
+    assert torch.equal(listed, every[owner(blocks.shift_ptr_B1), blocks.shift_M.long()])
+    assert torch.equal(*(compare(images, weight, slices, blocks, implementation="triton") for images in (listed, every)))
+    p, shell = random_posterior(blocks), torch.arange(coefficients, device=DEVICE) // 10
+    found = [spectra(p, images, weight, slices, blocks, shell, 5, "triton") for images in (listed, every)]
+    assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+    tables = [torch.zeros(ROWS, 3, coefficients, device=DEVICE) for _ in range(2)]
+    for images, table in zip((listed, every), tables, strict=True):
+        data, total = table[:, :2].contiguous(), table[:, 2].contiguous()
+        collect(p, images, weight, blocks, data, total, "triton")
+        table[:, :2], table[:, 2] = data, total
+    torch.testing.assert_close(*tables, rtol=1e-6, atol=1e-7)  # sums in any order
+
+
 POINTERS = {"one": "fp32", "task_count": "*i32", "count": "*i32"}
-POINTERS |= dict.fromkeys(["n_images", "n_shifts", "n_coefficients", "length", "patches"], "i32")
+POINTERS |= dict.fromkeys(["n_images", "n_rows", "n_shifts", "n_coefficients", "length", "patches"], "i32")
 POINTERS |= dict.fromkeys(["slices_each", "shifts_each", "tile_slices", "tile_shifts"], "i32")
 POINTERS |= dict.fromkeys(["task_particle", "task_block", "slice_list", "shift_list", "particle_out", "block_out"], "*i32")
+POINTERS |= dict.fromkeys(["image_of", "shift_of"], "*i32")
 POINTERS |= dict.fromkeys(["slice_ptr", "shift_ptr", "value_ptr", "parent_ptr", "kept_ptr"], "*i64")
-POINTERS |= dict.fromkeys(["shifted", "slices"], "*fp16")
+POINTERS |= dict.fromkeys(["images", "slices"], "*fp16")
 BLOCKS = {"SLICES": 64, "SHIFTS": 64, "COEFFICIENTS": 64, "HALF": True, "STEP": 32, "PRECISION": "ieee", "IMAGES": 4}
-BLOCKS |= {"WANTED": True}
+BLOCKS |= {"WANTED": True, "ROWS": 8}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("name", ["compare", "collect", "spectra", "shift", "admit", "tasks"])
+@pytest.mark.parametrize("name", ["compare", "collect", "spectra", "shift", "shift_listed", "admit", "tasks"])
 def test_compiles_for_a_gpu_that_need_not_be_there(name: str) -> None:
     """The interpreter accepts what the compiler does not. Half-precision operands, rows of a multiple of 16 numbers, sm_90."""
     pytest.importorskip("triton", reason="Triton is not installed")
@@ -305,7 +332,8 @@ def test_compiles_for_a_gpu_that_need_not_be_there(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module, kernel_name = ("tasks", "_list_kernel") if name == "tasks" else (f"{name}.triton", f"_{name}_kernel")
+    module = "tasks" if name == "tasks" else f"{name.removesuffix('_listed')}.triton"
+    kernel_name = "_list_kernel" if name == "tasks" else f"_{name}_kernel"
     kernel = getattr(import_module(f"verglas.kernels.{module}"), kernel_name)
     constants = {(at,): BLOCKS[one] for at, one in enumerate(kernel.arg_names) if one in BLOCKS}
     signature = {one: "constexpr" if one in BLOCKS else POINTERS.get(one, "*fp32") for one in kernel.arg_names}

@@ -125,11 +125,12 @@ class Searcher:
         each = self.space.grid.children_per_orientation, self.space.offsets.children_per_offset
         wanted = Wanted(parents.blocks, parents.kept_N, *each)
         scored_B2K, weight_BK = self._weak(prepared)
-        images = self.shifted(scored_B2K, self.space.offsets.fine_F2)
+        images = self.shifted(scored_B2K, self.space.offsets.fine_F2, lists=found_in.blocks)
         score_N = compare(images, weight_BK, found_in.table, found_in.in_table, wanted)
         del images
         if self.strong is not None:
-            strong_images = self.strong.shifted(prepared.scored_B2K, self._pixels(self.space.offsets.fine_F2))
+            offsets = self._pixels(self.space.offsets.fine_F2)
+            strong_images = self.strong.shifted(prepared.scored_B2K, offsets, lists=found_in.blocks)
             table, _ = self.strong.fine.of(found_in.orientation_U)  # rows as in the other table
             strong_weight = prepared.weight_BK[:, self.strong.index_K].contiguous()
             score_N += compare(strong_images, strong_weight, table, found_in.in_table, wanted)
@@ -170,12 +171,18 @@ class Searcher:
             return prepared.scored_B2K, prepared.weight_BK
         return prepared.scored_B2K * self.strong.weak_K, prepared.weight_BK * self.strong.weak_K
 
-    def shifted(self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None) -> Tensor:
-        """Copies [B, T, 2, K] of images shifted by offsets in Å, in the precision of operands; the first `count` K only."""
+    def shifted(
+        self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None, lists: Blocks | None = None
+    ) -> Tensor:
+        """Copies [B, T, 2, K] of images shifted by offsets in Å, in the precision of operands; the first `count` K only.
+
+        lists: only the offsets `shift_M` of each particle, [M, 2, K].
+        """
         pixels, part = self.preparer.pixels, slice(0, count)
         return shift(
-            image_B2K[..., part], self._pixels(offset_T2), pixels.x_K[part], pixels.y_K[part], pixels.box, self.space.operand
-        )
+            image_B2K[..., part], self._pixels(offset_T2), pixels.x_K[part], pixels.y_K[part], pixels.box, self.space.operand,
+            lists=lists,
+        )  # fmt: skip
 
     def _coarse(self, prepared: Prepared, log_offset_BT: Tensor) -> tuple[Parents, Tensor]:
         """Significant samples over the whole grid with their priors, and how many each particle has."""
@@ -292,7 +299,7 @@ class Searcher:
         """The best child alone, with weight 1."""
         scored_B2K, weight_BK = self._without_noise(prepared, sigma2_S)
         found_in = self._children(parents.blocks)
-        images = self.shifted(scored_B2K, self.space.offsets.fine_F2)
+        images = self.shifted(scored_B2K, self.space.offsets.fine_F2, lists=found_in.blocks)
         cross_N = compare(images, torch.zeros_like(weight_BK), found_in.table, found_in.in_table)
         power_N = compare(torch.zeros_like(images), weight_BK, found_in.table, found_in.in_table) * -2
         score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()

@@ -18,6 +18,7 @@ from torch import Tensor
 from verglas.core.fourier import PixelList
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.slices import FineSlices, Slicer
+from verglas.kernels.blocks import Blocks
 from verglas.kernels.shift import shift
 
 HALF_ERROR = 2.1e-4  # root mean square of float16 rounding, relative
@@ -40,11 +41,14 @@ class Strong:
         self.coarse_slicer, self.fine = full.at(inside_K, torch.float32), FineSlices(full.at(index_K, torch.float32), grid, whole)
         self.coarse_OK: Tensor | None = None
 
-    def shifted(self, image_B2K: Tensor, shift_T2: Tensor, count: int | None = None) -> Tensor:
-        """Copies [B, T, 2, K'] of the first `count` strong coefficients shifted by pixels, single precision."""
+    def shifted(
+        self, image_B2K: Tensor, shift_T2: Tensor, count: int | None = None, lists: Blocks | None = None
+    ) -> Tensor:
+        """Copies [B, T, 2, K'] of the first `count` strong coefficients shifted by pixels, single precision; with lists,
+        [M, 2, K'] of the shifts `shift_M` of each particle."""
         index_K = self.index_K[:count]
         x_K, y_K = self.pixels.x_K[index_K], self.pixels.y_K[index_K]
-        return shift(image_B2K[..., index_K].contiguous(), shift_T2, x_K, y_K, self.pixels.box)
+        return shift(image_B2K[..., index_K].contiguous(), shift_T2, x_K, y_K, self.pixels.box, lists=lists)
 
 
 def find_strong(

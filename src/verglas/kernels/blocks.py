@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,7 +21,7 @@ class Blocks:
     """CSR lists of B particles. Sample (slice a, shift t) of particle i is number value_ptr[i] + a * n_shifts(i) + t.
 
     slice_ptr_B1, shift_ptr_B1, value_ptr_B1: int64 [B + 1]; slice_N: int32, rows of the slice table (ascending within a
-    particle); shift_M: int32, which of the particle's shifted images.
+    particle); shift_M: int32, which of the shifts.
     """
 
     slice_ptr_B1: Tensor
@@ -64,6 +64,18 @@ class Blocks:
         window = slice(first, last + 1)
         values = self.value_ptr_B1[window] - self.value_ptr_B1[first]
         return Blocks(self.slice_ptr_B1[window] - a, self.slice_N[a:b], self.shift_ptr_B1[window] - c, self.shift_M[c:d], values)
+
+    def with_rows(self, images: Tensor) -> tuple[Tensor, Blocks]:
+        """(rows [R, 2, K] of shifted images, blocks whose shift_M are rows of it).
+
+        images: [B, T, 2, K], all shifts of all particles, shift_M one of them; or [M, 2, K], those of the lists alone, in order.
+        """
+        if images.dim() == 3:
+            row_M = torch.arange(len(self.shift_M), dtype=torch.int32, device=images.device)
+        else:
+            row_M = self.shift_M + owner(self.shift_ptr_B1, len(self.shift_M)).int() * images.shape[1]
+            images = images.flatten(0, 1)
+        return images, replace(self, shift_M=row_M)
 
     def sample_indices(self) -> tuple[Tensor, Tensor, Tensor]:
         """(particle, position in slice_N, position in shift_M) of every sample, int64 [samples] each."""

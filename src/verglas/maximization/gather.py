@@ -74,7 +74,7 @@ def weighted_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior
     data_U2K = torch.zeros(count, 2, pixels, dtype=dtype, device=prepared.weight_BK.device)
     total_UK = torch.zeros(count, pixels, dtype=dtype, device=prepared.weight_BK.device)
     if count:
-        images = searcher.shifted(prepared.mapped_B2K, searcher.space.offsets.fine_F2)
+        images = searcher.shifted(prepared.mapped_B2K, searcher.space.offsets.fine_F2, lists=posterior.blocks)
         collect(posterior.weight_N, images, prepared.mapped_weight_BK, posterior.blocks, data_U2K, total_UK)
     inverse_K = (1 / common_S)[searcher.preparer.shell_K].to(dtype)
     grid = searcher.space.grid
@@ -88,7 +88,7 @@ def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterio
     blocks, shells = posterior.blocks, prepared.power_BS.shape[1]
     rows = posterior.table_rows_U[blocks.slice_N.long()].int()
     in_table = Blocks(blocks.slice_ptr_B1, rows, blocks.shift_ptr_B1, blocks.shift_M, blocks.value_ptr_B1)
-    images = searcher.shifted(prepared.scored_B2K, searcher.space.offsets.fine_F2)
+    images = searcher.shifted(prepared.scored_B2K, searcher.space.offsets.fine_F2, lists=blocks)
     sums = spectra(posterior.weight_N, images, prepared.weight_BK, posterior.table, in_table, searcher.preparer.shell_K, shells)
     inside_S = torch.arange(shells, device=prepared.power_BS.device) <= radius
     return sums[0].double() * inside_S, sums[1].double() * inside_S

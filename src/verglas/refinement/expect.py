@@ -200,8 +200,8 @@ class HalfExpectation:
         slices_B = (blocks.slice_ptr_B1.diff() * each).clamp_max(grid.count * each)
         row = pixels * (3 * full + 2 * operand)
         limit = grid.count * each * row  # particles share slices: all of them together never need more than the grid
-        fixed = len(offsets.fine_F2) * 2 * pixels * operand
-        bytes_B = samples_B * costs.SAMPLE_BYTES[self.on.device.type] + fixed
+        shifted_B = blocks.shift_ptr_B1.diff() * (offsets.children_per_offset * 2 * pixels * operand)
+        bytes_B = samples_B * costs.SAMPLE_BYTES[self.on.device.type] + shifted_B
         used_B, rows_B = torch.stack([bytes_B, slices_B * row]).double().cumsum(1).cpu()
         return runs_within(used_B, rows_B, limit, costs.FINE_SHARE * self.on.memory)
 

@@ -24,6 +24,7 @@ from verglas.refinement.plan_sizes import (
     all_sizes,
     coarse_bytes,
     fine_bytes,
+    fine_shifts,
     operand_bytes,
     padded_edge,
     particles_at_once,
@@ -293,12 +294,11 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     needed, weighted = slices_in_use(sizes, batch, config)
     coarse_slices = costs.LOCAL_OWN * n if local else 2 * sizes.orientations
     edge = padded_edge(problem.box, config.padding)
-    fine_shifts = sizes.offsets * 4**config.oversampling
     seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
         "slices": (coarse_slices * coarse_k + (batches if local else 2) * needed * k) / rates.samples / cores,
         "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
-        "fine": n * (3 * fine_shifts * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
+        "fine": n * (3 * fine_shifts(sizes, config) * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
         "map": batches * weighted * k / rates.added / cores,
         "other": costs.ITERATION_SECONDS[kind],
         "solve": (2 + group_order(config.symmetry) / 4) * edge**3 / rates.transformed / cores,

@@ -182,10 +182,18 @@ def fine_bytes(config: RefineConfig, kind: str, sizes: Sizes, batch: int, workin
     """What the fine search of a batch takes: it is cut into parts that fit `working`. kept: all fine slices are there."""
     s, op, k = sum_bytes(config), operand_bytes(config, kind), sizes.coefficients
     needed, weighted = slices_in_use(sizes, batch, config)
-    images = sizes.offsets * 4**config.oversampling * 2 * k * op
+    images = fine_shifts(sizes, config) * 2 * k * op
     each = images + sizes.samples * costs.SAMPLE_BYTES[kind]
     rows = (0 if kept else needed * 2 * k * op) + weighted * 3 * k * s
     return min(batch * each + rows, max(costs.FINE_SHARE * working, each + rows / batch))
+
+
+def fine_shifts(sizes: Sizes, config: RefineConfig) -> float:
+    """Fine offsets of a particle to which its image is shifted: the children of the significant ones."""
+    every = sizes.offsets * 4**config.oversampling
+    if sizes.kind == "blurred":
+        return every
+    return min(every, sizes.samples / (costs.PARENTS_PER_PARTICLE[sizes.kind] * 8**config.oversampling))
 
 
 def slices_in_use(sizes: Sizes, batch: int, config: RefineConfig) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from verglas.expectation import search
 from verglas.expectation.search import Searcher
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents
+from verglas.kernels.blocks import Blocks
 from verglas.kernels.coarse import Orientations, coarse
 from verglas.kernels.keep import Kept
 from verglas.kernels.significant import Significance, significant
@@ -78,8 +79,10 @@ class RoundedSearcher(Searcher):
         made.measured = False  # strong coefficients are treated as those of real half-precision operands
         return made
 
-    def shifted(self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None) -> Tensor:
-        return super().shifted(image_B2K, offset_T2, count).half().float()
+    def shifted(
+        self, image_B2K: Tensor, offset_T2: Tensor, count: int | None = None, lists: Blocks | None = None
+    ) -> Tensor:
+        return super().shifted(image_B2K, offset_T2, count, lists).half().float()
 
 
 def scores_of(problem: Problem, on: Computing, rows: Tensor, parents: Parents | None = None, rounded: bool = False) -> Scores:

@@ -40,7 +40,7 @@ def _add_one(p, image, images, row, begin, end, out):
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _collect(slice_ptr, slice_N, weighted, bound, shifted, weight, data, total):
+def _collect(slice_ptr, slice_N, weighted, bound, images, weight, data, total):
     ptr, image_S, weight_S, sum_N = weighted
     n_k = weight.shape[1]
     parts = len(bound) - 1
@@ -58,21 +58,22 @@ def _collect(slice_ptr, slice_N, weighted, bound, shifted, weight, data, total):
                     for j in range(4):  # where fewer are left, the last one again with weight 0
                         image[j] = image_S[min(s + j, ptr[n + 1] - 1)]
                         p[j] = weight_S[s + j] if s + j < ptr[n + 1] else f(0)
-                    _add_four(p, image, shifted[i], row, u(begin), u(end), data)
-                    _add_four(p, image, shifted[i], row, u(begin + n_k), u(end + n_k), data)
+                    _add_four(p, image, images, row, u(begin), u(end), data)
+                    _add_four(p, image, images, row, u(begin + n_k), u(end + n_k), data)
                 if ptr[n] < ptr[n + 1]:
                     _add_one(sum_N[n], u(i), weight, row, u(begin), u(end), total)
 
 
 def collect_cpu(
-    posterior_N: Tensor, shifted_BT2K: Tensor, weight_BK: Tensor, blocks: Blocks, data_U2K: Tensor, total_UK: Tensor
+    posterior_N: Tensor, images: Tensor, weight_BK: Tensor, blocks: Blocks, data_U2K: Tensor, total_UK: Tensor
 ) -> None:
     """See README.md; float32 (TypeError for others), the accumulators contiguous (ValueError: they are written in place)."""
-    for tensor in (shifted_BT2K, weight_BK, data_U2K, total_UK):
+    for tensor in (images, weight_BK, data_U2K, total_UK):
         if tensor.dtype != torch.float32:
             raise TypeError(f"the compiled kernel collects float32 transforms, got {tensor.dtype}")
     if not (data_U2K.is_contiguous() and total_UK.is_contiguous()):
         raise ValueError("the sums are written in place and must be contiguous")
+    images, blocks = blocks.with_rows(images)
     lists = Lists.of(blocks)
     if not _ascending(lists):
         raise ValueError("the slices of a particle must be ascending")
@@ -82,7 +83,7 @@ def collect_cpu(
     with numba.parallel_chunksize(1):
         _collect(
             lists.slice_ptr, lists.slice_N, tuple(weighted), _bounds(lists, weighted, len(data_U2K), parts),
-            shifted_BT2K.contiguous().flatten(2).numpy(), weight_BK.contiguous().numpy(),
+            images.contiguous().flatten(1).numpy(), weight_BK.contiguous().numpy(),
             data_U2K.view(len(data_U2K), -1).numpy(), total_UK.numpy(),
         )  # fmt: skip
 

@@ -19,10 +19,10 @@ from verglas.kernels.blocks import Blocks
 from verglas.kernels.tasks import COEFFICIENTS, load_weights, patches_at_once, tile_of_weights
 
 
-@triton.jit(do_not_specialize=["n_images", "patches"])
+@triton.jit(do_not_specialize=["patches"])
 def _collect_kernel(
-    posterior, shifted, weight, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, data_out, total_out,
-    n_images, n_coefficients, patches,
+    posterior, images, weight, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, data_out, total_out,
+    n_coefficients, patches,
     SLICES: tl.constexpr, SHIFTS: tl.constexpr, COEFFICIENTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64)
@@ -37,8 +37,8 @@ def _collect_kernel(
         w = tl.load(weight + i * n_coefficients + k, mask=inside, other=0.0)
         for first_shift in range(0, m, SHIFTS):
             t = first_shift + tl.arange(0, SHIFTS)
-            image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64) + i * n_images
-            image_at = shifted + (image * row)[:, None] + k[None, :]
+            image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64)
+            image_at = images + (image * row)[:, None] + k[None, :]
             image_mask = (t < m)[:, None] & inside[None, :]
             re_MK = tl.load(image_at, mask=image_mask, other=0.0)
             im_MK = tl.load(image_at + n_coefficients, mask=image_mask, other=0.0)
@@ -62,22 +62,22 @@ def _collect_kernel(
 
 
 def collect_triton(
-    posterior_N: Tensor, shifted_BT2K: Tensor, weight_BK: Tensor, blocks: Blocks, data_U2K: Tensor, total_UK: Tensor
+    posterior_N: Tensor, images: Tensor, weight_BK: Tensor, blocks: Blocks, data_U2K: Tensor, total_UK: Tensor
 ) -> None:
     """See `collect_reference`; images in float16 or float32, everything else in float32, tables contiguous."""
-    if shifted_BT2K.dtype not in (torch.float16, torch.float32):
-        raise TypeError(f"the Triton kernel reads float16 or float32 images, got {shifted_BT2K.dtype}")
+    if images.dtype not in (torch.float16, torch.float32):
+        raise TypeError(f"the Triton kernel reads float16 or float32 images, got {images.dtype}")
     for table in (data_U2K, total_UK):
         if table.dtype != torch.float32 or not table.is_contiguous():
             raise TypeError(f"the Triton kernel adds to contiguous float32 tables, got {table.dtype}")
     posterior, weight = posterior_N.float().contiguous(), weight_BK.float().contiguous()
-    shifted = shifted_BT2K.contiguous()
-    n_images, n_coefficients = shifted.shape[1], shifted.shape[3]
+    images, blocks = blocks.with_rows(images.contiguous())
+    n_coefficients = images.shape[2]
     at_once, patches = tile_of_weights(blocks, len(posterior)), patches_at_once(blocks.particles, n_coefficients)
     if blocks.particles:
         _collect_kernel[(blocks.particles, triton.cdiv(n_coefficients, COEFFICIENTS * patches))](
-            posterior, shifted, weight, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
-            blocks.value_ptr_B1, data_U2K, total_UK, n_images, n_coefficients, patches,
-            SLICES=at_once[0], SHIFTS=at_once[1], COEFFICIENTS=COEFFICIENTS, HALF=shifted.dtype == torch.float16,
+            posterior, images, weight, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
+            blocks.value_ptr_B1, data_U2K, total_UK, n_coefficients, patches,
+            SLICES=at_once[0], SHIFTS=at_once[1], COEFFICIENTS=COEFFICIENTS, HALF=images.dtype == torch.float16,
             num_warps=4, num_stages=1,
         )  # fmt: skip

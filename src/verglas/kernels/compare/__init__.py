@@ -10,15 +10,16 @@ from verglas.kernels.compare.reference import compare_reference
 
 
 def compare(
-    shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None,
+    images: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None,
     implementation: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Scores of all samples (see `compare_reference`).
 
+    images: shifted copies, [B, T, 2, K] of all shifts or [M, 2, K] of those of the lists, in their order (`Blocks.with_rows`).
     wanted: samples that nobody asks for may be left out (the compiled kernels do): what stands there then means nothing.
     implementation: "auto", "reference", "cpu" or "triton"; see `verglas.kernels.choose` (float64 runs the reference).
     """
     name = choose_single(weight_BK, implementation)
     if name == "reference":
-        return compare_reference(shifted_BT2K, weight_BK, slices_U2K, blocks)
-    return implementation_of("compare", name)(shifted_BT2K, weight_BK, slices_U2K, blocks, wanted)
+        return compare_reference(images, weight_BK, slices_U2K, blocks)
+    return implementation_of("compare", name)(images, weight_BK, slices_U2K, blocks, wanted)

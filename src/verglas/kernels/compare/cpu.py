@@ -83,7 +83,7 @@ def _add_run(images, weight, table, slices, shifts, begin, end, wanted, slices_e
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _compare(particle, first, lists, shifted, weight, table, step, kept, kept_ptr, each, score):
+def _compare(particle, first, lists, images, weight, table, step, kept, kept_ptr, each, score):
     slice_ptr, slice_N, shift_ptr, shift_M, value_ptr = lists
     n_k = weight.shape[1]
     for task in numba.prange(len(particle)):
@@ -105,19 +105,20 @@ def _compare(particle, first, lists, shifted, weight, table, step, kept, kept_pt
                 for t in range(wanted.shape[1]):
                     wanted[a, t] = pairs[a, 4 * t // each[1]] > -np.inf
         for k in range(0, 2 * n_k, step):
-            _add_run(shifted[i], both, table, slices, shifts, k, min(k + step, 2 * n_k), wanted, each[0], first[task], own)
+            _add_run(images, both, table, slices, shifts, k, min(k + step, 2 * n_k), wanted, each[0], first[task], own)
 
 
 def compare_cpu(
-    shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None
+    images: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None
 ) -> Tensor:
     """See README.md; float32 (TypeError for others: this kernel computes in single precision).
 
     Samples that are not wanted come out as 0 where a whole tile of 4 x 4 is children of one pair.
     """
-    for tensor in (shifted_BT2K, weight_BK, slices_U2K):
+    for tensor in (images, weight_BK, slices_U2K):
         if tensor.dtype != torch.float32:
             raise TypeError(f"the compiled kernel compares float32 transforms, got {tensor.dtype}")
+    images, blocks = blocks.with_rows(images)
     score_N = torch.from_numpy(np.empty(blocks.samples, np.float32))
     lists = Lists.of(blocks)
     particle, first = cut(lists, SLICES)
@@ -130,7 +131,7 @@ def compare_cpu(
         each = (wanted.slices_each, wanted.shifts_each)
     with numba.parallel_chunksize(CHUNK):
         _compare(
-            particle, first, tuple(lists), shifted_BT2K.contiguous().flatten(2).numpy(), weight_BK.contiguous().numpy(),
+            particle, first, tuple(lists), images.contiguous().flatten(1).numpy(), weight_BK.contiguous().numpy(),
             slices_U2K.contiguous().flatten(1).numpy(), step, kept, kept_ptr, each, score_N.numpy(),
         )  # fmt: skip
     return score_N

@@ -26,10 +26,10 @@ MANY_SHIFTS = Tile(64, 128, 64, 4, 3)
 SINGLE = Tile(64, 16, 32, 4, 2)  # of float32 operands
 
 
-@triton.jit(do_not_specialize=["n_images", "slices_each", "shifts_each"])
+@triton.jit(do_not_specialize=["slices_each", "shifts_each"])
 def _compare_kernel(
-    shifted, weight, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, task_particle, task_block, task_count, out,
-    kept, kept_ptr, slices_each, shifts_each, n_images, length, one,
+    images, weight, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, task_particle, task_block, task_count, out,
+    kept, kept_ptr, slices_each, shifts_each, length, one,
     SLICES: tl.constexpr, SHIFTS: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(0) >= tl.load(task_count):
@@ -48,10 +48,10 @@ def _compare_kernel(
         if best == float("-inf"):
             return
     u = tl.load(slice_list + slice_0 + a, mask=a < n, other=0).to(tl.int64)
-    image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64) + i * n_images
+    image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64)
     k = tl.arange(0, STEP)
     slice_at = slices + (u * length)[:, None] + k[None, :]
-    image_at = shifted + (image * length)[None, :] + k[:, None]
+    image_at = images + (image * length)[None, :] + k[:, None]
     weight_at = weight + i * length + k
     cross = tl.zeros([SLICES, SHIFTS], tl.float32)
     power = tl.zeros([SLICES, STEP], tl.float32)
@@ -81,16 +81,17 @@ def tile_for(sizes: Sizes, single: bool) -> Tile:
 
 
 def compare_triton(
-    shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None
+    images: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, wanted: Wanted | None = None
 ) -> Tensor:
     """See `compare_reference`; images and slices both in float16 or both in float32, weights and sums in float32."""
     dtype = slices_U2K.dtype
-    if dtype not in (torch.float16, torch.float32) or shifted_BT2K.dtype != dtype:
-        raise TypeError(f"images and slices must both be float16 or both float32, got {shifted_BT2K.dtype} and {dtype}")
+    if dtype not in (torch.float16, torch.float32) or images.dtype != dtype:
+        raise TypeError(f"images and slices must both be float16 or both float32, got {images.dtype} and {dtype}")
     single = dtype == torch.float32
-    shifted, slices = shifted_BT2K.contiguous(), slices_U2K.contiguous()
+    images, blocks = blocks.with_rows(images.contiguous())
+    slices = slices_U2K.contiguous()
     weight_BL = weight_BK.float().repeat(1, 2)  # for both planes
-    n_images, length, samples = shifted.shape[1], weight_BL.shape[1], blocks.samples
+    length, samples = weight_BL.shape[1], blocks.samples
     score = torch.empty(samples, dtype=torch.float32, device=slices.device)
     asked = (score, score, 1, 1)  # not read
     if wanted is not None:
@@ -99,8 +100,8 @@ def compare_triton(
     tasks = list_tasks(blocks, samples, tile)
     if samples:
         _compare_kernel[(tasks.bound,)](
-            shifted, weight_BL, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
-            blocks.value_ptr_B1, tasks.particle_J, tasks.block_J, tasks.count, score, *asked, n_images, length, 1.0,
+            images, weight_BL, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
+            blocks.value_ptr_B1, tasks.particle_J, tasks.block_J, tasks.count, score, *asked, length, 1.0,
             SLICES=tile.slices, SHIFTS=tile.shifts, STEP=tile.coefficients, PRECISION="tf32x3" if single else "ieee",
             WANTED=wanted is not None, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

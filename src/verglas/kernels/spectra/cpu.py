@@ -38,12 +38,12 @@ def _add_four(p, image, images, row, table, total, begin, end, cross, power):
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _spectra(slice_ptr, slice_N, weighted, shifted, weight, table, shell_K, cross_BS, power_BS):
+def _spectra(slice_ptr, slice_N, weighted, images, weight, table, shell_K, cross_BS, power_BS):
     ptr, image_S, weight_S, sum_N = weighted
     n_k, n_shells = weight.shape[1], cross_BS.shape[1]
     for i in numba.prange(len(weight)):
         cross, power = np.zeros(n_k, np.float32), np.zeros(n_k, np.float32)
-        p, image, images = np.empty(4, np.float32), np.empty(4, np.int32), shifted[i]
+        p, image = np.empty(4, np.float32), np.empty(4, np.int32)
         for begin in range(0, n_k, RUN):
             end = min(begin + RUN, n_k)
             for n in range(slice_ptr[i], slice_ptr[i + 1]):
@@ -64,19 +64,20 @@ def _spectra(slice_ptr, slice_N, weighted, shifted, weight, table, shell_K, cros
 
 
 def spectra_cpu(
-    posterior_N: Tensor, shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, shell_K: Tensor,
+    posterior_N: Tensor, images: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, shell_K: Tensor,
     n_shells: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See README.md; float32 (TypeError for others: this kernel computes in single precision)."""
-    for tensor in (shifted_BT2K, weight_BK, slices_U2K):
+    for tensor in (images, weight_BK, slices_U2K):
         if tensor.dtype != torch.float32:
             raise TypeError(f"the compiled kernel sums float32 transforms, got {tensor.dtype}")
+    images, blocks = blocks.with_rows(images)
     lists = Lists.of(blocks)
     cross_BS, power_BS = (torch.from_numpy(np.empty((len(weight_BK), n_shells), np.float32)) for _ in range(2))
     with numba.parallel_chunksize(1):
         _spectra(
             lists.slice_ptr, lists.slice_N, tuple(with_weight(posterior_N, lists)),
-            shifted_BT2K.contiguous().flatten(2).numpy(), weight_BK.contiguous().numpy(),
+            images.contiguous().flatten(1).numpy(), weight_BK.contiguous().numpy(),
             slices_U2K.contiguous().flatten(1).numpy(), shell_K.long().contiguous().numpy(), cross_BS.numpy(), power_BS.numpy(),
         )  # fmt: skip
     return cross_BS, power_BS

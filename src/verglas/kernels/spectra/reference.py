@@ -9,17 +9,18 @@ from verglas.kernels.blocks import Blocks
 
 
 def spectra_reference(
-    posterior_N: Tensor, shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, shell_K: Tensor,
+    posterior_N: Tensor, images: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, shell_K: Tensor,
     n_shells: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See README.md: (cross [B, S], power [B, S]) in the precision of `weight_BK`."""
+    image_R2K, blocks = blocks.with_rows(images)
     dtype = weight_BK.dtype
     cross_BK, power_BK = torch.zeros_like(weight_BK), torch.zeros_like(weight_BK)
     for i in range(blocks.particles):
         slices, shifts, where = blocks.lists(i)
         p_NM = posterior_N[where].to(dtype).view(len(slices), len(shifts))
         reference_N2K = slices_U2K[slices].to(dtype)
-        image_N2K = (p_NM @ shifted_BT2K[i, shifts].to(dtype).flatten(1)).unflatten(1, (2, -1))
+        image_N2K = (p_NM @ image_R2K[shifts].to(dtype).flatten(1)).unflatten(1, (2, -1))
         cross_BK[i] = (image_N2K * reference_N2K).sum((0, 1))
         power_BK[i] = weight_BK[i] * (p_NM.sum(1) @ reference_N2K.square().sum(1))
     return sum_shells(cross_BK, shell_K, n_shells), sum_shells(power_BK, shell_K, n_shells)

@@ -19,10 +19,10 @@ from verglas.kernels.blocks import Blocks
 from verglas.kernels.tasks import COEFFICIENTS, load_weights, patches_at_once, tile_of_weights
 
 
-@triton.jit(do_not_specialize=["n_images", "patches"])
+@triton.jit(do_not_specialize=["patches"])
 def _spectra_kernel(
-    posterior, shifted, weight, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, cross_out, power_out,
-    n_images, n_coefficients, patches,
+    posterior, images, weight, slices, slice_list, shift_list, slice_ptr, shift_ptr, value_ptr, cross_out, power_out,
+    n_coefficients, patches,
     SLICES: tl.constexpr, SHIFTS: tl.constexpr, COEFFICIENTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64)
@@ -38,8 +38,8 @@ def _spectra_kernel(
         power = tl.zeros([SLICES, COEFFICIENTS], tl.float32)
         for first_shift in range(0, m, SHIFTS):
             t = first_shift + tl.arange(0, SHIFTS)
-            image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64) + i * n_images
-            image_at = shifted + (image * row)[:, None] + k[None, :]
+            image = tl.load(shift_list + shift_0 + t, mask=t < m, other=0).to(tl.int64)
+            image_at = images + (image * row)[:, None] + k[None, :]
             image_mask = (t < m)[:, None] & inside[None, :]
             re_MK = tl.load(image_at, mask=image_mask, other=0.0)
             im_MK = tl.load(image_at + n_coefficients, mask=image_mask, other=0.0)
@@ -66,22 +66,23 @@ def _spectra_kernel(
 
 
 def spectra_triton(
-    posterior_N: Tensor, shifted_BT2K: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, shell_K: Tensor,
+    posterior_N: Tensor, images: Tensor, weight_BK: Tensor, slices_U2K: Tensor, blocks: Blocks, shell_K: Tensor,
     n_shells: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `spectra_reference`; images and slices both in float16 or both in float32, everything else in float32."""
     dtype = slices_U2K.dtype
-    if dtype not in (torch.float16, torch.float32) or shifted_BT2K.dtype != dtype:
-        raise TypeError(f"images and slices must both be float16 or both float32, got {shifted_BT2K.dtype} and {dtype}")
-    posterior, shifted, slices = posterior_N.float().contiguous(), shifted_BT2K.contiguous(), slices_U2K.contiguous()
+    if dtype not in (torch.float16, torch.float32) or images.dtype != dtype:
+        raise TypeError(f"images and slices must both be float16 or both float32, got {images.dtype} and {dtype}")
+    images, blocks = blocks.with_rows(images.contiguous())
+    posterior, slices = posterior_N.float().contiguous(), slices_U2K.contiguous()
     weight = weight_BK.float().contiguous()
-    n_images, n_coefficients = shifted.shape[1], shifted.shape[3]
+    n_coefficients = images.shape[2]
     cross_and_power_2BK = torch.empty(2, blocks.particles, n_coefficients, device=slices.device)
     at_once, patches = tile_of_weights(blocks, len(posterior)), patches_at_once(blocks.particles, n_coefficients)
     if blocks.particles:
         _spectra_kernel[(blocks.particles, triton.cdiv(n_coefficients, COEFFICIENTS * patches))](
-            posterior, shifted, weight, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
-            blocks.value_ptr_B1, *cross_and_power_2BK, n_images, n_coefficients, patches,
+            posterior, images, weight, slices, blocks.slice_N, blocks.shift_M, blocks.slice_ptr_B1, blocks.shift_ptr_B1,
+            blocks.value_ptr_B1, *cross_and_power_2BK, n_coefficients, patches,
             SLICES=at_once[0], SHIFTS=at_once[1], COEFFICIENTS=COEFFICIENTS, HALF=dtype == torch.float16,
             num_warps=4, num_stages=1,
         )  # fmt: skip
