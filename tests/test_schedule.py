@@ -94,6 +94,32 @@ def test_coarse_size_follows_the_arc_of_a_step() -> None:
     assert rules.coarse_size(replace(schedule, oversampling=0), CONFIG, BOX, PIXEL, 60) == 60
 
 
+def local_state(ssnr_S: Tensor, accuracy: float = 0.5) -> State:
+    """Local searches at order 5 (steps of 1.875 degrees, as wide as their prior) with 40 shells, as sharp as `ssnr_S`."""
+    state = make_state(current_size=80, healpix_order=5, local_sigma=1.875, accuracy_angles=accuracy)
+    return replace(state, halves=[replace(half, ssnr_S=ssnr_S) for half in state.halves])
+
+
+def test_local_coarse_search_leaves_out_shells_that_tell_little() -> None:
+    shell_S = torch.arange(BOX // 2 + 1, dtype=torch.float64)
+    flat, low = torch.ones_like(shell_S), (shell_S <= 20).double()
+    # s^4 summed to 35 of 40 shells is half of the sum: (35 / 40)^5 = 0.51
+    assert rules.local_coarse_size(local_state(flat), 80) == 70
+    # half of it below 18 of 20 shells: (18 / 20)^5 = 0.59, (17 / 20)^5 = 0.44; nothing beyond
+    assert rules.local_coarse_size(local_state(low), 80) == 36
+    assert rules.local_coarse_size(local_state(low), 30) == 30  # never more than the arc of a step allows
+    first, second = local_state(flat).halves[0], local_state(low).halves[0]
+    assert rules.local_coarse_size(replace(local_state(low), halves=[first, second]), 80) == 70  # that of the sharper half
+    assert rules.local_coarse_size(local_state(torch.zeros_like(flat)), 80) == 80  # nothing is known: everything is looked at
+
+
+def test_local_coarse_search_looks_at_more_where_children_would_cost_more() -> None:
+    shell_S = torch.arange(BOX // 2 + 1, dtype=torch.float64)
+    # Poses as uncertain as the step is wide: a wider posterior would have more children than the coarse pass spares.
+    sizes = [rules.local_coarse_size(local_state((shell_S <= 20).double(), accuracy), 80) for accuracy in (0.5, 6.0, 999.0)]
+    assert sizes[0] < sizes[1] == sizes[2] == 40
+
+
 def test_settled_refinement_gets_the_next_grid() -> None:
     state = make_state(**SETTLED)
     before = copy.deepcopy(state.schedule)

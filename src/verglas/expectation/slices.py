@@ -13,7 +13,8 @@ from verglas.projection.volume import FourierVolume
 
 ALL_AT_ONCE = 0.7  # share of the orientations from which on all are made together: that spares a copy
 ROWS_COPIED = 4096  # slices made before they are copied to their places in a table
-NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}  # of slices made in one go: bounds what is made from their poses
+# Numbers of slices made in one go: bounds what is made beside them. From cells (half precision on a GPU) that is little.
+NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27, "cells": 2**31}
 
 
 class Slicer:
@@ -54,7 +55,8 @@ class Slicer:
 
     def _into(self, out: Tensor, volume: FourierVolume, rotation_R33: Tensor) -> Tensor:
         """Fill `out` a part at a time and return it. Coefficients too strong for half precision count in single precision."""
-        step = max(1, NUMBERS_AT_ONCE.get(self.coordinates_K3.device.type, 2**27) // (2 * len(self.coordinates_K3)))
+        where = "cells" if volume.cells is not None else self.coordinates_K3.device.type
+        step = max(1, NUMBERS_AT_ONCE.get(where, 2**27) // (2 * len(self.coordinates_K3)))
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)
             volume.slices(rotation_R33[part], self.coordinates_K3, self.inverse_K, out[part])

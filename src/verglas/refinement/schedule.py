@@ -17,13 +17,16 @@ from torch import Tensor
 
 from verglas.core.symmetry import symmetry_matrices
 from verglas.refinement.config import RefineConfig
-from verglas.refinement.state import Poses, Schedule, State
+from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
 UNKNOWN = 999.0  # changes and accuracies that were not measured yet; no measured value is that large
 _PATIENCE = 1  # iterations without gain, and without large changes, that are enough
 _SAFE_SHARE = 0.75  # of the accuracy: a step finer than this gains nothing
 _LARGEST_OFFSET_STEP = 1.5  # Å, after oversampling, once the grid is refined
 _KEEP_SAFE = 1.2  # a coarse search sees details of the arc between two views over this
+_LOCAL_REACH = 3.0  # standard deviations of the prior that a local search goes away from the last pose
+_ACCURACY_SIGMAS = 3.035  # an error of the accuracy costs ln(100): sqrt(2 ln 100) standard deviations of the posterior
+_LEAST_INFORMATION = 0.5  # share of it that the coarse pass of a local search must see
 _SETTLED_SHARE = 0.40  # of a fine step: smaller changes count as none
 _TOLERANCE = 1.03  # changes within 3 per cent of the smallest are not smaller
 _PAIRS_AT_ONCE = 2**20  # (particle, symmetry mate) pairs compared at once
@@ -81,6 +84,35 @@ def coarse_size(schedule: Schedule, config: RefineConfig, box: int, pixel_size: 
         return current_size
     arc = schedule.angular_step / 360.0 * math.pi * config.diameter
     return min(2 * math.ceil(box * pixel_size * _KEEP_SAFE / arc), current_size)
+
+
+def local_coarse_size(state: State, largest: int) -> int:
+    """Edge (px, even) of the transforms in the coarse pass of a local search: what makes both passes cheapest, at most `largest`.
+
+    The coarse pass may look at any part of the data: fewer shells widen the posterior, so that more orientations are significant
+    and have children to be compared, but these still hold the same share of its mass. A shell s tells about angles in proportion
+    to s^3 times its signal over noise in the images (coefficients times the square of how far a turn moves them; in the map the
+    ratio is s times less: the larger a shell of a volume, the fewer slices overlap in it). With a share f of what all shells
+    tell, the posterior is f^-1/2 times as wide as the accuracy says; slices of all N orientations cost as the square of the
+    size, those of the children are whole.
+    """
+    schedule, top = state.schedule, state.current_size // 2
+    ratio = schedule.local_sigma / schedule.angular_step
+    orientations = math.pi * (_LOCAL_REACH * ratio) ** 2 * (2 * _LOCAL_REACH * ratio + 1)
+    width = schedule.accuracy_angles / _ACCURACY_SIGMAS / schedule.angular_step
+    shell_S = torch.arange(1, top + 1, dtype=torch.float64)
+    known_S = torch.stack([_angular_information(half, top) for half in state.halves]).amin(0)  # the least informed class
+    wider_S = known_S.clamp_min(_LEAST_INFORMATION).rsqrt()
+    cost_S = orientations * (shell_S / top) ** 2 + 8**schedule.oversampling * (1 + 2 * width * wider_S) ** 3
+    best = int(cost_S.masked_fill(known_S < _LEAST_INFORMATION, torch.inf).argmin()) + 1
+    return min(2 * best, largest)
+
+
+def _angular_information(half: HalfModel, top: int) -> Tensor:
+    """Share of what shells 1..top tell about angles that shells up to each of them tell, float64 [top]."""
+    shell_S = torch.arange(1, top + 1, dtype=torch.float64)
+    told_S = (shell_S**4 * half.ssnr_S[1 : top + 1].double().nan_to_num(0.0, 0.0, 0.0).clamp_min(0)).cumsum(0)
+    return told_S / told_S[-1] if float(told_S[-1]) > 0 else (shell_S == top).double()
 
 
 def update_sampling(state: State, config: RefineConfig) -> Schedule:

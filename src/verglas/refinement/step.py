@@ -116,6 +116,8 @@ def plan_of(state: State, config: RefineConfig, correlate: bool) -> Plan:
     """Grids and sizes of the coming iteration."""
     schedule = state.schedule
     coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size)
+    if schedule.local_sigma and schedule.oversampling:
+        coarse = sampling.local_coarse_size(state, coarse)
     grid = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, schedule.perturbation)
     offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
     scored = state.shell_of(config.limit_resolution) if config.limit_resolution else None
