@@ -24,7 +24,7 @@ from verglas.kernels.match import Source, match
 from verglas.kernels.match.reference import match_reference
 from verglas.kernels.project.cells import project_cells
 from verglas.kernels.project.triton import visiting_order
-from verglas.projection.volume import FourierVolume
+from verglas.projection.volume import FourierVolume, in_half
 
 CLUSTER = 512
 
@@ -34,8 +34,9 @@ def source_of(box: int) -> Source:
     pixels = half_plane_pixels(box, device="cuda")
     coordinates_K2 = torch.nn.functional.pad(pixels.coordinates_K3()[:, :2], (0, 0, 0, -pixels.count % 16))
     volume = FourierVolume.from_map(torch.randn(box, box, box, device="cuda"), dtype=torch.float16)
-    factor_K = coordinates_K2.ne(0).any(1) / (volume.values.float().std() * volume.scale)
-    return Source(volume.values, volume.rows, volume.scale, volume.cells, coordinates_K2, factor_K)
+    factor_K = coordinates_K2.ne(0).any(1) / volume.values.std()
+    half_V2, scale = in_half(volume.values)
+    return Source(half_V2, volume.rows, scale, volume.cells, coordinates_K2, factor_K)
 
 
 def lists(order_R: Tensor, particles: int, images: int) -> Blocks:

@@ -33,6 +33,9 @@ runnable = pytest.mark.skipif(
 )
 HALF_AND_SINGLE = pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["half", "single"])
 
+# Of a product of two float32 numbers on tensor cores, relative: each is split into a TF32 number, off by at most 2^-11, and the
+# rest, of which the cores take 11 bits (2^-21 is lost); the product of the rests (2^-22) is left out.
+PRODUCT_ERROR = 2 * 2.0**-21 + 2.0**-22
 IMAGES = 7  # shifted images of each particle
 ROWS = 90  # of the slice table
 LISTS = {
@@ -107,7 +110,11 @@ def test_compare(name: str, coefficients: int, dtype: torch.dtype, monkeypatch: 
     exact = shifted.double(), weight.double(), slices.double()
     terms = compare_reference(exact[0].abs(), -exact[1], exact[2].abs(), blocks)  # the sum of their moduli: terms may cancel
     error = (score.double() - compare_reference(*exact, blocks)).abs()
-    assert bool((error <= 3e-7 * terms).all())
+    allowed = 3e-7 * terms
+    if dtype == torch.float32:  # where there are many, errors of products cancel
+        squares = compare_reference(exact[0].square(), 0 * exact[1], exact[2].square(), blocks)
+        allowed = torch.maximum(allowed, PRODUCT_ERROR * squares.sqrt())
+    assert bool((error <= allowed).all())
 
 
 @runnable

@@ -22,7 +22,7 @@ class Slicer:
 
     def __init__(self, volumes: list[FourierVolume], coordinates_K3: Tensor, common_K: Tensor, dtype: torch.dtype) -> None:
         self.volumes, self.coordinates_K3, self.common_K, self.dtype = volumes, coordinates_K3, common_K, dtype
-        self.inverse_K = (coordinates_K3.ne(0).any(1) / common_K).to(volumes[0].work_dtype)
+        self.inverse_K = (coordinates_K3.ne(0).any(1) / common_K).to(volumes[0].values.dtype)
 
     def at(self, index_K: Tensor, dtype: torch.dtype) -> Slicer:
         """A slicer of some of the coefficients in another precision."""

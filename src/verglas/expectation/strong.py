@@ -4,10 +4,12 @@ Scores are sums over coefficients, so any of them may be left out of the half-pr
 Half operands are off by 2e-4 of themselves (root mean square). Rounded slices are off by the same reference whatever the
 shift, but shifted images are rounded anew for each shift, which puts an error of
 
-    2e-4 sqrt(sum_k s_k (s_k + 1)),      s_k = <C^2 |P|^2 / sigma^2>
+    2e-4 sqrt(sum_k <s_k (s_k + 1)>),      s_k = C^2 |P|^2 / sigma^2
 
-into the differences between scores (s_k from rounded images, 1 from rounded slices against the noise). A few strong
-coefficients carry most of it; as many are taken out as it takes to bring it below what is tolerated; mostly that is none.
+into the differences between scores (s_k from rounded images, 1 from rounded slices against the noise; means over particles and
+orientations: CTFs oscillate and slices differ, <s_k^2> is several times <s_k>^2). A few strong coefficients carry most of it; as
+many are taken out as it takes to bring it below what is tolerated; mostly that is none. Their slices are cut from voxels in
+single precision: those of the half-precision volume are rounded, too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from verglas.kernels.blocks import Blocks
 from verglas.kernels.shift import shift
 
 HALF_ERROR = 2.1e-4  # root mean square of float16 rounding, relative
-TOLERATED = 0.007  # root mean square of a score's error, nats; the largest of many is some six times that
+TOLERATED = 0.0075  # root mean square of a score's error, nats; the largest of many is some six times that
 STRONG_POWER = 3000.0  # sum of s_k above which more is tolerated, as its square root: fewer samples are then near the best
 PROBED = 64  # orientations whose mean power is taken
 
@@ -60,20 +62,22 @@ def find_strong(
     """
     every = max(1, grid.count // PROBED)
     slices_R2K = full.coarse(grid, torch.arange(0, grid.count, every)[:PROBED]).float()
-    power_K = slices_R2K.square().sum(1).mean(0) * weight_BK.float().mean(0)
-    index_K = strongest(power_K, count)
+    power_RK, weight_BK = slices_R2K.square().sum(1).double(), weight_BK.double()
+    power_K = power_RK.mean(0) * weight_BK.mean(0)
+    square_K = power_RK.square().mean(0) * weight_BK.square().mean(0)
+    index_K = strongest(power_K, square_K, count)
     return Strong(index_K, full, pixels, count, grid, whole) if len(index_K) else None
 
 
-def strongest(power_K: Tensor, count: int) -> Tensor:
+def strongest(power_K: Tensor, square_K: Tensor, count: int) -> Tensor:
     """Indices, ascending, of the fewest coefficients without which the error of half precision is tolerated.
 
-    Of those inside the coarse disc (the first `count`) and outside, whole multiples of 8 each: aligned rows on a GPU.
+    power_K, square_K: means of s_k and of s_k^2 over particles and orientations, float64. Of those inside the coarse disc (the
+    first `count`) and outside, whole multiples of 8 each: aligned rows on a GPU.
     """
-    sorted_K, order_K = power_K.double().sort(descending=True)
-    error2_K = HALF_ERROR**2 * sorted_K * (sorted_K + 1)
+    error2_K, order_K = (HALF_ERROR**2 * (square_K + power_K)).sort(descending=True)
     left_K = error2_K.flip(0).cumsum(0).flip(0)  # error if those before are taken out
-    tolerated = TOLERATED * max(1.0, float(sorted_K.sum()) / STRONG_POWER) ** 0.5
+    tolerated = TOLERATED * max(1.0, float(power_K.sum()) / STRONG_POWER) ** 0.5
     needed_K = order_K[: int((left_K > tolerated**2).sum())]
     inside_K, outside_K = order_K[order_K < count], order_K[order_K >= count]
     n_inside = int((needed_K < count).sum())

@@ -114,7 +114,7 @@ def volume_spectrum(volume: FourierVolume) -> Tensor:
         r2 = radius2(coordinates)
         inside = r2 <= volume.rows.radius**2
         shell = (r2.sqrt() / volume.padding + 0.5).long().clamp_max(len(total) - 1)
-        power = (values_V2[part].double() * volume.scale).square().sum(1) / 2
+        power = values_V2[part].double().square().sum(1) / 2
         total += torch.bincount(shell, torch.where(inside, power, 0), len(total))
         count += torch.bincount(shell, inside.double(), len(total))
     return total / count.clamp_min(1)

@@ -43,15 +43,14 @@ def gridding_correction(box: int, padding: float, device: torch.device | str = "
 class FourierVolume:
     """Packed, padded transform of a map, in units of the forward-normalised 2-D transform of its projections.
 
-    values: [V, 2] (re, im), stored times 1 / `scale`; cells: the same voxels together with their neighbours, what the GPU
-    kernels gather from if `values` is float16.
+    values: [V, 2] (re, im); cells: the same in half precision, each voxel together with its neighbours, from which slices in
+    half precision are cut twice as fast; None if those are not wanted.
     """
 
     values: Tensor
     rows: RowTable
     box: int
     padding: float
-    scale: float = 1.0
     cells: Cells | None = None
 
     @classmethod
@@ -61,7 +60,7 @@ class FourierVolume:
     ) -> FourierVolume:  # fmt: skip
         """Transform of `map_ZYX` up to image frequency `radius` (default N/2), ready to be sliced on `device`.
 
-        dtype float16 (GPU only) stores half-precision voxels, alone and in cells: 45 bytes a voxel, 25 where that is > 0.5 GB.
+        dtype: of the voxels; float16 (GPU only) adds cells to float32 ones: 49 bytes a voxel, 29 where that is > 0.5 GB.
         """
         device = map_ZYX.device if device is None else torch.device(device)
         box = map_ZYX.shape[0]
@@ -76,9 +75,8 @@ class FourierVolume:
             return cls(values_V2, rows, box, padding)
         from verglas.kernels.project.cells import make_cells
 
-        scale = float(values_V2.abs().max()) / HALF_PRECISION_PEAK or 1.0
-        values_V2 = (values_V2 / scale).half()
-        return cls(values_V2, rows, box, padding, scale, make_cells(values_V2, rows, scale))
+        half_V2, scale = in_half(values_V2)
+        return cls(values_V2, rows, box, padding, make_cells(half_V2, rows, scale))
 
     def slices(
         self, rotation_R33: Tensor, pixels: PixelList | Tensor, factor_K: Tensor | None = None, out: Tensor | None = None
@@ -86,15 +84,16 @@ class FourierVolume:
         """Slices [R, 2, K] at poses A (object to image frame) and pixels (or coordinates [K, 3] in image frequencies).
 
         factor_K: multiplies each coefficient. out: contiguous [R, 2, K] to fill and return, in its precision (what is beyond the
-        range of float16 becomes its largest); by default new, in `work_dtype`.
+        range of float16 becomes its largest); by default new, in that of the voxels.
         """
-        coordinates = pixels.coordinates_K3(self.work_dtype) if isinstance(pixels, PixelList) else pixels
-        sampling = sampling_matrices(rotation_R33, self.padding).to(self.values.device, self.work_dtype)
-        if self.cells is not None:
+        dtype = self.values.dtype
+        coordinates = pixels.coordinates_K3(dtype) if isinstance(pixels, PixelList) else pixels
+        sampling = sampling_matrices(rotation_R33, self.padding).to(self.values.device, dtype)
+        if self.cells is not None and out is not None and out.dtype == torch.float16:
             from verglas.kernels.project.cells import project_cells
 
             return project_cells(self.cells, sampling, coordinates, factor_K, out)
-        if out is not None and out.dtype == self.values.dtype and out.device.type == "cpu":
+        if out is not None and out.dtype == dtype and out.device.type == "cpu":
             from verglas.kernels.project.cpu import project_cpu
 
             return project_cpu(self.values, self.rows, sampling, coordinates, factor_K, out)
@@ -106,14 +105,17 @@ class FourierVolume:
         return out.copy_(slices_R2K.clamp(-LARGEST_HALF, LARGEST_HALF) if out.dtype == torch.float16 else slices_R2K)
 
     @property
-    def work_dtype(self) -> torch.dtype:
-        return torch.float32 if self.values.dtype == torch.float16 else self.values.dtype
-
-    @property
     def kernel(self) -> str:
         """Name and reason of the kernel that `slices` runs, for the run record."""
-        choice = choose(self.values.device, self.work_dtype)
-        return f"project: {choice.name} ({choice.reason}), volume {str(self.values.dtype).removeprefix('torch.')}"
+        choice = choose(self.values.device, self.values.dtype)
+        half = "" if self.cells is None else " and float16"
+        return f"project: {choice.name} ({choice.reason}), volume {str(self.values.dtype).removeprefix('torch.')}{half}"
+
+
+def in_half(values_V2: Tensor) -> tuple[Tensor, float]:
+    """Voxels in float16, and what they are to be multiplied by: their peak is `HALF_PRECISION_PEAK`."""
+    scale = float(values_V2.abs().max()) / HALF_PRECISION_PEAK or 1.0
+    return (values_V2 / scale).half(), scale
 
 
 def sampling_matrices(rotation_R33: Tensor, padding: float) -> Tensor:

@@ -58,7 +58,7 @@ def reserved_bytes(counts: Counts, operand: int, full: int) -> float:
     return images + scores + whole + slices
 
 
-VOXEL_IN_CELLS = (45, 25)  # bytes of a voxel of a half-precision reference (kernels/project/cells.py): small and large volumes
+VOXEL_IN_CELLS = (49, 29)  # bytes of a voxel of a reference with cells (kernels/project/cells.py): small and large volumes
 LARGEST_IN_EIGHTS = 2**29  # bytes of cells of eight voxels; beyond, cells hold four
 VOXEL_RUNNING, VOXEL_SETTLED = 4, 24  # accumulator: numbers of the sums' precision, bytes of the float64 copy
 SLICES_BEFORE_FLUSH = 25_000  # of a half-set, at padding 2: the float64 copy is made after so many

@@ -8,7 +8,7 @@ particle's log-sum is removed, so that what is left are logarithms of posterior 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from unittest import mock
 
 import torch
@@ -22,7 +22,7 @@ from verglas.kernels.blocks import Blocks
 from verglas.kernels.coarse import Orientations, coarse
 from verglas.kernels.keep import Kept
 from verglas.kernels.significant import Significance, significant
-from verglas.projection.volume import LARGEST_HALF, FourierVolume
+from verglas.projection.volume import LARGEST_HALF, FourierVolume, in_half
 from verglas.refinement.expect import Computing, HalfExpectation
 from verglas.testing.made_up import Problem
 
@@ -56,9 +56,11 @@ class Difference:
 
 
 class RoundedSlicer(Slicer):
-    """Slices rounded to float16, then in single precision: what half-precision operands are worth."""
+    """Slices of volumes rounded to float16, rounded again, then in single precision: what half-precision operands are worth."""
 
     def _into(self, out: Tensor, volume: FourierVolume, rotation_R33: Tensor) -> Tensor:
+        half_V2, scale = in_half(volume.values)
+        volume = replace(volume, values=half_V2.to(volume.values) * scale)
         return out.copy_(super()._into(out, volume, rotation_R33).clamp_(-LARGEST_HALF, LARGEST_HALF).half())
 
 
