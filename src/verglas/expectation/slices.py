@@ -55,7 +55,7 @@ class Slicer:
 
     def _into(self, out: Tensor, volume: FourierVolume, rotation_R33: Tensor) -> Tensor:
         """Fill `out` a part at a time and return it. Coefficients too strong for half precision count in single precision."""
-        where = "cells" if volume.cells is not None else self.coordinates_K3.device.type
+        where = "cells" if volume.cells_serve(out) else self.coordinates_K3.device.type
         step = max(1, NUMBERS_AT_ONCE.get(where, 2**27) // (2 * len(self.coordinates_K3)))
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)

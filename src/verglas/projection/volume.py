@@ -89,9 +89,10 @@ class FourierVolume:
         dtype = self.values.dtype
         coordinates = pixels.coordinates_K3(dtype) if isinstance(pixels, PixelList) else pixels
         sampling = sampling_matrices(rotation_R33, self.padding).to(self.values.device, dtype)
-        if self.cells is not None and out is not None and out.dtype == torch.float16:
+        if self.cells_serve(out):
             from verglas.kernels.project.cells import project_cells
 
+            assert self.cells is not None
             return project_cells(self.cells, sampling, coordinates, factor_K, out)
         if out is not None and out.dtype == dtype and out.device.type == "cpu":
             from verglas.kernels.project.cpu import project_cpu
@@ -103,6 +104,10 @@ class FourierVolume:
         if out is None:
             return slices_R2K
         return out.copy_(slices_R2K.clamp(-LARGEST_HALF, LARGEST_HALF) if out.dtype == torch.float16 else slices_R2K)
+
+    def cells_serve(self, out: Tensor | None) -> bool:
+        """Whether slices for `out` are cut from cells: those in half precision, if there are cells."""
+        return self.cells is not None and out is not None and out.dtype == torch.float16
 
     @property
     def kernel(self) -> str:
