@@ -79,7 +79,7 @@ def test_a_run_leaves_files_events_and_report(engine, data, tmp_path, capsys):
     for number in range(1, LAST + 1):
         start = f"run_it{number:03d}"
         assert {f"{start}_data.star", f"{start}_half1_model.star", f"{start}_half1_class001.mrc"} <= names
-    assert {"run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_data.star"} <= names
+    assert {"run_class001.mrc", "run_class001.png", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_data.star"} <= names
     assert [record["iteration"] for record in events(out, "iteration")] == list(range(1, LAST + 1))
     last = events(out, "iteration")[-1]
     assert last["final"] and last["resolution"] == pytest.approx(40 / (LAST + 1)) and len(last["fsc"]) == SHELLS
@@ -91,7 +91,7 @@ def test_a_run_leaves_files_events_and_report(engine, data, tmp_path, capsys):
     assert result["figures"]["resolution"]["value"] == resolution_angstrom(fsc(*halves), BOX, PIXEL) and result["seed"] == 0
     assert result["kernels"] == "made up" and result["precision"] == "single"
     page = (out / "report.html").read_text()
-    for title in ("Fourier shell", "Viewing directions", "Where the time went", "Junk shows", "reference of half-set 2"):
+    for title in ("Fourier shell", "Viewing directions", "Where the time went", "Junk shows", "reference of half-set 2", "map of all particles"):
         assert title in page
     assert "sampling refined: the resolution does not improve" in page
     assert np.array_equal(read_map(out / "run_class001.mrc").data_ZYX, made_up(N, LAST).halves[0].map_ZYX.numpy())
@@ -316,17 +316,17 @@ def test_live_view_tells_where_it_is():
 def test_report_of_the_first_iteration_and_of_a_long_run():
     """One iteration without any change measured is enough for a page; many do not make it long."""
     config = RefineConfig(diameter=110)
-    first = sections_of([record_of(example(1))], example(1), config, {})
+    first = sections_of([record_of(example(1))], example(1), config, {}, {})
     assert len(first) == 13 and "not changed" not in str(first)
     long = [record_of(example(number % 4 + 1)) | {"iteration": number} for number in range(1, 41)]
-    curves = sections_of(long, example(LAST, final=True), config, {})[1]
+    curves = sections_of(long, example(LAST, final=True), config, {}, {})[1]
     assert len(curves.ys) == 12 and curves.labels[0] == "iteration 1" and curves.labels[-1].startswith("iteration 40")
 
 
 def test_report_ends_curves_where_images_end_and_tells_lasting_notes_once():
     notes = ["The FSC dips near 12 Å."], ["The FSC dips near 9 Å.", "refined"], [], ["The FSC dips near 8 Å."]
     history = [record_of(example(number)) | {"notes": said} for number, said in enumerate(notes, 1)]
-    sections = sections_of(history, example(4), RefineConfig(diameter=110), {})
+    sections = sections_of(history, example(4), RefineConfig(diameter=110), {}, {})
     curve_S = sections[1].ys[0]  # of images of 20 px: shells 0 to 10
     assert np.isfinite(curve_S[:11]).all() and np.isnan(curve_S[11:]).all() and len(curve_S) == SHELLS
     assert sections[-1].rows == [["1 to 2", "The FSC dips near 9 Å."], ["2", "refined"], ["4", "The FSC dips near 8 Å."]]

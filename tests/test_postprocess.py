@@ -13,7 +13,8 @@ from scipy import ndimage
 from verglas.core.masks import soft_sphere
 from verglas.core.rotations import matrix_from_euler, random_rotations
 from verglas.core.symmetry import symmetry_matrices
-from verglas.postprocess.automask import automatic_threshold, grow, make_mask, otsu_threshold, soften, without_small_pieces
+from verglas.core.threshold import otsu_threshold
+from verglas.postprocess.automask import automatic_threshold, grow, make_mask, soften, without_small_pieces
 from verglas.postprocess.curves import (
     correct_for_mask,
     half_map_curves,

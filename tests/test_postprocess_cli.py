@@ -43,8 +43,8 @@ def test_postprocess_writes_all_results(halves):
     words = ["--half1", "half1.mrc", "--out", "run", "--directional", "--half-maps", "--molecular-weight", 100]
     assert call(halves, "postprocess", *words, "--autob-lowres", 20) == 0
     run = halves / "run"
-    names = {"map.mrc", "map_masked.mrc", "mask.mrc", "half1_sharpened.mrc", "half2_sharpened.mrc", "fsc.csv", "guinier.csv",
-             "directional_fsc.csv", "fsc.xml", "postprocess.star", "report.html", "result.json", "config.json", "run.log",
+    names = {"map.mrc", "map.png", "map_masked.mrc", "mask.mrc", "half1_sharpened.mrc", "half2_sharpened.mrc", "fsc.csv",
+             "guinier.csv", "directional_fsc.csv", "fsc.xml", "postprocess.star", "report.html", "result.json", "config.json", "run.log",
              "events.jsonl"}  # fmt: skip
     assert {path.name for path in run.iterdir()} == names
     result = json.loads((run / "result.json").read_text())

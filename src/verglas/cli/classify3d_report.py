@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from verglas.cli.refine_report import (
+    VIEWS,
     ReportWriter,
+    as_array,
     junk_histograms,
     notes,
     numbers,
     orientations,
-    picture,
     pmax_curve,
     sampling_curves,
     timings,
 )
-from verglas.report import Curve, KeyFigures, Text
+from verglas.report import Curve, KeyFigures, Pictures
+from verglas.report.pictures import slices_picture
 from verglas.report.sections import Section
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from verglas.cli.refine_watch import Record
     from verglas.refinement.config import RefineConfig
     from verglas.refinement.driver import Iteration
@@ -35,17 +39,23 @@ class ClassReport(ReportWriter):
     def finished(self, history: Sequence[Record], iteration: Iteration) -> bool:
         return bool(history[-1]["final"])
 
-    def sections(self, history: Sequence[Record], iteration: Iteration) -> list[Section]:
-        return sections_of(history, iteration, self.config, self.run.figures)
+    def final_maps(self, iteration: Iteration) -> dict[str, Tensor]:
+        """File name -> map of each class."""
+        state = iteration.state
+        return {f"run_it{state.iteration:03d}_class{k:03d}.png": half.map_ZYX for k, half in enumerate(state.halves, 1)}
+
+    def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
+        return sections_of(history, iteration, self.config, self.run.figures, list(drawn.values()))
 
 
 def sections_of(
-    history: Sequence[Record], iteration: Iteration, config: RefineConfig, figures: dict[str, dict[str, Any]]
-) -> list[Section]:
+    history: Sequence[Record], iteration: Iteration, config: RefineConfig, figures: dict[str, dict[str, Any]],
+    drawn_C: Sequence[np.ndarray],
+) -> list[Section]:  # fmt: skip
     """Everything on the page, in its order."""
     done = history[-1]["final"]
     sections: list[Section] = [KeyFigures("What came out" if done else "Where it stands", figures)]
-    sections += [*class_curves(history), class_slices(history, iteration), *sampling_curves(history), pmax_curve(history)]
+    sections += [*class_curves(history), class_maps(history, iteration, drawn_C), *sampling_curves(history), pmax_curve(history)]
     return [*sections, timings(history), orientations(iteration, config), *junk_histograms(iteration), notes(history)]
 
 
@@ -67,13 +77,14 @@ def class_curves(history: Sequence[Record]) -> list[Section]:
     ]  # fmt: skip
 
 
-def class_slices(history: Sequence[Record], iteration: Iteration) -> Section:
-    """Central slices of the maps, the largest class first."""
+def class_maps(history: Sequence[Record], iteration: Iteration, drawn_C: Sequence[np.ndarray]) -> Section:
+    """The maps, the largest class first: central slices, at the end every view (drawn)."""
     order = np.argsort([-one["share"] for one in history[-1]["classes"]], kind="stable").tolist()
-    rows = []
+    rows = {}
     for k in order:
         one = history[-1]["classes"][k]
-        text = f"class {k + 1}: {100 * one['share']:.1f} %, {one['resolution']:.3g} Å"
-        image = picture(iteration.state.halves[k].map_ZYX) if one["share"] > 0 else ""
-        rows.append(f'<figure style="margin: 0 0 .8rem">{image}<figcaption>{text}</figcaption></figure>')
-    return Text("Central slices: xy, xz, yz", "".join(rows), "Protein is bright.")
+        if one["share"] > 0:
+            text = f"class {k + 1}: {100 * one['share']:.1f} %, {one['resolution']:.3g} Å"
+            rows[text] = drawn_C[k] if drawn_C else slices_picture(as_array(iteration.state.halves[k].map_ZYX))
+    seen = VIEWS if drawn_C else "central slices xy, xz, yz"
+    return Pictures("Maps of the classes", rows, f"Each: {seen}. Protein is bright. Classes without particles are not shown.")

@@ -205,7 +205,8 @@ class Postprocess:
         import html
 
         from verglas.report.page import write_report
-        from verglas.report.sections import KeyFigures, Slices, Text
+        from verglas.report.pictures import map_picture, write_png
+        from verglas.report.sections import KeyFigures, Pictures, Slices, Text
 
         sections: list[Section] = [KeyFigures("Result", run.figures)]
         if warnings:
@@ -213,7 +214,12 @@ class Postprocess:
         sections += [fsc_section(curves), guinier_section(sharpened)]
         if directional is not None:
             sections += directional_sections(directional, curves)
-        sections.append(Slices("Sharpened map", sharpened.map_ZYX.float().cpu().numpy(), pixel_size))
+        map_ZYX = sharpened.map_ZYX.float().cpu().numpy()
+        shown = map_picture(map_ZYX)
+        write_png(run.path("map.png"), shown)
+        sections.append(Slices("Sharpened map", map_ZYX, pixel_size))
+        line = "surface, projections and central slices, seen along z, y and x"
+        sections.append(Pictures("Sharpened map, seen from three sides", {line: shown}))
         sections.append(shell_table(curves))
         write_report(run.path("report.html"), "Post-processing", sections, run.facts())
 

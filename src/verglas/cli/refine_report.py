@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from matplotlib.image import imsave
 from torch import Tensor
 
 from verglas.cli.refine_watch import gist
 from verglas.core.symmetry import symmetry_matrices
-from verglas.report import Curve, Histogram, KeyFigures, Orientations, Stack, Table, Text, write_report
-from verglas.report.figures import central_slices, grey_limits
+from verglas.report import Curve, Histogram, KeyFigures, Orientations, Pictures, Stack, Table, Text, write_report
+from verglas.report.pictures import map_picture, slices_picture, write_png
 from verglas.report.sections import Section
 
 if TYPE_CHECKING:
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 SHARE = 0.04  # of the run's time that reports may take
 SHORTEST_INTERVAL = 5.0  # s
 MOST_CURVES = 12  # of FSC on one figure
-PICTURE_WIDTH, GAP = 400, 0.04  # px of one slice, about; between two of them, of that
+VIEWS = "surface, projections and central slices, seen along z, y and x"
 MOST_VIEWS = 20_000  # particles on the sphere
 
 JUNK = (
@@ -54,8 +50,11 @@ class ReportWriter:
             return
         symmetry = self.config.symmetry.upper()
         title = f"{self.subject}, {symmetry}" + ("" if finished else f": iteration {iteration.state.iteration}")
-        sections = self.sections(history, iteration)
+        drawn = {name: map_picture(as_array(map_ZYX)) for name, map_ZYX in self.final_maps(iteration).items()} if finished else {}
+        sections = self.sections(history, iteration, drawn)
         write_report(self.run.path("report.html"), title, sections, self.run.facts(), overwrite=True)
+        for name, picture in drawn.items():
+            write_png(self.run.path(name), picture)
         now = time.monotonic()
         self.not_before = now + max(SHORTEST_INTERVAL, (now - started) / SHARE)
 
@@ -63,20 +62,26 @@ class ReportWriter:
         """Whether this is the last page."""
         return iteration.final is not None
 
-    def sections(self, history: Sequence[Record], iteration: Iteration) -> list[Section]:
-        """What stands on the page."""
-        return sections_of(history, iteration, self.config, self.run.figures)
+    def final_maps(self, iteration: Iteration) -> dict[str, Tensor]:
+        """File name -> map, of each of which a picture is written at the end."""
+        assert iteration.final is not None
+        return {"run_class001.png": iteration.final.joined.map_ZYX}
+
+    def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
+        """What stands on the page. drawn: pictures of the final maps."""
+        return sections_of(history, iteration, self.config, self.run.figures, drawn)
 
 
 def sections_of(
-    history: Sequence[Record], iteration: Iteration, config: RefineConfig, figures: dict[str, dict[str, Any]]
-) -> list[Section]:
+    history: Sequence[Record], iteration: Iteration, config: RefineConfig, figures: dict[str, dict[str, Any]],
+    drawn: Mapping[str, np.ndarray],
+) -> list[Section]:  # fmt: skip
     """Everything on the page, in its order."""
     box = iteration.state.box
     sections: list[Section] = [KeyFigures("Where it stands" if iteration.final is None else "What came out", figures)]
     sections += [fsc_curves(history, box), resolution_curve(history), *sampling_curves(history), pmax_curve(history)]
     sections.append(timings(history))
-    sections.append(slices(iteration))
+    sections.append(maps_shown(iteration, drawn))
     sections += [orientations(iteration, config), *junk_histograms(iteration), notes(history)]
     return sections
 
@@ -148,35 +153,18 @@ def timings(history: Sequence[Record]) -> Section:
     return Stack("Where the time went", numbers(history), parts, "iteration", "seconds")
 
 
-def slices(iteration: Iteration) -> Section:
-    """Central slices of both halves, and of the map of all particles if it is there: one row of pictures each."""
-    maps = [("reference of half-set 1", iteration.state.halves[0].map_ZYX)]
-    maps += [(f"reference of half-set {number}", half.map_ZYX) for number, half in enumerate(iteration.state.halves[1:], 2)]
-    if iteration.final is not None:
-        maps.insert(0, ("map of all particles, neither masked nor sharpened", iteration.final.joined.map_ZYX))
-    rows = [f'<figure style="margin: 0 0 .8rem">{picture(one)}<figcaption>{name}</figcaption></figure>' for name, one in maps]
-    return Text(
-        "Central slices: xy, xz, yz", "".join(rows), "Protein is bright. Both halves should look alike as far as they agree."
-    )
+def maps_shown(iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> Section:
+    """Slices of both halves; at the end also the map of all particles, in every view (drawn)."""
+    maps = {f"half-set {number}": half.map_ZYX for number, half in enumerate(iteration.state.halves, 1)}
+    rows = {f"reference of {name}: central slices xy, xz, yz": slices_picture(as_array(one)) for name, one in maps.items()}
+    caption = "Protein is bright. Both halves should look alike as far as they agree."
+    joined = {f"map of all particles, neither masked nor sharpened: {VIEWS}": one for one in drawn.values()}
+    return Pictures("Maps", joined | rows, caption)
 
 
-def picture(map_ZYX: Tensor) -> str:
-    """Three central slices side by side as one PNG inside the page; enlarged here, since that is far quicker than drawing.
-
-    The gaps between them are NaN, which is transparent.
-    """
-    volume_ZYX = map_ZYX.float().cpu()
-    low, high = grey_limits(volume_ZYX.numpy())
-    parts = [torch.from_numpy(np.ascontiguousarray(one_YX)) for _, one_YX in central_slices(volume_ZYX.numpy())]
-    factor = max(1, round(PICTURE_WIDTH / volume_ZYX.shape[-1]))
-    large_SYX = torch.nn.functional.interpolate(torch.stack(parts)[:, None], scale_factor=factor, mode="bicubic")[:, 0]
-    gap_YX = large_SYX.new_full((large_SYX.shape[1], round(GAP * large_SYX.shape[2])), torch.nan)
-    first, second, third = large_SYX
-    buffer = io.BytesIO()
-    row_YX = torch.cat([first, gap_YX, second, gap_YX, third], 1)
-    imsave(buffer, row_YX.numpy(), cmap="gray", vmin=low, vmax=high, origin="lower", format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="Central slices" style="display: block; width: 100%" src="data:image/png;base64,{data}">'
+def as_array(map_ZYX: Tensor) -> np.ndarray:
+    """A map as the report's drawings take it."""
+    return map_ZYX.detach().float().cpu().numpy()
 
 
 def orientations(iteration: Iteration, config: RefineConfig) -> Section:

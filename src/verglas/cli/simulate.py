@@ -13,8 +13,6 @@ from verglas.errors import InputError
 from verglas.simulation.options import ImageOptions, MicroscopeOptions, SampleOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from verglas.io.runfolder import RunFolder
     from verglas.simulation.simulate import Simulated
 
@@ -69,7 +67,8 @@ def write_report_of(made: Simulated, options: Simulate, run: RunFolder) -> None:
     """report.html: key figures, the truth, where the particles look, their defoci."""
     import numpy as np
 
-    from verglas.report import Histogram, KeyFigures, Orientations, Slices, Text, write_report
+    from verglas.report import Histogram, KeyFigures, Orientations, Pictures, Slices, write_report
+    from verglas.report.pictures import montage
     from verglas.report.sections import Section
 
     truth = made.truth
@@ -81,29 +80,10 @@ def write_report_of(made: Simulated, options: Simulate, run: RunFolder) -> None:
     ]
     sections: list[Section] = [
         KeyFigures("What was made", run.figures),
-        Text("The first images", f'<img alt="The first images" style="max-width: 100%" src="{mosaic(made.examples_BYX)}">'),
+        Pictures("The first images", {f"{len(made.examples_BYX)} particles": montage(made.examples_BYX, 8)}),
         *slices,
         Orientations("Viewing directions", truth.rotations().numpy()[particles]),
         Histogram("Defocus", defocus_B, "mean defocus / Å"),
         Histogram("Distance from the image centre", np.hypot(*truth.origin_B2[particles].T), "length of the origin / Å"),
     ]
     write_report(run.path("report.html"), "Simulated particles", sections, run.facts())
-
-
-def mosaic(image_BYX: np.ndarray, columns: int = 8) -> str:
-    """Images side by side, grey, as the address of a PNG that a page can hold; large ones are binned to about 128 px."""
-    import base64
-    import io
-
-    import numpy as np
-    from matplotlib import image
-
-    whole_BYX = image_BYX[: len(image_BYX) // columns * columns] if len(image_BYX) > columns else image_BYX
-    factor = max(1, whole_BYX.shape[-1] // 128)
-    edge = whole_BYX.shape[-1] // factor * factor
-    binned_BYX = whole_BYX[:, :edge, :edge].reshape(len(whole_BYX), edge // factor, factor, edge // factor, factor).mean((2, 4))
-    rows = [np.concatenate(list(binned_BYX[i : i + columns]), 1) for i in range(0, len(binned_BYX), columns)]
-    low, high = np.percentile(binned_BYX, [0.5, 99.5])
-    buffer = io.BytesIO()
-    image.imsave(buffer, np.concatenate(rows), cmap="gray", vmin=low, vmax=high, origin="lower", format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,6 +1,29 @@
 """One self-contained page per run: sections of figures, tables and text, with the run's provenance at the end."""
 
 from verglas.report.page import write_report
-from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Section, Slices, Stack, Table, Text
+from verglas.report.sections import (
+    Curve,
+    Histogram,
+    KeyFigures,
+    Orientations,
+    Pictures,
+    Section,
+    Slices,
+    Stack,
+    Table,
+    Text,
+)
 
-__all__ = ["Curve", "Histogram", "KeyFigures", "Orientations", "Section", "Slices", "Stack", "Table", "Text", "write_report"]
+__all__ = [
+    "Curve",
+    "Histogram",
+    "KeyFigures",
+    "Orientations",
+    "Pictures",
+    "Section",
+    "Slices",
+    "Stack",
+    "Table",
+    "Text",
+    "write_report",
+]

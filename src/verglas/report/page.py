@@ -12,8 +12,8 @@ from typing import Any
 import verglas
 from verglas.io.atomic import atomic_path
 from verglas.io.runfolder import short
-from verglas.report import figures
-from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Section, Slices, Stack, Table, Text
+from verglas.report import figures, pictures
+from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Pictures, Section, Slices, Stack, Table, Text
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def block(section: Section, name: str) -> Block:
             body, half = figures.draw_slices(section, name), False
         case Orientations():
             body, half = figures.draw_orientations(section, name), True
+        case Pictures():
+            body, half = framed(section), False
     return Block(section.title, body, section.caption, half)
 
 
@@ -87,6 +89,15 @@ def tiles(section: KeyFigures) -> str:
         label = html.escape(name.replace("_", " "))
         parts.append(f'<div class="tile"><b>{value}<small>{unit}</small></b><span>{label}</span></div>')
     return f'<div class="tiles">{"".join(parts)}</div>'
+
+
+def framed(section: Pictures) -> str:
+    """Pictures with their lines."""
+    parts = [
+        f'<figure style="margin: 0 0 .8rem">{pictures.tag(one, line)}<figcaption>{html.escape(line)}</figcaption></figure>'
+        for line, one in section.pictures.items()
+    ]
+    return "".join(parts)
 
 
 def table(section: Table) -> str:

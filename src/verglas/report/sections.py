@@ -108,4 +108,13 @@ class Orientations:
     caption: str = ""
 
 
-Section = Text | KeyFigures | Table | Curve | Stack | Histogram | Slices | Orientations
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures with a line of text below each, one below the other. pictures: line -> uint8 [row, column, 4] (`pictures`)."""
+
+    title: str
+    pictures: Mapping[str, np.ndarray]
+    caption: str = ""
+
+
+Section = Text | KeyFigures | Table | Curve | Stack | Histogram | Slices | Orientations | Pictures
