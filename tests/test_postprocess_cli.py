@@ -44,8 +44,8 @@ def test_postprocess_writes_all_results(halves):
     assert call(halves, "postprocess", *words, "--autob-lowres", 20) == 0
     run = halves / "run"
     names = {"map.mrc", "map.png", "map_masked.mrc", "mask.mrc", "half1_sharpened.mrc", "half2_sharpened.mrc", "fsc.csv",
-             "guinier.csv", "directional_fsc.csv", "fsc.xml", "postprocess.star", "report.html", "result.json", "config.json", "run.log",
-             "events.jsonl"}  # fmt: skip
+             "guinier.csv", "directional_fsc.csv", "fsc.xml", "postprocess.star", "report.html", "result.json", "config.json",
+             "run.log", "events.jsonl"}  # fmt: skip
     assert {path.name for path in run.iterdir()} == names
     result = json.loads((run / "result.json").read_text())
     star = read_star(run / "postprocess.star")
