@@ -14,6 +14,7 @@ from verglas.report import Curve, Histogram, KeyFigures, Orientations, Slices, T
 from verglas.report.figures import (
     central_slices,
     draw_curve,
+    draw_histogram,
     grey_limits,
     last_above,
     onto_vertices,
@@ -167,3 +168,8 @@ def test_blocks_without_a_neighbour_are_widened() -> None:
         return "".join("h" if block.half else "w" for block in blocks)
 
     assert [halves(text) for text in ("hh", "h", "hwh", "hhh", "whhw")] == ["hh", "w", "www", "hhw", "whhw"]
+
+
+@pytest.mark.parametrize("values", [[], [3.0, 3.0], [1.0, 1.0 + 1e-16, 1.0 - 1e-16], [math.nan, 2.0]])
+def test_a_histogram_of_values_that_are_all_alike_is_drawn(values: list[float]) -> None:
+    assert "<svg" in draw_histogram(Histogram("Pmax", np.array(values), ""), "one")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import absolute, refuse_beside_continue
+from verglas.cli.common import Flag, absolute, refuse_beside_continue
 from verglas.cli.run_options import RunOptions
+from verglas.errors import InputError
 from verglas.refinement.config import ClassifyConfig
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class References:
     """What stands before the options that all runs share."""
 
     reference: Annotated[list[Path], arg(metavar="MAP ...", help_behavior_hint="(required)")] = field(default_factory=list)
-    """One rough map for all classes, or one for each, protein bright. Other boxes or pixel sizes are resampled."""
+    """One rough map for all classes, or one for each, protein bright; or a STAR file that lists them (rlnReferenceImage). Maps of
+    another box or pixel size than the particles' are resampled; all must be alike."""
     classes: Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: one per reference)")] = None
     """Number of classes."""
 
@@ -33,7 +35,8 @@ class Classify3d(RunOptions, References):
     All particles are compared with all references; no half-sets, fixed sampling, as RELION's Class3D. With one reference for
     several classes the particles are divided among them at random to begin with. Writes run_itNNN_data.star (rlnClassNumber),
     _model.star, _sampling.star, _optimiser.star and run_itNNN_classNNN.mrc of every iteration, which RELION reads;
-    report.html shows how it goes. Poses in the particles' file are used with --local-search only.
+    report.html shows how it goes. Poses in the particles' file are used with --local-search,
+    --skip-align and --skip-rotate only.
 
     A run that was stopped goes on with --continue DIR.
 
@@ -48,6 +51,10 @@ class Classify3d(RunOptions, References):
     """Compare the images up to this resolution only; maps may still get finer."""
     local_search: Annotated[float, arg(metavar="DEGREES")] = ClassifyConfig.local_sigma
     """Search near the poses of the particles only: standard deviation about them, cut at three. 0: all poses."""
+    skip_align: Flag = False
+    """Search nothing: particles keep the poses and offsets that they came with. Much faster."""
+    skip_rotate: Flag = False
+    """Search offsets only: particles keep the orientations that they came with."""
 
     def run(self) -> None:
         """Check the options, then classify, or go on with a stopped run."""
@@ -66,11 +73,16 @@ class Classify3d(RunOptions, References):
     def job(self) -> ClassifyJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""
         from verglas.cli.classify3d_run import ClassifyJob
+        from verglas.cli.references import listed_maps
 
         self.require("particles", "reference", "diameter", "out")
+        references = listed_maps([absolute(path) for path in self.reference])
+        if self.skip_align and self.skip_rotate:
+            raise InputError("--skip-align", "given together with --skip-rotate", "one of them")
         config = ClassifyConfig(
-            classes=len(self.reference) if self.classes is None else self.classes, max_iterations=self.iterations,
+            classes=len(references) if self.classes is None else self.classes, max_iterations=self.iterations,
+            align="none" if self.skip_align else "offsets" if self.skip_rotate else "all",
             tau2_fudge=self.tau2_fudge, limit_resolution=self.limit_resolution_estep, local_sigma=self.local_search,
             **self.config_options(),
         )  # fmt: skip
-        return ClassifyJob(references=[absolute(path) for path in self.reference], config=config, **self.job_options())
+        return ClassifyJob(references=references, config=config, **self.job_options())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from verglas.cli.references import check_alike
 from verglas.cli.refine_watch import Record, record_of
 from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
 from verglas.errors import InputError
@@ -51,6 +52,8 @@ class ClassifyJob(Job):
             raise InputError("--limit-resolution-estep", f"{c.limit_resolution:g} Å", "a finite number above 0")
         if not 0 <= c.local_sigma <= 180:
             raise InputError("--local-search", f"{c.local_sigma:g}°", "0 (all poses) to 180")
+        if c.local_sigma and c.align != "all":
+            raise InputError("--local-search", "given together with --skip-align or --skip-rotate", "one of them")
         super().check()
 
 
@@ -69,13 +72,15 @@ class Classification(Run):
 
         table, config = self.read_particles(), self.job.config
         self._references = [read_map(path) for path in self.job.references]
+        check_alike(self.job.references, self._references)
         self.notices += check_inputs(table, self._references[0], config, self.job.ignore_contrast)
         if len(table) < config.classes * FEWEST_PER_CLASS:
             raise InputError("--classes", f"{config.classes} for {len(table)} particles",
                              f"at most {len(table) // FEWEST_PER_CLASS}: {FEWEST_PER_CLASS} particles a class")  # fmt: skip
-        if config.local_sigma and "rlnAngleRot" not in table.frame.columns:
-            raise InputError(self.job.particles, "no poses (rlnAngleRot, ...) to search near to", "particles with poses",
-                             "Leave --local-search out.")  # fmt: skip
+        needs = "--local-search" if config.local_sigma else "" if config.align == "all" else "--skip-align or --skip-rotate"
+        if needs and "rlnAngleRot" not in table.frame.columns:
+            raise InputError(self.job.particles, f"no poses (rlnAngleRot, ...), which {needs} needs", "particles with poses",
+                             "Leave it out.")  # fmt: skip
         for path, reference in zip(self.job.references[1:], self._references[1:]):
             check_voxel_size(reference, config.diameter)
             fault = reference_fault(reference, config.diameter)
@@ -142,6 +147,7 @@ def class_record(iteration: Iteration, config: ClassifyConfig) -> Record:
         "final": left == 0,
         "iterations_left": left,
         "searches_left": float(left),
+        "align": config.align,
         "changes_classes": state.schedule.changes_classes,
         "classes": [
             {"share": one.share, "resolution": one.resolution, "particles": one.particles} for one in figures

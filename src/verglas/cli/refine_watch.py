@@ -166,12 +166,16 @@ def pair_text(record: Record, name: str) -> str:
 def facts_of(record: Record) -> dict[str, str]:
     """What is shown of an iteration, name -> text; what is not known yet is left out."""
     search = f"local, {record['local_sigma']:.2g}° wide" if record["local_sigma"] else "global"
-    sampling = f"{value_text(record['fine_angular_step'], '°')} and {value_text(record['fine_offset_step_px'], 'px')}"
+    sampling = f"{value_text(record['fine_angular_step'], '°')} and {value_text(record['fine_offset_step_px'], 'px')} ({search})"
+    if record.get("align", "all") == "offsets":
+        sampling = f"{value_text(record['fine_offset_step_px'], 'px')} (orientations are kept)"
+    elif record.get("align", "all") == "none":
+        sampling = "none (poses are kept)"
     at_end = f" (FSC 0.143: {record['resolution_fsc']:.3g} Å)" if record["resolution_fsc"] is not None else ""
     facts = {
         "resolution": value_text(record["resolution"], "Å") + at_end,
         "image size": f"{record['current_size']} px",
-        "sampling": f"{sampling} ({search})",
+        "sampling": sampling,
         "changes": pair_text(record, "changes"),
         "accuracy": pair_text(record, "accuracy"),
         "Pmax": f"{record['pmax']:.3f}",

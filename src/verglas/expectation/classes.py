@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verglas.expectation.given import GivenPoses
 from verglas.expectation.sampling import OrientationGrid
 from verglas.kernels.blocks import owner
 
@@ -19,7 +20,7 @@ from verglas.kernels.blocks import owner
 class ClassGrid:
     """The grid of orientations once per class. classes: how many references are searched."""
 
-    grid: OrientationGrid
+    grid: OrientationGrid | GivenPoses
     classes: int = 1
 
     @property

@@ -11,12 +11,12 @@ and slices of the reference are divided by sigma_c. The origin (0, 0) does not c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import half_plane_pixels, nested_pixels, signed_frequencies
+from verglas.core.fourier import PixelList, half_plane_pixels, nested_pixels, signed_frequencies
 from verglas.core.masks import fill_outside, soft_circle
 from verglas.optics.aberrations import aberration_phase_K
 from verglas.optics.ctf import CtfParameters, GroupCtf
@@ -69,6 +69,17 @@ class Prepared:
 
     def __getitem__(self, part: slice) -> Prepared:
         return Prepared(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+
+    def moved(self, shift_B2: Tensor, pixels: PixelList) -> Prepared:
+        """The images moved by fractions of a pixel, each by its own: times exp(-2 pi i k.t / N). shift_B2: px."""
+        shift_B2 = shift_B2.to(self.scored_B2K.dtype)
+        angle_BK = (-2 * torch.pi / pixels.box) * (shift_B2[:, :1] * pixels.x_K + shift_B2[:, 1:] * pixels.y_K)
+        turn_BK = torch.polar(torch.ones_like(angle_BK), angle_BK)
+        scored_B2K, mapped_B2K = (
+            torch.view_as_real(torch.complex(*image_B2K.unbind(1)) * turn_BK).movedim(-1, 1).contiguous()
+            for image_B2K in (self.scored_B2K, self.mapped_B2K)
+        )
+        return replace(self, scored_B2K=scored_B2K, mapped_B2K=mapped_B2K)
 
 
 class ImagePreparer:

@@ -104,7 +104,7 @@ def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, desce
     found_B[torch.div(prior_P, mates, rounding_mode="floor")] = True
     lost_L = torch.nonzero(~found_B)[:, 0]
     if len(lost_L):
-        nearest_L, direction_L = _nearest_directions(prior_BG33[lost_L, :, 2], descent.levels[-1].view_U3)
+        nearest_L, direction_L = nearest_directions(prior_BG33[lost_L, :, 2], descent.levels[-1].view_U3)
         prior_P = torch.cat([prior_P, lost_L * mates + nearest_L])
         direction_P = torch.cat([direction_P, direction_L])
     view_P33 = descent.view_D33[direction_P]
@@ -135,7 +135,7 @@ def _directions_within(view_Q3: Tensor, levels: list[_Level]) -> tuple[Tensor, T
     return prior_P, pixel_P
 
 
-def _nearest_directions(view_LG3: Tensor, view_D3: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_directions(view_LG3: Tensor, view_D3: Tensor) -> tuple[Tensor, Tensor]:
     """(mate, direction) that come closest for each of L poses."""
     mates, best = [], []
     for view_lG3 in view_LG3.split(max(1, _PAIRS_AT_ONCE // (view_LG3.shape[1] * len(view_D3)))):

@@ -104,17 +104,24 @@ class Searcher:
         """
         if self.space.correlate:
             assert sigma2_S is not None
-            return self._coarse_by_correlation(prepared, sigma2_S)
-        if not self.measured:
-            count, whole = self.preparer.coarse_count, self.fine_slices.whole
-            self.strong = find_strong(prepared.weight_BK, self.full, self.preparer.pixels, count, self.space.grid, whole)
-            self.measured = True
+            return self._coarse_by_correlation(prepared, sigma2_S, local)
+        self._take_strong(prepared)
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is not None:
             return self._coarse_local(prepared, log_offset_BT, local)
         if self.space.operand == torch.float16:
             return self._coarse_in_half(prepared, log_offset_BT)
         return self._coarse(prepared, log_offset_BT)
+
+    def given(self, prepared: Prepared, own: Local) -> tuple[Parents, Tensor]:
+        """Instead of a coarse search, where nothing is searched: each particle's own orientations at its own offset."""
+        if not self.space.correlate:
+            self._take_strong(prepared)
+        one = every(len(prepared.weight_BK), 0, 1, prepared.weight_BK.device)
+        blocks = Blocks.build(own.ptr_B1, own.orientation_N, one.shift_ptr_B1, one.shift_M)
+        log_prior_N = own.log_prior_N.to(prepared.weight_BK)
+        zero_N = torch.zeros_like(log_prior_N)
+        return Parents(blocks, zero_N, log_prior_N, zero_N[: blocks.particles]), own.ptr_B1.diff()
 
     def fine(self, prepared: Prepared, parents: Parents, significant_B: Tensor, sigma2_S: Tensor | None = None) -> Posterior:
         """Compare the children of coarse samples and keep those that hold `fraction` of the mass."""
@@ -137,6 +144,14 @@ class Searcher:
         admit(score_N, found_in.blocks, parents, *each)
         found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
         return self._posterior(found_in, score_N, found, significant_B)
+
+    def _take_strong(self, prepared: Prepared) -> None:
+        """Find with the first batch which coefficients are compared in single precision."""
+        if self.measured:
+            return
+        count, whole = self.preparer.coarse_count, self.fine_slices.whole
+        self.strong = find_strong(prepared.weight_BK, self.full, self.preparer.pixels, count, self.space.grid, whole)
+        self.measured = True
 
     def _offset_prior(self, old_offset_B2: Tensor) -> Tensor:
         """Log of the Gaussian prior of each coarse offset, relative to the mean over the offsets, [B, T]."""
@@ -285,24 +300,39 @@ class Searcher:
         largest_B = scored_B2K.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
         return scored_B2K / largest_B, prepared.weight_BK * sigma2_K
 
-    def _coarse_by_correlation(self, prepared: Prepared, sigma2_S: Tensor) -> tuple[Parents, Tensor]:
+    def _coarse_by_correlation(self, prepared: Prepared, sigma2_S: Tensor, local: Local | None) -> tuple[Parents, Tensor]:
         """The best coarse sample of each particle by Re sum P* X / sqrt(sum |P|^2), without priors."""
-        cross_BTO, power_BO = self._cross_and_power(*self._without_noise(prepared, sigma2_S))
-        best_B = cross_BTO.mul_(power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
-        ptr_B1 = torch.arange(len(best_B) + 1, device=best_B.device)
-        count = self.space.grid.count
-        blocks = Blocks.build(ptr_B1, best_B % count, ptr_B1, torch.div(best_B, count, rounding_mode="floor"))
-        zero_B = torch.zeros(len(best_B), dtype=cross_BTO.dtype, device=best_B.device)
-        return Parents(blocks, zero_B, zero_B, zero_B), torch.ones_like(best_B)
+        scored_B2K, weight_BK = self._without_noise(prepared, sigma2_S)
+        if local is not None:
+            orientation_B, shift_B = self._best_of_own(scored_B2K, weight_BK, local)
+        else:
+            cross_BTO, power_BO = self._cross_and_power(scored_B2K, weight_BK)
+            best_B = cross_BTO.mul_(power_BO.clamp_min(1e-30).rsqrt()[:, None]).flatten(1).argmax(1)
+            count = self.space.grid.count
+            orientation_B, shift_B = best_B % count, torch.div(best_B, count, rounding_mode="floor")
+        ptr_B1 = torch.arange(len(shift_B) + 1, device=shift_B.device)
+        blocks = replace(Blocks.build(ptr_B1, orientation_B, ptr_B1, shift_B), slice_N=orientation_B)
+        zero_B = torch.zeros_like(weight_BK[:, 0])
+        return Parents(blocks, zero_B, zero_B, zero_B), torch.ones_like(shift_B)
+
+    def _best_of_own(self, scored_B2K: Tensor, weight_BK: Tensor, local: Local) -> tuple[Tensor, Tensor]:
+        """(coarse orientation, coarse shift) of the best correlation among each particle's own orientations."""
+        count = self.preparer.coarse_count
+        orientation_U, row_N = distinct(local.orientation_N, self.space.grid.count)
+        whole = every(len(weight_BK), 0, len(self.space.offsets.coarse_T2), row_N.device)
+        blocks = Blocks.build(local.ptr_B1, row_N, whole.shift_ptr_B1, whole.shift_M)
+        images = self.shifted(scored_B2K, self.space.offsets.coarse_T2, count)
+        slices_U2K = self.coarse_slicer.coarse(self.space.grid, orientation_U)
+        score_N = correlations(images, weight_BK[:, :count].contiguous(), slices_U2K, blocks)
+        row_B, shift_B = locate_samples(blocks, significant(score_N, blocks.value_ptr_B1, 0.5).best_B)
+        return orientation_U[row_B], shift_B
 
     def _fine_by_correlation(self, prepared: Prepared, parents: Parents, significant_B: Tensor, sigma2_S: Tensor) -> Posterior:
         """The best child alone, with weight 1."""
         scored_B2K, weight_BK = self._without_noise(prepared, sigma2_S)
         found_in = self._children(parents.blocks)
         images = self.shifted(scored_B2K, self.space.offsets.fine_F2, lists=found_in.blocks)
-        cross_N = compare(images, torch.zeros_like(weight_BK), found_in.table, found_in.in_table)
-        power_N = compare(torch.zeros_like(images), weight_BK, found_in.table, found_in.in_table) * -2
-        score_N = cross_N * power_N.clamp_min(1e-30).rsqrt()
+        score_N = correlations(images, weight_BK, found_in.table, found_in.in_table)
         found = significant(score_N, found_in.blocks.value_ptr_B1, 0.5)
         best = score_N[found.best_B].double()
         return self._posterior(found_in, score_N, replace(found, threshold_B=best, log_sum_B=best, max_B=best), significant_B)
@@ -347,6 +377,13 @@ class Children:
     orientation_U: Tensor
     table: Tensor
     base_U: Tensor
+
+
+def correlations(images: Tensor, weight_BK: Tensor, table: Tensor, blocks: Blocks) -> Tensor:
+    """Re sum P* X / sqrt(sum W |P|^2) of the samples of the blocks, of which images and table are as `compare` wants them."""
+    cross_N = compare(images, torch.zeros_like(weight_BK), table, blocks)
+    power_N = compare(torch.zeros_like(images), weight_BK, table, blocks) * -2
+    return cross_N * power_N.clamp_min(1e-30).rsqrt()
 
 
 def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from verglas.core.masks import soft_sphere
 from verglas.errors import InputError
+from verglas.expectation.sampling import OffsetGrid
 from verglas.io.mrc import Map
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import Solution, solve_single
@@ -26,7 +27,7 @@ from verglas.refinement import schedule as sampling
 from verglas.refinement.config import ClassifyConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import Session, quiet
-from verglas.refinement.expect import Computing, HalfExpectation
+from verglas.refinement.expect import Computing, HalfExpectation, Plan
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.state import HalfModel, Poses, State
 from verglas.refinement.step import (
@@ -103,7 +104,7 @@ def iterate(
         state = replace(state, iteration=number, schedule=schedule, current_size=size)
         if number > 1:
             state = replace(state, schedule=measure_accuracy(state, data, config, on))
-    plan = plan_of(state, config, correlate)
+    plan = classes_plan(state, config, correlate)
     sets = particle_sets(state, config, correlate)
     with watch("expectation"):
         parts, poses = expect(sets, state.poses, data, config, on, plan, progress)
@@ -118,6 +119,12 @@ def iterate(
         new = replace(new, schedule=_changes(state.poses, new, config))
     notes += _empty_classes(state, new)
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
+
+
+def classes_plan(state: State, config: ClassifyConfig, correlate: bool) -> Plan:
+    """Grids and sizes of the coming iteration; where nothing is searched, the only offset is the one a particle has."""
+    plan = replace(plan_of(state, config, correlate), align=config.align)
+    return replace(plan, offsets=OffsetGrid.build(0.0, state.pixel_size, 0)) if config.align == "none" else plan
 
 
 def particle_sets(state: State, config: ClassifyConfig, correlate: bool) -> list[ParticleSet]:

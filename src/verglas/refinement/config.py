@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Precision = Literal["auto", "half", "single", "double"]
+Align = Literal["all", "offsets", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +52,4 @@ class ClassifyConfig(RefineConfig):
     max_iterations: int = 25  # as many are made
     local_from_order: int = 11  # the sampling is fixed: searches are local from the start or never
     local_sigma: float = 0.0  # spread of the prior about the poses of the particles; 0: global searches
+    align: Align = "all"  # offsets: orientations stay those of the particles; none: offsets stay as well, nothing is searched

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from verglas.errors import VerglasError
 from verglas.expectation.classes import ClassGrid
+from verglas.expectation.given import GivenPoses
 from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
 from verglas.expectation.local import select_local
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -22,7 +23,7 @@ from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
-from verglas.refinement.config import RefineConfig
+from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.state import HalfModel, Poses, Schedule
 
@@ -47,13 +48,19 @@ class Computing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an iteration does: grids, sizes (shells), and whether it scores by correlation (first iteration)."""
+    """What an iteration does: grids, sizes (shells), whether it scores by correlation (first iteration), what it searches."""
 
     grid: OrientationGrid
     offsets: OffsetGrid
     model_grid: ModelGrid
     schedule: Schedule
     correlate: bool
+    align: Align = "all"
+
+    @property
+    def own_lists(self) -> bool:
+        """Whether each particle has orientations of its own: in local searches, or the one it came with."""
+        return self.align != "all" or self.schedule.local_sigma > 0
 
 
 class HalfExpectation:
@@ -68,7 +75,9 @@ class HalfExpectation:
         self.model, device = models[0], on.device
         self.noise_GS = self.model.sigma2_noise_GS.to(device)
         self.common_S = common_noise(self.model.sigma2_noise_GS).to(device)
-        grid, self.grid = plan.model_grid, ClassGrid(plan.grid, len(models))
+        grid = plan.model_grid
+        given = None if plan.align == "all" else GivenPoses.of(plan.grid, poses.rotation_B33, device)
+        self.grid = ClassGrid(given or plan.grid, len(models))
         self.volumes = [
             FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, device, on.operand) for model in models
         ]
@@ -82,6 +91,7 @@ class HalfExpectation:
         )  # fmt: skip
         self.ctf = None if data.ctf is None else data.ctf.to(device)
         self.whole_B2 = [whole_pixels(poses.origin_B2, group.pixel_size).to(device) for group in data.groups]
+        self.origin_B2 = poses.origin_B2.to(device)
         self.norm_B, self.micrograph_B = (poses.norm_B / self.model.norm_average).to(device), poses.micrograph_B.to(device)
         self.scale_M = self.model.scale_M.to(device)
         self.halved = False
@@ -90,8 +100,8 @@ class HalfExpectation:
         self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
 
     def _log_prior_O(self) -> Tensor:
-        """Log prior of every coarse orientation of every class, relative to its mean; empty for local searches."""
-        if self.plan.schedule.local_sigma:  # not asked for, and long on a fine grid
+        """Log prior of every coarse orientation of every class, relative to its mean; empty where particles have their own."""
+        if self.plan.own_lists:  # not asked for, and long on a fine grid
             return torch.empty(0, dtype=torch.float64, device=self.on.device)
         prior_D = torch.cat([model.direction_prior_D for model in self.models]).to(self.on.device)
         return torch.log(prior_D / prior_D.mean()).repeat_interleave(self.plan.grid.n_psi)
@@ -143,9 +153,11 @@ class HalfExpectation:
     def batch_size(self, searcher: Searcher, group: int) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches, and
         images that are streamed fit theirs."""
-        local = bool(self.plan.schedule.local_sigma)
+        local = self.plan.own_lists and self.plan.align == "all"
         orientations = costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count
-        reduced = self.on.operand == torch.float16 and not local and not self.plan.correlate
+        if self.plan.align != "all":
+            orientations = len(self.models)
+        reduced = self.on.operand == torch.float16 and not self.plan.own_lists and not self.plan.correlate
         each = costs.reserved_bytes(
             costs.Counts(
                 searcher.preparer.group.box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
@@ -160,7 +172,12 @@ class HalfExpectation:
         facts = self._facts(rows, group)
         spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
         prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
-        parents, significant_B = searcher.coarse(prepared, facts.old_offset_B2, self._local(rows), spectra.sigma2_S)
+        own = self._own(rows)
+        if self.plan.align == "none":
+            assert own is not None
+            parents, significant_B = searcher.given(prepared, own)
+        else:
+            parents, significant_B = searcher.coarse(prepared, facts.old_offset_B2, own, spectra.sigma2_S)
         parts = self._parts(parents, searcher.preparer.pixels.count)
         while parts:
             first, last = parts.pop(0)
@@ -207,7 +224,8 @@ class HalfExpectation:
 
     def _facts(self, rows: Tensor, group: int) -> BatchFacts:
         row_B = rows.to(self.on.device)
-        old_offset_B2, micrograph_B = self.whole_B2[group][row_B] * self.data.groups[group].pixel_size, self.micrograph_B[row_B]
+        pixel_size, micrograph_B = self.data.groups[group].pixel_size, self.micrograph_B[row_B]
+        old_offset_B2 = (self.whole_B2[group][row_B] + self._rest(row_B, group)) * pixel_size
         return BatchFacts(old_offset_B2, self.norm_B[row_B], self.scale_M[micrograph_B], micrograph_B, group)
 
     def _prepare(self, preparer: ImagePreparer, rows: Tensor, group: int, facts: BatchFacts, spectra: NoiseSpectra) -> Prepared:
@@ -215,14 +233,25 @@ class HalfExpectation:
         gain_B = 1 / facts.norm_B if self.config.correct_norm else torch.ones(len(rows))
         ctf = None if self.ctf is None else self.ctf[row_B]
         shift_B2 = self.whole_B2[group][row_B]
-        return preparer(self.data.images_of(rows, group), shift_B2, ctf, gain_B, facts.scale_B, spectra)
+        prepared = preparer(self.data.images_of(rows, group), shift_B2, ctf, gain_B, facts.scale_B, spectra)
+        return prepared if self.plan.align != "none" else prepared.moved(self._rest(row_B, group), preparer.pixels)
 
-    def _local(self, rows: Tensor) -> Local | None:
-        """Each particle's own orientations, in every class; with the prior of the class."""
-        sigma = self.plan.schedule.local_sigma
-        if not sigma:
+    def _rest(self, row_B: Tensor, group: int) -> Tensor:
+        """What is left of the offsets beyond whole pixels, px [B, 2]; 0 where offsets are searched, which finds it."""
+        if self.plan.align != "none":
+            return torch.zeros_like(self.whole_B2[group][row_B])
+        return self.origin_B2[row_B] / self.data.groups[group].pixel_size - self.whole_B2[group][row_B]
+
+    def _own(self, rows: Tensor) -> Local | None:
+        """Each particle's own orientations, in every class; with the prior of the class. None: all of the grid."""
+        if not self.plan.own_lists:
             return None
-        lists = select_local(self.plan.grid, self.poses.rotation_B33[rows].to(self.on.device), sigma, self.config.symmetry)
+        if self.plan.align != "all":
+            row_B = rows.to(self.on.device)
+            lists = (torch.arange(len(rows) + 1, device=self.on.device), row_B, torch.zeros_like(row_B, dtype=torch.float64))
+        else:
+            rotation_B33 = self.poses.rotation_B33[rows].to(self.on.device)
+            lists = select_local(self.plan.grid, rotation_B33, self.plan.schedule.local_sigma, self.config.symmetry)
         share_C = torch.stack([model.direction_prior_D.sum() for model in self.models]).to(self.on.device)
         return Local(*self.grid.in_every_class(*lists, share_C.log()))
 
@@ -246,7 +275,7 @@ class HalfExpectation:
             coarse = Slicer(self.volumes, preparer.coordinates_K3[:n], common_K[:n], self.on.operand)
             grid = self.grid
             table = grid.count * grid.children_per_orientation * 2 * preparer.pixels.count * BYTES[self.on.operand]
-            whole = not self.plan.schedule.local_sigma and table <= self.on.memory
+            whole = not self.plan.own_lists and table <= self.on.memory
             self._slices[key] = (coarse, full, FineSlices(full, grid, whole))
         return self._slices[key]
 

@@ -13,7 +13,7 @@ import verglas
 from verglas.io.atomic import atomic_path
 from verglas.io.star import StarBlock, write_star
 from verglas.io.star_block import Value
-from verglas.refinement.config import RefineConfig
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.files_data import shown_path
 from verglas.refinement.state import State
 
@@ -87,7 +87,10 @@ def _names(names: OptimiserFile, state: State) -> dict[str, Value]:
 
 
 def _options(config: RefineConfig) -> dict[str, Value]:
+    align = config.align if isinstance(config, ClassifyConfig) else "all"
     return {
+        "rlnDoSkipAlign": int(align == "none"),
+        "rlnDoSkipRotate": int(align == "offsets"),
         "rlnNumberOfIterations": config.max_iterations,
         "rlnJoinHalvesUntilThisResolution": config.join_resolution,
         "rlnAdaptiveOversampleOrder": config.oversampling,
@@ -140,7 +143,7 @@ def _progress(state: State) -> dict[str, Value]:
 
 
 _SWITCHED_OFF = (
-    "rlnDoFastSubsetOptimisation", "rlnDoExternalReconstruct", "rlnDoStochasticGradientDescent", "rlnDoSkipAlign",
-    "rlnDoSkipRotate", "rlnDoHelicalRefine", "rlnIgnoreHelicalSymmetry", "rlnDoIgnoreCtfUntilFirstPeak",
-    "rlnCtfDataArePhaseFlipped", "rlnDoOnlyFlipCtfPhases", "rlnFixSigmaNoiseEstimates", "rlnFixSigmaOffsetEstimates",
+    "rlnDoFastSubsetOptimisation", "rlnDoExternalReconstruct", "rlnDoStochasticGradientDescent", "rlnDoHelicalRefine",
+    "rlnIgnoreHelicalSymmetry", "rlnDoIgnoreCtfUntilFirstPeak", "rlnCtfDataArePhaseFlipped", "rlnDoOnlyFlipCtfPhases",
+    "rlnFixSigmaNoiseEstimates", "rlnFixSigmaOffsetEstimates",
 )  # fmt: skip

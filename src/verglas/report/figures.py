@@ -103,7 +103,10 @@ def draw_histogram(section: Histogram, name: str) -> str:
     with figure(6.4, 3.2) as drawn:
         axes = drawn.add_subplot()
         axes.grid(axis="x", visible=False)
-        axes.hist(values_B, bins=section.bins, color=SERIES[0], alpha=0.85)
+        low, high = (float(values_B.min()), float(values_B.max())) if len(values_B) else (0.0, 0.0)
+        alike = high - low <= 1e-9 * max(abs(low), abs(high), 1.0)  # too close for bins of their own
+        ends = (low - 0.5, high + 0.5) if alike else (low, high)
+        axes.hist(values_B, bins=section.bins, range=ends, color=SERIES[0], alpha=0.85)
         if len(values_B):
             axes.set_ylim(top=1.12 * axes.get_ylim()[1])  # room for the text above the bars
             median = float(np.median(values_B))

@@ -111,7 +111,7 @@ def scores_of(problem: Problem, on: Computing, rows: Tensor, parents: Parents | 
         return coarse(*inputs, fraction)
 
     with mock.patch.object(search, "significant", recording), mock.patch.object(search, "coarse", recording_coarse):
-        own, significant_B = searcher.coarse(prepared, offset_B2, half._local(rows))
+        own, significant_B = searcher.coarse(prepared, offset_B2, half._own(rows))
         mine = own if parents is None else moved(parents, on)
         searcher.fine(prepared, mine, significant_B)
     true_K2 = searcher.full(problem.poses.rotation_B33[rows]).double().square().sum(1)
