@@ -41,6 +41,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "convert": "convert:Convert",
         "stack": "stack:Stack",
         "map": "map:MapTool",
+        "flip": "flip:Flip",
+        "align-symmetry": "align_symmetry:AlignSymmetry",
     },
     "Known truth": {
         "simulate": "simulate:Simulate",

@@ -115,6 +115,10 @@ class ParticleTable:
         """A table with these particle columns added or replaced."""
         return replace(self, frame=self.frame.assign(**columns))
 
+    def without_columns(self, *labels: str) -> ParticleTable:
+        """A table without these particle columns, as far as there are any."""
+        return replace(self, frame=self.frame.drop(columns=list(labels), errors="ignore"))
+
     def require(self, *labels: str) -> None:
         """InputError naming every one of `labels` that the particles do not have."""
         missing = [label for label in labels if label not in self.frame.columns]

@@ -43,7 +43,7 @@ def even_rotations(n: int) -> Tensor:
     return matrix_from_quaternion(torch.stack(quaternions, 1))
 
 
-def _turned(map_ZYX: Tensor, rotation_R33: Tensor, shift_R3: Tensor | None = None) -> Tensor:
+def turned(map_ZYX: Tensor, rotation_R33: Tensor, shift_R3: Tensor | None = None) -> Tensor:
     """out(A r + shift) = map(r), trilinear, [R, Z, Y, X]; shift (x, y, z) in pixels."""
     box = map_ZYX.shape[0]
     axis = torch.arange(box, dtype=map_ZYX.dtype) - box // 2
@@ -76,8 +76,8 @@ def _coarse(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int) -> list
     found: list[tuple[float, int, int]] = []
     for start in range(0, n_rotations, 64):
         part = rotations[start : start + 64]
-        turned = torch.fft.rfftn(_turned(moving_ZYX, part), dim=(1, 2, 3))
-        correlation = torch.fft.irfftn(turned.conj() * conjugate, s=[box] * 3, dim=(1, 2, 3)).flatten(1)
+        fourier = torch.fft.rfftn(turned(moving_ZYX, part), dim=(1, 2, 3))
+        correlation = torch.fft.irfftn(fourier.conj() * conjugate, s=[box] * 3, dim=(1, 2, 3)).flatten(1)
         best, where = correlation.max(1)
         found += [(float(b), start + i, int(w)) for i, (b, w) in enumerate(zip(best, where))]
     found.sort(reverse=True)
@@ -88,7 +88,7 @@ def _coarse(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int) -> list
     return kept
 
 
-def _small_rotation(vector_3: Tensor) -> Tensor:
+def small_rotation(vector_3: Tensor) -> Tensor:
     """Rotation by |vector| radians about the vector, [3, 3]; differentiable."""
     x, y, z = vector_3.unbind()
     zero = torch.zeros_like(x)
@@ -104,13 +104,13 @@ def _polish(
     unit = 4.0 / moving_ZYX.shape[0]  # a turn by one unit moves the particle's rim by about one pixel, as a shift does
 
     def placed(p: Tensor) -> tuple[Tensor, Tensor]:
-        return _small_rotation(p[:3] * unit) @ rotation_33, shift_3 + p[3:]
+        return small_rotation(p[:3] * unit) @ rotation_33, shift_3 + p[3:]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         p = torch.tensor(parameters, requires_grad=True)
         rotation, shift = placed(p)
-        turned = _turned(moving_ZYX, rotation[None], shift[None])[0]
-        value = -(turned * reference_ZYX).sum() / turned.norm().clamp_min(1e-12)
+        placed_ZYX = turned(moving_ZYX, rotation[None], shift[None])[0]
+        value = -(placed_ZYX * reference_ZYX).sum() / placed_ZYX.norm().clamp_min(1e-12)
         value.backward()
         assert p.grad is not None
         return float(value.detach()), p.grad.numpy()
