@@ -82,6 +82,31 @@ def packed_sphere(radius: float, device: torch.device | str = "cpu") -> RowTable
     return _packed(float(radius)).to(device)
 
 
+@lru_cache(maxsize=16)
+def _planes(radius: float, planes: int) -> RowTable:
+    reach = radius + 0.02
+    half = max(int(reach), planes) + 1
+    axis = torch.arange(-half, half + 1, dtype=torch.float64)
+    x2 = reach**2 - (axis.abs() - 1).clamp_min(0) ** 2
+    row_Y = torch.where(x2 >= 0, x2.clamp_min(0).sqrt().floor() + 2, torch.zeros_like(x2)).long()
+    used_Z = (axis >= -planes) & (axis <= planes + 1)  # one more: interpolation along z touches it, with weight 0
+    length = used_Z[:, None] * row_Y
+    ends = length.flatten().cumsum(0)
+    start = (ends - length.flatten()).view_as(length)
+    count = int(ends[-1])
+    if count > 2**31 - 1:
+        raise ValueError(f"{planes} planes of radius {radius} have {count} voxels, more than 32-bit addresses hold")
+    return RowTable(float(radius + planes), half, start.int(), length.int(), count)
+
+
+def packed_planes(radius: float, planes: int, device: torch.device | str = "cpu") -> RowTable:
+    """Row table of the planes z = -planes .. planes, discs of `radius` voxels each, for samples at whole z.
+
+    The table's own radius takes in every such sample; callers ask for none beyond the discs.
+    """
+    return _planes(float(radius), planes).to(device)
+
+
 def dense_half(radius: float, device: torch.device | str = "cpu") -> RowTable:
     """The dense special case: every row runs over x = 0..half; for tests and comparison."""
     half = int(radius + 0.02) + 1

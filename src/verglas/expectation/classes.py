@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from verglas.expectation.given import GivenPoses
+from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.sampling import OrientationGrid
 from verglas.kernels.blocks import owner
 
@@ -20,7 +21,7 @@ from verglas.kernels.blocks import owner
 class ClassGrid:
     """The grid of orientations once per class. classes: how many references are searched."""
 
-    grid: OrientationGrid | GivenPoses
+    grid: OrientationGrid | GivenPoses | InPlaneGrid
     classes: int = 1
 
     @property

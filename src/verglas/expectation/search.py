@@ -46,6 +46,7 @@ class SearchSpace:
     matrix products (float16 on a GPU, else the precision of the images). correlate: score by the correlation coefficient and
     keep the best sample alone, for a reference whose grey scale is not the data's (facts 3.4, CC mode).
     relion_offset_prior: count offsets in the prior as RELION does, px and Å mixed (facts 3.5); for comparisons only.
+    most: significant samples that a particle may have in a global coarse search, 0: any number.
     """
 
     grid: ClassGrid
@@ -56,6 +57,7 @@ class SearchSpace:
     operand: torch.dtype
     correlate: bool = False
     relion_offset_prior: bool = False
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Searcher:
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is not None:
             return self._coarse_local(prepared, log_offset_BT, local)
-        if self.space.operand == torch.float16:
+        if self.space.operand == torch.float16 and not self.space.most:
             return self._coarse_in_half(prepared, log_offset_BT)
         return self._coarse(prepared, log_offset_BT)
 
@@ -163,9 +165,7 @@ class Searcher:
     @cached_property
     def origin_C(self) -> Tensor:
         """Value of each reference's transform at the origin, the same in all its slices; float64."""
-        at = self.preparer.coordinates_K3[self.preparer.origin][None]
-        turn = torch.eye(3, dtype=torch.float64)[None]
-        return torch.stack([volume.slices(turn, at)[0, 0, 0].double() for volume in self.full.volumes])
+        return self.full.at_origin(self.preparer.coordinates_K3[self.preparer.origin][None])
 
     @cached_property
     def scored_S(self) -> Tensor:
@@ -211,6 +211,8 @@ class Searcher:
         score_BTO += log_offset_BT[:, :, None]
         blocks = every(n, grid.count, shifts, score_BTO.device)
         found = significant(score_BTO.flatten(), blocks.value_ptr_B1, self.space.fraction)
+        if self.space.most:
+            found = at_most(self.space.most, score_BTO.flatten(1), found)
         kept = keep(score_BTO.flatten(), blocks, found.threshold_B, by_shift=True)
         slice_prior_N = log_prior_O[kept.blocks.slice_N.long()]
         return Parents(kept.blocks, kept.value_N, slice_prior_N, log_offset_BT.flatten()[kept.shift_at_M]), found.count_B
@@ -384,6 +386,16 @@ def correlations(images: Tensor, weight_BK: Tensor, table: Tensor, blocks: Block
     cross_N = compare(images, torch.zeros_like(weight_BK), table, blocks)
     power_N = compare(torch.zeros_like(images), weight_BK, table, blocks) * -2
     return cross_N * power_N.clamp_min(1e-30).rsqrt()
+
+
+def at_most(most: int, score_BN: Tensor, found: Significance) -> Significance:
+    """With the threshold raised so that no particle has more than about `most` significant samples (equal scores aside)."""
+    if most >= score_BN.shape[1]:
+        return found
+    least_B = score_BN.topk(most, dim=1).values[:, -1].double()
+    return replace(
+        found, threshold_B=torch.maximum(found.threshold_B, least_B), count_B=found.count_B.clamp_max(most)
+    )  # fmt: skip
 
 
 def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class Slicer:
         """[R, 2, K] of the first class at poses A."""
         return self._into(self.empty(len(rotation_R33)), self.volumes[0], rotation_R33)
 
+    def at_origin(self, origin_13: Tensor) -> Tensor:
+        """Value of each reference's transform at the origin (coordinates of it given), the same in all slices; float64 [C]."""
+        turn = torch.eye(3, dtype=torch.float64)[None]
+        return torch.stack([volume.slices(turn, origin_13)[0, 0, 0].double() for volume in self.volumes])
+
     def _of_classes(self, rotation_R33: Tensor, class_R: Tensor, out: Tensor | None = None) -> Tensor:
         out = self.empty(len(rotation_R33)) if out is None else out
         if len(self.volumes) == 1:

@@ -51,13 +51,14 @@ class BatchResult:
 @dataclass(frozen=True)
 class WeightedSlices:
     """Weighted images summed slice by slice, ready for the volumes: data [U, 2, K], weight [U, K], poses [U, 3, 3]; class_U:
-    class of each, ascending."""
+    class of each, ascending; index_U: fine index of each in the grid of all classes."""
 
     data_U2K: Tensor
     weight_UK: Tensor
     rotation_U33: Tensor
     coordinates_K3: Tensor
     class_U: Tensor
+    index_U: Tensor
 
     def add_to(self, accumulators: list[Accumulator]) -> None:
         """Put the slices into the volumes of their classes."""
@@ -80,7 +81,10 @@ def weighted_slices(searcher: Searcher, prepared: Prepared, posterior: Posterior
     grid = searcher.space.grid
     rotation_U33, class_U = grid.child_rotations(posterior.orientation_U), grid.class_of_child(posterior.orientation_U)
     data_U2K.mul_(inverse_K)
-    return WeightedSlices(data_U2K, total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3, class_U)
+    return WeightedSlices(
+        data_U2K, total_UK.mul_(inverse_K.square()), rotation_U33, searcher.preparer.coordinates_K3, class_U,
+        posterior.orientation_U,
+    )  # fmt: skip
 
 
 def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterior, radius: int) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,11 @@ class FourierVolume:
         work = torch.float64 if dtype == torch.float64 else torch.float32
         fourier = padded_transform(map_ZYX.to(device, work), size)
         rows = packed_sphere(float(int(radius * padding + 0.5)), device)
-        values_V2 = pack(fourier, rows)
+        return cls.of_voxels(pack(fourier, rows), rows, box, padding, dtype)
+
+    @classmethod
+    def of_voxels(cls, values_V2: Tensor, rows: RowTable, box: int, padding: float, dtype: torch.dtype) -> FourierVolume:
+        """Voxels that are packed already, stored as `dtype` (see `from_map`)."""
         if dtype != torch.float16:
             return cls(values_V2, rows, box, padding)
         from verglas.kernels.project.cells import make_cells
@@ -86,9 +90,15 @@ class FourierVolume:
         factor_K: multiplies each coefficient. out: contiguous [R, 2, K] to fill and return, in its precision (what is beyond the
         range of float16 becomes its largest); by default new, in that of the voxels.
         """
+        coordinates = pixels.coordinates_K3(self.values.dtype) if isinstance(pixels, PixelList) else pixels
+        return self.sampled(sampling_matrices(rotation_R33, self.padding), coordinates, factor_K, out)
+
+    def sampled(
+        self, sampling_R33: Tensor, coordinates: Tensor, factor_K: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """As `slices`, given the matrices S that take image frequencies to voxels."""
         dtype = self.values.dtype
-        coordinates = pixels.coordinates_K3(dtype) if isinstance(pixels, PixelList) else pixels
-        sampling = sampling_matrices(rotation_R33, self.padding).to(self.values.device, dtype)
+        sampling = sampling_R33.to(self.values.device, dtype)
         if self.cells_serve(out):
             from verglas.kernels.project.cells import project_cells
 

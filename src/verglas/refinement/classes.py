@@ -24,7 +24,7 @@ from verglas.particles.table import ParticleTable
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import driver
 from verglas.refinement import schedule as sampling
-from verglas.refinement.config import ClassifyConfig
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import Session, quiet
 from verglas.refinement.expect import Computing, HalfExpectation, Plan
@@ -116,8 +116,8 @@ def iterate(
     with watch("maximization"):
         new = maximise(replace(state, poses=poses), parts, config, mask_ZYX, correlate)
         new = with_resolution(new, config, correlate)
-        new = replace(new, schedule=_changes(state.poses, new, config))
-    notes += _empty_classes(state, new)
+        new = replace(new, schedule=changes(state.poses, new, config))
+    notes += empty_classes(state, new)
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
 
 
@@ -172,7 +172,7 @@ def with_resolution(state: State, config: ClassifyConfig, correlate: bool) -> St
     """The resolution of the best class; after a first iteration by correlation that of the reference (facts 4.8)."""
     if correlate:
         return replace(state, current_resolution=config.initial_resolution)
-    best = max(_last_shell(model, state) for model in state.halves)
+    best = max(last_shell(model, state) for model in state.halves)
     return sampling.update_resolution(state, state.resolution_of(best))
 
 
@@ -180,7 +180,7 @@ def class_figures(state: State) -> list[ClassFigures]:
     """Share, resolution and number of particles of each class."""
     counts_C = torch.bincount(state.poses.class_B, minlength=len(state.halves)).tolist()
     return [
-        ClassFigures(float(model.direction_prior_D.sum()), state.resolution_of(_last_shell(model, state)), count)
+        ClassFigures(float(model.direction_prior_D.sum()), state.resolution_of(last_shell(model, state)), count)
         for model, count in zip(state.halves, counts_C)
     ]
 
@@ -218,20 +218,20 @@ def _blurred(model: HalfModel, config: ClassifyConfig, pixel_size: float, like: 
     return replace(model, map_ZYX=map_ZYX)
 
 
-def _last_shell(model: HalfModel, state: State) -> int:
+def last_shell(model: HalfModel, state: State) -> int:
     """The shell before the signal-to-noise ratio first falls below 1."""
     low = (model.ssnr_S[1 : state.current_size // 2 + 1] < 1).nonzero().squeeze(1)
     return max(int(low[0]) if len(low) else state.current_size // 2, MINIMUM_SHELL)
 
 
-def _changes(before: Poses, state: State, config: ClassifyConfig) -> sampling.Schedule:
+def changes(before: Poses, state: State, config: RefineConfig) -> sampling.Schedule:
     """The schedule with the changes of poses and classes."""
     schedule = sampling.monitor_changes(before, state.poses, state, config)
     changed = float((before.class_B != state.poses.class_B).double().mean())
     return replace(schedule, changes_classes=changed)
 
 
-def _empty_classes(before: State, after: State) -> list[str]:
+def empty_classes(before: State, after: State) -> list[str]:
     """A note for each class that has lost its last particle in this iteration."""
     pairs = enumerate(zip(before.halves, after.halves, strict=True), 1)
     return [

@@ -53,3 +53,16 @@ class ClassifyConfig(RefineConfig):
     local_from_order: int = 11  # the sampling is fixed: searches are local from the start or never
     local_sigma: float = 0.0  # spread of the prior about the poses of the particles; 0: global searches
     align: Align = "all"  # offsets: orientations stay those of the particles; none: offsets stay as well, nothing is searched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify2dConfig(RefineConfig):
+    """Options of one 2-D classification, with RELION's defaults where the ones of a refinement differ."""
+
+    classes: int = 50
+    psi_step: float = 12.0  # degrees, coarse; halved by oversampling
+    tau2_fudge: float = 2.0
+    max_iterations: int = 25  # as many are made
+    initial_resolution: float = 40.0  # the random averages that it starts from are low-passed to this
+    absolute_greyscale: bool = True  # those averages have the particles' grey scale
+    centre: bool = True  # averages are moved so that their positive pixels are centred

@@ -12,13 +12,14 @@ from verglas.errors import VerglasError
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.given import GivenPoses
 from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
+from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.local import select_local
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
 from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.gather import BatchFacts, BatchResult, update_sums, weighted_slices
+from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
 from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
@@ -48,14 +49,16 @@ class Computing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an iteration does: grids, sizes (shells), whether it scores by correlation (first iteration), what it searches."""
+    """What an iteration does: grids, sizes (shells), whether it scores by correlation (first iteration), what it searches, and how
+    many coarse samples of a particle count at most (0: any number)."""
 
-    grid: OrientationGrid
+    grid: OrientationGrid | InPlaneGrid
     offsets: OffsetGrid
     model_grid: ModelGrid
     schedule: Schedule
     correlate: bool
     align: Align = "all"
+    most: int = 0
 
     @property
     def own_lists(self) -> bool:
@@ -76,18 +79,18 @@ class HalfExpectation:
         self.noise_GS = self.model.sigma2_noise_GS.to(device)
         self.common_S = common_noise(self.model.sigma2_noise_GS).to(device)
         grid = plan.model_grid
-        given = None if plan.align == "all" else GivenPoses.of(plan.grid, poses.rotation_B33, device)
+        given = None
+        if plan.align != "all":
+            assert isinstance(plan.grid, OrientationGrid)
+            given = GivenPoses.of(plan.grid, poses.rotation_B33, device)
         self.grid = ClassGrid(given or plan.grid, len(models))
-        self.volumes = [
-            FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, device, on.operand) for model in models
-        ]
-        self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, device, on.dtype) for _ in models]
+        self.make_references()
         groups, micrographs = len(data.groups), len(self.model.scale_M)
         self.sums = Sums.zeros(groups, grid.shells, self.grid.n_directions, micrographs, device)
         self.ssnr_CS = torch.stack([model.ssnr_S for model in models]).to(device)
         self.space = SearchSpace(
             self.grid, plan.offsets, self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction, on.operand,
-            plan.correlate, config.relion_offset_prior,
+            plan.correlate, config.relion_offset_prior, plan.most,
         )  # fmt: skip
         self.ctf = None if data.ctf is None else data.ctf.to(device)
         self.whole_B2 = [whole_pixels(poses.origin_B2, group.pixel_size).to(device) for group in data.groups]
@@ -98,6 +101,22 @@ class HalfExpectation:
         self.notices: list[str] = []
         self._searchers: dict[int, Searcher] = {}
         self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
+
+    def make_references(self) -> None:
+        """What slices are cut from, and what they are added to."""
+        grid, on = self.plan.model_grid, self.on
+        self.volumes = [
+            FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, on.device, on.operand) for model in self.models
+        ]
+        self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype) for _ in self.models]
+
+    def slicer(self, coordinates_K3: Tensor, common_K: Tensor) -> Slicer:
+        """What cuts slices from the references."""
+        return Slicer(self.volumes, coordinates_K3, common_K, self.on.operand)
+
+    def add(self, slices: WeightedSlices) -> None:
+        """Add the weighted slices of some particles."""
+        slices.add_to(self.accumulators)
 
     def _log_prior_O(self) -> Tensor:
         """Log prior of every coarse orientation of every class, relative to its mean; empty where particles have their own."""
@@ -157,7 +176,8 @@ class HalfExpectation:
         orientations = costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count
         if self.plan.align != "all":
             orientations = len(self.models)
-        reduced = self.on.operand == torch.float16 and not self.plan.own_lists and not self.plan.correlate
+        dense = self.plan.own_lists or self.plan.correlate or self.plan.most > 0
+        reduced = self.on.operand == torch.float16 and not dense
         each = costs.reserved_bytes(
             costs.Counts(
                 searcher.preparer.group.box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
@@ -205,7 +225,7 @@ class HalfExpectation:
         slices = weighted_slices(searcher, prepared, posterior, self.common_S)
         update_norm = self.config.correct_norm and not self.plan.correlate  # no norm against another grey scale
         result = update_sums(self.sums, searcher, prepared, posterior, facts, spectra, self.ssnr_CS, update_norm)
-        slices.add_to(self.accumulators)
+        self.add(slices)
         return result
 
     def _parts(self, parents: Parents, pixels: int) -> list[tuple[int, int]]:
@@ -250,6 +270,7 @@ class HalfExpectation:
             row_B = rows.to(self.on.device)
             lists = (torch.arange(len(rows) + 1, device=self.on.device), row_B, torch.zeros_like(row_B, dtype=torch.float64))
         else:
+            assert isinstance(self.plan.grid, OrientationGrid)  # in-plane searches are never local
             rotation_B33 = self.poses.rotation_B33[rows].to(self.on.device)
             lists = select_local(self.plan.grid, rotation_B33, self.plan.schedule.local_sigma, self.config.symmetry)
         share_C = torch.stack([model.direction_prior_D.sum() for model in self.models]).to(self.on.device)
@@ -270,9 +291,8 @@ class HalfExpectation:
         key = (group.box, group.pixel_size, *group.magnification[0], *group.magnification[1])
         if key not in self._slices:
             common_K = self.common_S[preparer.shell_K]
-            full = Slicer(self.volumes, preparer.coordinates_K3, common_K, self.on.operand)
-            n = preparer.coarse_count
-            coarse = Slicer(self.volumes, preparer.coordinates_K3[:n], common_K[:n], self.on.operand)
+            full, n = self.slicer(preparer.coordinates_K3, common_K), preparer.coarse_count
+            coarse = self.slicer(preparer.coordinates_K3[:n], common_K[:n])
             grid = self.grid
             table = grid.count * grid.children_per_orientation * 2 * preparer.pixels.count * BYTES[self.on.operand]
             whole = not self.plan.own_lists and table <= self.on.memory

@@ -6,7 +6,8 @@
     run_it012_half1_class001.mrc, _half2_...       references
     run_it012_sampling.star, run_it012_optimiser.star
 
-A classification has run_it012_model.star and run_it012_class001.mrc, run_it012_class002.mrc and so on, one per class.
+A classification has run_it012_model.star and run_it012_class001.mrc, run_it012_class002.mrc and so on, one per class; one of
+two dimensions has run_it012_classes.mrcs instead, all averages in one stack.
 
 Nothing in them depends on the clock: two runs of one seed write the same bytes, as long as folder and command line agree.
 """
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.io.mrc import Map, write_map
+from verglas.io.mrc import Map, StackWriter, write_map
 from verglas.maximization.halves import Solution
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
@@ -67,6 +68,25 @@ def write_iteration(
     optimiser = folder / f"{name}_optimiser.star"
     write_optimiser(optimiser, OptimiserFile(folder / "run", models, data, sampling, command_line), state, config)
     return [data, *models, sampling, optimiser, *maps]
+
+
+def write_classes2d(
+    folder: Path, state: State, table: ParticleTable, config: RefineConfig, directions_D2: Tensor, command_line: str
+) -> list[Path]:
+    """As `write_iteration` for a classification in two dimensions (model.map_ZYX: [N, N])."""
+    name = iteration_name(state.iteration)
+    data, sampling, stack = (folder / f"{name}_{part}" for part in ("data.star", "sampling.star", "classes.mrcs"))
+    write_data(data, state, table)
+    write_sampling(sampling, state, config, directions_D2)
+    box = state.box
+    with StackWriter(stack, len(state.halves), (box, box), state.pixel_size, overwrite=True) as averages:
+        averages.append(np.stack([np.asarray(model.map_ZYX.detach().cpu(), np.float32) for model in state.halves]))
+    model, everyone_B = folder / f"{name}_model.star", torch.ones(len(table), dtype=torch.bool)
+    groups = groups_in_file_order(state, table)
+    write_model(model, ModelFile(state, state.halves, [stack], groups, everyone_B, planes=True), config)
+    optimiser = folder / f"{name}_optimiser.star"
+    write_optimiser(optimiser, OptimiserFile(folder / "run", [model], data, sampling, command_line), state, config)
+    return [data, model, sampling, optimiser, stack]
 
 
 def write_final(

@@ -26,7 +26,8 @@ STAR_VERSION = 50001
 @dataclass(frozen=True)
 class ModelFile:
     """What one model.star describes. classes: one model, or one per class; map_paths: their maps; members_B: bool, the
-    particles behind it; spectra: those of the one map, where they are not those of its model."""
+    particles behind it; spectra: those of the one map, where they are not those of its model; planes: the one path is a stack
+    of class averages, which have no direction."""
 
     state: State
     classes: list[HalfModel]
@@ -34,11 +35,19 @@ class ModelFile:
     groups: FileGroups
     members_B: Tensor
     spectra: Solution | None = None
+    planes: bool = False
 
     @property
     def half(self) -> HalfModel:
         """Where everything stands that classes share."""
         return self.classes[0]
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the maps or averages, as files say them."""
+        if self.planes:
+            return [f"{k:06d}@{shown_path(self.map_paths[0])}" for k in range(1, len(self.classes) + 1)]
+        return [shown_path(path) for path in self.map_paths]
 
     def spectra_of(self, number: int) -> HalfModel | Solution:
         """Spectra of the map of a class (0 for the first)."""
@@ -54,8 +63,9 @@ def write_model(path: Path, model: ModelFile, config: RefineConfig) -> None:
     frames = {"model_classes": _class_frame(model)}
     frames |= {f"model_class_{k + 1}": _spectra_frame(model, k) for k in numbers}
     frames["model_groups"] = _groups_frame(model)
-    priors = [one.direction_prior_D.cpu().numpy() for one in model.classes]
-    frames |= {f"model_pdf_orient_class_{k + 1}": pd.DataFrame({"rlnOrientationDistribution": priors[k]}) for k in numbers}
+    if not model.planes:
+        priors = [one.direction_prior_D.cpu().numpy() for one in model.classes]
+        frames |= {f"model_pdf_orient_class_{k + 1}": pd.DataFrame({"rlnOrientationDistribution": priors[k]}) for k in numbers}
     blocks = {"model_general": StarBlock.pairs("model_general", _general(model, config))}
     blocks |= {name: StarBlock.table(name, frame) for name, frame in frames.items()}
     with atomic_path(path, overwrite=True) as part:
@@ -74,7 +84,7 @@ def _general(model: ModelFile, config: RefineConfig) -> dict[str, Value]:
     state, half = model.state, model.half
     local = state.schedule.local_sigma
     return {
-        "rlnReferenceDimensionality": 3,
+        "rlnReferenceDimensionality": 2 if model.planes else 3,
         "rlnDataDimensionality": 2,
         "rlnOriginalImageSize": state.box,
         "rlnCurrentResolution": in_angstrom(state.current_resolution),
@@ -106,17 +116,18 @@ def _class_frame(model: ModelFile) -> pd.DataFrame:
         spectra = model.spectra_of(number)
         shell = _last_shell_with_signal(_per_shell(spectra.ssnr_S, state))
         covered_S = _per_shell(spectra.coverage_S, state)[: shell + 1]
-        volume_S = np.diff(np.arange(shell + 2.0) ** 3)  # shells by volume, as a ball holds them
+        volume_S = np.diff(np.arange(shell + 2.0) ** (2 if model.planes else 3))  # as a disc or a ball holds the shells
         figures.append((in_angstrom(state.resolution_of(shell)), float((covered_S * volume_S).sum() / volume_S.sum())))
     shares = [float(one.direction_prior_D.sum()) for one in model.classes] if len(model.classes) > 1 else [1.0]
-    return pd.DataFrame({
-        "rlnReferenceImage": [shown_path(path) for path in model.map_paths],
+    frame = pd.DataFrame({
+        "rlnReferenceImage": model.references,
         "rlnClassDistribution": shares,
         "rlnAccuracyRotations": state.schedule.accuracy_angles,
         "rlnAccuracyTranslationsAngst": state.schedule.accuracy_offsets,
         "rlnEstimatedResolution": [resolution for resolution, _ in figures],
         "rlnOverallFourierCompleteness": [covered for _, covered in figures],
     })  # fmt: skip
+    return frame.assign(rlnClassPriorOffsetX=0.0, rlnClassPriorOffsetY=0.0) if model.planes else frame
 
 
 def _spectra_frame(model: ModelFile, number: int) -> pd.DataFrame:

@@ -45,9 +45,9 @@ def write_optimiser(path: Path, names: OptimiserFile, state: State, config: Refi
 def write_sampling(path: Path, state: State, config: RefineConfig, directions_D2: Tensor) -> None:
     """Write the sampling.star, replacing a file of that name. directions_D2: (rot, tilt), degrees."""
     schedule = state.schedule
-    first_step = 360.0 / (6 * 2**config.healpix_order)
+    first_step = schedule.psi_step or 360.0 / (6 * 2**config.healpix_order)
     values: dict[str, Value] = {
-        "rlnIs3DSampling": 1,
+        "rlnIs3DSampling": int(not schedule.psi_step),
         "rlnIs3DTranslationalSampling": 0,
         "rlnHealpixOrder": schedule.healpix_order,
         "rlnSymmetryGroup": config.symmetry,

@@ -75,15 +75,18 @@ def image_size(state: State, config: RefineConfig) -> int:
     return min(2 * (state.shell_of(state.current_resolution) + more), state.box)
 
 
-def coarse_size(schedule: Schedule, config: RefineConfig, box: int, pixel_size: float, current_size: int) -> int:
+def coarse_size(
+    schedule: Schedule, config: RefineConfig, box: int, pixel_size: float, current_size: int, keep_safe: float = _KEEP_SAFE
+) -> int:
     """Edge (px, even) of the transforms in the coarse search, which leaves out what blurs within a step at the particle's rim.
 
-    diameter in Å, pixel_size in Å. Without oversampling there is one search, at `current_size`.
+    diameter in Å, pixel_size in Å; keep_safe: finer than the arc between two views by this is left out. Without oversampling
+    there is one search, at `current_size`.
     """
     if schedule.oversampling == 0:
         return current_size
     arc = schedule.angular_step / 360.0 * math.pi * config.diameter
-    return min(2 * math.ceil(box * pixel_size * _KEEP_SAFE / arc), current_size)
+    return min(2 * math.ceil(box * pixel_size * keep_safe / arc), current_size)
 
 
 def local_coarse_size(state: State, largest: int) -> int:

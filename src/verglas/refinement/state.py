@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class HalfModel:
-    """What one half-set, or one class, knows. map_ZYX: the next reference, float32 [N, N, N], masked, on the
+    """What one half-set, or one class, knows. map_ZYX: the next reference, float32 [N, N, N] (of classify2d: [N, N]), masked, on the
     device that made it (of a new or loaded state: the CPU).
 
     direction_prior_D: of the directions of the grid; over those of all classes it sums to 1, so that a class's sum is its share
@@ -65,7 +65,8 @@ class Schedule:
     local_sigma: standard deviation of the orientation prior, 0 while searches are global; perturbation: in steps,
     drawn anew each iteration; counters as in rlnNumberOfIterWithoutResolutionGain and ...ChangingAssignments.
     changes_*, smallest_*: hidden-variable changes of the last iteration, and the smallest since the grid was refined;
-    changes_classes: share of the particles whose class has changed.
+    changes_classes: share of the particles whose class has changed; psi_step: of an in-plane search (classify2d), which has no
+    HEALPix order; 0: there is one.
     """
 
     healpix_order: int
@@ -88,11 +89,12 @@ class Schedule:
     high_fsc_at_limit: bool = False
     converged: bool = False
     changes_classes: float = 0.0
+    psi_step: float = 0.0
 
     @property
     def angular_step(self) -> float:
-        """Coarse step in degrees: 360 / (6 2^order)."""
-        return 360.0 / (6 * 2**self.healpix_order)
+        """Coarse step in degrees: 360 / (6 2^order), or the in-plane step."""
+        return self.psi_step or 360.0 / (6 * 2**self.healpix_order)
 
     @property
     def fine_angular_step(self) -> float:
