@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, dict[str, str]] = {
     "From particles to a map": {
         "refine": "refine:Refine",
+        "classify2d": "classify2d:Classify2d",
         "classify3d": "classify3d:Classify3d",
         "plan": "plan:Plan",
         "reconstruct": "reconstruct:Reconstruct",

@@ -14,8 +14,9 @@ from verglas.refinement.config import Precision, RefineConfig
 
 
 @dataclass(kw_only=True)
-class RunOptions:
-    """A command adds its own options, and makes its configuration of `config_options` and its job of `job_options`."""
+class ParticleOptions:
+    """Of commands that compare particles with anything. A command adds its own options, and makes its configuration of
+    `config_options` and its job of `job_options`."""
 
     particles: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(required)")] = None
     """Particles, .star or .cs."""
@@ -25,16 +26,6 @@ class RunOptions:
     """Folder to be made."""
     continue_from: Annotated[Path | None, arg(name="continue", metavar="DIR", help_behavior_hint="(default: a new run)")] = None
     """Go on with a run that was stopped, from its last whole iteration; everything but --device and --threads is kept."""
-    sym: Annotated[str, arg(metavar="GROUP")] = RefineConfig.symmetry
-    """Point group of every map: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4."""
-    initial_resolution: Annotated[float, arg(metavar="Å")] = RefineConfig.initial_resolution
-    """References are low-passed to this before the first iteration."""
-    absolute_greyscale: Flag = RefineConfig.absolute_greyscale
-    """References have the grey values of the particles: no first iteration by cross-correlation."""
-    mask: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: a soft sphere)")] = None
-    """Map with values 0..1: the solvent outside is flattened in every iteration."""
-    healpix_order: Annotated[int, arg(metavar="N")] = RefineConfig.healpix_order
-    """Angular sampling at the start: 1 = 30°, 2 = 15°, 3 = 7.5°, halved by oversampling."""
     offset_range: Annotated[float, arg(metavar="PX")] = RefineConfig.offset_range
     """How far from the last centre shifts are searched."""
     offset_step: Annotated[float, arg(metavar="PX")] = RefineConfig.offset_step
@@ -66,10 +57,8 @@ class RunOptions:
     def config_options(self) -> dict[str, Any]:
         """What these options say of a `RefineConfig`."""
         return {
-            "diameter": self.diameter, "symmetry": self.sym, "initial_resolution": self.initial_resolution,
-            "absolute_greyscale": self.absolute_greyscale, "mask": absolute(self.mask) if self.mask else None,
-            "healpix_order": self.healpix_order, "offset_range": self.offset_range, "offset_step": self.offset_step,
-            "seed": self.seed, "precision": self.precision, "memory_gb": self.memory, "image_memory_gb": self.image_memory,
+            "diameter": self.diameter, "offset_range": self.offset_range, "offset_step": self.offset_step, "seed": self.seed,
+            "precision": self.precision, "memory_gb": self.memory, "image_memory_gb": self.image_memory,
         }  # fmt: skip
 
     def job_options(self) -> dict[str, Any]:
@@ -80,4 +69,27 @@ class RunOptions:
             "folder": absolute(self.folder) if self.folder else None, "skip_bad": self.skip_bad,
             "ignore_contrast": self.ignore_contrast, "overwrite": self.overwrite, "device": self.computing.device,
             "threads": self.computing.threads,
+        }  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class RunOptions(ParticleOptions):
+    """Of commands that compare particles with maps."""
+
+    sym: Annotated[str, arg(metavar="GROUP")] = RefineConfig.symmetry
+    """Point group of every map: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4."""
+    initial_resolution: Annotated[float, arg(metavar="Å")] = RefineConfig.initial_resolution
+    """References are low-passed to this before the first iteration."""
+    absolute_greyscale: Flag = RefineConfig.absolute_greyscale
+    """References have the grey values of the particles: no first iteration by cross-correlation."""
+    mask: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: a soft sphere)")] = None
+    """Map with values 0..1: the solvent outside is flattened in every iteration."""
+    healpix_order: Annotated[int, arg(metavar="N")] = RefineConfig.healpix_order
+    """Angular sampling at the start: 1 = 30°, 2 = 15°, 3 = 7.5°, halved by oversampling."""
+
+    def config_options(self) -> dict[str, Any]:
+        """What these options say of a `RefineConfig`."""
+        return super().config_options() | {
+            "symmetry": self.sym, "initial_resolution": self.initial_resolution, "healpix_order": self.healpix_order,
+            "absolute_greyscale": self.absolute_greyscale, "mask": absolute(self.mask) if self.mask else None,
         }  # fmt: skip

@@ -43,7 +43,8 @@ class PlaneSlicer(Slicer):
 
     def _turned(self, out: Tensor, rotation_R33: Tensor, class_R: Tensor) -> Tensor:
         """Fill `out` a part at a time and return it."""
-        step = max(1, NUMBERS_AT_ONCE.get(self.coordinates_K3.device.type, 2**27) // (2 * len(self.coordinates_K3)))
+        where = "cells" if self.planes.volume.cells_serve(out) else self.coordinates_K3.device.type
+        step = max(1, NUMBERS_AT_ONCE.get(where, 2**27) // (2 * len(self.coordinates_K3)))
         for first in range(0, len(rotation_R33), step):
             part = slice(first, first + step)
             self.planes.slices(rotation_R33[part], class_R[part], self.coordinates_K3, self.inverse_K, out[part])

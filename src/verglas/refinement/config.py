@@ -66,3 +66,4 @@ class Classify2dConfig(RefineConfig):
     initial_resolution: float = 40.0  # the random averages that it starts from are low-passed to this
     absolute_greyscale: bool = True  # those averages have the particles' grey scale
     centre: bool = True  # averages are moved so that their positive pixels are centred
+    select: str = "auto"  # which classes are selected, see refinement/class_quality.py

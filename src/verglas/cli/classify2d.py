@@ -1,0 +1,70 @@
+"""verglas classify2d: particles in, class averages and a selection out. Options; the work is in classify2d_run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from verglas.cli.common import refuse_beside_continue
+from verglas.cli.run_options import ParticleOptions
+from verglas.refinement.config import Classify2dConfig
+
+if TYPE_CHECKING:
+    from verglas.cli.classify2d_run import Classify2dJob
+
+
+@dataclass(kw_only=True)
+class Classify2d(ParticleOptions):
+    """Sort particles into classes by their views, and select the good ones.
+
+    All particles are compared with all class averages, turned and shifted, starting from averages of random particles; no
+    reference is needed. Writes run_itNNN_classes.mrcs, _data.star (rlnClassNumber), _model.star, _sampling.star and
+    _optimiser.star of every iteration, which RELION reads; at the end class_ranking.star and particles_selected.star.
+    report.html shows the averages, the best first. Classes that lose all their particles stay empty, which is said.
+
+    A run that was stopped goes on with --continue DIR.
+
+    Example: verglas classify2d --particles particles.star --classes 50 --diameter 200 --out class2d
+    """
+
+    classes: Annotated[int, arg(metavar="K")] = Classify2dConfig.classes
+    """Number of classes, 1 to 500."""
+    iterations: Annotated[int, arg(metavar="N")] = Classify2dConfig.max_iterations
+    """How many are made."""
+    tau2_fudge: Annotated[float, arg(metavar="T")] = Classify2dConfig.tau2_fudge
+    """Weight of the data against the prior: more gives finer averages, and more noise in them."""
+    psi_step: Annotated[float, arg(metavar="DEGREES")] = Classify2dConfig.psi_step
+    """Step of the coarse search over in-plane angles, halved by oversampling."""
+    initial_resolution: Annotated[float, arg(metavar="Å")] = Classify2dConfig.initial_resolution
+    """The random averages at the start are low-passed to this."""
+    no_centring: Annotated[bool, arg(metavar="")] = False
+    """Leave averages where they are, instead of moving the centre of mass of their positive pixels to the centre."""
+    select: Annotated[str, arg(metavar="RULE")] = "auto"
+    """Classes whose particles go to particles_selected.star: auto (score at least 8), score>=X, or numbers such as 1,4,7-9."""
+
+    def run(self) -> None:
+        """Check the options, then classify, or go on with a stopped run."""
+        from verglas.cli.classify2d_run import Classification2d, Classify2dJob
+        from verglas.cli.run_loop import job_of_run
+
+        if self.continue_from is not None:
+            refuse_beside_continue(self)
+            job = job_of_run(Classify2dJob, self.continue_from, self.computing.device, self.computing.threads)
+            Classification2d(job, resumed=True).finish()
+            return
+        job = self.job()
+        job.check()
+        Classification2d(job).finish()
+
+    def job(self) -> Classify2dJob:
+        """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""
+        from verglas.cli.classify2d_run import Classify2dJob
+
+        self.require("particles", "diameter", "out")
+        config = Classify2dConfig(
+            classes=self.classes, max_iterations=self.iterations, tau2_fudge=self.tau2_fudge, psi_step=self.psi_step,
+            initial_resolution=self.initial_resolution, centre=not self.no_centring, select=self.select, **self.config_options(),
+        )  # fmt: skip
+        return Classify2dJob(config=config, **self.job_options())
