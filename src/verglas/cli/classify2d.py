@@ -21,8 +21,9 @@ class Classify2d(ParticleOptions):
 
     All particles are compared with all class averages, turned and shifted, starting from averages of random particles; no
     reference is needed. Writes run_itNNN_classes.mrcs, _data.star (rlnClassNumber), _model.star, _sampling.star and
-    _optimiser.star of every iteration, which RELION reads; at the end class_ranking.star and particles_selected.star.
-    report.html shows the averages, the best first. Classes that lose all their particles stay empty, which is said.
+    _optimiser.star of every iteration, which RELION reads; at the end class_ranking.star, class_averages.png (the
+    best first) and particles_selected.star. report.html shows how it goes. Classes that lose all their particles stay empty,
+    which is said.
 
     A run that was stopped goes on with --continue DIR.
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.image import imsave
 
 from verglas.cli.refine_report import ReportWriter, junk_histograms, notes, numbers, pmax_curve, timings
 from verglas.refinement.class_quality import chosen_classes
 from verglas.report import Curve, KeyFigures, Text
+from verglas.report.pictures import MONTAGE_EDGE, shown, tag
 from verglas.report.sections import Section
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from verglas.cli.refine_watch import Record
     from verglas.refinement.config import Classify2dConfig
     from verglas.refinement.driver import Iteration
@@ -34,7 +34,11 @@ class Class2dReport(ReportWriter):
     def finished(self, history: Sequence[Record], iteration: Iteration) -> bool:
         return bool(history[-1]["final"])
 
-    def sections(self, history: Sequence[Record], iteration: Iteration) -> list[Section]:
+    def final_maps(self, iteration: Iteration) -> dict[str, Tensor]:
+        """None: averages are on the page as they are."""
+        return {}
+
+    def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
         last = history[-1]
         return [
             KeyFigures("What came out" if last["final"] else "Where it stands", self.run.figures),
@@ -54,7 +58,8 @@ def montage(last: Record, iteration: Iteration, config: Classify2dConfig) -> Sec
     for k in order:
         one, edge = qualities[k], "#2a7" if k + 1 in chosen else "transparent"
         text = f"<b>{k + 1}</b>: {one.particles:,}<br>{one.resolution:.3g} Å, {one.score:.3g}"
-        image = picture(iteration.state.halves[k].map_ZYX.float().cpu().numpy())
+        image_YX = iteration.state.halves[k].map_ZYX.float().cpu().numpy()
+        image = tag(shown(image_YX, MONTAGE_EDGE), f"class {k + 1}")
         tiles.append(
             f'<figure style="margin: 0; width: {TILE}px; border: 2px solid {edge}">{image}'
             f'<figcaption style="font-size: .7rem; line-height: 1.2">{text}</figcaption></figure>'
@@ -62,14 +67,6 @@ def montage(last: Record, iteration: Iteration, config: Classify2dConfig) -> Sec
     body = f'<div style="display: flex; flex-wrap: wrap; gap: .4rem">{"".join(tiles)}</div>'
     caption = "Number of the class, particles, resolution (SSNR 1) and score; framed: selected. Each on its own grey scale."
     return Text("Class averages by score", body, caption)
-
-
-def picture(image_YX: np.ndarray) -> str:
-    """An average as a PNG inside the page."""
-    buffer = io.BytesIO()
-    imsave(buffer, image_YX, cmap="gray", origin="lower", format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="Class average" style="display: block; width: {TILE}px" src="data:image/png;base64,{data}">'
 
 
 def class_curves(history: Sequence[Record]) -> list[Section]:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 FEWEST_PER_CLASS = 5  # particles; below, classes are their particles' noise
 MOST_CLASSES = 500
 PSI_STEPS = 1.0, 60.0  # degrees
-SELECTED, RANKING = "particles_selected.star", "class_ranking.star"
+SELECTED, RANKING, MONTAGE = "particles_selected.star", "class_ranking.star", "class_averages.png"
+MONTAGE_COLUMNS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Classification2d(Run):
 
     def inputs(self) -> ParticleTable:
         """Particles, checked."""
-        from verglas.refinement.inputs import check_diameter
         from verglas.refinement.dataset import contrast
+        from verglas.refinement.inputs import check_diameter
 
         table, config = self.read_particles(), self.job.config
         check_diameter(table, config)
@@ -136,10 +137,13 @@ class Classification2d(Run):
 
     def write_files(self, run: RunFolder, table: ParticleTable, iteration: Iteration) -> None:
         """After the last iteration ranking and selection, too."""
+        import numpy as np
+
         from verglas.cli.classify2d_files import write_ranking
         from verglas.refinement import files
         from verglas.refinement.class_quality import chosen_classes
         from verglas.refinement.files_data import updated_table
+        from verglas.report.pictures import montage, write_png
 
         state, config = iteration.state, self.job.config
         files.write_classes2d(run.target, state, table, config, iteration.directions_D2, command_line())
@@ -148,6 +152,9 @@ class Classification2d(Run):
         qualities, rows = self.qualities(state), self._selected_rows(state)
         stack = run.target / f"{files.iteration_name(state.iteration)}_classes.mrcs"
         write_ranking(run.target / RANKING, stack, qualities, chosen_classes(config.select, qualities))
+        ranked = sorted(range(len(qualities)), key=lambda k: -qualities[k].score)
+        averages = np.stack([state.halves[k].map_ZYX.float().cpu().numpy() for k in ranked])
+        write_png(run.target / MONTAGE, montage(averages, MONTAGE_COLUMNS))
         if len(rows):
             updated_table(state, table).select(rows).write(run.target / SELECTED, overwrite=True)
         else:

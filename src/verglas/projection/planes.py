@@ -25,7 +25,7 @@ from verglas.projection.volume import FourierVolume, padded_size
 
 
 def plane_gridding_correction(box: int, padding: float, device: torch.device | str = "cpu") -> Tensor:
-    """sinc^2(rho / (N padding)) on the image grid [Y, X]: what bilinear interpolation multiplies an image by, nearly (radially)."""
+    """sinc^2(rho / (N padding)) on the image grid [Y, X]: what bilinear interpolation multiplies an image by, nearly."""
     return torch.sinc(radius_grid(box, 2, device) / (box * padding)).square_()
 
 

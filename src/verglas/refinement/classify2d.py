@@ -115,6 +115,7 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
     everyone = [ParticleSet(state.halves, torch.arange(len(data)))]
     with watch("expectation"):
         (half,), poses = expect(everyone, state.poses, data, config, on, plan, progress, PlaneExpectation)
+        assert isinstance(half, PlaneExpectation)
     with watch("maximization"):
         new = maximise(replace(state, poses=poses), half, config)
         best = max(last_shell(model, new) for model in new.halves)
@@ -130,7 +131,8 @@ def plan_of(state: State, config: Classify2dConfig) -> Plan:
     coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size, KEEP_SAFE)
     offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
     model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding)
-    return Plan(_grid(config, schedule.perturbation), offsets, model_grid, schedule, False, SAMPLES_PER_CLASS * config.classes)
+    most = SAMPLES_PER_CLASS * config.classes
+    return Plan(_grid(config, schedule.perturbation), offsets, model_grid, schedule, correlate=False, most=most)
 
 
 def maximise(state: State, half: PlaneExpectation, config: Classify2dConfig) -> State:

@@ -49,8 +49,8 @@ class Computing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an iteration does: grids, sizes (shells), whether it scores by correlation (first iteration), what it searches, and how
-    many coarse samples of a particle count at most (0: any number)."""
+    """What an iteration does: grids, sizes (shells), whether it scores by correlation (first iteration), what it searches, and
+    how many coarse samples of a particle count at most (0: any number)."""
 
     grid: OrientationGrid | InPlaneGrid
     offsets: OffsetGrid

@@ -34,7 +34,7 @@ class PlaneExpectation(HalfExpectation):
         self.averages.add(slices, self.grid.count * self.grid.children_per_orientation)
 
     def add_at_random(self, rows: Tensor, seed: int) -> None:
-        """Add particles, each with weight 1 to a class and at an in-plane angle drawn for it: what a classification starts from."""
+        """Add particles, each with weight 1 to a class and at an in-plane angle drawn for it: what it all starts from."""
         draw = torch.Generator().manual_seed(seed)
         rows = rows[torch.randperm(len(rows), generator=draw)]
         class_n = torch.arange(len(rows)) % len(self.models)

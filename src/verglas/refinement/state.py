@@ -14,8 +14,8 @@ from torch import Tensor
 
 @dataclass
 class HalfModel:
-    """What one half-set, or one class, knows. map_ZYX: the next reference, float32 [N, N, N] (of classify2d: [N, N]), masked, on the
-    device that made it (of a new or loaded state: the CPU).
+    """What one half-set, or one class, knows. map_ZYX: the next reference, float32 [N, N, N] (classify2d: [N, N]), masked, on
+    the device that made it (of a new or loaded state: the CPU).
 
     direction_prior_D: of the directions of the grid; over those of all classes it sums to 1, so that a class's sum is its share
     of the particles. The same in all classes: sigma2_noise_GS, per optics group; offset_sigma: Å; norm_average: mean norm

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.expect import Computing, HalfExpectation, Plan
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
-AnyExpectation = TypeVar("AnyExpectation", bound=HalfExpectation)
 MINIMUM_SHELL = 5  # the resolution is never taken to be worse than this shell
 
 
@@ -176,8 +175,8 @@ def particle_sets(state: State) -> list[ParticleSet]:
 
 def expect(
     sets: list[ParticleSet], poses: Poses, data: Dataset, config: RefineConfig, on: Computing, plan: Plan, progress: Progress,
-    kind: type[AnyExpectation] = HalfExpectation,
-) -> tuple[list[AnyExpectation], Poses]:  # fmt: skip
+    kind: type[HalfExpectation] = HalfExpectation,
+) -> tuple[list[HalfExpectation], Poses]:  # fmt: skip
     """The expectation of all sets: their sums, and the new poses of all particles. kind: what works through a set."""
     new, done, finished = copied(poses), 0, []
     for one in sets:
