@@ -58,7 +58,7 @@ def test_slices_are_transforms_of_turned_classes(dtype: torch.dtype) -> None:
         wanted = exact(number, psi)
         error_K = (torch.complex(found[0], found[1]) - wanted).abs() / wanted.abs().max()
         off_origin_K = (PIXELS.x_K != 0) | (PIXELS.y_K != 0)  # at the origin nothing is interpolated, but corrected all the same
-        assert float(error_K[off_origin_K].max()) < 0.015 and float(error_K.max()) < 0.05
+        assert float(error_K[off_origin_K].max()) < 0.02 and float(error_K.max()) < 0.05
 
 
 def test_nothing_beyond_the_radius() -> None:

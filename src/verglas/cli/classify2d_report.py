@@ -32,6 +32,7 @@ class Class2dReport(ReportWriter):
     config: Classify2dConfig
 
     def finished(self, history: Sequence[Record], iteration: Iteration) -> bool:
+        """Whether this is the last page."""
         return bool(history[-1]["final"])
 
     def final_maps(self, iteration: Iteration) -> dict[str, Tensor]:
@@ -39,6 +40,7 @@ class Class2dReport(ReportWriter):
         return {}
 
     def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
+        """What stands on the page."""
         last = history[-1]
         return [
             KeyFigures("What came out" if last["final"] else "Where it stands", self.run.figures),
