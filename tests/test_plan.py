@@ -15,7 +15,7 @@ from verglas.core.rows import packed_sphere
 from verglas.errors import InputError
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.projection.volume import padded_size
-from verglas.refinement.config import RefineConfig
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.plan import plan
 from verglas.refinement.plan_sizes import Machine, Problem, all_sizes, half_plane_count, padded_edge, sphere_count
 from verglas.refinement.schedule import coarse_size, initial_schedule
@@ -83,11 +83,11 @@ def test_memory_grows_with_particles_box_and_precision_as_it_must():
     half = plan(replace(SMALL, n_particles=10 * 1391, image_bytes=2), config(), CPU)
     assert more.peak("host") - half.peak("host") == pytest.approx(10 * 1391 * 64**2 * 2)
     double = plan(SMALL, config(precision="double"), CPU)
-    sums = [{item.name: item.bytes for item in made.iterations[-1].items}["sums of both half maps"] for made in (base, double)]
+    sums = [{item.name: item.bytes for item in made.iterations[-1].items}["sums of all maps"] for made in (base, double)]
     assert sums[1] == 2 * sums[0]
     # Sums and maps of twice the box, one particle at a time: eight times as many voxels.
     items = [{i.name: i.bytes for i in plan(Problem(100, box, 1.5), config(), CPU).iterations[-1].items} for box in (128, 256)]
-    assert items[1]["sums of both half maps"] / items[0]["sums of both half maps"] == pytest.approx(8, rel=0.05)
+    assert items[1]["sums of all maps"] / items[0]["sums of all maps"] == pytest.approx(8, rel=0.05)
     assert items[1]["images"] == 4 * items[0]["images"]
 
 
@@ -204,3 +204,42 @@ def test_command_refuses_what_makes_no_sense(change, says, capsys):
 def test_command_needs_particles_or_their_sizes(capsys):
     assert main(["plan", "--diameter", "100", "--device", "cpu", "--box", "64", "--apix", "2"]) == 2
     assert "--n" in capsys.readouterr().err
+
+
+def classification(classes: int, **changes) -> ClassifyConfig:
+    return ClassifyConfig(**{"diameter": 200.0, "symmetry": "D2", "classes": classes} | changes)
+
+
+def test_a_classification_takes_memory_and_time_for_every_class():
+    problem = Problem(10_000, 128, 2.6)
+    for machine in (CPU, H100):
+        one, four = (plan(problem, classification(k), machine) for k in (1, 4))
+        assert sum(item.times for item in four.iterations) == 25 and [i.sizes.kind for i in four.iterations][-1] == "global"
+        a, b = one.iterations[-1], four.iterations[-1]
+        assert b.sizes.orientations == 4 * a.sizes.orientations
+        assert b.seconds["coarse"] == pytest.approx(4 * a.seconds["coarse"])
+        for name in ("sums of all maps", "reference, packed"):
+            small, large = ([i.bytes for i in p.iterations[-1].items if i.name == name] for p in (one, four))
+            assert large == pytest.approx([4 * value for value in small])
+        assert 1.3 * one.seconds < four.seconds < 4.5 * one.seconds and four.fits
+    few = plan(problem, classification(2, max_iterations=1), CPU)
+    assert sum(item.times for item in few.iterations) == 1
+
+
+def test_a_classification_without_a_search_is_planned_as_one_slice_a_class():
+    problem = Problem(10_000, 128, 2.6)
+    whole, given = (plan(problem, classification(4, align=align), CPU) for align in ("all", "none"))
+    assert [i.sizes.kind for i in given.iterations] == ["given"] and given.iterations[0].times == 25
+    assert given.iterations[0].sizes.samples == 4 and given.seconds < 0.2 * whole.seconds
+    offsets = plan(problem, classification(4, align="offsets"), CPU)
+    assert given.seconds < offsets.seconds < whole.seconds
+
+
+def test_the_command_plans_classifications(capsys):
+    words = ["plan", "--n", "1000", "--box", "64", "--apix", "3.5", "--diameter", "200", "--device", "cpu"]
+    assert main([*words, "--classes", "3"]) == 0
+    assert "global, order 2" in capsys.readouterr().out
+    assert main([*words, "--classes", "3", "--skip-align"]) == 0
+    assert "given, order 2" in capsys.readouterr().out
+    assert main([*words, "--skip-align"]) == 2 and main([*words, "--classes", "0"]) == 2
+    assert "--classes" in capsys.readouterr().err

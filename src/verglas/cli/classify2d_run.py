@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from verglas.cli.classify3d_run import plan_as_refinement
 from verglas.cli.refine_watch import Record, record_of
 from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
 from verglas.errors import InputError
@@ -170,3 +169,16 @@ class Classification2d(Run):
         run.figure("iterations", state.iteration)
         run.figure("class_changed", rounded(last["changes_classes"]), "of the particles in the last iteration")
         note_common_figures(run, state, last)
+
+
+def plan_as_refinement(table: ParticleTable, config: RefineConfig, device: torch.device) -> RunPlan:
+    """The plan of a refinement of these particles; InputError if it cannot fit."""
+    from verglas.cli.plan import this_machine
+    from verglas.refinement.plan import plan
+    from verglas.refinement.plan_sizes import Problem
+
+    plain = {one.name: getattr(config, one.name) for one in fields(RefineConfig)}
+    plain |= {"local_from_order": RefineConfig.local_from_order, "max_iterations": RefineConfig.max_iterations}
+    made = plan(Problem.of(table), RefineConfig(**plain), this_machine(device))
+    made.check()
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -88,10 +88,6 @@ class Classification(Run):
                 raise InputError(path, fault.found, fault.expected, fault.fix)
         return table
 
-    def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
-        """What the engine may use: as for a refinement to the pixels' resolution, whose iterations take no less memory."""
-        return plan_as_refinement(table, self.job.config, device)
-
     def prepare(
         self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
     ) -> Session:
@@ -125,19 +121,6 @@ class Classification(Run):
         run.figure("class_changed", rounded(last["changes_classes"]), "of the particles in the last iteration")
         run.figure("angular_sampling", rounded(last["fine_angular_step"]), "°")
         note_common_figures(run, state, last)
-
-
-def plan_as_refinement(table: ParticleTable, config: RefineConfig, device: torch.device) -> RunPlan:
-    """The plan of a refinement of these particles; InputError if it cannot fit."""
-    from verglas.cli.plan import this_machine
-    from verglas.refinement.plan import plan
-    from verglas.refinement.plan_sizes import Problem
-
-    plain = {one.name: getattr(config, one.name) for one in fields(RefineConfig)}
-    plain |= {"local_from_order": RefineConfig.local_from_order, "max_iterations": RefineConfig.max_iterations}
-    made = plan(Problem.of(table), RefineConfig(**plain), this_machine(device))
-    made.check()
-    return made
 
 
 def class_record(iteration: Iteration, config: ClassifyConfig) -> Record:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from verglas.cli.common import Computing, Flag
 from verglas.errors import InputError
-from verglas.refinement.config import Precision, RefineConfig
+from verglas.refinement.config import ClassifyConfig, Precision, RefineConfig
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,13 @@ GB = 1e9
 
 @dataclass(kw_only=True)
 class Plan:
-    """Say what memory and time a refinement will take, and whether it fits.
+    """Say what memory and time a refinement or a 3-D classification will take, and whether it fits.
 
     Prints the peak memory of host and device by item, and for each kind of iteration its sizes, batches, memory and time.
     Memory of the device is what nvidia-smi shows. The resolution is taken to follow the angular step, as it does for good
     data; noisy particles end at coarser steps and mostly take less.
-    `verglas refine` makes the same plan at its start. Exit code 2 and the nearest setting that fits, if it does not.
+    `verglas refine` and `verglas classify3d` make the same plan at their start. Exit code 2 and the
+    nearest setting that fits, if it does not.
 
     Example: verglas plan --n 100000 --box 360 --apix 1.34 --sym C1 --diameter 350 --device cuda --device-memory 80
     """
@@ -50,6 +51,10 @@ class Plan:
     """Of the reference at the start."""
     healpix_order: Annotated[int, arg(metavar="N")] = RefineConfig.healpix_order
     """Of the coarse grid at the start."""
+    classes: Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: a refinement)")] = None
+    """Plan a 3-D classification into so many classes."""
+    skip_align: Flag = False
+    """Of a classification that searches nothing."""
     precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = RefineConfig.precision
     """Of the comparison."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
@@ -73,17 +78,27 @@ class Plan:
 
         if self.out is not None:
             check_target(self.out, self.overwrite)
-        config = RefineConfig(
-            diameter=self.diameter, symmetry=self.sym, initial_resolution=self.initial_resolution,
-            healpix_order=self.healpix_order, precision=self.precision, memory_gb=self.memory,
-            image_memory_gb=self.image_memory,
-        )  # fmt: skip
-        made = plan(self.problem(), config, self.machine())
+        made = plan(self.problem(), self.config(), self.machine())
         show(made)
         if self.out is not None:
             with atomic_path(self.out, self.overwrite) as path:
                 path.write_text(json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8")
         made.check()
+
+    def config(self) -> RefineConfig:
+        """Of a refinement, or of a classification if there are classes; InputError for a number that makes no sense."""
+        if self.classes is not None and self.classes < 1:
+            raise InputError("--classes", str(self.classes), "1 or more")
+        if self.skip_align and self.classes is None:
+            raise InputError("--skip-align", "given without --classes", "the number of classes", "A refinement searches poses.")
+        options: dict[str, Any] = {
+            "diameter": self.diameter, "symmetry": self.sym, "initial_resolution": self.initial_resolution,
+            "healpix_order": self.healpix_order, "precision": self.precision, "memory_gb": self.memory,
+            "image_memory_gb": self.image_memory,
+        }  # fmt: skip
+        if self.classes is None:
+            return RefineConfig(**options)
+        return ClassifyConfig(classes=self.classes, align="none" if self.skip_align else "all", **options)
 
     def problem(self) -> Problem:
         """Number, box and pixel size: of the particles, unless given; InputError for what is missing or makes no sense."""

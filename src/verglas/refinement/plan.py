@@ -22,12 +22,16 @@ from verglas.refinement.plan_sizes import (
     Sizes,
     Where,
     all_sizes,
+    children_of,
+    classes_of,
     coarse_bytes,
     fine_bytes,
     fine_shifts,
     operand_bytes,
     padded_edge,
     particles_at_once,
+    references_of,
+    sets_of,
     slices_in_use,
     sphere_count,
     sum_bytes,
@@ -200,22 +204,22 @@ def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
     items.append(Item("held between arrays", where, (costs.HELD_SHARE[run.machine.kind] - 1) * arrays))
     if run.machine.kind == "cuda":
         items.append(Item("context of CUDA", "device", costs.CONTEXT_BYTES))
-    return IterationPlan(sizes, costs.TIMES[sizes.kind], batch, items, _seconds(run, sizes, batch))
+    return IterationPlan(sizes, sizes.times, batch, items, _seconds(run, sizes, batch))
 
 
 def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
     """What is there throughout an iteration."""
     problem, config, where = run.problem, run.config, run.machine.works_on
     voxels = sphere_count(sizes.radius * config.padding)
-    half = -(-problem.n_particles // 2)
-    flushed = sum_bytes(config) == 4 and slices_in_use(sizes, half, config)[1] > costs.SLICES_BEFORE_FLUSH
+    half = -(-problem.n_particles // sets_of(config))
+    flushed = sum_bytes(config) == 4 and slices_in_use(sizes, half, config)[1] / references_of(config) > costs.SLICES_BEFORE_FLUSH
     sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if flushed else 0))
     return [
         Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
         Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles),
         *_image_items(run),
-        Item("maps", "host", costs.MAPS * 4 * problem.box**3),
-        Item("sums of both half maps", where, 2 * sums),
+        Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * problem.box**3),
+        Item("sums of all maps", where, classes_of(config) * sums),
     ]
 
 
@@ -225,7 +229,7 @@ def _image_items(run: RunPlan) -> list[Item]:
     everything = problem.n_particles * problem.box**2 * (residency.image_bytes or problem.image_bytes)
     if residency.home == "device":
         return [Item("images", works_on, everything)]
-    ahead = min(residency.budget, 2 * -(-problem.n_particles // 2) * problem.one_image)
+    ahead = min(residency.budget, 2 * -(-problem.n_particles // sets_of(run.config)) * problem.one_image)
     items = [Item("images read ahead", where, ahead) for where in run.places]
     return items if residency.home == "disk" else [*items, Item("images", "host", everything)]
 
@@ -240,8 +244,12 @@ def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
 
 
 def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
-    """The reference as slices are cut from it."""
+    """The references that a particle is compared with, as slices are cut from them."""
     voxels = sphere_count(sizes.radius * run.config.padding)
+    return references_of(run.config) * _one_volume_bytes(run, voxels)
+
+
+def _one_volume_bytes(run: RunPlan, voxels: float) -> float:
     if operand_bytes(run.config, run.machine.kind) != 2:
         return voxels * 2.0 * sum_bytes(run.config)
     small, large = costs.VOXEL_IN_CELLS
@@ -253,9 +261,9 @@ def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
     config, kind, where = run.config, run.machine.kind, run.machine.works_on
     s, op = sum_bytes(config), operand_bytes(config, kind)
     k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
-    numbers = coarse * 8**config.oversampling * 2 * k
-    kept = not sizes.searches_locally and numbers * op <= run.working_memory
-    table = 0 if sizes.searches_locally else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
+    numbers = coarse * children_of(sizes, config) * 2 * k
+    kept = not sizes.listed and numbers * op <= run.working_memory
+    table = 0 if sizes.listed else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
     always = [
         Item("reference, packed", where, _volume_bytes(run, sizes)),
         Item("slices of the coarse grid", where, table),
@@ -276,32 +284,35 @@ def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     voxels, edge = sphere_count(sizes.radius * config.padding), padded_edge(run.problem.box, config.padding)
     turned = 0 if group_order(config.symmetry) == 1 else 2 * costs.VOXEL_GATHERED + costs.VOXEL_TURNED
     joined = costs.VOXEL_GATHERED if sizes.kind == "last" else 0
+    maps = references_of(config) if sizes.kind != "last" else 2
     return [
         Item("sums, symmetrised", where, voxels * (turned + joined)),
         Item("transform of the map", where, costs.SOLVING * edge**2 * (edge // 2 + 1) * 16),
-        Item("half maps", where, (2 if sizes.kind == "last" else 1) * 4 * run.problem.box**3),
+        Item("maps made", where, maps * 4 * run.problem.box**3),
     ]
 
 
 def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
-    """Seconds of each stage of an iteration, both halves together."""
+    """Seconds of each stage of an iteration, all particles together."""
     problem, config, kind = run.problem, run.config, run.machine.kind
     rates, n, local = costs.RATES[kind], problem.n_particles, sizes.searches_locally
     cores = max(1, run.machine.cores) if kind == "cpu" else 1
     k, coarse_k = sizes.coefficients, sizes.coarse_coefficients
-    orientations = costs.LOCAL_ORIENTATIONS if local else sizes.orientations
+    orientations = sizes.listed or sizes.orientations
     batches = -(-n // batch)
     needed, weighted = slices_in_use(sizes, batch, config)
-    coarse_slices = costs.LOCAL_OWN * n if local else 2 * sizes.orientations
+    sets, maps = sets_of(config), classes_of(config)
+    coarse_slices = costs.LOCAL_OWN * references_of(config) * n if local else sets * sizes.orientations
+    coarse_slices = 0 if sizes.kind == "given" and sizes.offsets == 1 else coarse_slices  # nothing is searched
     edge = padded_edge(problem.box, config.padding)
     seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
-        "slices": (coarse_slices * coarse_k + (batches if local else 2) * needed * k) / rates.samples / cores,
+        "slices": (coarse_slices * coarse_k + (batches if sizes.listed else sets) * needed * k) / rates.samples / cores,
         "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
         "fine": n * (3 * fine_shifts(sizes, config) * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
         "map": batches * weighted * k / rates.added / cores,
         "other": costs.ITERATION_SECONDS[kind],
-        "solve": (2 + group_order(config.symmetry) / 4) * edge**3 / rates.transformed / cores,
+        "solve": maps * (1 + group_order(config.symmetry) / 8) * edge**3 / rates.transformed / cores,
     }  # fmt: skip
     if run.residency.home == "disk":  # images are read meanwhile
         seconds["wait"] = max(0.0, reading_seconds(problem, run.machine) - sum(seconds.values()))

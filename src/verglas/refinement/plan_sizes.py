@@ -13,11 +13,12 @@ from verglas.core.symmetry import order as group_order
 from verglas.particles.files import pixel_bytes
 from verglas.particles.table import ParticleTable
 from verglas.refinement import costs
-from verglas.refinement.config import RefineConfig
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 
 Where = Literal["host", "device"]
-# The first iteration scores by correlation, the next ones see a blurred reference, the last one joins all particles.
-Kind = Literal["correlation", "blurred", "global", "local", "last"]
+# The first iteration scores by correlation, the next ones see a blurred reference, the last one joins all particles; in a
+# classification some orientations are given, not searched.
+Kind = Literal["correlation", "blurred", "global", "local", "last", "given"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts of one kind of iteration. order: HEALPix, coarse; orientations, offsets: coarse grids; radius, coarse_radius:
-    shells; coefficients, coarse_coefficients: of the half plane within them; samples: fine ones compared, per particle.
+    """Counts of one kind of iteration. order: HEALPix, coarse; orientations, offsets: coarse grids, in all classes together;
+    radius, coarse_radius: shells; coefficients, coarse_coefficients: of the half plane within them; samples: fine ones
+    compared, per particle; times: how often it comes; listed: orientations of each particle where they are its own, else 0.
     """
 
     kind: Kind
@@ -81,6 +83,8 @@ class Sizes:
     radius: int
     coarse_radius: int
     samples: float
+    times: int
+    listed: int = 0
 
     @property
     def coefficients(self) -> int:
@@ -112,7 +116,12 @@ def sum_bytes(config: RefineConfig) -> int:
 
 
 def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
-    """Kinds of iteration of a usual run: by correlation, with a blurred reference, then one per HEALPix order, the last."""
+    """Kinds of iteration of a usual run: by correlation, with a blurred reference, then one per HEALPix order, the last.
+
+    A classification stays on its first grid.
+    """
+    if isinstance(config, ClassifyConfig):
+        return _sizes_of_classes(problem, config)
     first = config.healpix_order
     kinds: list[tuple[Kind, int]] = [("blurred", first)]
     if not config.absolute_greyscale:
@@ -121,6 +130,39 @@ def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
     kinds += [("local", order) for order in range(max(first, config.local_from_order), config.local_from_order + 2)]
     kinds.append(("last", max(first, config.local_from_order + 2)))
     return [_sizes(problem, config, kind, order) for kind, order in kinds]
+
+
+def classes_of(config: RefineConfig) -> int:
+    """Maps that are made at a time: of the classes, or both halves."""
+    return config.classes if isinstance(config, ClassifyConfig) else 2
+
+
+def sets_of(config: RefineConfig) -> int:
+    """Sets of particles with maps of their own: one in a classification, else the halves."""
+    return 1 if isinstance(config, ClassifyConfig) else 2
+
+
+def references_of(config: RefineConfig) -> int:
+    """Maps that a particle is compared with: of all classes, or of its half."""
+    return config.classes if isinstance(config, ClassifyConfig) else 1
+
+
+def _sizes_of_classes(problem: Problem, config: ClassifyConfig) -> list[Sizes]:
+    """Kinds of iteration of a classification; each class is so many more orientations."""
+    search: Kind = "given" if config.align != "all" else "local" if config.local_sigma else "global"
+    kinds: list[Kind] = [search]
+    if search == "global":
+        kinds = ["blurred", search] if config.absolute_greyscale else ["correlation", "blurred", search]
+    found, left = [], config.max_iterations
+    for kind in kinds:
+        one = _sizes(problem, config, kind, config.healpix_order)
+        times = left if kind == search else min(left, one.times)
+        found += [replace(one, times=times)] if times else []
+        left -= times
+    k = config.classes
+    found = [replace(one, orientations=k * one.orientations, listed=k * one.listed) for one in found]
+    # What is significant is shared among the classes, unless everything is compared.
+    return [replace(one, samples=k * one.samples) if one.kind in ("blurred", "given") else one for one in found]
 
 
 def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Sizes:
@@ -138,14 +180,20 @@ def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Si
     refined = order > config.healpix_order  # then the range is a little over two steps
     offsets = disc_count(costs.STEPS_IN_RANGE if refined else config.offset_range / config.offset_step)
     everything = orientations * offsets * 32**config.oversampling
+    listed = costs.LOCAL_ORIENTATIONS if kind in ("local", "last") else 0
+    if kind == "given":
+        listed, orientations = 1, problem.n_particles
+        searched = not (isinstance(config, ClassifyConfig) and config.align == "none")
+        offsets = offsets if searched else 1
+        everything = offsets * 4**config.oversampling if searched else 1
     samples = costs.BLURRED_SHARE * everything if kind == "blurred" else min(everything, costs.FINE_SAMPLES[kind])
-    return Sizes(kind, order, orientations, offsets, radius, coarse_radius, samples)
+    return Sizes(kind, order, orientations, offsets, radius, coarse_radius, samples, costs.TIMES[kind], listed)
 
 
 def counts(problem: Problem, sizes: Sizes, operand: int) -> costs.Counts:
     """What the engine sizes a batch by. operand: bytes of a factor of the products."""
-    reduced = operand == 2 and not sizes.searches_locally and sizes.kind != "correlation"
-    orientations = costs.LOCAL_ORIENTATIONS if sizes.searches_locally else sizes.orientations
+    reduced = operand == 2 and not sizes.listed and sizes.kind != "correlation"
+    orientations = sizes.listed or sizes.orientations
     return costs.Counts(
         problem.box, sizes.coefficients, sizes.coarse_coefficients, orientations, sizes.offsets, sizes.searches_locally,
         reduced,
@@ -153,10 +201,10 @@ def counts(problem: Problem, sizes: Sizes, operand: int) -> costs.Counts:
 
 
 def particles_at_once(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes, working: float) -> int:
-    """Particles of a batch when its arrays may take so many bytes; at most a half-set."""
+    """Particles of a batch when its arrays may take so many bytes; at most those that are compared with the same maps."""
     operand = operand_bytes(config, kind)
     each = costs.reserved_bytes(counts(problem, sizes, operand), operand, sum_bytes(config))
-    return max(1, min(int(working / each), -(-problem.n_particles // 2)))
+    return max(1, min(int(working / each), -(-problem.n_particles // sets_of(config))))
 
 
 def coarse_bytes(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes, batch: int) -> float:
@@ -193,16 +241,26 @@ def fine_shifts(sizes: Sizes, config: RefineConfig) -> float:
     every = sizes.offsets * 4**config.oversampling
     if sizes.kind == "blurred":
         return every
-    return min(every, sizes.samples / (costs.PARENTS_PER_PARTICLE[sizes.kind] * 8**config.oversampling))
+    if sizes.kind == "given":
+        return sizes.samples / sizes.listed
+    return min(every, sizes.samples / (costs.PARENTS_PER_PARTICLE[sizes.kind] * children_of(sizes, config)))
+
+
+def children_of(sizes: Sizes, config: RefineConfig) -> int:
+    """Fine orientations of a coarse one."""
+    return 1 if sizes.kind == "given" else 8**config.oversampling
 
 
 def slices_in_use(sizes: Sizes, batch: int, config: RefineConfig) -> tuple[int, int]:
     """(fine slices that a batch needs, those that get weight): children of what is significant to any of its particles."""
-    fine = sizes.orientations * 8**config.oversampling
+    children = children_of(sizes, config)
+    fine = sizes.orientations * children
     if sizes.kind == "blurred":
         return fine, fine
+    if sizes.kind == "given":
+        return sizes.listed * batch, batch
     parents, weighted = costs.PARENTS_PER_PARTICLE[sizes.kind], costs.SLICES_PER_PARTICLE[sizes.kind]
-    return min(fine, int(parents * batch) * 8**config.oversampling), min(fine, int(weighted * batch))
+    return min(fine, int(parents * batch) * children), min(fine, int(weighted * batch))
 
 
 @lru_cache(maxsize=1024)
