@@ -13,6 +13,7 @@ import torch
 from verglas.cli.main import main
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import angular_distance, random_rotations
+from verglas.core.sphere import even_directions
 from verglas.core.symmetry import symmetry_matrices
 from verglas.io.mrc import Map, read_map, write_map
 from verglas.io.star import StarBlock, write_star
@@ -20,7 +21,7 @@ from verglas.particles.frames import mirrored_poses, turned_poses
 from verglas.particles.table import ParticleTable
 from verglas.postprocess import mapops
 from verglas.postprocess.find_symmetry import aligned, find_symmetry, lay_on_axis, main_axis
-from verglas.postprocess.self_correlation import axis_scores, half_sphere, onto_z, prepare
+from verglas.postprocess.self_correlation import axis_scores, onto_z, prepare
 from verglas.projection.volume import FourierVolume
 from verglas.simulation.maps import truth_map
 from verglas.simulation.model import AtomModel
@@ -77,7 +78,7 @@ def test_icosahedron_is_laid_on_its_axes():
 
 def test_axis_score_is_the_mean_correlation_of_turned_copies():
     small = prepare(particle("C3")[0], PIXEL, 15.0)
-    direction = half_sphere(50)[[7]]
+    direction = even_directions(50, hemisphere=True)[[7]]
     score = float(axis_scores(small, direction, 3)[0, 1])
     # The same by turning the map, less what any turn leaves as it is: the mean over 24 turns.
     upright = mapops.rotate(small.map_ZYX.double(), onto_z(direction)[0], order=1)

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from verglas.core.masks import soft_sphere
 from verglas.core.rotations import matrix_from_euler, random_rotations
+from verglas.core.sphere import even_directions
 from verglas.core.symmetry import symmetry_matrices
 from verglas.core.threshold import otsu_threshold
 from verglas.postprocess.automask import automatic_threshold, grow, make_mask, soften, without_small_pieces
@@ -28,7 +29,6 @@ from verglas.postprocess.options import FscOptions, MaskOptions, SharpenOptions
 from verglas.postprocess.orientations import fourier_sampling, orientation_efficiency
 from verglas.postprocess.random_phases import GlibcRandom, randomise_phases, squared_radius
 from verglas.postprocess.sharpening import fit_guinier, fsc_weights, sharpen
-from verglas.postprocess.sphere import even_directions
 
 PIXEL = 2.0
 

@@ -62,7 +62,7 @@ def test_poses_come_back_and_columns_stay(here):
     assert list(read.frame.columns)[: table.frame.shape[1]] == list(table.frame.columns)
     figures = {
         "rlnNormCorrection": "norm_B", "rlnLogLikeliContribution": "log_likelihood_B", "rlnMaxValueProbDistribution": "pmax_B",
-        "rlnNrOfSignificantSamples": "significant_B", "rlnRandomSubset": "half_B", "verglasPosteriorEntropy": "entropy_B",
+        "rlnNrOfSignificantSamples": "significant_B", "rlnRandomSubset": "half_B", "vglPosteriorEntropy": "entropy_B",
     }  # fmt: skip
     for label, name in figures.items():
         assert read.frame[label].astype(float).tolist() == getattr(state.poses, name).tolist(), label

@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "info": "info:Info",
         "convert": "convert:Convert",
         "stack": "stack:Stack",
+        "select": "select:Select",
         "map": "map:MapTool",
         "flip": "flip:Flip",
         "align-symmetry": "align_symmetry:AlignSymmetry",

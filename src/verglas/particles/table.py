@@ -168,7 +168,7 @@ class ParticleTable:
     def rotations(self) -> Tensor:
         """RELION's A (object to image frame), float64 [B, 3, 3]."""
         self.require(*POSE_LABELS)
-        return matrix_from_euler(*(self._numbers(label) for label in POSE_LABELS))
+        return matrix_from_euler(*(self.numbers(label) for label in POSE_LABELS))
 
     def origins(self) -> Tensor:
         """Shift (x, y) in Å that centres each image, float64 [B, 2]; 0 where the file has none."""
@@ -176,9 +176,9 @@ class ParticleTable:
 
     def _origin(self, axis: str) -> Tensor:
         if f"rlnOrigin{axis}Angst" in self.frame.columns:
-            return self._numbers(f"rlnOrigin{axis}Angst")
+            return self.numbers(f"rlnOrigin{axis}Angst")
         pixel_B = torch.tensor([group.pixel_size for group in self.groups], dtype=torch.float64)[self.group_index_B]
-        return self._numbers(f"rlnOrigin{axis}", default=0.0) * pixel_B
+        return self.numbers(f"rlnOrigin{axis}", default=0.0) * pixel_B
 
     def ctf(self) -> CtfParameters:
         """CTF parameters in float64; missing: defocus V = U, angle, phase shift and B-factor 0, scale 1.
@@ -189,12 +189,12 @@ class ParticleTable:
         for label, name in OVERRIDES.items():
             if any(np.isnan(getattr(group, name)) for group in self.groups):
                 raise InputError(f"{self.source}, data_optics", f"no column {label}", "it, to compute the CTF", "Add it.")
-        u_B = self._numbers("rlnDefocusU")
-        v_B = self._numbers("rlnDefocusV") if "rlnDefocusV" in self.frame.columns else u_B
+        u_B = self.numbers("rlnDefocusU")
+        v_B = self.numbers("rlnDefocusV") if "rlnDefocusV" in self.frame.columns else u_B
         self._check_any_contrast(u_B, v_B)
-        bfactor_B, scale_B = self._numbers("rlnCtfBfactor", 0.0), self._numbers("rlnCtfScalefactor", 1.0)
+        bfactor_B, scale_B = self.numbers("rlnCtfBfactor", 0.0), self.numbers("rlnCtfScalefactor", 1.0)
         has_envelope = bool((bfactor_B != 0).any() or (scale_B != 1).any())
-        angle_B, shift_B = self._numbers("rlnDefocusAngle", 0.0), self._numbers("rlnPhaseShift", 0.0)
+        angle_B, shift_B = self.numbers("rlnDefocusAngle", 0.0), self.numbers("rlnPhaseShift", 0.0)
         return CtfParameters(u_B, v_B, angle_B, shift_B, bfactor_B, scale_B, has_envelope)
 
     def _check_any_contrast(self, u_B: Tensor, v_B: Tensor) -> None:
@@ -211,7 +211,8 @@ class ParticleTable:
         """1 or 2 for every particle [B]; see `verglas.particles.halves.half_sets`."""
         return half_sets(self.frame, seed, self.source)
 
-    def _numbers(self, label: str, default: float | None = None) -> Tensor:
+    def numbers(self, label: str, default: float | None = None) -> Tensor:
+        """A column as float64 [B]; `default` where the file has none. InputError for what is no finite number."""
         if label not in self.frame.columns and default is not None:
             return torch.full((len(self),), default, dtype=torch.float64)
         try:

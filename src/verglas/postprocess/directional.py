@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from verglas.core.fourier import shells_of_half_volume, signed_frequencies
+from verglas.core.sphere import even_directions
 from verglas.postprocess.curves import FSC_THRESHOLD
-from verglas.postprocess.sphere import even_directions
 
 _ROWS, _COLUMNS = 60, 240
 

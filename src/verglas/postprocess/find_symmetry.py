@@ -21,6 +21,7 @@ from torch import Tensor
 
 from verglas.core.rotations import rotation_about_axis
 from verglas.core.shells import fsc
+from verglas.core.sphere import even_directions
 from verglas.core.symmetry import normalise_name, symmetry_matrices
 from verglas.errors import InputError
 from verglas.postprocess import mapops
@@ -30,7 +31,6 @@ from verglas.postprocess.self_correlation import (
     axis_scores,
     copies,
     correlations,
-    half_sphere,
     onto_z,
     prepare,
 )
@@ -95,7 +95,7 @@ def find_symmetry(
         raise InputError("map", "all voxels have one value", "a density map")
     resolution = max(resolution, 2.5 * pixel_size)
     small = prepare(map_ZYX, pixel_size, resolution)
-    direction_D3 = half_sphere(DIRECTIONS)
+    direction_D3 = even_directions(DIRECTIONS, hemisphere=True)
     score_DN = axis_scores(small, direction_D3, HIGHEST_FOLD)
     tried = []
     for name in groups:
@@ -112,7 +112,7 @@ def align_to_group(map_ZYX: Tensor, pixel_size: float, symmetry: str, resolution
     """Lay a group that is known (Cn or Dn with n up to 12, T, O, I) on the map, however badly it fits."""
     name = normalise_name(symmetry)
     small = prepare(map_ZYX, pixel_size, max(resolution, 2.5 * pixel_size))
-    direction_D3 = half_sphere(DIRECTIONS)
+    direction_D3 = even_directions(DIRECTIONS, hemisphere=True)
     fold, _ = main_axis(name)
     if fold > HIGHEST_FOLD:
         raise InputError("--sym", name, f"an axis of at most {HIGHEST_FOLD}-fold symmetry")

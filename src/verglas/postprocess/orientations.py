@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verglas.postprocess.sphere import even_directions
+from verglas.core.sphere import even_directions
 
 _PAIRS_AT_ONCE = 2**24
 

@@ -132,14 +132,6 @@ def without_spherical_mean(map_ZYX: Tensor) -> Tensor:
     return map_ZYX - ((1 - share_V) * mean[below_V] + share_V * mean[below_V + 1]).view_as(map_ZYX)
 
 
-def half_sphere(n: int) -> Tensor:
-    """`n` unit vectors spread evenly over the half sphere z > 0, float64 [n, 3] (Fibonacci's spiral)."""
-    number = torch.arange(n, dtype=torch.float64) + 0.5
-    z, longitude = 1 - number / n, math.pi * (1 + math.sqrt(5)) * number
-    across = (1 - z * z).sqrt()
-    return torch.stack([across * longitude.cos(), across * longitude.sin(), z], -1)
-
-
 def onto_z(direction_D3: Tensor) -> Tensor:
     """Rotations A with A d = (0, 0, 1) for unit vectors d, [D, 3, 3]."""
     steep_D1 = direction_D3[:, 2:].abs() < 0.9

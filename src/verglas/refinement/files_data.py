@@ -12,7 +12,7 @@ from verglas.core.rotations import euler_from_matrix
 from verglas.particles.table import POSE_LABELS, ParticleTable
 from verglas.refinement.state import Poses, State
 
-ENTROPY_LABEL = "verglasPosteriorEntropy"  # unknown to RELION, which carries such columns along as text
+ENTROPY_LABEL = "vglPosteriorEntropy"  # unknown to RELION, which carries such columns along as text
 PIXEL_ORIGINS = ("rlnOriginX", "rlnOriginY")
 
 
