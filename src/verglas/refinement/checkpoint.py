@@ -23,7 +23,7 @@ from verglas.errors import InputError
 from verglas.io.atomic import atomic_path
 from verglas.io.progress import say
 from verglas.particles.table import ParticleTable
-from verglas.refinement.config import Classify2dConfig, ClassifyConfig, RefineConfig
+from verglas.refinement.config import AbInitioConfig, Classify2dConfig, ClassifyConfig, RefineConfig
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
 VERSION = 2
@@ -32,7 +32,8 @@ _MAGIC = b"verglas checkpoint "
 _DIGEST_BYTES = 32
 _LONGEST_LINE = 64
 _SUFFIX = ".checkpoint"
-_CLASSES = {kind.__name__: kind for kind in (State, HalfModel, Poses, Schedule, RefineConfig, ClassifyConfig, Classify2dConfig)}
+_CONFIGS = (RefineConfig, ClassifyConfig, Classify2dConfig, AbInitioConfig)
+_CLASSES = {kind.__name__: kind for kind in (State, HalfModel, Poses, Schedule, *_CONFIGS)}
 _FIX = "Go on from the checkpoint before it (remove this file), or start the run again with --overwrite."
 
 

@@ -67,3 +67,20 @@ class Classify2dConfig(RefineConfig):
     absolute_greyscale: bool = True  # those averages have the particles' grey scale
     centre: bool = True  # averages are moved so that their positive pixels are centred
     select: str = "auto"  # which classes are selected, see refinement/class_quality.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbInitioConfig(ClassifyConfig):
+    """Options of a search for first models: a stochastic gradient from random starts, then some iterations with all particles.
+
+    initial_resolution, final_resolution: of the images at the gradient's start and end; neither is finer than the grid can
+    tell at the rim of the particle (`abinitio_schedule`).
+    """
+
+    initial_resolution: float = 40.0
+    final_resolution: float = 15.0
+    steps: int = 80  # of the gradient
+    batch: int = 100  # particles of a step and class at the start; three times as many at the end
+    restarts: int = 1  # independent random starts; the one that explains the particles best is kept
+    temperature: float = 2.0  # of the first steps: the noise's variance is multiplied by it, falling to 1
+    full_iterations: int = 3  # with all particles, and as many with the point group

@@ -115,6 +115,8 @@ class State:
     iteration: number of the last iteration done (0: nothing yet); current_resolution: Å; current_size: px, of the last
     iteration; fsc_S: of the half maps; solved: whether the last, joint iteration is done; micrographs: names of the
     scale groups; group_names: of the optics groups.
+    Of a search for first models only: running, the sums of each class per particle, [V, 3] of radius current_size / 2;
+    candidates, maps of the restarts that are done, class after class.
     """
 
     iteration: int
@@ -129,6 +131,8 @@ class State:
     micrographs: list[str] = field(default_factory=list)
     solved: bool = False
     classified: bool = False
+    running: list[Tensor] = field(default_factory=list)
+    candidates: list[Tensor] = field(default_factory=list)
 
     @property
     def split(self) -> bool:

@@ -1,0 +1,149 @@
+"""One search for first models, from the command line or from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
+from verglas.cli.refine_watch import Record
+from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
+from verglas.errors import InputError
+from verglas.refinement.config import AbInitioConfig, RefineConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.cli.abinitio_report import FirstModelsReport
+    from verglas.io.runfolder import RunFolder
+    from verglas.particles.table import ParticleTable
+    from verglas.refinement.dataset import Progress
+    from verglas.refinement.driver import Iteration, Session
+    from verglas.refinement.plan import RunPlan
+    from verglas.refinement.state import State
+
+HAND = "The hand of the maps is undetermined: images of a map and of its mirror image are the same."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbInitioJob(Job):
+    """What first models are made from."""
+
+    command: ClassVar[str] = "abinitio"
+    config_class: ClassVar[type[RefineConfig]] = AbInitioConfig
+    config: AbInitioConfig
+
+    def check(self) -> None:
+        """InputError for options that make no sense whatever the particles are."""
+        c = self.config
+        for name, count in (("--classes", c.classes), ("--restarts", c.restarts), ("--steps", c.steps), ("--batch", c.batch),
+                            ("--full-iterations", c.full_iterations)):  # fmt: skip
+            if count < 1:
+                raise InputError(name, str(count), "1 or more")
+        for name, value in (("--tau2-fudge", c.tau2_fudge), ("--final-resolution", c.final_resolution)):
+            if not 0 < value < float("inf"):
+                raise InputError(name, f"{value:g}", "a finite number above 0")
+        if c.final_resolution > c.initial_resolution:
+            raise InputError("--final-resolution", f"{c.final_resolution:g} Å",
+                             f"at most --initial-resolution, {c.initial_resolution:g} Å")  # fmt: skip
+        super().check()
+
+
+class FirstModels(Run):
+    """A search under way: iterate for one event per round or iteration, or `finish()`.
+
+    The maps are those of the last event's state: event.state.halves[k].map_ZYX, classes in event.state.poses.class_B.
+    """
+
+    job: AbInitioJob
+
+    def inputs(self) -> ParticleTable:
+        """Particles, checked; a ball stands in for the reference where contrast is judged."""
+        from verglas.refinement.inputs import check_without_reference
+
+        table, config = self.read_particles(), self.job.config
+        if len(table) < config.classes * FEWEST_PER_CLASS:
+            raise InputError("--classes", f"{config.classes} for {len(table)} particles",
+                             f"at most {len(table) // FEWEST_PER_CLASS}: {FEWEST_PER_CLASS} particles a class")  # fmt: skip
+        self.notices += check_without_reference(table, config, self.job.ignore_contrast)
+        return table
+
+    def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
+        """What the engine may use: as for a refinement to the pixels' resolution, whose iterations take no less memory."""
+        from verglas.cli.plan import this_machine
+        from verglas.refinement.plan import plan
+        from verglas.refinement.plan_sizes import Problem
+
+        config = self.job.config
+        plain = {one.name: getattr(config, one.name) for one in fields(RefineConfig)}
+        plain |= {"local_from_order": RefineConfig.local_from_order, "max_iterations": RefineConfig.max_iterations}
+        made = plan(Problem.of(table), RefineConfig(**plain | {"symmetry": "C1"}), this_machine(device))
+        made.check()
+        return made
+
+    def prepare(
+        self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
+    ) -> Session:
+        """The engine at its start, all images read."""
+        from verglas.refinement import abinitio
+
+        self.notices.append(HAND)
+        return abinitio.prepare(table, self.job.config, device, threads, progress, planned)
+
+    def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
+        """Rounds of the gradient, then iterations with all particles."""
+        from verglas.refinement import abinitio
+
+        return abinitio.iterations(session, progress)
+
+    def record(self, iteration: Iteration, table: ParticleTable) -> Record:
+        """With the figures of the classes, the stage, and, when restarts were compared, how much they agree."""
+        return abinitio_record(iteration, self.job.config)
+
+    def report(self, run: RunFolder) -> FirstModelsReport:
+        """With curves, slices and projections of the classes."""
+        from verglas.cli.abinitio_report import FirstModelsReport
+
+        return FirstModelsReport(run, self.job.config)
+
+    def note_figures(self, run: RunFolder, state: State, last: Record) -> None:
+        """Share and resolution of each class come first."""
+        for number, one in enumerate(last["classes"], 1):
+            run.figure(f"class_{number}_share", rounded(one["share"]))
+            run.figure(f"class_{number}_resolution_at_SSNR_1", rounded(one["resolution"]), "Å")
+        if last["consistency"] is not None:
+            run.figure("consistency_of_restarts", rounded(last["consistency"]), "mean correlation at 20 Å, either hand")
+        run.figure("hand", "undetermined")
+        run.figure("iterations", state.iteration)
+        note_common_figures(run, state, last)
+
+    def write_files(self, run: RunFolder, table: ParticleTable, iteration: Iteration) -> None:
+        """STAR files and maps under the symmetry that they have by now; at the end the map of the largest class."""
+        from verglas.io.provenance import command_line
+        from verglas.refinement import abinitio, files
+        from verglas.refinement.abinitio_schedule import stage_of, total_iterations
+
+        state, config = iteration.state, self.job.config
+        now = abinitio.full_config(config, stage_of(state.iteration, config), state.pixel_size)
+        files.write_iteration(run.target, state, table, now, iteration.directions_D2, command_line())
+        if state.iteration == total_iterations(config):
+            largest = max(state.halves, key=lambda model: float(model.direction_prior_D.sum()))
+            files.write_plain_map(run.target / "initial_model.mrc", largest.map_ZYX, state.pixel_size)
+
+
+def abinitio_record(iteration: Iteration, config: AbInitioConfig) -> Record:
+    """All numbers of one round or iteration, as `class_record`."""
+    from verglas.refinement.abinitio_schedule import Stage, stage_of, total_iterations
+
+    state = iteration.state
+    stage = stage_of(state.iteration, config)
+    assert stage is not None
+    left = total_iterations(config) - state.iteration
+    consistency = None
+    if stage is not Stage.GRADIENT and config.restarts > 1:
+        consistency = consistency_of(state, config.classes)
+    return class_record(iteration, config) | {
+        "final": left == 0, "iterations_left": left, "searches_left": float(left), "stage": stage.value,
+        "consistency": consistency,
+    }  # fmt: skip
