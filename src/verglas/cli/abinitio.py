@@ -21,8 +21,8 @@ class AbInitio(RunOptions):
 
     A stochastic gradient with small batches, coarse images first; then a few iterations with all particles. Everything is
     searched without symmetry; at the end the axes of --sym are looked for in each map, and the map is turned onto them.
-    The hand of a map made so is left to chance: `verglas map --flip` mirrors it. Writes the files of `verglas classify3d` after
-    each round, and initial_model.mrc, the map of the largest class, at the end. Poses in the particles' file are not used.
+    The hand of a map made so is left to chance: `verglas map --flip-hand` mirrors it. Writes the files of `verglas classify3d`
+    after each round, and initial_model.mrc, the map of the largest class, at the end. Poses in the file are not used.
 
     A run that was stopped goes on with --continue DIR.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
+from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record, plan_as_refinement
 from verglas.cli.refine_watch import Record
 from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
 from verglas.errors import InputError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from verglas.refinement.plan import RunPlan
     from verglas.refinement.state import State
 
+CONSISTENCY_RESOLUTION, CONSISTENCY_ROTATIONS = 20.0, 1152  # Å; of the search for the best overlap
 HAND = "The hand of the maps is undetermined: images of a map and of its mirror image are the same."
 
 
@@ -70,17 +71,8 @@ class FirstModels(Run):
         return table
 
     def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
-        """What the engine may use: as for a refinement to the pixels' resolution, whose iterations take no less memory."""
-        from verglas.cli.plan import this_machine
-        from verglas.refinement.plan import plan
-        from verglas.refinement.plan_sizes import Problem
-
-        config = self.job.config
-        plain = {one.name: getattr(config, one.name) for one in fields(RefineConfig)}
-        plain |= {"local_from_order": RefineConfig.local_from_order, "max_iterations": RefineConfig.max_iterations}
-        made = plan(Problem.of(table), RefineConfig(**plain | {"symmetry": "C1"}), this_machine(device))
-        made.check()
-        return made
+        """What the engine may use: as for a classification with all particles, whose batches are the largest."""
+        return plan_as_refinement(table, self.job.config, device)
 
     def prepare(
         self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
@@ -99,7 +91,7 @@ class FirstModels(Run):
 
     def record(self, iteration: Iteration, table: ParticleTable) -> Record:
         """With the figures of the classes, the stage, and, when restarts were compared, how much they agree."""
-        return abinitio_record(iteration, self.job.config)
+        return abinitio_record(iteration, self.job.config, self.history[-1] if self.history else None)
 
     def report(self, run: RunFolder) -> FirstModelsReport:
         """With curves, slices and projections of the classes."""
@@ -120,6 +112,9 @@ class FirstModels(Run):
 
     def write_files(self, run: RunFolder, table: ParticleTable, iteration: Iteration) -> None:
         """STAR files and maps under the symmetry that they have by now; at the end the map of the largest class."""
+        import numpy as np
+
+        from verglas.io.mrc import Map, write_map
         from verglas.io.provenance import command_line
         from verglas.refinement import abinitio, files
         from verglas.refinement.abinitio_schedule import stage_of, total_iterations
@@ -129,21 +124,39 @@ class FirstModels(Run):
         files.write_iteration(run.target, state, table, now, iteration.directions_D2, command_line())
         if state.iteration == total_iterations(config):
             largest = max(state.halves, key=lambda model: float(model.direction_prior_D.sum()))
-            files.write_plain_map(run.target / "initial_model.mrc", largest.map_ZYX, state.pixel_size)
+            map_ZYX = np.asarray(largest.map_ZYX.cpu(), np.float32)
+            write_map(run.target / "initial_model.mrc", Map(map_ZYX, state.pixel_size), overwrite=True)
 
 
-def abinitio_record(iteration: Iteration, config: AbInitioConfig) -> Record:
-    """All numbers of one round or iteration, as `class_record`."""
+def abinitio_record(iteration: Iteration, config: AbInitioConfig, before: Record | None) -> Record:
+    """All numbers of one round or iteration, as `class_record`. before: the record of the one before."""
     from verglas.refinement.abinitio_schedule import Stage, stage_of, total_iterations
 
     state = iteration.state
     stage = stage_of(state.iteration, config)
     assert stage is not None
     left = total_iterations(config) - state.iteration
-    consistency = None
-    if stage is not Stage.GRADIENT and config.restarts > 1:
-        consistency = consistency_of(state, config.classes)
+    known = before["consistency"] if before else None
     return class_record(iteration, config) | {
-        "final": left == 0, "iterations_left": left, "searches_left": float(left), "stage": stage.value,
-        "consistency": consistency,
-    }  # fmt: skip
+        "final": left == 0,
+        "iterations_left": left,
+        "searches_left": float(left),
+        "stage": stage.value,
+        "consistency": consistency_of(state, config.classes) if stage is Stage.COMPARE else known,
+    }
+
+
+def consistency_of(state: State, classes: int) -> float:
+    """Mean correlation of the maps of two restarts at 20 Å, aligned in the better hand; of the classes that are most alike."""
+    from itertools import combinations
+
+    from verglas.maximization.reference import low_pass
+    from verglas.postprocess.align import align
+
+    maps = [low_pass(map_ZYX.float(), CONSISTENCY_RESOLUTION, state.pixel_size) for map_ZYX in state.candidates]
+    restarts = [maps[first : first + classes] for first in range(0, len(maps), classes)]
+    found = []
+    for one, other in combinations(restarts, 2):
+        pairs = [[align(a, b, CONSISTENCY_ROTATIONS, either_hand=True).correlation for b in other] for a in one]
+        found += [max(row) for row in pairs]
+    return sum(found) / len(found)

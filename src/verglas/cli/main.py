@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "From particles to a map": {
         "refine": "refine:Refine",
         "classify2d": "classify2d:Classify2d",
+        "abinitio": "abinitio:AbInitio",
         "classify3d": "classify3d:Classify3d",
         "plan": "plan:Plan",
         "reconstruct": "reconstruct:Reconstruct",

@@ -18,7 +18,7 @@ from verglas.core.rotations import rotation_about_axis
 from verglas.core.symmetry import symmetry_matrices
 from verglas.expectation.sampling import OrientationGrid
 
-_BOX = 32  # px to which the map is reduced for the search
+_BOX = 24  # px to which the map is reduced for the search
 _OPERATORS = 4  # of the group that are compared, at most
 _STARTS = 6  # best orientations of the grid that are polished
 _AT_ONCE = 64  # turned copies
@@ -40,8 +40,8 @@ def placed_on_axes(map_ZYX: Tensor, symmetry: str) -> Placed:
     box = min(_BOX, map_ZYX.shape[0])
     small_ZYX = centred_irfft3(crop_half_volume(centred_rfft3(map_ZYX.float()), box), box)
     score = _Score(small_ZYX, _some_operators(symmetry, map_ZYX.device))
-    grid = OrientationGrid.build(2, 0, "C1", 0.0)
-    rotation_R33 = grid.rotations(torch.arange(grid.count)).to(map_ZYX.device)
+    grid = OrientationGrid.build(2, 0, symmetry, 0.0)  # poses A and A g are one; so are the rotations A^T and g^T A^T
+    rotation_R33 = grid.rotations(torch.arange(grid.count)).transpose(1, 2).to(map_ZYX.device)
     value_R = score(rotation_R33, torch.zeros(len(rotation_R33), 3, dtype=torch.float64, device=map_ZYX.device))
     starts = value_R.topk(_STARTS).indices
     best = max((_polished(score, rotation_R33[start]) for start in starts), key=lambda one: one[0])

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.core.masks import radius_grid
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.io.mrc import Map
@@ -90,6 +88,8 @@ def iterate(
     stage, notes = stage_of(state.iteration + 1, config), list[str]()
     if stage is Stage.GRADIENT:
         return gradient_round(state, data, config, on, mask_ZYX, progress)
+    if stage_of(state.iteration, config) is Stage.GRADIENT:
+        state = replace(state, schedule=sampling.initial_schedule(config, state.pixel_size))
     if stage is Stage.COMPARE:
         state = replace(state, halves=_all_candidates(state))
     if stage is Stage.SYMMETRIC and stage_of(state.iteration, config) is not Stage.SYMMETRIC:
@@ -134,7 +134,7 @@ def gradient_round(
     if state.iteration % rounds(config) == 0:
         maps = [model.map_ZYX.cpu() for model in state.halves]
         state = replace(state, candidates=[*state.candidates, *maps] if config.restarts > 1 else [], running=[])
-    state = replace(state, current_resolution=resolution)
+    state = replace(state, current_resolution=resolution, schedule=part.plan.schedule)
     return Iteration(state, watch.seconds, notes, part.plan.grid.direction_D2)
 
 
@@ -144,7 +144,7 @@ def gradient_step(
     """Maps, noise and shares after a batch. The first step, by correlation, gives the maps the images' grey scale."""
     radius, first = part.plan.model_grid.radius, part.plan.correlate
     count, sums = len(step.rows), part.sums
-    running = list(state.running) or [None] * len(state.halves)
+    running: list[Tensor | None] = [*state.running] or [None] * len(state.halves)
     share_C = _shares(state, sums.direction_D, first)
     noise_GS = state.halves[0].sigma2_noise_GS
     if not first:
@@ -201,21 +201,23 @@ def random_blobs(box: int, diameter_px: float, seed: int) -> Tensor:
 
 def _random_start(state: State, config: AbInitioConfig, restart: int) -> State:
     """New random maps, nothing known of poses or shares."""
-    first = resolutions(config, state.pixel_size)[0]
+    first, diameter_px = resolutions(config, state.pixel_size)[0], config.diameter / state.pixel_size
     count = len(state.halves[0].direction_prior_D)
     flat_D = torch.full((count,), 1 / count / config.classes, dtype=torch.float64)
     models = []
     for k in range(config.classes):
-        blobs_ZYX = random_blobs(state.box, config.diameter / state.pixel_size, config.seed + 1000 * (restart * config.classes + k))
-        map_ZYX = flatten(low_pass(blobs_ZYX, first, state.pixel_size), config.diameter / 2 / state.pixel_size, config.mask_edge)
+        seed = config.seed + 1000 * (restart * config.classes + k)
+        blobs_ZYX = low_pass(random_blobs(state.box, diameter_px, seed), first, state.pixel_size)
+        map_ZYX = flatten(blobs_ZYX, diameter_px / 2, config.mask_edge)
         models.append(replace(state.halves[0], map_ZYX=map_ZYX, direction_prior_D=flat_D))
     poses = copied(state.poses)
     poses.origin_B2.zero_()
-    return replace(state, halves=models, poses=poses, running=[], current_resolution=first, current_size=2 * state.shell_of(first))
+    size = 2 * state.shell_of(first)
+    return replace(state, halves=models, poses=poses, running=[], current_resolution=first, current_size=size)
 
 
 def _expect(state: State, data: Dataset, config: AbInitioConfig, on: Computing, step: Step, number: int) -> HalfExpectation:
-    """The expectation of a step, ready to run: a randomly turned grid, with children once the images hold finer detail than it."""
+    """The expectation of a step, ready to run: a randomly turned grid, with children once the images tell more than it."""
     radius = min(max(state.shell_of(step.resolution), 3), state.box // 2)
     once = replace(state.schedule, oversampling=1)
     coarse = min(sampling.coarse_size(once, config, state.box, state.pixel_size, 2 * radius) // 2, radius)
@@ -250,7 +252,8 @@ def _all_candidates(state: State) -> list[HalfModel]:
     models, n = state.halves, len(state.candidates)
     size = len(models[0].direction_prior_D)
     flat_D = torch.full((size,), 1 / size / n, dtype=torch.float64)
-    return [replace(models[i % len(models)], map_ZYX=map_ZYX, direction_prior_D=flat_D) for i, map_ZYX in enumerate(state.candidates)]
+    like = [models[i % len(models)] for i in range(n)]
+    return [replace(one, map_ZYX=map_ZYX, direction_prior_D=flat_D) for one, map_ZYX in zip(like, state.candidates)]
 
 
 def _best_restart(state: State, config: AbInitioConfig) -> tuple[State, list[str]]:
@@ -263,4 +266,5 @@ def _best_restart(state: State, config: AbInitioConfig) -> tuple[State, list[str
     poses = copied(state.poses)
     poses.class_B %= config.classes
     text = ", ".join(f"{100 * float(share):.0f} %" for share in share_R)
-    return replace(state, halves=models, poses=poses), [f"Restarts explain {text} of the particles best: number {best + 1} is kept."]
+    note = f"Restarts explain {text} of the particles best: number {best + 1} is kept."
+    return replace(state, halves=models, poses=poses), [note]

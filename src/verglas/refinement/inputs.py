@@ -19,7 +19,7 @@ from verglas.core.fourier import (
     half_plane_pixels,
     shells_of_half_volume,
 )
-from verglas.core.masks import low_pass_filter, radius_grid
+from verglas.core.masks import low_pass_filter, radius_grid, soft_sphere
 from verglas.core.symmetry import order
 from verglas.errors import InputError
 from verglas.io.mrc import Map, read_map
@@ -40,6 +40,7 @@ MEAN_VIEW_POINTS = 200  # distances at which the mean view is known
 NARROWEST, WIDEST = 0.5, 10.0  # box of the reference in diameters; beyond, the voxel size cannot be right
 CENTRED = 0.1  # diameters between the centre of the box and the centre of mass
 DENSE = 0.3  # of the way from the solvent's level to the highest density: voxels that count for the centre of mass
+BALL = 0.4  # radius of the ball that stands in for a reference, in diameters: masks have some room
 INVERTED_IMAGES = -4.0  # standard errors from 0
 INVERTED_REFERENCE, BRIGHT_REFERENCE = -0.6, 0.6  # skewness; maps of proteins have over 0.9, noise stays within these
 LARGEST_MEAN, DEVIATIONS = 0.5, (0.5, 2.0)  # of the background: |mean| / deviation, and deviation (RELION's limits)
@@ -71,6 +72,23 @@ def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ign
         if fault is not None:
             notices.append(f"{fault.where}: {fault.found}")
     return notices
+
+
+def check_without_reference(table: ParticleTable, config: RefineConfig, ignore_contrast: bool = False) -> list[str]:
+    """As `check_inputs` where there is no reference: what images show is compared with a ball of the diameter."""
+    notices = check_counts(table, config)
+    check_diameter(table, config)
+    contrast(table)  # InputError if columns are missing
+    check_mask_file(table, config)
+    box, pixel_size = table.groups[0].box, table.groups[0].pixel_size
+    ball = Map(soft_sphere(box, BALL * config.diameter / pixel_size, config.mask_edge).float().numpy(), pixel_size)
+    sample = look_at(table.subset(SAMPLE, config.seed), config.diameter, mean_view(ball, config.diameter))
+    if not len(sample.background_mean_B):
+        return notices
+    fault = sample.contrast_fault()
+    if fault is not None and fault.is_certain and not ignore_contrast:
+        raise InputError(fault.where, fault.found, fault.expected, fault.fix)
+    return [*notices, *sample.notices(), *([f"{fault.where}: {fault.found}"] if fault else [])]
 
 
 @dataclass(frozen=True)
@@ -232,7 +250,7 @@ class ImageSample:
         """Whether protein is dark in the images."""
         if self.contrast > -INVERTED_IMAGES / 2:
             return None
-        seen = f"in {len(self.like_B)} of them the mean view of the reference fits at {self.contrast:.1f} standard errors"
+        seen = f"in {len(self.like_B)} of them the expected mean view fits at {self.contrast:.1f} standard errors"
         certain = self.contrast < INVERTED_IMAGES
         found = "their contrast is inverted: protein is dark" if certain else "whether protein is bright cannot be told"
         return Fault(f"{self.source}, images", f"{found} ({seen})", "protein brighter than the background",

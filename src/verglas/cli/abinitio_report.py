@@ -1,0 +1,31 @@
+"""report.html of a search for first models, rewritten as it goes on. Imported only by a run that writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from verglas.cli.abinitio_run import HAND
+from verglas.cli.classify3d_report import ClassReport
+from verglas.report import Text
+from verglas.report.sections import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from verglas.cli.refine_watch import Record
+    from verglas.refinement.driver import Iteration
+
+
+class FirstModelsReport(ClassReport):
+    """The page of a classification, and what cannot be known of maps made from nothing."""
+
+    subject = "First models"
+
+    def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
+        made, *rest = super().sections(history, iteration, drawn)
+        said = f"<p>{HAND} <code>verglas map --flip-hand</code> mirrors a map.</p>"
+        consistency = history[-1]["consistency"]
+        if consistency is not None:
+            said += f"<p>Maps of independent starts agree by {consistency:.2f} (mean correlation at 20 Å, either hand).</p>"
+        return [made, Text("What random starts leave open", f"{said}<p>Now: {history[-1]['stage']}.</p>"), *rest]

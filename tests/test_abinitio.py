@@ -1,0 +1,203 @@
+"""First models: the gradient's schedule and sums, axes of a point group in a map, and whole searches from random starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from verglas.cli import abinitio_run
+from verglas.cli.main import main
+from verglas.core.rotations import random_rotations
+from verglas.core.symmetry import symmetry_matrices
+from verglas.io.mrc import read_map
+from verglas.io.star import read_star
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.reference import low_pass, symmetry_correlation
+from verglas.maximization.running import accumulator_of, on_rows, rows_of, stepped
+from verglas.maximization.symmetry_axes import placed_on_axes, turned
+from verglas.particles.table import ParticleTable
+from verglas.postprocess.align import align
+from verglas.refinement import abinitio
+from verglas.refinement import abinitio_schedule as schedule
+from verglas.refinement.abinitio_schedule import Stage
+from verglas.refinement.config import AbInitioConfig
+
+CONFIG = AbInitioConfig(diameter=150, steps=30)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "set"
+    words = ["simulate", "--n", "100", "--box", "32", "--pixel", "6", "--snr", "1", "--seed", "3", "--device", "cpu"]
+    assert main([*words, "--model", "demo", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_stages_come_in_order() -> None:
+    config = replace(CONFIG, restarts=2, symmetry="D2", full_iterations=2)
+    stages = [schedule.stage_of(i, config) for i in range(1, schedule.total_iterations(config) + 2)]
+    assert stages == [Stage.GRADIENT] * 6 + [Stage.COMPARE] + [Stage.FULL] * 2 + [Stage.SYMMETRIC] * 2 + [None]
+    assert schedule.stage_of(schedule.total_iterations(CONFIG) + 1, CONFIG) is None
+
+
+def test_steps_get_finer_larger_and_cooler() -> None:
+    steps = [schedule.step_of(i, 1000, 4.0, CONFIG) for i in range(30)]
+    assert steps[0].resolution == pytest.approx(40) and steps[-1].resolution == pytest.approx(15)
+    assert len(steps[0].rows) == 100 and len(steps[-1].rows) == 300
+    assert steps[0].size == 0.5 and steps[-1].size == pytest.approx(0.1)
+    assert steps[0].temperature == CONFIG.temperature and steps[-1].temperature == pytest.approx(1)
+    for earlier, later in pairwise(steps):
+        assert later.resolution <= earlier.resolution and later.size <= earlier.size
+    assert all(len(step.rows.unique()) == len(step.rows) for step in steps)
+    assert not torch.equal(steps[0].rows, steps[1].rows)
+    again = schedule.step_of(30, 1000, 4.0, replace(CONFIG, restarts=2))  # the first of the second restart
+    assert again.resolution == steps[0].resolution and not torch.equal(again.rows, steps[0].rows)
+
+
+def test_resolutions_follow_diameter_and_pixels() -> None:
+    assert schedule.resolutions(replace(CONFIG, diameter=560), 2.0) == (112, 40)
+    assert schedule.resolutions(CONFIG, 8.0) == (40, 20)
+
+
+def test_sums_move_to_a_larger_sphere_unchanged() -> None:
+    draw = torch.Generator().manual_seed(1)
+    small, large = Accumulator(32, 5, 1.0), Accumulator(32, 9, 1.0)
+    values_V3 = torch.randn(small.rows.count, 3, generator=draw)
+    moved_V3 = on_rows(values_V3, small.rows, large.rows)
+    places = {tuple(p): i for i, p in enumerate(large.rows.coordinates_V3().tolist())}
+    for (x, y, z), value in zip(small.rows.coordinates_V3().tolist()[::7], values_V3[::7]):
+        assert torch.equal(moved_V3[places[x, y, z]], value)
+    assert moved_V3.abs().sum() == pytest.approx(float(values_V3.abs().sum()), rel=1e-5)
+    assert rows_of(small.rows.count, large) == small.rows
+    with pytest.raises(ValueError, match="no packed sphere"):
+        rows_of(small.rows.count + 1, large)
+
+
+def test_a_step_goes_towards_the_batch() -> None:
+    batch = Accumulator(32, 5, 1.0)
+    batch.running_V4[:, :3] = 8.0
+    first_V3 = stepped(None, batch, 4, 0.5)
+    assert torch.equal(first_V3, torch.full_like(first_V3, 2.0))
+    second_V3 = stepped(torch.zeros_like(first_V3), batch, 4, 0.25)
+    assert torch.equal(second_V3, torch.full_like(first_V3, 0.5))
+    assert torch.equal(accumulator_of(second_V3, 32, 5, 1.0, 10).total()[:, :3], torch.full_like(first_V3, 5.0))
+
+
+@pytest.mark.parametrize("symmetry", ["C3", "D2", "O"])
+def test_axes_are_found_wherever_they_lie(symmetry: str) -> None:
+    draw = torch.Generator().manual_seed(5)
+    plain_ZYX = abinitio.random_blobs(32, 26, 4)
+    zero_3 = torch.zeros(3, dtype=torch.float64)
+    map_ZYX = torch.stack([turned(plain_ZYX, R_33, zero_3) for R_33 in symmetry_matrices(symmetry)]).mean(0)
+    away_ZYX = turned(map_ZYX, random_rotations(1, draw)[0], torch.tensor([1.0, -0.5, 0.7], dtype=torch.float64))
+    assert symmetry_correlation(away_ZYX, symmetry) < 0.85
+    found = placed_on_axes(away_ZYX, symmetry)
+    assert found.correlation > 0.9
+    assert symmetry_correlation(found.map_ZYX, symmetry) > 0.9
+    assert torch.allclose(turned(away_ZYX, found.rotation_33, found.centre_3), found.map_ZYX)
+
+
+def test_poses_go_with_the_map_onto_the_axes(simulated: Path) -> None:
+    session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), replace(CONFIG, symmetry="C2"), "cpu", 1)
+    state, notes = abinitio.on_axes(session.state, replace(CONFIG, symmetry="C2"))
+    found = placed_on_axes(session.state.halves[0].map_ZYX, "C2")
+    # The pose of a particle was the identity: x = A r + t. Of the point r' = R (r - c) it is A R^T, and A c comes on top.
+    assert torch.allclose(state.poses.rotation_B33, found.rotation_33.T.expand(len(state.poses.norm_B), 3, 3))
+    assert torch.allclose(state.poses.origin_B2, -(found.centre_3[:2] * 6.0).expand(len(state.poses.norm_B), 2))
+    assert state.halves[0].direction_prior_D.sum() == pytest.approx(1) and "C2 axes" in notes[0]
+
+
+def test_a_random_start_finds_the_map(simulated: Path) -> None:
+    config = replace(CONFIG, initial_resolution=50, final_resolution=20, batch=50, full_iterations=2)
+    session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), config, "cpu", 1)
+    truth_ZYX = low_pass(torch.tensor(read_map(simulated / "truth.mrc").data_ZYX), 20.0, 6.0)
+    before = align(session.state.halves[0].map_ZYX, truth_ZYX, 1152, either_hand=True).correlation
+    *_, last = abinitio.iterations(session)
+    after = align(low_pass(last.state.halves[0].map_ZYX, 20.0, 6.0), truth_ZYX, 1152, either_hand=True).correlation
+    assert after > 0.85 > before
+
+
+OPTIONS = ["--diameter", "150", "--steps", "20", "--full-iterations", "1", "--batch", "15", "--healpix-order", "1",
+           "--device", "cpu"]  # fmt: skip
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    return ["abinitio", "--particles", str(folder / "particles.star"), *OPTIONS, "--out", "out", *more]
+
+
+def test_files_events_and_report(simulated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abinitio_run, "CONSISTENCY_ROTATIONS", 64)
+    assert main(words(simulated, "--steps", "10", "--restarts", "2", "--sym", "c2")) == 0
+    out = Path("out")
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    iterations = [event for event in events if event["event"] == "iteration"]
+    assert [event["stage"] for event in iterations] == ["gradient"] * 2 + [
+        "restarts compared", "all particles", "all particles, point group"]  # fmt: skip
+    assert [event["final"] for event in iterations] == [False] * 4 + [True]
+    assert iterations[1]["consistency"] is None and 0 < iterations[-1]["consistency"] <= 1
+    data = ParticleTable.read(out / "run_it005_data.star").frame
+    assert len(data) == 100 and set(data["rlnClassNumber"]) == {1}
+    first, same = (read_map(out / name).data_ZYX for name in ("initial_model.mrc", "run_it005_class001.mrc"))
+    assert np.array_equal(first, same)
+    names = [read_star(out / f"run_it00{i}_sampling.star")["sampling_general"].values["rlnSymmetryGroup"] for i in (4, 5)]
+    assert names == ["C1", "C2"]
+    assert "hand of the maps is undetermined" in (out / "report.html").read_text()
+
+
+def test_a_stopped_search_goes_on_and_writes_the_same(simulated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = words(simulated, "--classes", "2")
+    assert main(given) == 0
+    data = ParticleTable.read("out/run_it003_data.star").frame
+    last = json.loads([line for line in Path("out/events.jsonl").read_text().splitlines() if '"iteration"' in line][-1])
+    counts = [one["particles"] for one in last["classes"]]
+    assert counts == np.bincount(data["rlnClassNumber"], minlength=3)[1:].tolist() and sum(counts) == 100
+    whole = {path.name: path.read_bytes() for path in Path("out").glob("run_it*.mrc")}
+    original = abinitio.iterate
+
+    def stopping(state: Any, *rest: Any) -> Any:
+        if state.iteration + 1 == 2:  # in the middle of the gradient
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    monkeypatch.setattr(abinitio, "iterate", stopping)
+    assert main([*given, "--overwrite"]) == 130
+    monkeypatch.setattr(abinitio, "iterate", original)
+    assert main(["abinitio", "--continue", "out", "--device", "cpu"]) == 0
+    assert {path.name: path.read_bytes() for path in Path("out").glob("run_it*.mrc")} == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--classes", "0"], "--classes"),
+        (["--classes", "8"], "8 for 100 particles"),
+        (["--restarts", "0"], "--restarts"),
+        (["--steps", "0"], "--steps"),
+        (["--final-resolution", "50"], "--final-resolution"),
+        (["--diameter", "500"], "--diameter"),
+        (["--sym", "Q5"], "--sym"),
+    ],
+)
+def test_refused_options(simulated: Path, change: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words(simulated), *change]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_inverted_images_are_refused(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stack", "--particles", str(simulated / "particles.star"), "--invert", "--out", "dark"]) == 0
+    given = ["abinitio", "--particles", "dark/particles.star", *OPTIONS, "--out", "out"]
+    assert main(given) == 2
+    assert "contrast is inverted" in capsys.readouterr().err
