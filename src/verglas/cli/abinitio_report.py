@@ -23,6 +23,7 @@ class FirstModelsReport(ClassReport):
     subject = "First models"
 
     def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
+        """As of a classification, with what is left open after its key figures."""
         made, *rest = super().sections(history, iteration, drawn)
         said = f"<p>{HAND} <code>verglas map --flip-hand</code> mirrors a map.</p>"
         consistency = history[-1]["consistency"]
