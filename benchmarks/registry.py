@@ -142,9 +142,9 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ),
     ),
     Benchmark(
-        "gpu_fused", "slices fused with products, at 64, 128, 256 px", "gpu", "gpu", 60, "gpu_fused",
+        "gpu_scores", "slices cut and multiplied with images, at 64, 128, 256 px", "gpu", "gpu", 60, "gpu_scores",
         bars=tuple(
-            Bar("g", f"slices and products fused, {box} px, T = 32, 128", f"rates / {box} [rc]* / fused G/s", ">=", rate, "G/s")
+            Bar("g", f"slices with their products, {box} px, T = 32, 128", f"rates / {box} [rc]* / G/s", ">=", rate, "G/s")
             for box, rate in ((64, 90), (128, 75), (256, 50))
         ),
     ),

@@ -18,7 +18,7 @@ from verglas.testing import assert_adjoint
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What fresh memory holds in tests: float16 NaN in both halves of a word.
-NAN = {torch.int32: 0x7E007E00, torch.float32: float("nan"), torch.float16: float("nan")}
+NAN = {torch.int16: 0x7FFF, torch.int32: 0x7E007E00, torch.float32: float("nan"), torch.float16: float("nan")}
 DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cpu" if INTERPRETED else "cuda"}
 
 
@@ -201,16 +201,17 @@ def test_a_sample_from_cells_is_two_loads_of_16_bytes(corners: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from verglas.kernels.project.cells import PATCHES, PIXELS, WARPS
     from verglas.kernels.project.cells import _project_cells_kernel as kernel
 
-    types = {"words": "*i32", "plane": "*i32", "order": "*i32", "out": "*fp16", "n_pixels": "i32", "half": "i32"}
-    types["limit2"] = "fp32"
-    constants = {"CORNERS": corners, "BLOCK": 128}
+    types = {"words": "*i32", "plane": "*i32", "order": "*i64", "out": "*fp16"}
+    types |= {"limit2": "fp32", "n_patches": "i32", "n_pixels": "i32", "half": "i32"}
+    constants = {"CORNERS": corners, "PATCHES": PATCHES, "PIXELS": PIXELS}
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name].startswith("*")}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}, aligned)
-    ptx = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
-    assert ptx.count("ld.global.v4") == 2 and "st.shared" not in ptx
+    ptx = compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS}).asm["ptx"]
+    assert ptx.count("ld.global.v4") == 2 * PATCHES * PIXELS // (32 * WARPS)
 
 
 @needs_triton
