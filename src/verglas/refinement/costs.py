@@ -26,7 +26,8 @@ CHOOSING_BYTES = {"cpu": 0, "cuda": 1}  # per sample of the coarse search beside
 CHOOSING_AT_ONCE = {"cpu": 0, "cuda": 2**27 * 9}  # bytes of what is made of some samples at a time to find that out
 LOCAL_ORIENTATIONS = 250  # coarse orientations that a local search compares, about
 LOCAL_OWN = 200  # of them, those that no other particle of the batch shares
-CANDIDATE_BYTES = 2**15 * 16  # of a particle whose scores are reduced as they are made: its candidates, and their lists
+LISTED_BYTES = 2**15 * 8  # of a particle whose scores are reduced as they are made: those listed, with their numbers
+PART_BYTES = 12 / 64  # of each of its samples: for 64 of them the largest score, and where they are listed
 SCANNED = 24  # particles whose scores are then in memory at a time
 FINE_SHARE = 0.6  # of the memory for batches: what a part of the fine search takes beside the prepared batch
 
@@ -50,9 +51,9 @@ def reserved_bytes(counts: Counts, operand: int, full: int) -> float:
     searches, the slices that only it needs). The size of a batch follows from it. operand, full: bytes of a number."""
     c = counts
     images = c.offsets * 2 * c.coarse_coefficients * operand
-    scores = c.offsets * c.orientations * (3 if c.local else 2) * full
+    scores: float = c.offsets * c.orientations * (3 if c.local else 2) * full
     if c.reduced:
-        scores = CANDIDATE_BYTES + c.orientations * full
+        scores = LISTED_BYTES + PART_BYTES * c.offsets * c.orientations + c.orientations * full
     whole = PREPARING_PER_COEFFICIENT * c.coefficients * full + PREPARING_PER_PIXEL * c.box**2 * full
     slices = LOCAL_OWN * 2 * c.coarse_coefficients * operand if c.local else 0
     return images + scores + whole + slices

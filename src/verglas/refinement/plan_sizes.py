@@ -218,7 +218,7 @@ def coarse_bytes(problem: Problem, config: RefineConfig, kind: str, sizes: Sizes
     samples = c.offsets * c.orientations
     images = c.offsets * 2 * c.coarse_coefficients * op
     if c.reduced:
-        comparing = images + costs.CANDIDATE_BYTES + c.orientations * s
+        comparing = images + costs.LISTED_BYTES + costs.PART_BYTES * samples + c.orientations * s
         return batch * max(preparing, comparing) + min(batch, costs.SCANNED) * samples * s
     comparing = images + samples * (s + costs.CHOOSING_BYTES[kind]) + 2 * c.orientations * s
     if c.local:

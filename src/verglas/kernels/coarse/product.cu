@@ -2,30 +2,26 @@
 //
 // A block takes tiles of 128 shifted images (rows, particle after particle) x 256 orientations. One thread brings the operands
 // into a ring of STAGES steps of 64 coefficients, and the bias of the next tile, while two groups of four warps multiply, 64 rows
-// each. A thread then holds 2 rows x 64 columns of the tile; the lanes of a warp are 8 rows x 4 columns.
+// each. A thread then holds 2 rows x 64 columns of the tile; the lanes of a warp are 8 rows x 4 columns. CLUSTER blocks take tiles
+// below each other at the same time: each brings its share of the slices, to all of them.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr int ROWS = 128, COLUMNS = 256, STEP = 64, STAGES = 4, PARTICLES = 8;
+constexpr int ROWS = 128, COLUMNS = 256, STEP = 64, STAGES = 4, PARTICLES = 8, GRAIN = 64, CLUSTER = 2;
 constexpr int IMAGE_BYTES = ROWS * STEP * 2, SLICE_BYTES = COLUMNS * STEP * 2, STAGE_BYTES = IMAGE_BYTES + SLICE_BYTES;
-constexpr int BIAS_BYTES = PARTICLES * COLUMNS * 4;
+constexpr int NORM_BYTES = PARTICLES * COLUMNS * 4, PRIOR_BYTES = COLUMNS * 4, BIAS_BYTES = NORM_BYTES + PRIOR_BYTES;
 constexpr int BARRIERS_AT = STAGES * STAGE_BYTES + 2 * BIAS_BYTES;
 #define INFINITE __int_as_float(0x7f800000)
 
 struct alignas(64) Map { char bytes[128]; };
 
 struct Problem {
-    const float *offset;  // log prior of each row's shift
-    float *bound;         // below the log of each particle's sum, rising
-    int *count;           // candidates of each particle
-    const long long *start;
-    const int *room;
-    float *value;
-    int *place;
-    float *row_top, *row_sum;  // [column tiles, rows]
-    int rows, slices, shifts, length, group;
-    float depth, share;
+    const float *scale;   // of each particle's norms
+    const float *offset;  // of each row: log prior of the shift, and what belongs to the particle
+    float *top;           // [groups of GRAIN columns, rows]
+    int *best;            // of each particle: the largest of them so far, as an integer (`ordered`)
+    int rows, groups, shifts, length;
 };
 
 __device__ __forceinline__ u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
@@ -49,11 +45,37 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, int phase) {
         : "memory");
 }
 
+// The same barrier of another block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 block) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+        "r"(block)
+        : "memory");
+}
+
+__device__ __forceinline__ void cluster_meet() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
 __device__ __forceinline__ void copy_tile(u32 to, const Map *map, u32 barrier, int column, int row) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
         "l"((u64)map), "r"(barrier), "r"(column), "r"(row)
         : "memory");
+}
+
+// To the same place of all blocks of the cluster, counted by the same barrier of each.
+__device__ __forceinline__ void copy_to_all(u32 to, const Map *map, u32 barrier, int column, int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+        "l"((u64)map), "r"(barrier), "r"(column), "r"(row), "h"((unsigned short)((1 << CLUSTER) - 1))
+        : "memory");
+}
+
+__device__ __forceinline__ void copy_line(u32 to, const void *from, int bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+                 : "memory");
 }
 
 // Rows of 128 bytes, swizzled as the tensor copy leaves them; groups of 8 rows are 1,024 bytes apart.
@@ -79,199 +101,140 @@ __device__ __forceinline__ void multiply(float (&s)[128], u64 images, u64 slices
         : "l"(images), "l"(slices), "r"(add));
 }
 
-// Tile number -> first row and tile of columns: `group` tiles of rows share the slices in the cache.
-__device__ __forceinline__ void locate(int tile, int row_tiles, int column_tiles, int group, int &row_0, int &column) {
+// Tile number -> row and column in units of tiles: `height` rows of tiles share the slices in the cache.
+__device__ __forceinline__ void locate(int tile, int row_tiles, int column_tiles, int group, int &row, int &column) {
     int band = tile / (group * column_tiles) * group;
     int height = min(row_tiles - band, group);
     int within = tile - band * column_tiles;
-    row_0 = (band + within % height) * ROWS;
+    row = band + within % height;
     column = within / height;
 }
 
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+// Largest of each of four groups over the four lanes of a quad: lane c gets that of group c.
+__device__ __forceinline__ float quad_max(const float (&top)[4], int c) {
+    float low = fmaxf(c & 1 ? top[1] : top[0], __shfl_xor_sync(~0u, c & 1 ? top[0] : top[1], 1));
+    float high = fmaxf(c & 1 ? top[3] : top[2], __shfl_xor_sync(~0u, c & 1 ? top[2] : top[3], 1));
+    return fmaxf(c & 2 ? high : low, __shfl_xor_sync(~0u, c & 2 ? low : high, 2));
 }
 
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-__device__ __forceinline__ void raise(float *bound, float value) {
-    if (value >= 0)
-        atomicMax((int *)bound, __float_as_int(value));
-    else
-        atomicMin((u32 *)bound, __float_as_uint(value));
+// Integers in the order of floats; what is no number comes last.
+__device__ __forceinline__ int ordered(float value) {
+    int bits = value == value ? __float_as_int(value) : 0x7fffffff;
+    return bits ^ (bits >> 31 & 0x7fffffff);
 }
 
 // One of the two rows that a thread has a part of.
 struct Row {
-    int row, b;
-    bool valid, near;
-    float offset, top, reach, known, least;
+    int row, b, known;
+    float offset, scale;
 
-    __device__ __forceinline__ Row(int row, const Problem &p) : row(row), valid(row < p.rows) {
-        b = min(row, p.rows - 1) / p.shifts;
-        offset = valid ? __ldg(p.offset + row) : -INFINITE;
-        known = __ldcg(p.bound + b);
+    __device__ __forceinline__ Row(int row, const Problem &p) : row(row), b(min(row, p.rows - 1) / p.shifts) {
+        offset = __ldg(p.offset + min(row, p.rows - 1)), scale = __ldg(p.scale + b), known = __ldcg(p.best + b);
     }
 
-    __device__ __forceinline__ void compare(float largest, const Problem &p) {
-        top = quad_max(largest);
-        reach = top + offset;
-        near = valid && !(reach <= known - p.depth);  // NaN is near
-    }
-
-    __device__ __forceinline__ void finish(float total, int column, const Problem &p) const {
-        long long at = (long long)column * p.rows + row;
-        if (valid && (threadIdx.x & 3) == 0) {
-            p.row_top[at] = reach;
-            p.row_sum[at] = near ? total : 0.0f;
-        }
-    }
-
-    __device__ __forceinline__ void learn(float total, const Problem &p) {
-        float log_sum = reach + __logf(total);
-        if (near && log_sum > known && (threadIdx.x & 3) == 0) raise(p.bound + b, log_sum);
-        if (log_sum > known) known = log_sum;
-    }
-
-    __device__ __forceinline__ void demand(const Problem &p) {
-        float newest = __ldcg(p.bound + b);
-        least = near ? fmaxf(known, newest) + p.share - offset : INFINITE;
+    // undefined: the scores of this row are no numbers.
+    __device__ __forceinline__ void write(float largest, bool undefined, int group, const Problem &p) const {
+        if (row >= p.rows || group >= p.groups) return;
+        float value = (undefined ? __int_as_float(0x7fffffff) : largest) + offset;
+        p.top[(long long)group * p.rows + row] = value;
+        if (ordered(value) > known) atomicMax(p.best + b, ordered(value));
     }
 };
 
-// Where the candidates of this thread's rows go: one addition to `count` for each of the (at most two) particles of a warp.
-__device__ __forceinline__ void take_room(const Row &upper, const Row &lower, int in_upper, int in_lower, const Problem &p, int &at_upper, int &at_lower) {
-    int lane = threadIdx.x & 31, first = __shfl_sync(~0u, upper.b, 0), last = __shfl_sync(~0u, lower.b, 31);
-    for (int b = first; b <= last; b++) {
-        int mine = (upper.b == b ? in_upper : 0) + (lower.b == b ? in_lower : 0), before = mine;
-        for (int step = 1; step < 32; step *= 2) {
-            int other = __shfl_up_sync(~0u, before, step);
-            if (lane >= step) before += other;
+// Scores of a tile -> the largest of each row in each group of columns. bias: norms of the particles, then priors.
+__device__ __forceinline__ void reduce(const float (&s)[128], const float *bias, const Row &upper, const Row &lower, int row_0, int column, const Problem &p, u32 bias_read) {
+    int first_b = row_0 / p.shifts, c = threadIdx.x & 3;
+    const float *upper_norm = bias + min(upper.b - first_b, PARTICLES - 1) * COLUMNS + 2 * c;
+    const float *lower_norm = bias + min(lower.b - first_b, PARTICLES - 1) * COLUMNS + 2 * c;
+    const float *priors = bias + PARTICLES * COLUMNS + 2 * c;
+    float upper_top[4], lower_top[4];
+#pragma unroll
+    for (int g = 0; g < 4; g++) {
+        upper_top[g] = lower_top[g] = -INFINITE;
+#pragma unroll
+        for (int j = 8 * g; j < 8 * g + 8; j++) {
+            float2 of_upper = *(const float2 *)(upper_norm + 8 * j), of_lower = *(const float2 *)(lower_norm + 8 * j);
+            float2 prior = *(const float2 *)(priors + 8 * j);
+            float first = fmaf(of_upper.x, upper.scale, s[4 * j] + prior.x), second = fmaf(of_upper.y, upper.scale, s[4 * j + 1] + prior.y);
+            upper_top[g] = fmaxf(upper_top[g], fmaxf(first, second));
+            first = fmaf(of_lower.x, lower.scale, s[4 * j + 2] + prior.x), second = fmaf(of_lower.y, lower.scale, s[4 * j + 3] + prior.y);
+            lower_top[g] = fmaxf(lower_top[g], fmaxf(first, second));
         }
-        int all = __shfl_sync(~0u, before, 31), from = 0;
-        if (lane == 0 && all) from = atomicAdd(p.count + b, all);
-        from = __shfl_sync(~0u, from, 0) + before - mine;
-        if (upper.b == b) at_upper = from, from += in_upper;
-        if (lower.b == b) at_lower = from;
     }
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) barrier_arrive(bias_read);
+    upper.write(quad_max(upper_top, c), s[0] != s[0], 4 * column + c, p);
+    lower.write(quad_max(lower_top, c), s[2] != s[2], 4 * column + c, p);
 }
 
-__device__ __forceinline__ void reduce(float (&s)[128], const float *bias, int row, int row_0, int column, const Problem &p, u32 bias_read) {
-    Row upper(row_0 + row, p), lower(row_0 + row + 8, p);
-    int first_b = row_0 / p.shifts, lane_column = (threadIdx.x & 3) * 2;
-    const float *upper_bias = bias + min(upper.b - first_b, PARTICLES - 1) * COLUMNS + lane_column;
-    const float *lower_bias = bias + min(lower.b - first_b, PARTICLES - 1) * COLUMNS + lane_column;
-    float upper_top = -INFINITE, lower_top = -INFINITE;
-#pragma unroll
-    for (int j = 0; j < 32; j++) {
-        float2 of_upper = *(const float2 *)(upper_bias + 8 * j), of_lower = *(const float2 *)(lower_bias + 8 * j);
-        s[4 * j] += of_upper.x, s[4 * j + 1] += of_upper.y, s[4 * j + 2] += of_lower.x, s[4 * j + 3] += of_lower.y;
-        upper_top = fmaxf(upper_top, fmaxf(s[4 * j], s[4 * j + 1])), lower_top = fmaxf(lower_top, fmaxf(s[4 * j + 2], s[4 * j + 3]));
-    }
-    barrier_arrive(bias_read);
-    upper.compare(s[0] != s[0] ? s[0] : upper_top, p), lower.compare(s[2] != s[2] ? s[2] : lower_top, p);
-    float upper_sum = 0, lower_sum = 0;
-    if (__any_sync(~0u, upper.near || lower.near)) {
-        float upper_base = upper.top > -INFINITE ? upper.top : 0, lower_base = lower.top > -INFINITE ? lower.top : 0;
-#pragma unroll
-        for (int j = 0; j < 32; j++) {
-            upper_sum += __expf(s[4 * j] - upper_base) + __expf(s[4 * j + 1] - upper_base);
-            lower_sum += __expf(s[4 * j + 2] - lower_base) + __expf(s[4 * j + 3] - lower_base);
-        }
-        upper_sum = quad_sum(upper_sum), lower_sum = quad_sum(lower_sum);
-        upper.learn(upper_sum, p), lower.learn(lower_sum, p);
-        __syncwarp();
-        upper.demand(p), lower.demand(p);
-        if (__any_sync(~0u, upper.top >= upper.least || lower.top >= lower.least)) {
-            int in_upper = 0, in_lower = 0, at_upper = 0, at_lower = 0;
-#pragma unroll
-            for (int j = 0; j < 32; j++) {
-                in_upper += (s[4 * j] >= upper.least) + (s[4 * j + 1] >= upper.least);
-                in_lower += (s[4 * j + 2] >= lower.least) + (s[4 * j + 3] >= lower.least);
-            }
-            take_room(upper, lower, in_upper, in_lower, p, at_upper, at_lower);
-            int o = column * COLUMNS + lane_column;
-#pragma unroll
-            for (int n = 0; n < 128; n++) {
-                const Row &of = n & 2 ? lower : upper;
-                int &at = n & 2 ? at_lower : at_upper;
-                if (s[n] >= of.least) {
-                    if (at < __ldg(p.room + of.b)) {
-                        long long to = __ldg(p.start + of.b) + at;
-                        p.value[to] = s[n] + of.offset;
-                        p.place[to] = (of.row - of.b * p.shifts) * p.slices + o + n / 4 * 8 + (n & 1);
-                    }
-                    at++;
-                }
-            }
-        }
-    }
-    upper.finish(upper_sum, column, p), lower.finish(lower_sum, column, p);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1) coarse_product(
-    const __grid_constant__ Map images, const __grid_constant__ Map slices, const __grid_constant__ Map bias, const float *offset,
-    float *bound, int *count, const long long *start, const int *room, float *value, int *place, float *row_top, float *row_sum,
-    int rows, int n_slices, int shifts, int length, int group, float depth, float share) {
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1) coarse_product(
+    const __grid_constant__ Map images, const __grid_constant__ Map slices, const __grid_constant__ Map norm, const float *prior,
+    const float *scale, const float *offset, float *top, int *best, int rows, int n_slices, int shifts, int length, int group) {
     extern __shared__ __align__(1024) char memory[];
-    const Problem p = {offset, bound, count, start, room, value, place, row_top, row_sum, rows, n_slices, shifts, length, group, depth, share};
+    const Problem p = {scale, offset, top, best, rows, (n_slices + GRAIN - 1) / GRAIN, shifts, length};
     u32 stages = shared_address(memory), biases = stages + STAGES * STAGE_BYTES, barriers = stages + BARRIERS_AT;
     u32 full = barriers, empty = full + 8 * STAGES, bias_full = empty + 8 * STAGES, bias_empty = bias_full + 16;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 2);
-        for (int i = 0; i < 2; i++) barrier_init(bias_full + 8 * i, 1), barrier_init(bias_empty + 8 * i, 256);
+        for (int i = 0; i < STAGES; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 2 * CLUSTER);
+        for (int i = 0; i < 2; i++) barrier_init(bias_full + 8 * i, 1), barrier_init(bias_empty + 8 * i, 8);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    int row_tiles = (rows + ROWS - 1) / ROWS, column_tiles = (n_slices + COLUMNS - 1) / COLUMNS, tiles = row_tiles * column_tiles;
-    int steps = (length + STEP - 1) / STEP, stage = 0, phase = 0, turn = 0;
+    cluster_meet();
+    int rank = blockIdx.x % CLUSTER, first_tile = blockIdx.x / CLUSTER, programs = gridDim.x / CLUSTER;
+    int row_tiles = (rows + CLUSTER * ROWS - 1) / (CLUSTER * ROWS), column_tiles = (n_slices + COLUMNS - 1) / COLUMNS;
+    int tiles = row_tiles * column_tiles, steps = (length + STEP - 1) / STEP, stage = 0, phase = 0, turn = 0;
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0)
-            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn++) {
-                int row_0, column, half = turn & 1;
-                locate(tile, row_tiles, column_tiles, group, row_0, column);
+            for (int tile = first_tile; tile < tiles; tile += programs, turn++) {
+                int row, column, half = turn & 1;
+                locate(tile, row_tiles, column_tiles, group, row, column);
+                int row_0 = (row * CLUSTER + rank) * ROWS;
                 barrier_wait(bias_empty + 8 * half, ((turn >> 1) & 1) ^ 1);
                 barrier_expect(bias_full + 8 * half, BIAS_BYTES);
-                copy_tile(biases + half * BIAS_BYTES, &bias, bias_full + 8 * half, column * COLUMNS, row_0 / shifts);
+                copy_tile(biases + half * BIAS_BYTES, &norm, bias_full + 8 * half, column * COLUMNS, row_0 / shifts);
+                copy_line(biases + half * BIAS_BYTES + NORM_BYTES, prior + column * COLUMNS, PRIOR_BYTES, bias_full + 8 * half);
                 for (int step = 0; step < steps; step++) {
                     barrier_wait(empty + 8 * stage, phase ^ 1);
                     barrier_expect(full + 8 * stage, STAGE_BYTES);
-                    u32 to = stages + stage * STAGE_BYTES;
+                    u32 to = stages + stage * STAGE_BYTES, share = rank * (SLICE_BYTES / CLUSTER);
                     copy_tile(to, &images, full + 8 * stage, step * STEP, row_0);
-                    copy_tile(to + IMAGE_BYTES, &slices, full + 8 * stage, step * STEP, column * COLUMNS);
+                    copy_to_all(to + IMAGE_BYTES + share, &slices, full + 8 * stage, step * STEP, column * COLUMNS + rank * (COLUMNS / CLUSTER));
                     if (++stage == STAGES) stage = 0, phase ^= 1;
                 }
             }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        int which = threadIdx.x / 128 - 1, row = which * 64 + (threadIdx.x & 127) / 32 * 16 + (threadIdx.x & 31) / 4;
-        bool speaks = (threadIdx.x & 127) == 0;
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        int which = threadIdx.x / 128 - 1, line = which * 64 + (threadIdx.x & 127) / 32 * 16 + (threadIdx.x & 31) / 4;
+        u32 speaker = threadIdx.x & 127;  // the first threads of a group of warps tell one block each that a stage is read
         float s[128];
-        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn++) {
-            int row_0, column, half = turn & 1, last = 0;
-            locate(tile, row_tiles, column_tiles, group, row_0, column);
-            for (int step = 0; step < steps; step++) {
+        for (int tile = first_tile; tile < tiles; tile += programs, turn++) {
+            int row, column, half = turn & 1, last = -1;
+            locate(tile, row_tiles, column_tiles, group, row, column);
+            int row_0 = (row * CLUSTER + rank) * ROWS;
+            auto take = [&](int count) {  // the next step's products, of 16 coefficients each; the stage before it is free then
                 barrier_wait(full + 8 * stage, phase);
                 u32 from = stages + stage * STAGE_BYTES + which * 64 * STEP * 2, with = stages + stage * STAGE_BYTES + IMAGE_BYTES;
                 asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
                 for (int k = 0; k < STEP / 16; k++)
-                    if (step * STEP + k * 16 < length) multiply(s, operand(from + 32 * k), operand(with + 32 * k), step + k > 0);
+                    if (k < count) multiply(s, operand(from + 32 * k), operand(with + 32 * k), last >= 0 || k > 0);
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                if (speaks && step > 0) barrier_arrive(empty + 8 * last);
+                if (speaker < CLUSTER && last >= 0) barrier_arrive_at(empty + 8 * last, speaker);
                 last = stage;
                 if (++stage == STAGES) stage = 0, phase ^= 1;
-            }
+            };
+            for (int step = 0; step < length / STEP; step++) take(STEP / 16);
+            if (length % STEP) take((length % STEP + 15) / 16);
+            Row upper(row_0 + line, p), lower(row_0 + line + 8, p);
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-            if (speaks) barrier_arrive(empty + 8 * last);
+            if (speaker < CLUSTER) barrier_arrive_at(empty + 8 * last, speaker);
             barrier_wait(bias_full + 8 * half, (turn >> 1) & 1);
-            reduce(s, (const float *)(memory + STAGES * STAGE_BYTES + half * BIAS_BYTES), row, row_0, column, p, bias_empty + 8 * half);
+            reduce(s, (const float *)(memory + STAGES * STAGE_BYTES + half * BIAS_BYTES), upper, lower, row_0, column, p, bias_empty + 8 * half);
         }
     }
+    __syncwarp();
+    cluster_meet();  // no block leaves while another writes to it
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,6 +54,12 @@ class Orientations:
     slices_OL: Tensor
     power: Power
     log_prior_O: Tensor
+
+    @cached_property
+    def padded_prior(self) -> Tensor:
+        """The log prior with as many columns as `power.halves` has rows: -inf where there is no orientation."""
+        missing = len(self.power.halves) - self.power.count
+        return torch.nn.functional.pad(self.log_prior_O.float(), (0, missing), value=-math.inf)
 
 
 def split_halves(value: Tensor) -> Tensor:

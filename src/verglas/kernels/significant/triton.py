@@ -31,11 +31,15 @@ def _of_parts(top_BP, sum_BP, i, PARTS: tl.constexpr):
     return top, total
 
 
-@triton.jit
-def _sum_kernel(log_weight, ptr, top_BP, sum_BP, STEP: tl.constexpr):
+@triton.jit(do_not_specialize=["length"])
+def _sum_kernel(log_weight, ptr, top_BP, sum_BP, count, best, length, STEP: tl.constexpr):
+    """Largest value and sum of each part of a run; and what the next kernel counts from."""
     i, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     start = tl.load(ptr + i)
     n = (tl.load(ptr + i + 1) - start).to(tl.int32)
+    if part == 0:
+        tl.store(count + i, 0)
+        tl.store(best + i, length)
     top, total, undefined = -float("inf"), tl.full([], 0.0, tl.float64), 0
     for first in range(part * STEP, n, parts * STEP):
         at = first + tl.arange(0, STEP)
@@ -105,18 +109,12 @@ def _bisect(candidate, c, low, high, top, target, STEP: tl.constexpr):
 
 
 @triton.jit
-def _threshold_kernel(
-    candidate, place, start_B, count_B, samples_B, top_B, total_B, target_B, log_rest,
-    kept_B, log_sum_B, threshold_B, accepted_B, STEP: tl.constexpr, PLACED: tl.constexpr,
-):  # fmt: skip
-    """Threshold of a run from its candidates, which may hold more than needed; they (and places) are closed up to kept_B."""
-    i = tl.program_id(0).to(tl.int64)
-    start, c, samples = tl.load(start_B + i), tl.load(count_B + i), tl.load(samples_B + i)
-    top, total = tl.load(top_B + i), tl.load(total_B + i)
+def settle(candidate, place, c, samples, top, total, rest, log_rest, STEP: tl.constexpr, PLACED: tl.constexpr):
+    """(kept candidates, log_sum, threshold, accepted samples) of a run from its c candidates, which may hold more than needed:
+    they (and places) are closed up to those kept. rest: share of the mass that may be left out."""
     usable = (top > -float("inf")) & (top < float("inf"))
     log_sum = tl.where(usable, top.to(tl.float64) + tl.log(total), top.to(tl.float64))
     least = tl.where(usable, log_sum.to(tl.float32) + log_rest - tl.log(samples.to(tl.float32)), float("inf"))
-    candidate += start
     kept = 0
     for first in range(0, c, STEP):
         at = first + tl.arange(0, STEP)
@@ -124,18 +122,17 @@ def _threshold_kernel(
         one = (value >= least).to(tl.int32)
         to = kept + tl.cumsum(one, 0) - one
         if PLACED:
-            where = tl.load(place + start + at, mask=at < c, other=0)
+            where = tl.load(place + at, mask=at < c, other=0)
             tl.debug_barrier()  # what is overwritten has been read
-            tl.store(place + start + to, where, mask=value >= least)
+            tl.store(place + to, where, mask=value >= least)
         tl.debug_barrier()
         tl.store(candidate + to, value, mask=value >= least)
         kept += tl.sum(one, 0)
     tl.debug_barrier()
-    tl.store(kept_B + i, kept)
-    tl.store(log_sum_B + i, log_sum)
     threshold, accepted = tl.full([], float("inf"), tl.float32), kept
     if usable & (kept > 0):
-        low = _bisect(candidate, kept, _ordered(least), _ordered(top) + 1, top, tl.load(target_B + i), STEP)
+        target = total - total * rest
+        low = _bisect(candidate, kept, _ordered(least), _ordered(top) + 1, top, target, STEP)
         from_here = _unordered(low)
         accepted = 0
         for first in range(0, kept, STEP):
@@ -144,6 +141,21 @@ def _threshold_kernel(
             take = value >= from_here
             threshold = tl.minimum(threshold, tl.min(tl.where(take, value, float("inf")), 0))
             accepted += tl.sum(take.to(tl.int32), 0)
+    return kept, log_sum, threshold, accepted
+
+
+@triton.jit
+def _threshold_kernel(
+    candidate, ptr, count_B, top_B, total_B, rest, log_rest, max_B, log_sum_B, threshold_B, accepted_B, STEP: tl.constexpr
+):
+    i = tl.program_id(0).to(tl.int64)
+    start = tl.load(ptr + i)
+    samples, c = tl.load(ptr + i + 1) - start, tl.load(count_B + i)
+    top, total = tl.load(top_B + i), tl.load(total_B + i)
+    candidate += start
+    _, log_sum, threshold, accepted = settle(candidate, candidate, c, samples, top, total, rest, log_rest, STEP, False)
+    tl.store(max_B + i, top.to(tl.float64))
+    tl.store(log_sum_B + i, log_sum)
     tl.store(threshold_B + i, threshold.to(tl.float64))
     tl.store(accepted_B + i, accepted)
 
@@ -151,27 +163,6 @@ def _threshold_kernel(
 def log_rest(fraction: float) -> float:
     """Log of the share of the mass that may be left out, less a margin for rounding."""
     return math.log1p(-fraction) - MARGIN
-
-
-def thresholds(
-    candidate: Tensor, place: Tensor | None, start_B: Tensor, count_B: Tensor, samples_B: Tensor, top_B: Tensor, total_B: Tensor,
-    fraction: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(candidates that may be significant, int32; log_sum, threshold, float64; accepted samples, int64), each [B].
-
-    candidate: float32, count_B (int32) of them for each run from start_B (int64) on, closed up in place, and `place` (int32)
-    with them; samples_B: length of the runs; top_B: largest (float32); total_B: sum of exponentials relative to it (float64).
-    """
-    n, device = len(start_B), candidate.device
-    kept_B = torch.empty(n, dtype=torch.int32, device=device)
-    log_sum_B, threshold_B = torch.empty(2, n, dtype=torch.float64, device=device).unbind()
-    accepted_B = torch.empty(n, dtype=torch.int64, device=device)
-    if n:
-        _threshold_kernel[(n,)](
-            candidate, candidate if place is None else place, start_B, count_B, samples_B, top_B, total_B, fraction * total_B,
-            log_rest(fraction), kept_B, log_sum_B, threshold_B, accepted_B, STEP=STEP, PLACED=place is not None, num_warps=WARPS,
-        )  # fmt: skip
-    return kept_B, log_sum_B, threshold_B, accepted_B
 
 
 def parts_of(samples: int, runs: int) -> int:
@@ -188,14 +179,19 @@ def significant_triton(log_weight_N: Tensor, ptr_B1: Tensor, fraction: float) ->
     top_BP = torch.empty(n, parts, device=device)
     sum_BP = torch.empty(n, parts, dtype=torch.float64, device=device)
     candidate, top_B = torch.empty_like(log_weight), torch.empty(n, device=device)
-    total_B = torch.empty(n, dtype=torch.float64, device=device)
-    count_B = torch.zeros(n, dtype=torch.int32, device=device)
-    best_B = torch.full((n,), len(log_weight), dtype=torch.int64, device=device)
+    count_B = torch.empty(n, dtype=torch.int32, device=device)
+    total_B, max_B, log_sum_B, threshold_B = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(4))
+    best_B, accepted_B = (torch.empty(n, dtype=torch.int64, device=device) for _ in range(2))
     if n:
-        _sum_kernel[(n, parts)](log_weight, ptr_B1, top_BP, sum_BP, STEP=STEP, num_warps=WARPS)
+        _sum_kernel[(n, parts)](
+            log_weight, ptr_B1, top_BP, sum_BP, count_B, best_B, len(log_weight), STEP=STEP, num_warps=WARPS
+        )
         _list_kernel[(n, parts)](
             log_weight, ptr_B1, top_BP, sum_BP, candidate, count_B, best_B, top_B, total_B, log_rest(fraction),
             STEP=STEP, PARTS=parts, num_warps=WARPS,
         )  # fmt: skip
-    found = thresholds(candidate, None, ptr_B1[:-1], count_B, ptr_B1.diff(), top_B, total_B, fraction)
-    return Significance(top_B.double(), found[1], best_B, found[2], found[3])
+        _threshold_kernel[(n,)](
+            candidate, ptr_B1, count_B, top_B, total_B, 1 - fraction, log_rest(fraction), max_B, log_sum_B, threshold_B,
+            accepted_B, STEP=STEP, num_warps=WARPS,
+        )  # fmt: skip
+    return Significance(max_B, log_sum_B, best_B, threshold_B, accepted_B)
