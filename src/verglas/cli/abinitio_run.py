@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record, plan_as_refinement
+from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
 from verglas.cli.refine_watch import Record
 from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
 from verglas.errors import InputError
 from verglas.refinement.config import AbInitioConfig, RefineConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from verglas.cli.abinitio_report import FirstModelsReport
     from verglas.io.runfolder import RunFolder
     from verglas.particles.table import ParticleTable
@@ -69,10 +67,6 @@ class FirstModels(Run):
                              f"at most {len(table) // FEWEST_PER_CLASS}: {FEWEST_PER_CLASS} particles a class")  # fmt: skip
         self.notices += check_without_reference(table, config, self.job.ignore_contrast)
         return table
-
-    def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
-        """What the engine may use: as for a classification with all particles, whose batches are the largest."""
-        return plan_as_refinement(table, self.job.config, device)
 
     def prepare(
         self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
