@@ -21,9 +21,8 @@ from verglas.io.star import read_star
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.reference import low_pass, symmetry_correlation
 from verglas.maximization.running import accumulator_of, on_rows, rows_of, stepped
-from verglas.maximization.symmetry_axes import placed_on_axes, turned
 from verglas.particles.table import ParticleTable
-from verglas.postprocess.align import align
+from verglas.postprocess.align import align, turned
 from verglas.refinement import abinitio
 from verglas.refinement import abinitio_schedule as schedule
 from verglas.refinement.abinitio_schedule import Stage
@@ -95,28 +94,29 @@ def test_a_step_goes_towards_the_batch() -> None:
     assert torch.equal(accumulator_of(second_V3, 32, 5, 1.0, 10).total()[:, :3], torch.full_like(first_V3, 5.0))
 
 
-@pytest.mark.parametrize("symmetry", ["C3", "D2", "O"])
-def test_axes_are_found_wherever_they_lie(symmetry: str) -> None:
+@pytest.mark.parametrize("symmetry", ["D2", "I3"])
+def test_maps_and_poses_go_onto_the_axes_together(simulated: Path, symmetry: str) -> None:
     draw = torch.Generator().manual_seed(5)
+    config = replace(CONFIG, symmetry=symmetry)
+    session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), config, "cpu", 1)
     plain_ZYX = abinitio.random_blobs(32, 26, 4)
-    zero_3 = torch.zeros(3, dtype=torch.float64)
-    map_ZYX = torch.stack([turned(plain_ZYX, R_33, zero_3) for R_33 in symmetry_matrices(symmetry)]).mean(0)
-    away_ZYX = turned(map_ZYX, random_rotations(1, draw)[0], torch.tensor([1.0, -0.5, 0.7], dtype=torch.float64))
-    assert symmetry_correlation(away_ZYX, symmetry) < 0.85
-    found = placed_on_axes(away_ZYX, symmetry)
-    assert found.correlation > 0.9
-    assert symmetry_correlation(found.map_ZYX, symmetry) > 0.9
-    assert torch.allclose(turned(away_ZYX, found.rotation_33, found.centre_3), found.map_ZYX)
+    map_ZYX = turned(plain_ZYX, symmetry_matrices(symmetry)).mean(0)
+    away_ZYX = turned(map_ZYX, random_rotations(1, draw), torch.tensor([[1.0, -0.5, 0.7]]))[0]
+    state = replace(session.state, halves=[replace(session.state.halves[0], map_ZYX=away_ZYX)])
+    new, notes = abinitio.on_axes(state, config, abinitio_run.place_on_axes)
+    assert symmetry_correlation(away_ZYX, symmetry) < 0.9 < symmetry_correlation(new.halves[0].map_ZYX, symmetry)
+    assert new.halves[0].direction_prior_D.sum() == pytest.approx(1) and f"{symmetry} axes" in notes[0]
+    # The pose was the identity, x = r + t: a point r of the old map is at R (r - c) in the new one.
+    rotation_33, origin_2, point_3 = new.poses.rotation_B33[0], new.poses.origin_B2[0], torch.tensor([20.0, -10.0, 5.0]).double()
+    found = abinitio_run.place_on_axes(away_ZYX, 6.0, symmetry)
+    seen_3 = rotation_33 @ (found.rotation_33 @ (point_3 - found.centre_3))
+    assert torch.allclose(seen_3[:2] - origin_2, point_3[:2])  # origins bring what is off centre back to it
 
 
-def test_poses_go_with_the_map_onto_the_axes(simulated: Path) -> None:
+def test_a_point_group_needs_its_axes(simulated: Path) -> None:
     session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), replace(CONFIG, symmetry="C2"), "cpu", 1)
-    state, notes = abinitio.on_axes(session.state, replace(CONFIG, symmetry="C2"))
-    found = placed_on_axes(session.state.halves[0].map_ZYX, "C2")
-    # The pose of a particle was the identity: x = A r + t. Of the point r' = R (r - c) it is A R^T, and A c comes on top.
-    assert torch.allclose(state.poses.rotation_B33, found.rotation_33.T.expand(len(state.poses.norm_B), 3, 3))
-    assert torch.allclose(state.poses.origin_B2, -(found.centre_3[:2] * 6.0).expand(len(state.poses.norm_B), 2))
-    assert state.halves[0].direction_prior_D.sum() == pytest.approx(1) and "C2 axes" in notes[0]
+    with pytest.raises(ValueError, match="axes"):
+        next(abinitio.iterations(session))
 
 
 def test_a_random_start_finds_the_map(simulated: Path) -> None:

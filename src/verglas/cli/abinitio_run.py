@@ -13,9 +13,13 @@ from verglas.errors import InputError
 from verglas.refinement.config import AbInitioConfig, RefineConfig
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from verglas.cli.abinitio_report import FirstModelsReport
     from verglas.io.runfolder import RunFolder
     from verglas.particles.table import ParticleTable
+    from verglas.refinement.abinitio import Placed
     from verglas.refinement.dataset import Progress
     from verglas.refinement.driver import Iteration, Session
     from verglas.refinement.plan import RunPlan
@@ -81,7 +85,7 @@ class FirstModels(Run):
         """Rounds of the gradient, then iterations with all particles."""
         from verglas.refinement import abinitio
 
-        return abinitio.iterations(session, progress)
+        return abinitio.iterations(session, progress, place_on_axes)
 
     def record(self, iteration: Iteration, table: ParticleTable) -> Record:
         """With the figures of the classes, the stage, and, when restarts were compared, how much they agree."""
@@ -138,6 +142,16 @@ def abinitio_record(iteration: Iteration, config: AbInitioConfig, before: Record
         "stage": stage.value,
         "consistency": consistency_of(state, config.classes) if stage is Stage.COMPARE else known,
     }
+
+
+def place_on_axes(map_ZYX: Tensor, pixel_size: float, symmetry: str) -> Placed:
+    """The map [N, N, N] (Å/px) turned and moved onto the axes that are found in it."""
+    from verglas.postprocess.find_symmetry import align_to_group, aligned
+    from verglas.refinement.abinitio import Placed
+
+    map_ZYX = map_ZYX.cpu()
+    found = align_to_group(map_ZYX, pixel_size, symmetry)
+    return Placed(aligned(map_ZYX, pixel_size, found), found.rotation_33, found.centre_3, found.mean)
 
 
 def consistency_of(state: State, classes: int) -> float:

@@ -9,8 +9,8 @@ images of a map and of its mirror image are the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from verglas.maximization.halves import solve_single
 from verglas.maximization.reference import flatten, low_pass
 from verglas.maximization.running import accumulator_of, prior_power, stepped
 from verglas.maximization.sums import half_plane_counts, updated_noise, updated_offset_sigma
-from verglas.maximization.symmetry_axes import placed_on_axes
 from verglas.particles.table import ParticleTable
 from verglas.refinement import classes, driver
 from verglas.refinement import schedule as sampling
@@ -52,6 +51,23 @@ GRADIENT_PADDING = 1.0
 OFFSET_SIGMA = 0.04  # of the diameter, at the start
 
 
+@dataclass(frozen=True)
+class Placed:
+    """map_ZYX(R (r - centre)) = a given map(r), so that the axes found in that map stand where the point group has them.
+
+    rotation_33: R; centre_3: (x, y, z), Å from the centre voxel; correlation: of the map with its copies turned by the group.
+    """
+
+    map_ZYX: Tensor
+    rotation_33: Tensor
+    centre_3: Tensor
+    correlation: float
+
+
+PlaceOnAxes = Callable[[Tensor, float, str], Placed]
+"""Map [N, N, N], pixel size in Å, point group -> the map on the group's axes."""
+
+
 def prepare(
     table: ParticleTable, config: AbInitioConfig, device: torch.device | str = "cpu", threads: int | None = None,
     progress: Progress | None = None, planned: RunPlan | None = None,
@@ -69,16 +85,27 @@ def prepare(
     return replace(session, state=state, config=replace(config, symmetry=driver.normalise_name(config.symmetry)), notices=notices)
 
 
-def iterations(session: Session, progress: Progress | None = None) -> Iterator[Iteration]:
-    """All iterations from the session's state on: rounds of the gradient, then those with all particles."""
+def iterations(
+    session: Session, progress: Progress | None = None, place: PlaceOnAxes | None = None
+) -> Iterator[Iteration]:
+    """All iterations from the session's state on: rounds of the gradient, then those with all particles.
+
+    place: finds the axes of the point group in a map; ValueError if there is a group, but nothing to find it with.
+    """
     state, config = session.state, session.config
     assert isinstance(config, AbInitioConfig)
+    if config.symmetry != "C1" and place is None:
+        raise ValueError(f"symmetry {config.symmetry} needs `place`, which finds its axes")
     while stage_of(state.iteration + 1, config) is not None:
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
+        if place is not None and symmetry_begins(state, config):
+            state, notes = on_axes(state, config, place)
+        else:
+            notes = []
         done = iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet)
         state = done.state
-        yield done
+        yield replace(done, notes=[*notes, *done.notes])
 
 
 def iterate(
@@ -92,8 +119,6 @@ def iterate(
         state = replace(state, schedule=sampling.initial_schedule(config, state.pixel_size))
     if stage is Stage.COMPARE:
         state = replace(state, halves=_all_candidates(state))
-    if stage is Stage.SYMMETRIC and stage_of(state.iteration, config) is not Stage.SYMMETRIC:
-        state, notes = on_axes(state, config)
     done = classes.iterate(state, data, full_config(config, stage, state.pixel_size), on, mask_ZYX, progress)
     new = done.state
     if stage is Stage.COMPARE:
@@ -167,21 +192,27 @@ def gradient_step(
     return replace(state, halves=models, running=kept, current_size=2 * radius)
 
 
-def on_axes(state: State, config: AbInitioConfig) -> tuple[State, list[str]]:
+def symmetry_begins(state: State, config: AbInitioConfig) -> bool:
+    """Whether the coming iteration is the first with the point group."""
+    now, before = stage_of(state.iteration + 1, config), stage_of(state.iteration, config)
+    return now is Stage.SYMMETRIC and before is not Stage.SYMMETRIC
+
+
+def on_axes(state: State, config: AbInitioConfig, place: PlaceOnAxes) -> tuple[State, list[str]]:
     """Maps and poses turned so that the symmetry axes found in each map stand where the point group has them."""
     poses, notes, models = copied(state.poses), list[str](), []
     count = OrientationGrid.build(state.schedule.healpix_order, 0, config.symmetry, 0.0).n_directions
     for k, model in enumerate(state.halves):
-        found = placed_on_axes(model.map_ZYX, config.symmetry)
+        found = place(model.map_ZYX, state.pixel_size, config.symmetry)
         notes.append(f"Class {k + 1}: {config.symmetry} axes found, correlation with its turned copies {found.correlation:.2f}.")
         mine = poses.class_B == k
         turned_B33 = poses.rotation_B33[mine]
-        moved_B2 = (turned_B33 @ found.centre_3)[:, :2] * state.pixel_size
+        moved_B2 = (turned_B33 @ found.centre_3)[:, :2]
         poses.rotation_B33[mine] = turned_B33 @ found.rotation_33.T
         poses.origin_B2[mine] -= moved_B2
         share = float(model.direction_prior_D.sum())
         flat_D = torch.full((count,), share / count, dtype=torch.float64)
-        models.append(replace(model, map_ZYX=found.map_ZYX.float(), direction_prior_D=flat_D))
+        models.append(replace(model, map_ZYX=found.map_ZYX.to(model.map_ZYX), direction_prior_D=flat_D))
     return replace(state, halves=models, poses=poses), notes
 
 
