@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Heading -> command -> "module:class" in verglas.cli. A module is imported only when its command is asked for (or for --help).
 COMMANDS: dict[str, dict[str, str]] = {
     "From particles to a map": {
+        "solve": "solve:Solve",
         "refine": "refine:Refine",
         "classify2d": "classify2d:Classify2d",
         "abinitio": "abinitio:AbInitio",
@@ -123,10 +124,11 @@ def _dispatch(arguments: list[str]) -> int:
         close = difflib.get_close_matches(name, all_commands(), n=1)
         hint = f"Did you mean '{close[0]}'?" if close else "`verglas --help` lists the commands."
         raise VerglasError(f"There is no command '{name}'. {hint}")
-    return _run(name, arguments[1:])
+    return run_words(name, arguments[1:])
 
 
-def _run(name: str, arguments: list[str]) -> int:
+def run_words(name: str, arguments: list[str]) -> int:
+    """Run command `name` with these words as options; the exit code. Errors of the command are raised."""
     import tyro
 
     chosen = command_class(name)
