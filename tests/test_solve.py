@@ -169,7 +169,8 @@ def test_the_whole_story(commands: Commands, capsys: pytest.CaptureFixture[str])
     assert result["resolution"]["value"] == 8.0 and result["particles_used"]["value"] == 550
     page = Path("out/report.html").read_text()
     for text in ("verglas flip --maps", "the hand cannot be told", "kept: 6 classes", "left out: 4 classes",
-                 "3-D classes of another", "from random starts", "Agreement of the half-maps", "Viewing directions", "Local resolution"):  # fmt: skip
+                 "3-D classes of another", "from random starts", "Agreement of the half-maps", "Viewing directions",
+                 "Local resolution"):  # fmt: skip
         assert text in page, text
     assert Path("out/map.png").is_file()
 
