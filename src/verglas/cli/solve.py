@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Solve:
-    """From particles, junk included, to a map with an honest resolution: no reference, no symmetry, no decisions needed.
+    """From particles alone, junk included, to a map with an honest resolution.
+
+    No reference, no symmetry, no clean data are needed.
 
     2-D classes, choice of the good ones, a first model, its symmetry, 3-D classes, refinement, post-processing and local
     resolution follow each other, each as the verglas command of that name in a folder of its own below --out. report.html
