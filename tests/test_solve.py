@@ -48,6 +48,12 @@ def test_what_may_be_claimed() -> None:
     assert choices.hand_text(4.1)[0] and not choices.hand_text(3.9)[0]
 
 
+def test_a_weak_likeness_is_no_symmetry() -> None:
+    assert choices.symmetry("D2", 0.8)[0] == "D2" and choices.symmetry("C1", 1.0)[0] == "C1"
+    name, why = choices.symmetry("C7", 0.57)
+    assert name == "C1" and "--sym C7" in why
+
+
 class Commands:
     """Stands in for the commands of the stages: writes the files that the next one reads, and notes the words it was called with.
 

@@ -79,17 +79,13 @@ def symmetry(story: Story) -> None:
         return
     out = story.command("4_symmetry", "align-symmetry", "--map", model, "--sym", story.job.sym)
     figures = figures_of(out)
-    name, weakest = str(figures["symmetry"]), float(figures["worst_operation"])
+    name, reason = str(figures["symmetry"]), "asked for with --sym"
+    if story.job.sym == "auto":
+        name, reason = choices.symmetry(name, float(figures["worst_operation"]))
     story.facts["sym"] = name
     if name != "C1":
         story.facts["reference"] = out / "symmetrised.mrc"
-    if story.job.sym != "auto":
-        story.decide("Symmetry", name, "asked for with --sym")
-    elif name == "C1":
-        story.decide("Symmetry", "C1", "no turned copy of the first model agrees with it well enough (4_symmetry/report.html)")
-    else:
-        reason = f"the first model agrees with all its turned copies by at least {weakest:.2f}; no larger group holds"
-        story.decide("Symmetry", name, f"{reason} (4_symmetry/report.html)")
+    story.decide("Symmetry", name, reason)
 
 
 def classify3d(story: Story) -> None:
