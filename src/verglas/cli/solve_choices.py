@@ -76,7 +76,7 @@ def kept_classes(
 
 
 def symmetry(proposed: str, weakest: float) -> tuple[str, str]:
-    """(point group to go on with, reason). weakest: agreement of the first model with its least similar turned copy, 1 at best."""
+    """(point group to go on with, reason). weakest: agreement of the first model with its worst turned copy, 1 at best."""
     if proposed == "C1":
         return "C1", "no turned copy of the first model agrees with it well enough (4_symmetry/report.html)"
     seen = f"the first model agrees with all its {proposed} copies by at least {weakest:.2f} (4_symmetry/report.html)"
