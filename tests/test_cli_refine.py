@@ -319,7 +319,7 @@ def test_report_of_the_first_iteration_and_of_a_long_run():
     """One iteration without any change measured is enough for a page; many do not make it long."""
     config = RefineConfig(diameter=110)
     first = sections_of([record_of(example(1))], example(1), config, {}, {})
-    assert len(first) == 13 and "not changed" not in str(first)
+    assert len(first) == 14 and "not changed" not in str(first)
     long = [record_of(example(number % 4 + 1)) | {"iteration": number} for number in range(1, 41)]
     curves = sections_of(long, example(LAST, final=True), config, {}, {})[1]
     assert len(curves.ys) == 12 and curves.labels[0] == "iteration 1" and curves.labels[-1].startswith("iteration 40")

@@ -129,6 +129,18 @@ def test_directions_and_offsets_are_weighted_means() -> None:
     assert updated_offset_sigma(sums, 1.0) == pytest.approx(math.sqrt(spread / (2 * sums.weight)))
 
 
+def test_gain_is_the_mean_likelihood_over_that_of_noise() -> None:
+    """The average over all fine samples of prior times p(X | pose) / p(X | noise); the priors have mean 1."""
+    w, (_, result, _) = world(), sums_of_world()
+    samples = 72 * 8 * len(w.problem.plan.offsets.fine_F2)
+    for i in ROWS.tolist():
+        by_hand = posterior_by_hand(w, i, direction_prior(w), np.arange(72))
+        assert float(result.gain_B[i]) == pytest.approx(float(np.asarray(by_hand["evidence"])) - math.log(samples), abs=1e-4)
+        weight = weights_of(w, global_posterior(), i)
+        entropy = -(weight[weight > 0] * np.log(weight[weight > 0])).sum()
+        assert float(result.alignability_B[i]) == pytest.approx(1 - entropy / math.log(samples), abs=1e-5)
+
+
 def test_log_likelihood_is_the_normalised_evidence() -> None:
     w = world()
     _, result, _ = sums_of_world()

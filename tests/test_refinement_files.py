@@ -63,6 +63,7 @@ def test_poses_come_back_and_columns_stay(here):
     figures = {
         "rlnNormCorrection": "norm_B", "rlnLogLikeliContribution": "log_likelihood_B", "rlnMaxValueProbDistribution": "pmax_B",
         "rlnNrOfSignificantSamples": "significant_B", "rlnRandomSubset": "half_B", "vglPosteriorEntropy": "entropy_B",
+        "vglLogLikelihoodGain": "gain_B", "vglAlignability": "alignability_B",
     }  # fmt: skip
     for label, name in figures.items():
         assert read.frame[label].astype(float).tolist() == getattr(state.poses, name).tolist(), label

@@ -180,6 +180,8 @@ def junk_histograms(iteration: Iteration) -> list[Section]:
     likelihood_B, pmax_B, entropy_B = (one.cpu().numpy() for one in (poses.log_likelihood_B, poses.pmax_B, poses.entropy_B))
     return [
         Histogram("Log-likelihood of each particle", likelihood_B, "log-likelihood contribution", caption=JUNK),
+        Histogram("Log-likelihood of each particle, less that of noise alone", poses.gain_B.cpu().numpy(), "gain / nats",
+                  caption="Images with about 0 are as likely noise; `verglas select --outliers` discards the low tail."),
         Histogram("Largest posterior weight of each particle", pmax_B, "Pmax"),
         Histogram("Spread of each particle's posterior", entropy_B, "posterior entropy / nats",
                   caption="exp(entropy) is about the number of poses that share the particle."),

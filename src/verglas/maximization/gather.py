@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from verglas.expectation.classes import runs_of
 from verglas.expectation.images import NoiseSpectra, Prepared
-from verglas.expectation.search import Posterior, Searcher
+from verglas.expectation.search import Posterior, Searcher, SearchSpace
 from verglas.kernels.blocks import Blocks, owner
 from verglas.kernels.collect import collect
 from verglas.kernels.spectra import spectra
@@ -46,6 +47,8 @@ class BatchResult:
     significant_B: Tensor
     entropy_B: Tensor
     class_B: Tensor
+    gain_B: Tensor
+    alignability_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,27 @@ def update_sums(
         grid.child_rotations(posterior.best_orientation_B),
         facts.old_offset_B2.to(sigma2_S) + searcher.space.offsets.fine_F2.to(sigma2_S)[posterior.best_shift_B],
         norm_B, log_likelihood_B - log_normalisation(searcher, sigma2_S), posterior.pmax_B.double(),
-        posterior.significant_B, posterior.entropy_B.double(), class_B,
+        posterior.significant_B, posterior.entropy_B.double(), class_B, *quality(searcher.space, posterior),
     )  # fmt: skip
     totals = (offset2, mass_B.sum(), result.norm_B.sum(), result.log_likelihood_B.sum(), result.pmax_B.sum())
     sums.totals_5 += torch.stack(totals)
     sums.particles += len(result.norm_B)
     return result
+
+
+def quality(space: SearchSpace, posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """(gain_B, alignability_B), float64.
+
+    gain: ln p(image | map) - ln p(image | noise alone), the likelihood averaged over all samples with their priors. Scores are
+    log-likelihoods less that of noise alone. Priors are relative to their mean over the grid, except those of particles with
+    orientations of their own, whose sum is 1.
+    alignability: 1 - entropy / ln(number of samples of the whole grid): 0 if all poses are alike, 1 if one has all the weight.
+    """
+    grid, offsets = space.grid, len(space.offsets.fine_F2)
+    orientations = grid.count * grid.children_per_orientation
+    shared = orientations if len(space.log_prior_O) else grid.children_per_orientation
+    gain_B = posterior.log_evidence_B.double() - math.log(shared * offsets)
+    return gain_B, 1 - posterior.entropy_B.double() / max(math.log(orientations * offsets), 1e-9)
 
 
 def _add_to_scales(

@@ -12,7 +12,8 @@ from verglas.core.rotations import euler_from_matrix
 from verglas.particles.table import POSE_LABELS, ParticleTable
 from verglas.refinement.state import Poses, State
 
-ENTROPY_LABEL = "vglPosteriorEntropy"  # unknown to RELION, which carries such columns along as text
+# Unknown to RELION, which carries such columns along as text; docs/conventions.md says what they are.
+ENTROPY_LABEL, GAIN_LABEL, ALIGNABILITY_LABEL = "vglPosteriorEntropy", "vglLogLikelihoodGain", "vglAlignability"
 PIXEL_ORIGINS = ("rlnOriginX", "rlnOriginY")
 
 
@@ -52,6 +53,8 @@ def updated_table(state: State, table: ParticleTable) -> ParticleTable:
         "rlnMaxValueProbDistribution": poses.pmax_B.numpy(),
         "rlnNrOfSignificantSamples": poses.significant_B.numpy(),
         ENTROPY_LABEL: poses.entropy_B.numpy(),
+        GAIN_LABEL: poses.gain_B.numpy(),
+        ALIGNABILITY_LABEL: poses.alignability_B.numpy(),
     }
     return named_from_here(table.with_columns(**columns))
 

@@ -43,7 +43,8 @@ class Poses:
 
     rotation_B33: A, object to image; origin_B2: Å, centres the image; norm_B: norm correction; log_likelihood_B: natural
     logarithm (rlnLogLikeliContribution); pmax_B; significant_B: int64, coarse samples; entropy_B: of the posterior, nats;
-    half_B: int64, 1 or 2; micrograph_B: int64, scale group; class_B: int64, class of the best pose, 0 for the first.
+    half_B: int64, 1 or 2; micrograph_B: int64, scale group; class_B: int64, class of the best pose, 0 for the first;
+    gain_B, alignability_B: see `verglas.maximization.gather.quality`.
     """
 
     rotation_B33: Tensor
@@ -56,6 +57,8 @@ class Poses:
     half_B: Tensor
     micrograph_B: Tensor
     class_B: Tensor
+    gain_B: Tensor
+    alignability_B: Tensor
 
 
 @dataclass
