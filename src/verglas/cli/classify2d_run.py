@@ -118,9 +118,15 @@ class Classification2d(Run):
         from verglas.refinement.files_data import updated_table
 
         state, table = self._last
-        return updated_table(state, table).select(self._selected_rows(state))
+        return updated_table(state, table).select(self.selected_rows(state))
 
-    def _selected_rows(self, state: State) -> np.ndarray:
+    @property
+    def last_state(self) -> State:
+        """After the last iteration so far."""
+        return self._last[0]
+
+    def selected_rows(self, state: State) -> np.ndarray:
+        """Rows of the table that the rule selects, ascending."""
         import torch
 
         from verglas.refinement.class_quality import chosen_classes
@@ -148,7 +154,7 @@ class Classification2d(Run):
         files.write_classes2d(run.target, state, table, config, iteration.directions_D2, command_line())
         if state.iteration < config.max_iterations:
             return
-        qualities, rows = self.qualities(state), self._selected_rows(state)
+        qualities, rows = self.qualities(state), self.selected_rows(state)
         stack = run.target / f"{files.iteration_name(state.iteration)}_classes.mrcs"
         write_ranking(run.target / RANKING, stack, qualities, chosen_classes(config.select, qualities))
         ranked = sorted(range(len(qualities)), key=lambda k: -qualities[k].score)
@@ -161,7 +167,7 @@ class Classification2d(Run):
 
     def note_figures(self, run: RunFolder, state: State, last: Record) -> None:
         """What is selected comes first."""
-        rows = self._selected_rows(state)
+        rows = self.selected_rows(state)
         run.figure("selected", len(rows), "particles")
         run.figure("selected_classes", len(set(state.poses.class_B[rows].tolist())))
         run.figure("empty_classes", sum(one["particles"] == 0 for one in last["averages"]))
