@@ -5,7 +5,7 @@
 
 real: DIR holds particles_2374_ctf_fixed.star, particles_1391_no_poses.star (read by the last print only) and Class2D/job010,
 another program's classification of the same particles, which is judged by the same print: its classes taken in the order that is
-best for it. gpu: 100,000 x 128 px (10,000 simulated ones, each ten times), K=200; iterations until the seconds are over, and what
+best for it. gpu: 100,000 x 128 px (5,000 simulated ones, each twenty times), K=200; iterations until the seconds are over, and what
 25 would take.
 """
 
@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.simulated import simulated
+from benchmarks.simulated import AS_RELION, simulated
 from verglas.cli.classify2d_run import Classification2d, Classify2dJob
 from verglas.particles.table import ParticleTable
 from verglas.refinement import classify2d
 from verglas.refinement.config import Classify2dConfig
 
+SIMULATED = 5_000  # images, used again and again
 RECALL = 0.85  # at which the classes of another program are judged
 
 
@@ -70,7 +71,7 @@ def real(options: argparse.Namespace) -> None:
 
 def gpu(options: argparse.Namespace) -> None:
     """Time iterations of 100,000 particles against 200 classes."""
-    folder = simulated(options.work / "set128", str(options.model), 10_000, 128, 2.6)
+    folder = simulated(options.work / "set128", str(options.model), SIMULATED, 128, 2.6, (*AS_RELION, "--method", "slices"))
     table = ParticleTable.read(folder / "particles.star")
     table = table.select(np.tile(np.arange(len(table)), options.particles // len(table)))
     config = Classify2dConfig(diameter=240, classes=options.classes, seed=options.seed)

@@ -13,12 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from verglas.core.fourier import centred_irfft2, centred_rfft2, half_plane_pixels
 from verglas.core.masks import soft_circle
+from verglas.expectation.classes import ClassGrid
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OffsetGrid
 from verglas.maximization.planes import (
+    PlaneShells,
     PlaneSolution,
     centring_shifts,
     low_pass_planes,
@@ -27,6 +30,7 @@ from verglas.maximization.planes import (
     solve_planes,
 )
 from verglas.particles.table import ParticleTable
+from verglas.projection.planes import FourierPlanes
 from verglas.refinement import schedule as sampling
 from verglas.refinement.classes import changes, empty_classes, last_shell
 from verglas.refinement.config import Classify2dConfig
@@ -42,6 +46,9 @@ from verglas.refinement.step import Iteration, ParticleSet, Stopwatch, expect, u
 __all__ = ["Session", "iterations", "prepare"]
 KEEP_SAFE = 1.5  # a coarse search sees details of the arc between two angles over this (facts 3.3)
 SAMPLES_PER_CLASS = 1  # significant coarse samples of a particle, at most (facts 3.6): early posteriors are broad
+GROWTH, DIVIDING, DEAD = 1.5, 0.6, 0.1  # classes per iteration; share of the iterations; of the mean share of a class
+SETTLING, ALIKE = 3, 0.65  # iterations between looks for twins; likeness of twins (0.55 to 0.85; of other views 0.2 to 0.5)
+FEWEST_SAMPLES = 20
 PER_START = 300  # particles at most in one of the averages that it starts from
 
 
@@ -66,17 +73,17 @@ def prepare(
 
 def initial_state(table: ParticleTable, sigma2_noise_GS: Tensor, config: Classify2dConfig) -> State:
     """The state before there are averages."""
-    group, k = table.groups[0], config.classes
+    group = table.groups[0]
     micrograph_B, micrographs = micrograph_groups(table)
     flat_S = flat_spectrum(group.box // 2 + 1)
     model = HalfModel(
-        torch.zeros(group.box, group.box), sigma2_noise_GS, torch.full((1,), 1 / k, dtype=torch.float64),
+        torch.zeros(group.box, group.box), sigma2_noise_GS, torch.ones(1, dtype=torch.float64),
         config.initial_offset_sigma, 1.0, torch.ones(len(micrographs), dtype=torch.float64), flat_S, flat_S, flat_S, flat_S,
     )  # fmt: skip
     poses = initial_poses(table, torch.ones(len(table), dtype=torch.int64), micrograph_B)
     schedule = replace(sampling.initial_schedule(config, group.pixel_size), psi_step=360.0 / _grid(config).n_psi, local_sigma=0.0)
     return State(
-        0, [model] * k, poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box, flat_S, micrographs,
+        0, [model], poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box, flat_S, micrographs,
         classified=True,
     )  # fmt: skip
 
@@ -86,7 +93,7 @@ def with_first_averages(state: State, data: Dataset, config: Classify2dConfig, o
     sized = replace(state, current_size=sampling.image_size(state, config))
     half = PlaneExpectation(sized.halves, data, sized.poses, plan_of(sized, config), config, on)
     draw = torch.Generator().manual_seed(config.seed)
-    rows = torch.randperm(len(data), generator=draw)[: PER_START * config.classes]
+    rows = torch.randperm(len(data), generator=draw)[:PER_START]
     half.add_at_random(rows, config.seed)
     image_CYX = low_pass_planes(solve_planes(half.averages, None).image_CYX, config.initial_resolution, state.pixel_size)
     image_CYX *= _mask(state, config, on)
@@ -109,6 +116,7 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
     """The iteration after `state`; `state` itself stays as it is."""
     watch = Stopwatch(on.device)
     number = state.iteration + 1
+    state, notes = grown(state, config)
     schedule = sampling.perturb(state.schedule, config, number)
     state = replace(state, iteration=number, schedule=schedule, current_size=sampling.image_size(state, config))
     plan = plan_of(state, config)
@@ -121,8 +129,78 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
         best = max(last_shell(model, new) for model in new.halves)
         new = sampling.update_resolution(new, new.resolution_of(best))
         new = replace(new, schedule=changes(state.poses, new, config))
-    notes = [*half.notices, *empty_classes(state, new)]
+    notes += [*half.notices, *empty_classes(state, new)]
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
+
+
+def grown(state: State, config: Classify2dConfig) -> tuple[State, list[str]]:
+    """The state with more classes until there are all, the largest divided; and, in the first part of the run, with one divided for
+    every class that has nearly died out or shows what another one shows. What was done, too.
+
+    Both parts of a class begin with its average plus and minus noise of its own strength, as if each were the average of a
+    random part of its particles.
+    """
+    count = len(state.halves)
+    if state.iteration == 0 or state.iteration > DIVIDING * config.max_iterations:
+        return state, []
+    share_C = torch.stack([model.direction_prior_D.sum() for model in state.halves])
+    more = min(config.classes, max(count + 1, int(GROWTH * count))) - count
+    free = [k for k in range(count) if float(share_C[k]) * count < DEAD]
+    notes = [f"{len(free)} classes had nearly no particles any more: the largest were divided instead."] if free else []
+    if more == 0 and state.iteration % SETTLING == 0:
+        twins = [k for k in twin_classes(state, config, share_C) if k not in free]
+        notes += [f"{len(twins)} classes showed what others show: the largest were divided instead."] if twins else []
+        free += twins
+    models = list(state.halves) + [state.halves[0]] * more
+    largest = [k for k in torch.argsort(share_C, descending=True, stable=True).tolist() if k not in free]
+    for old, new in zip(largest, free + list(range(count, count + more))):
+        models[old], models[new] = divided(models[old], config.seed + 1000 * state.iteration + new)
+    return replace(state, halves=models), notes
+
+
+def twin_classes(state: State, config: Classify2dConfig, share_C: Tensor) -> list[int]:
+    """Classes that look like a larger one."""
+    like_CC = likeness(state, config)
+    twins = []
+    for k in torch.argsort(share_C, stable=True).tolist():
+        larger_C = share_C > share_C[k]
+        larger_C[twins] = False
+        if bool((like_CC[k][larger_C] > ALIKE).any()):
+            twins.append(k)
+    return twins
+
+
+def likeness(state: State, config: Classify2dConfig) -> Tensor:
+    """Largest correlation of every two class averages over in-plane turns [C, C], 0 on the diagonal; every shell up to the present
+    resolution counts by its coefficients, as far as it stands out of the noise of both."""
+    image_CYX = torch.stack([model.map_ZYX.cpu() for model in state.halves])
+    radius = min(state.shell_of(state.current_resolution), state.box // 2)
+    pixels = half_plane_pixels(state.box, radius, order="rows")
+    planes = FourierPlanes.from_images(image_CYX, radius, config.padding, "cpu")
+    grid = ClassGrid(InPlaneGrid.build(config.psi_step / 2, 0), len(image_CYX))
+    orientation_O = torch.arange(grid.count)
+    turned_O2K = planes.slices(grid.rotations(orientation_O), grid.class_of(orientation_O), pixels.coordinates_K3())
+    turned_O2K *= (pixels.shell_K > 0) / turned_O2K.square().sum(1).mean(0).sqrt().clamp_min(1e-20)
+    ssnr_CS = torch.stack([model.ssnr_S for model in state.halves])
+    weight_CK = (ssnr_CS / (1 + ssnr_CS)).sqrt()[:, pixels.shell_K].float()
+    turned_OK = (turned_O2K * weight_CK[grid.class_of(orientation_O)][:, None]).flatten(1)
+    turned_OK /= turned_OK.norm(dim=1, keepdim=True).clamp_min(1e-20)
+    upright_CK = turned_OK[:: grid.grid.n_psi]
+    like_CC = (upright_CK @ turned_OK.T).unflatten(1, (len(image_CYX), -1)).amax(2)
+    return like_CC.fill_diagonal_(0)
+
+
+def divided(model: HalfModel, seed: int) -> tuple[HalfModel, HalfModel]:
+    """A class as two: its average plus and minus the noise that is in it (see `grown`)."""
+    box = model.map_ZYX.shape[-1]
+    draw = torch.Generator().manual_seed(seed)
+    white_YX = torch.randn(box, box, generator=draw)
+    amplitude_S = (model.sigma2_S * 2 * box**2 * model.ssnr_S / (1 + model.ssnr_S)).sqrt()
+    shell_YX = PlaneShells(box, box, box // 2, "cpu").shell_YX
+    noise_YX = centred_irfft2(centred_rfft2(white_YX) * amplitude_S.float()[shell_YX], box).to(model.map_ZYX)
+    prior_D = model.direction_prior_D / 2
+    first, second = (replace(model, map_ZYX=model.map_ZYX + sign * noise_YX, direction_prior_D=prior_D) for sign in (1, -1))
+    return first, second
 
 
 def plan_of(state: State, config: Classify2dConfig) -> Plan:
@@ -131,7 +209,7 @@ def plan_of(state: State, config: Classify2dConfig) -> Plan:
     coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size, KEEP_SAFE)
     offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
     model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding)
-    most = SAMPLES_PER_CLASS * config.classes
+    most = max(SAMPLES_PER_CLASS * len(state.halves), FEWEST_SAMPLES)
     return Plan(_grid(config, schedule.perturbation), offsets, model_grid, schedule, correlate=False, most=most)
 
 
