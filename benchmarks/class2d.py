@@ -5,8 +5,8 @@
 
 real: DIR holds particles_2374_ctf_fixed.star, particles_1391_no_poses.star (read by the last print only) and Class2D/job010,
 another program's classification of the same particles, which is judged by the same print: its classes taken in the order that is
-best for it. gpu: 100,000 x 128 px (5,000 simulated ones, each twenty times), K=200; iterations until the seconds are over, and what
-25 would take.
+best for it. gpu: 100,000 x 128 px (5,000 simulated ones, each twenty times), K=200; iterations until the seconds are over, and
+what 25 would take.
 """
 
 from __future__ import annotations

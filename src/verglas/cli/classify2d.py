@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class Classify2d(ParticleOptions):
     """Sort particles into classes by their views, and select the good ones.
 
-    All particles are compared with all class averages, turned and shifted, starting from averages of random particles; no
-    reference is needed. Writes run_itNNN_classes.mrcs, _data.star (rlnClassNumber), _model.star, _sampling.star and
-    _optimiser.star of every iteration, which RELION reads; at the end class_ranking.star, class_averages.png (the
-    best first) and particles_selected.star. report.html shows how it goes. Classes that lose all their particles stay empty,
-    which is said.
+    All particles are compared with all class averages, turned and shifted; no reference is needed. It starts from one
+    average of random particles, and the largest classes are divided until there are all; in the first part of a run, classes that
+    die out or show what others show are given up and the largest divided instead, later ones stay empty.
+
+    Writes run_itNNN_classes.mrcs, _data.star (rlnClassNumber), _model.star, _sampling.star and _optimiser.star of every
+    iteration, which RELION reads; at the end class_ranking.star, class_averages.png (the best first) and
+    particles_selected.star. report.html shows how it goes.
 
     A run that was stopped goes on with --continue DIR.
 

@@ -75,7 +75,11 @@ def class_curves(history: Sequence[Record]) -> list[Section]:
     """Shares of the largest classes, and how many particles change class, over the iterations."""
     last = history[-1]["averages"]
     largest = sorted(range(len(last)), key=lambda k: -last[k]["share"])[:MOST_CURVES]
-    shares = [np.array([100 * record["averages"][k]["share"] for record in history]) for k in largest]
+
+    def share(record: Record, k: int) -> float:
+        return 100 * record["averages"][k]["share"] if k < len(record["averages"]) else 0.0  # classes grow in number
+
+    shares = [np.array([share(record, k) for record in history]) for k in largest]
     changed = np.array([100 * record["changes_classes"] for record in history])
     best = np.array([record["resolution"] for record in history])
     at = numbers(history)

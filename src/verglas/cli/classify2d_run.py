@@ -53,7 +53,7 @@ class Classify2dJob(Job):
             raise InputError("--tau2-fudge", f"{c.tau2_fudge:g}", "a finite number above 0", "2 is usual.")
         if not PSI_STEPS[0] <= c.psi_step <= PSI_STEPS[1]:
             raise InputError("--psi-step", f"{c.psi_step:g}°", f"{PSI_STEPS[0]:g} to {PSI_STEPS[1]:g}", "12 is usual.")
-        check_rule(c.select)
+        check_rule(c.select, c.classes)
         super().check()
 
 

@@ -60,24 +60,22 @@ def contrasts(image_CYX: Tensor, radius: float) -> Tensor:
 def chosen_classes(rule: str, qualities: list[ClassQuality]) -> list[int]:
     """Numbers, from 1, of the classes that a rule selects, the best first.
 
-    rule: "auto" (score at least `GOOD_SCORE`), "score>=X", or numbers such as "1,4,7-9". InputError for anything else, and for
-    classes that are not there.
+    rule: "auto" (score at least `GOOD_SCORE`), "score>=X", or numbers such as "1,4,7-9" (those that are not there
+    yet are left out). InputError for anything else.
     """
     ranked = sorted(range(1, len(qualities) + 1), key=lambda k: -qualities[k - 1].score)
     least = _least_score(rule)
     if least is not None:
         return [k for k in ranked if qualities[k - 1].score >= least]
     wanted = _numbers(rule)
-    beyond = [k for k in wanted if not 1 <= k <= len(qualities)]
-    if beyond:
-        raise InputError("--select", f"class {beyond[0]}", f"classes from 1 to {len(qualities)}")
     return [k for k in ranked if k in wanted]
 
 
-def check_rule(rule: str) -> None:
-    """InputError for a rule that `chosen_classes` would not understand."""
-    if _least_score(rule) is None:
-        _numbers(rule)
+def check_rule(rule: str, classes: int) -> None:
+    """InputError for a rule that `chosen_classes` would not understand, or that names a class beyond the last."""
+    beyond = [] if _least_score(rule) is not None else sorted(k for k in _numbers(rule) if not 1 <= k <= classes)
+    if beyond:
+        raise InputError("--select", f"class {beyond[0]}", f"classes from 1 to {classes}")
 
 
 def _least_score(rule: str) -> float | None:

@@ -1,12 +1,17 @@
 """2-D classification: all particles against K class averages, turned and shifted (RELION facts 5.6, 6.1).
 
-It starts from averages of random particles at random in-plane angles. The sampling stays fixed; a class's prior is the power of
-the average that its particles were compared with, times tau2_fudge. A class that loses its last particle stays empty: it keeps
-its average and is reported. `prepare` a session, then take `iterations` from it. Nothing is written or printed here.
+It starts from one average of random particles at random in-plane angles (a few, where there are few iterations), and the largest
+classes are divided until there are all: from K averages of random particles some views get several classes, others share one.
+Until three fifths of the iterations are over, classes that have nearly died out, or that show what a larger one shows, are given
+up for one more division; after that a class that loses its last particle stays empty: it keeps its average and is reported.
+
+The sampling stays fixed; a class's prior is the power of the average that its particles were compared with, times tau2_fudge.
+`prepare` a session, then take `iterations` from it. Nothing is written or printed here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -73,19 +78,25 @@ def prepare(
 
 def initial_state(table: ParticleTable, sigma2_noise_GS: Tensor, config: Classify2dConfig) -> State:
     """The state before there are averages."""
-    group = table.groups[0]
+    group, count = table.groups[0], first_count(config)
     micrograph_B, micrographs = micrograph_groups(table)
     flat_S = flat_spectrum(group.box // 2 + 1)
     model = HalfModel(
-        torch.zeros(group.box, group.box), sigma2_noise_GS, torch.ones(1, dtype=torch.float64),
+        torch.zeros(group.box, group.box), sigma2_noise_GS, torch.full((1,), 1 / count, dtype=torch.float64),
         config.initial_offset_sigma, 1.0, torch.ones(len(micrographs), dtype=torch.float64), flat_S, flat_S, flat_S, flat_S,
     )  # fmt: skip
     poses = initial_poses(table, torch.ones(len(table), dtype=torch.int64), micrograph_B)
     schedule = replace(sampling.initial_schedule(config, group.pixel_size), psi_step=360.0 / _grid(config).n_psi, local_sigma=0.0)
     return State(
-        0, [model], poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box, flat_S, micrographs,
-        classified=True,
+        0, [model] * count, poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box, flat_S,
+        micrographs, classified=True,
     )  # fmt: skip
+
+
+def first_count(config: Classify2dConfig) -> int:
+    """How many classes to begin with so that all are there in time (see `grown`): mostly one."""
+    steps = int(DIVIDING * config.max_iterations)
+    return max(1, math.ceil(config.classes / GROWTH**steps))
 
 
 def with_first_averages(state: State, data: Dataset, config: Classify2dConfig, on: Computing) -> State:
@@ -93,7 +104,7 @@ def with_first_averages(state: State, data: Dataset, config: Classify2dConfig, o
     sized = replace(state, current_size=sampling.image_size(state, config))
     half = PlaneExpectation(sized.halves, data, sized.poses, plan_of(sized, config), config, on)
     draw = torch.Generator().manual_seed(config.seed)
-    rows = torch.randperm(len(data), generator=draw)[:PER_START]
+    rows = torch.randperm(len(data), generator=draw)[: PER_START * len(state.halves)]
     half.add_at_random(rows, config.seed)
     image_CYX = low_pass_planes(solve_planes(half.averages, None).image_CYX, config.initial_resolution, state.pixel_size)
     image_CYX *= _mask(state, config, on)
@@ -134,17 +145,19 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
 
 
 def grown(state: State, config: Classify2dConfig) -> tuple[State, list[str]]:
-    """The state with more classes until there are all, the largest divided; and, in the first part of the run, with one divided for
-    every class that has nearly died out or shows what another one shows. What was done, too.
+    """The state with more classes until there are all, the largest divided; and, in the first part of the run, with one divided
+    for every class that has nearly died out or shows what another one shows. What was done, too.
 
     Both parts of a class begin with its average plus and minus noise of its own strength, as if each were the average of a
     random part of its particles.
     """
     count = len(state.halves)
-    if state.iteration == 0 or state.iteration > DIVIDING * config.max_iterations:
+    if state.iteration == 0:
         return state, []
     share_C = torch.stack([model.direction_prior_D.sum() for model in state.halves])
     more = min(config.classes, max(count + 1, int(GROWTH * count))) - count
+    if more == 0 and state.iteration > DIVIDING * config.max_iterations:
+        return state, []
     free = [k for k in range(count) if float(share_C[k]) * count < DEAD]
     notes = [f"{len(free)} classes had nearly no particles any more: the largest were divided instead."] if free else []
     if more == 0 and state.iteration % SETTLING == 0:
@@ -171,8 +184,8 @@ def twin_classes(state: State, config: Classify2dConfig, share_C: Tensor) -> lis
 
 
 def likeness(state: State, config: Classify2dConfig) -> Tensor:
-    """Largest correlation of every two class averages over in-plane turns [C, C], 0 on the diagonal; every shell up to the present
-    resolution counts by its coefficients, as far as it stands out of the noise of both."""
+    """Largest correlation of every two class averages over in-plane turns [C, C], 0 on the diagonal; every shell up to the
+    present resolution counts by its coefficients, as far as it stands out of the noise of both."""
     image_CYX = torch.stack([model.map_ZYX.cpu() for model in state.halves])
     radius = min(state.shell_of(state.current_resolution), state.box // 2)
     pixels = half_plane_pixels(state.box, radius, order="rows")

@@ -1,0 +1,152 @@
+"""2-D classification: views told apart whatever the seed, classes divided, averages judged and selected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from verglas.core.fourier import centred_irfft2, half_plane_pixels
+from verglas.core.rotations import matrix_from_euler
+from verglas.errors import InputError
+from verglas.io.mrc import StackWriter
+from verglas.io.star import StarBlock, write_star
+from verglas.maximization.planes import moved_planes
+from verglas.optics.ctf import CtfParameters, ctf_reference_BK
+from verglas.optics.group import OpticsGroup
+from verglas.particles.table import ParticleTable
+from verglas.projection.volume import FourierVolume
+from verglas.refinement import classify2d
+from verglas.refinement.class_quality import ClassQuality, check_rule, chosen_classes, class_qualities
+from verglas.refinement.config import Classify2dConfig
+from verglas.refinement.state import State
+from verglas.simulation.maps import truth_map
+from verglas.testing.made_up import shell_of_domains
+
+BOX, PIXEL, VIEWS, EACH, SNR = 32, 5.0, 4, 150, 0.3
+DIRECTIONS_2V = torch.tensor([[0.0, 0.0, 90.0, 45.0], [0.0, 90.0, 90.0, 55.0]], dtype=torch.float64)  # rot, tilt of the views
+CONFIG = Classify2dConfig(diameter=130, classes=VIEWS, max_iterations=25, psi_step=24)
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> tuple[ParticleTable, np.ndarray]:
+    """Particles of four views of one molecule, in any in-plane angle, off centre, with CTF and noise; and which view each is."""
+    folder, draw, n = tmp_path_factory.mktemp("views"), torch.Generator().manual_seed(0), VIEWS * EACH
+    map_ZYX = truth_map(shell_of_domains(1500, 5.0, 45.0), BOX, PIXEL, 60.0).double()
+    view_B = torch.arange(n) % VIEWS
+    psi_B, defocus_B = (torch.rand(n, generator=draw, dtype=torch.float64) for _ in range(2))
+    psi_B, defocus_B, zero_B = 360 * psi_B, 10000 + 15000 * defocus_B, torch.zeros(n, dtype=torch.float64)
+    rotation_B33 = matrix_from_euler(zero_B, zero_B, psi_B) @ matrix_from_euler(*DIRECTIONS_2V, torch.zeros(VIEWS, dtype=torch.float64))[view_B]
+    pixels, group = half_plane_pixels(BOX), OpticsGroup("one", 1, 300.0, 2.7, 0.1, PIXEL, BOX)
+    slices_B2K = FourierVolume.from_map(map_ZYX, dtype=torch.float64).slices(rotation_B33, pixels)
+    ctf = CtfParameters(defocus_B, defocus_B, zero_B, zero_B, zero_B, zero_B + 1, has_envelope=False)
+    shift_B2 = 4 * torch.rand(n, 2, generator=draw, dtype=torch.float64) - 2  # px
+    phase_BK = 2 * math.pi / BOX * (shift_B2[:, :1] * pixels.x_K + shift_B2[:, 1:] * pixels.y_K)
+    contrast_BK = ctf_reference_BK(pixels.frequency_K2(PIXEL), ctf, group)
+    signal_BK = torch.polar(contrast_BK, phase_BK) * torch.complex(slices_B2K[:, 0], slices_B2K[:, 1])
+    image_BYX = centred_irfft2(pixels.scatter(signal_BK), BOX)
+    image_BYX *= math.sqrt(SNR) / image_BYX.std()
+    image_BYX += torch.randn(n, BOX, BOX, generator=draw, dtype=torch.float64)
+    return _written(folder, image_BYX, defocus_B), view_B.numpy()
+
+
+def _written(folder: Path, image_BYX: Tensor, defocus_B: Tensor) -> ParticleTable:
+    with StackWriter(folder / "p.mrcs", len(image_BYX), (BOX, BOX), PIXEL) as stack:
+        stack.append(image_BYX.float().numpy())
+    particles = pd.DataFrame({
+        "rlnImageName": [f"{i + 1:06d}@p.mrcs" for i in range(len(image_BYX))], "rlnDefocusU": defocus_B.numpy(),
+        "rlnDefocusV": defocus_B.numpy(), "rlnDefocusAngle": 0.0, "rlnOpticsGroup": 1,
+    })  # fmt: skip
+    optics = pd.DataFrame({
+        "rlnOpticsGroupName": ["one"], "rlnOpticsGroup": [1], "rlnVoltage": [300.0], "rlnSphericalAberration": [2.7],
+        "rlnAmplitudeContrast": [0.1], "rlnImagePixelSize": [PIXEL], "rlnImageSize": [BOX], "rlnImageDimensionality": [2],
+    })  # fmt: skip
+    blocks = {"optics": StarBlock.table("optics", optics), "particles": StarBlock.table("particles", particles)}
+    write_star(folder / "p.star", blocks)
+    return ParticleTable.read(folder / "p.star")
+
+
+def classified(table: ParticleTable, config: Classify2dConfig) -> list[State]:
+    session = classify2d.prepare(table, config)
+    return [done.state for done in classify2d.iterations(session)]
+
+
+def adjusted_rand(a_B: np.ndarray, b_B: np.ndarray) -> float:
+    """Agreement of two partitions: 1 the same, 0 what chance gives."""
+    table = np.zeros((a_B.max() + 1, b_B.max() + 1))
+    np.add.at(table, (a_B, b_B), 1)
+    same, rows, columns = (float((x * (x - 1) / 2).sum()) for x in (table, table.sum(1), table.sum(0)))
+    chance = rows * columns / (len(a_B) * (len(a_B) - 1) / 2)
+    return (same - chance) / ((rows + columns) / 2 - chance)
+
+
+def test_views_are_told_apart_whatever_the_seed(views: tuple[ParticleTable, np.ndarray]) -> None:
+    table, view_B = views
+    found = [classified(table, replace(CONFIG, seed=seed))[-1].poses.class_B.numpy() for seed in (0, 1, 2)]
+    assert min(adjusted_rand(one_B, view_B) for one_B in found) > 0.9
+    assert min(adjusted_rand(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2))) > 0.88
+
+
+def test_classes_grow_in_number_and_shares_sum_to_one(views: tuple[ParticleTable, np.ndarray]) -> None:
+    states = classified(views[0], replace(CONFIG, classes=7, max_iterations=6))
+    assert classify2d.first_count(replace(CONFIG, classes=7, max_iterations=6)) == 3
+    assert [len(state.halves) for state in states] == [3, 4, 6, 7, 7, 7]
+    for state in states:
+        assert sum(float(model.direction_prior_D.sum()) for model in state.halves) == pytest.approx(1)
+        assert int(state.poses.class_B.max()) < len(state.halves)
+
+
+def test_a_class_that_shows_what_another_shows_is_given_up(views: tuple[ParticleTable, np.ndarray]) -> None:
+    state = classified(views[0], replace(CONFIG, max_iterations=10))[-1]
+    like_CC = classify2d.likeness(state, CONFIG)
+    assert float(like_CC.max()) < classify2d.ALIKE
+    turned = state.halves[0].map_ZYX.rot90(1, (0, 1)).roll(1, 0)  # about the centre pixel
+    doubled = replace(state, iteration=3, halves=[*state.halves, replace(state.halves[0], map_ZYX=turned)])
+    doubled.halves[-1].direction_prior_D = 0.9 * doubled.halves[0].direction_prior_D
+    share_C = torch.stack([model.direction_prior_D.sum() for model in doubled.halves])
+    assert classify2d.twin_classes(doubled, CONFIG, share_C) == [VIEWS]
+    grown, notes = classify2d.grown(doubled, replace(CONFIG, classes=VIEWS + 1))
+    assert len(grown.halves) == VIEWS + 1 and "1 classes showed what others show" in notes[0]
+    largest = int(share_C.argmax())
+    for k in (largest, VIEWS):  # both are the largest class, plus and minus noise
+        both = torch.stack([grown.halves[k].map_ZYX.flatten(), state.halves[largest].map_ZYX.flatten()])
+        assert 0.8 < float(torch.corrcoef(both)[0, 1]) < 1
+
+
+def test_a_class_without_particles_keeps_its_average(views: tuple[ParticleTable, np.ndarray]) -> None:
+    session = classify2d.prepare(views[0], replace(CONFIG, classes=2, max_iterations=2))
+    state = session.state
+    far = moved_planes(-50 * state.halves[0].map_ZYX[None], torch.tensor([[5.0, 0.0]]))[0]  # like no particle
+    state = replace(state, iteration=24, halves=[state.halves[0], replace(state.halves[0], map_ZYX=far)])
+    done = classify2d.iterate(state, session.data, replace(CONFIG, classes=2), session.on, lambda *_: None)
+    assert "Class 2 has no particles any more" in " ".join(done.notes)
+    assert torch.equal(done.state.halves[1].map_ZYX, far) and not done.state.poses.class_B.any()
+
+
+def test_particles_score_higher_than_noise(views: tuple[ParticleTable, np.ndarray]) -> None:
+    state = classified(views[0], replace(CONFIG, max_iterations=12))[-1]
+    draw = torch.Generator().manual_seed(5)
+    scale = float(state.halves[0].map_ZYX.std())
+    noise = [replace(model, map_ZYX=scale * torch.randn(BOX, BOX, generator=draw)) for model in state.halves]
+    good, bad = (class_qualities(one, CONFIG.diameter) for one in (state, replace(state, halves=noise)))
+    assert min(one.score for one in good) > 1.5 * max(one.score for one in bad)
+    assert sum(one.particles for one in good) == VIEWS * EACH
+
+
+def test_rules_of_selection() -> None:
+    qualities = [ClassQuality(0.25, 10, 20.0, score) for score in (3.0, 9.0, 8.0, 30.0)]
+    assert chosen_classes("auto", qualities) == [4, 2, 3]
+    assert chosen_classes("score>=8.5", qualities) == [4, 2]
+    assert chosen_classes("1,3-4", qualities) == [4, 3, 1]
+    for rule in ("5", "0", "1-9"):
+        with pytest.raises(InputError, match="classes from 1 to 4"):
+            check_rule(rule, 4)
+    for rule in ("good", "score>=", "1;2"):
+        with pytest.raises(InputError, match="score>=X"):
+            check_rule(rule, 4)
