@@ -30,7 +30,7 @@ from verglas.simulation.maps import truth_map
 from verglas.testing.made_up import shell_of_domains
 
 BOX, PIXEL, VIEWS, EACH, SNR = 32, 5.0, 4, 150, 0.3
-DIRECTIONS_2V = torch.tensor([[0.0, 0.0, 90.0, 45.0], [0.0, 90.0, 90.0, 55.0]], dtype=torch.float64)  # rot, tilt of the views
+DIRECTIONS_2V = torch.tensor([[0.0, 0.0, 90.0, 45.0], [0.0, 90.0, 90.0, 55.0]], dtype=torch.float64)  # rot, tilt
 CONFIG = Classify2dConfig(diameter=130, classes=VIEWS, max_iterations=25, psi_step=24)
 
 
@@ -42,7 +42,8 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> tuple[ParticleTable, np.n
     view_B = torch.arange(n) % VIEWS
     psi_B, defocus_B = (torch.rand(n, generator=draw, dtype=torch.float64) for _ in range(2))
     psi_B, defocus_B, zero_B = 360 * psi_B, 10000 + 15000 * defocus_B, torch.zeros(n, dtype=torch.float64)
-    rotation_B33 = matrix_from_euler(zero_B, zero_B, psi_B) @ matrix_from_euler(*DIRECTIONS_2V, torch.zeros(VIEWS, dtype=torch.float64))[view_B]
+    to_view_V33 = matrix_from_euler(*DIRECTIONS_2V, torch.zeros(VIEWS, dtype=torch.float64))
+    rotation_B33 = matrix_from_euler(zero_B, zero_B, psi_B) @ to_view_V33[view_B]
     pixels, group = half_plane_pixels(BOX), OpticsGroup("one", 1, 300.0, 2.7, 0.1, PIXEL, BOX)
     slices_B2K = FourierVolume.from_map(map_ZYX, dtype=torch.float64).slices(rotation_B33, pixels)
     ctf = CtfParameters(defocus_B, defocus_B, zero_B, zero_B, zero_B, zero_B + 1, has_envelope=False)

@@ -174,7 +174,7 @@ def grown(state: State, config: Classify2dConfig) -> tuple[State, list[str]]:
 def twin_classes(state: State, config: Classify2dConfig, share_C: Tensor) -> list[int]:
     """Classes that look like a larger one."""
     like_CC = likeness(state, config)
-    twins = []
+    twins: list[int] = []
     for k in torch.argsort(share_C, stable=True).tolist():
         larger_C = share_C > share_C[k]
         larger_C[twins] = False
@@ -198,7 +198,7 @@ def likeness(state: State, config: Classify2dConfig) -> Tensor:
     weight_CK = (ssnr_CS / (1 + ssnr_CS)).sqrt()[:, pixels.shell_K].float()
     turned_OK = (turned_O2K * weight_CK[grid.class_of(orientation_O)][:, None]).flatten(1)
     turned_OK /= turned_OK.norm(dim=1, keepdim=True).clamp_min(1e-20)
-    upright_CK = turned_OK[:: grid.grid.n_psi]
+    upright_CK = turned_OK[:: grid.count // len(image_CYX)]
     like_CC = (upright_CK @ turned_OK.T).unflatten(1, (len(image_CYX), -1)).amax(2)
     return like_CC.fill_diagonal_(0)
 
