@@ -52,7 +52,7 @@ def made(options: argparse.Namespace, number: int) -> Path:
     return simulated(options.work / f"set{number}_{options.n}", str(options.model), options.n, BOX, PIXEL, words)
 
 
-def classified(data: Path, out: Path, words: list[str]) -> float:
+def classified(out: Path, words: list[str]) -> float:
     """Run `verglas classify3d`; seconds of the whole process. SystemExit with its last words if it fails."""
     fixed = ["--diameter", f"{DIAMETER:g}", "--sym", "D2", "--overwrite", "--out", str(out)]
     begin = time.perf_counter()
@@ -74,7 +74,7 @@ def relion_classified(data: Path, out: Path, options: argparse.Namespace, seed: 
         "--norm", "--scale", "--particle_diameter", f"{DIAMETER:g}", "--sym", "D2", "--healpix_order", "2", "--offset_range", "5",
         "--offset_step", "2", "--oversampling", "1", "--pad", "2", "--tau2_fudge", "4", "--iter", str(options.iterations),
         "--pool", "10", "--dont_combine_weights_via_disc", "--preread_images", "--j", "1", "--random_seed", str(seed),
-        "--o", "run",
+        "--o", "./run",  # relion_refine wants a folder in it
     ]  # fmt: skip
     begin = time.perf_counter()
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ def relion_classified(data: Path, out: Path, options: argparse.Namespace, seed: 
     return time.perf_counter() - begin
 
 
-def classes_in(path: Path, data: Path) -> np.ndarray:
+def classes_in(path: Path) -> np.ndarray:
     """rlnClassNumber of every image, in the order of the set (programs may sort their particles)."""
     frame = ParticleTable.read(path).frame
     number_B = frame["rlnImageName"].astype(str).str.partition("@")[0].astype(int).to_numpy()
@@ -124,8 +124,8 @@ def oracle(data: Path, out: Path, truth_B: np.ndarray, device: str) -> float:
     references = [str(data / f"truth_class{k:03d}.mrc") for k in (1, 2)]
     words = ["--particles", str(data / "truth.star"), "--reference", *references, "--skip-align", "--absolute-greyscale",
              "--initial-resolution", f"{2.2 * PIXEL:g}", "--iterations", "1", "--device", device]  # fmt: skip
-    classified(data, out, words)
-    found_B = classes_in(out / "run_it001_data.star", data)
+    classified(out, words)
+    found_B = classes_in(out / "run_it001_data.star")
     return float((found_B == truth_B)[truth_B > 0].mean())
 
 
@@ -138,10 +138,10 @@ def one_run(
         words = ["--particles", str(data / "particles.star"), "--reference", str(data / "start.mrc"), "--classes", str(CLASSES),
                  "--initial-resolution", f"{RESOLUTION:g}", "--iterations", str(options.iterations), "--seed", str(seed),
                  "--device", options.device, *options.words]  # fmt: skip
-        seconds = classified(data, out, words)
+        seconds = classified(out, words)
     else:
         seconds = relion_classified(data, out, options, seed)
-    found_B = classes_in(out / f"run_it{options.iterations:03d}_data.star", data)
+    found_B = classes_in(out / f"run_it{options.iterations:03d}_data.star")
     table = confusion(found_B, truth_B)
     accuracy, junk = scored(table)
     print(f"{data.name} {name} seed {seed}: accuracy {accuracy:.4f}, junk outside {junk:.3f}, {seconds:.1f} s, {table.tolist()}",
