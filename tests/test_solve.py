@@ -140,8 +140,10 @@ def particles(tmp_path: Path) -> ParticleTable:
     with StackWriter(tmp_path / "images.mrcs", n=2, box_yx=(BOX, BOX), pixel_size=PIXEL) as stack:
         stack.append(np.zeros((2, BOX, BOX), np.float32))
     optics = pd.DataFrame({"rlnOpticsGroup": [1], "rlnImagePixelSize": [PIXEL], "rlnImageSize": [BOX],
-                           "rlnImageDimensionality": [2]})  # fmt: skip
-    frame = pd.DataFrame({"rlnImageName": [f"{1 + i % 2:06d}@images.mrcs" for i in range(N)], "rlnOpticsGroup": 1})
+                           "rlnImageDimensionality": [2], "rlnVoltage": [300.0], "rlnSphericalAberration": [2.7],
+                           "rlnAmplitudeContrast": [0.1]})  # fmt: skip
+    frame = pd.DataFrame({"rlnImageName": [f"{1 + i % 2:06d}@images.mrcs" for i in range(N)], "rlnOpticsGroup": 1,
+                          "rlnDefocusU": 15000.0})  # fmt: skip
     table = ParticleTable(frame, optics, tmp_path, tmp_path / "particles.star")
     table.write(tmp_path / "particles.star")
     return table
@@ -182,9 +184,10 @@ def test_the_whole_story(commands: Commands, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("stage", ["classify2d", "classify3d", "refine", "localres"])
-def test_a_stopped_run_goes_on_at_its_stage(commands: Commands, stage: str) -> None:
+def test_a_stopped_run_goes_on_at_its_stage(commands: Commands, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     commands.stop = stage
     assert solve() == 130
+    assert "verglas solve --continue" in capsys.readouterr().err.replace("\n", " ")
     assert not Path("out/result.json").exists()
     commands.stop, commands.calls = "", []
     assert main(["solve", "--continue", "out"]) == 0
@@ -243,6 +246,18 @@ def test_options_that_make_no_sense_are_refused(
 ) -> None:
     assert solve(*more) == 2
     assert message in capsys.readouterr().err and not Path("out").exists() and not commands.calls
+
+
+def test_inverted_contrast_is_told_before_anything_is_made(
+    commands: Commands, particles: ParticleTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--n", "200", "--box", "32", "--pixel", "6", "--snr", "1", "--seed", "3", "--device", "cpu", "--model", "demo"]
+    assert main(["simulate", *words, "--out", "set"]) == 0
+    assert main(["stack", "--particles", "set/particles.star", "--invert", "--out", "dark"]) == 0
+    assert solve("--particles", "dark/particles.star", "--diameter", "150") == 2
+    assert "contrast is inverted" in capsys.readouterr().err and not Path("out").exists()
+    assert solve("--particles", "dark/particles.star", "--diameter", "150", "--ignore-contrast", "--classes3d", "1") == 0
+    assert all("--ignore-contrast" in words for name, words in commands.calls if name in solve_run.RESUMABLE)
 
 
 def test_too_few_particles(commands: Commands, particles: ParticleTable, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,8 @@ class Solve:
     """Of all random choices."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
+    ignore_contrast: Flag = False
+    """Go on even if images look inverted (protein dark)."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
     computing: Computing = field(default_factory=Computing)
@@ -74,6 +76,6 @@ class Solve:
         return SolveJob(
             particles=absolute(self.particles), diameter=self.diameter, out=absolute(self.out), sym=self.sym,
             classes2d=self.classes2d, classes3d=self.classes3d, seed=self.seed,
-            folder=absolute(self.folder) if self.folder else None, overwrite=self.overwrite,
-            device=self.computing.device, threads=self.computing.threads,
+            folder=absolute(self.folder) if self.folder else None, ignore_contrast=self.ignore_contrast,
+            overwrite=self.overwrite, device=self.computing.device, threads=self.computing.threads,
         )  # fmt: skip

@@ -38,6 +38,7 @@ class SolveJob:
     classes3d: int | None = None
     seed: int = 0
     folder: Path | None = None
+    ignore_contrast: bool = False
     overwrite: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
@@ -153,6 +154,9 @@ def solve(job: SolveJob, resumed: bool = False) -> Story:
         except NothingFound as nothing:
             story.facts["nothing"] = str(nothing)
             run.log(str(nothing))
+        except KeyboardInterrupt:
+            run.log(f"All of it can go on: verglas solve --continue {job.out}")
+            raise
         write_decisions(story)
         write_story(story)
     return story

@@ -22,11 +22,16 @@ MAP_NAMES = {"half1": "run_half1_class001_unfil.mrc", "half2": "run_half2_class0
 
 
 def check_particles(job: SolveJob) -> None:
-    """InputError before a folder is made: too few particles, or more classes asked for than they can fill."""
-    count = len(table_of(job.particles, job.folder))
-    choices.check_count(count, job.particles)
-    choices.classes2d(count, job.classes2d)
-    choices.classes3d(count, job.classes3d)
+    """InputError before a folder is made: too few particles, more classes asked for than they can fill, no CTF, inverted
+    contrast, a diameter beyond the box."""
+    from verglas.refinement.config import RefineConfig
+    from verglas.refinement.inputs import check_without_reference
+
+    table = table_of(job.particles, job.folder)
+    choices.check_count(len(table), job.particles)
+    choices.classes2d(len(table), job.classes2d)
+    choices.classes3d(len(table), job.classes3d)
+    check_without_reference(table, RefineConfig(diameter=job.diameter, seed=job.seed), job.ignore_contrast)
 
 
 def classify2d(story: Story) -> None:
@@ -150,7 +155,7 @@ STAGES: tuple[Callable[[Story], None], ...] = (
 
 def common(job: SolveJob) -> list[object]:
     """Words of all iterative stages."""
-    return ["--diameter", f"{job.diameter:g}", "--seed", job.seed]
+    return ["--diameter", f"{job.diameter:g}", "--seed", job.seed, *(["--ignore-contrast"] if job.ignore_contrast else [])]
 
 
 def half_maps(story: Story) -> list[object]:
