@@ -1,4 +1,4 @@
-"""Two rules of RELION that verglas does not follow, so that everything else can be compared: drop-in replacements."""
+"""Three rules of RELION that verglas does not follow, so that everything else can be compared: drop-in replacements."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ class RelionSearcher(Searcher):
 
 @contextmanager
 def relion_rules() -> Iterator[None]:
-    """Within, local searches and correlations follow RELION."""
+    """Within, local searches (their prior, and the shells of their coarse pass) and correlations follow RELION."""
     with ExitStack() as stack:
         stack.enter_context(patch("verglas.refinement.expect.select_local", select_local))
         stack.enter_context(patch("verglas.refinement.expect.Searcher", RelionSearcher))
+        stack.enter_context(patch("verglas.refinement.schedule.local_coarse_size", lambda state, largest: largest))
         yield
