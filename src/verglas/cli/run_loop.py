@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from verglas.cli.behind import Behind
 from verglas.cli.common import check_seed
+from verglas.cli.disk import disk_notice
 from verglas.cli.refine_watch import Record, Watch, read_history
 from verglas.errors import InputError, OutputError
 from verglas.io import staging
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from verglas.refinement.state import State
 
 OF_THE_PLACE = ("config", "out", "overwrite", "device", "threads")  # of a job: not taken from a record as they stand there
+USUAL_ITERATIONS = 25  # of a refinement, which ends by itself
 AnyJob = TypeVar("AnyJob", bound="Job")
 
 
@@ -87,6 +89,7 @@ class Run(Iterator["Iteration"]):
         self.notices: list[str] = []
         self.history: list[Record] = []
         self._table = table
+        self._disk_looked_at = False
         self._events = self._drive()
 
     def __next__(self) -> Iteration:
@@ -249,6 +252,13 @@ class Run(Iterator["Iteration"]):
             path = checkpoint.path_of(run.target, state.iteration)
             checkpoint.save(path, state, config, checkpoint.fingerprint(table))
             checkpoint.prune(run.target)
+        if not self._disk_looked_at:
+            self._disk_looked_at = True
+            ends_by_itself = type(config) is RefineConfig
+            expected = min(config.max_iterations, USUAL_ITERATIONS) if ends_by_itself else config.max_iterations
+            notice = disk_notice(run.target, state.iteration, expected)
+            if notice is not None:
+                run.log(notice)
         report.update(history, iteration)
 
 
