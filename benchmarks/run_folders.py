@@ -60,6 +60,13 @@ def check_page(path: Path) -> None:
         raise ValueError("is cut short")
 
 
+def check_picture(path: Path) -> None:
+    """A PNG file to its end."""
+    data = path.read_bytes()
+    if not (data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")):
+        raise ValueError("is no picture, or cut short")
+
+
 CHECKS: dict[str, Callable[[Path], Any]] = {
     ".star": read_star,
     ".mrc": read_map,
@@ -67,6 +74,7 @@ CHECKS: dict[str, Callable[[Path], Any]] = {
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     ".jsonl": check_events,
     ".html": check_page,
+    ".png": check_picture,
     ".log": lambda path: path.read_text(encoding="utf-8"),
 }
 

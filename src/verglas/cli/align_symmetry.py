@@ -23,7 +23,7 @@ class AlignSymmetry:
     """Find the point group of a map, turn the map onto its standard axes, and average over it.
 
     --sym auto compares the map with turned copies of itself at --resolution and proposes C1-C12, D2-D12, T, O or I, with scores
-    (1: as good as noise allows; below 0.65 for any operation: not that group). A group that is given is laid on the map where
+    (1: as good as noise allows; the best group needs 0.65, others 0.75 of that). A group that is given is laid on the map where
     it fits best. A map may have a symmetry at 15 Å that it lacks at 3 Å: compare refinements with and without it.
 
     Writes aligned.mrc, symmetrised.mrc, candidates.csv, the maps of --other-maps and the poses of --particles turned along.

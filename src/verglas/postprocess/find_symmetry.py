@@ -39,8 +39,8 @@ RESOLUTION = 15.0  # Å
 HIGHEST_FOLD = 12
 PROPOSED = (*(f"C{n}" for n in range(2, HIGHEST_FOLD + 1)), *(f"D{n}" for n in range(2, HIGHEST_FOLD + 1)), "T", "O", "I")
 MAIN_FOLD = {"T": 3, "O": 4, "I": 5}
-HOLDS = 0.65  # share of the ceiling that every operation must reach (figures: benchmarks/NOTES.md)
-OF_BEST = 0.75  # the same as a share of the best that any group has: noise lowers all operations alike
+HOLDS = 0.65  # share of the ceiling that every operation of the best group must reach (figures: benchmarks/NOTES.md)
+OF_BEST = 0.75  # of what the best group reaches, for every operation of another: noise lowers all operations alike
 WORTH_A_LOOK = 0.15  # score of an axis that groups are laid on
 DIRECTIONS = 1000  # about 5 degrees apart
 AXES_KEPT, AXES_APART = 2, 20.0  # per order; degrees
@@ -126,9 +126,9 @@ def aligned(map_ZYX: Tensor, pixel_size: float, found: Candidate) -> Tensor:
 
 
 def choose(tried: Sequence[Candidate]) -> Candidate | None:
-    """The largest group whose worst operation holds; None if there is none."""
+    """The largest group whose worst operation holds beside that of the best group; None if not even that one holds."""
     best = max((one.weakest for one in tried), default=0.0)
-    holding = [one for one in tried if one.weakest >= max(HOLDS, OF_BEST * best)]
+    holding = [one for one in tried if best >= HOLDS and one.weakest >= OF_BEST * best]
     return max(holding, key=lambda one: (one.order, one.weakest), default=None)
 
 
