@@ -204,6 +204,7 @@ class Postprocess:
     ) -> None:  # fmt: skip
         import html
 
+        from verglas.io.mrc import read_map
         from verglas.report.page import write_report
         from verglas.report.pictures import map_picture, write_png
         from verglas.report.sections import KeyFigures, Pictures, Slices, Text
@@ -215,7 +216,8 @@ class Postprocess:
         if directional is not None:
             sections += directional_sections(directional, curves)
         map_ZYX = sharpened.map_ZYX.float().cpu().numpy()
-        shown = map_picture(map_ZYX)
+        masked = run.path("map_masked.mrc")  # sharpening brings out the noise around the particle
+        shown = map_picture(read_map(masked).data_ZYX if masked.exists() else map_ZYX)
         write_png(run.path("map.png"), shown)
         sections.append(Slices("Sharpened map", map_ZYX, pixel_size))
         line = "surface, projections and central slices, seen along z, y and x"

@@ -65,10 +65,13 @@ def outcome(story: Story) -> Section:
 
 
 def final_map(story: Story) -> list[Section]:
-    """The sharpened map; a picture of it lies beside the report, too."""
+    """The sharpened map, in its mask if it has one, as sharpening brings out the noise around it; the picture lies beside the
+    report, too."""
     if "7_postprocess" not in story.stages or "nothing" in story.facts:
         return []
-    picture = map_picture(read_map(story.stages["7_postprocess"] / "map.mrc").data_ZYX)
+    folder = story.stages["7_postprocess"]
+    masked = folder / "map_masked.mrc"
+    picture = map_picture(read_map(masked if masked.exists() else folder / "map.mrc").data_ZYX)
     write_png(story.run.path("map.png"), picture)
     return [Pictures("The map", {f"sharpened: {VIEWS}": picture})]
 

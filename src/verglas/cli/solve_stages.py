@@ -60,8 +60,9 @@ def select(story: Story) -> None:
     story.particles = out / "particles_selected.star"
     kept = len(table_of(story.particles))
     story.discarded["2-D classes that do not look like particles"] = story.facts["particles"] - kept
-    story.decide("Selection", f"{kept:,} particles of {good} classes kept, {len(ranking) - good} classes left out",
-                 "the averages of the others score too low: noise, ice, edges, or empty")  # fmt: skip
+    left_out = len(ranking) - good
+    reason = "the averages of the others score too low: noise, ice, edges, or empty" if left_out else "every average is good"
+    story.decide("Selection", f"{kept:,} particles of {good} classes kept, {left_out} classes left out", reason)
     choices.check_count(kept, story.particles)
 
 
