@@ -1,12 +1,12 @@
 """2-D classification: the real beta-galactosidase set against the list that a published refinement kept, and speed on a GPU.
 
     python -m benchmarks.class2d real --data DIR [--seed 0] [--iterations 25] [--work DIR]
-    python -m benchmarks.class2d gpu --model 6wg6_C1.npz --work DIR [--seconds 30]
+    python -m benchmarks.class2d gpu --model 6wg6_C1.npz --work DIR [--out FIGURES.json]
 
 real: DIR holds particles_2374_ctf_fixed.star, particles_1391_no_poses.star (read by the last print only) and Class2D/job010,
 another program's classification of the same particles, which is judged by the same print: its classes taken in the order that is
-best for it. gpu: 100,000 x 128 px (5,000 simulated ones, each twenty times), K=200; iterations until the seconds are over, and
-what 25 would take.
+best for it. gpu: 100,000 x 128 px, K=200, 25 iterations, whole process of `verglas classify2d`; with the true poses, how far the
+views of a class lie apart.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks.figures import publish
+from benchmarks.refinement_run import finished
 from benchmarks.simulated import AS_RELION, simulated
 from verglas.cli.classify2d_run import Classification2d, Classify2dJob
+from verglas.io.star import read_star
 from verglas.particles.table import ParticleTable
-from verglas.refinement import classify2d
 from verglas.refinement.config import Classify2dConfig
 
-SIMULATED = 5_000  # images, used again and again
+MODES: dict[str, tuple[str, ...]] = {"EM": ()}  # how they are asked for
 RECALL = 0.85  # at which the classes of another program are judged
 
 
@@ -70,26 +71,46 @@ def real(options: argparse.Namespace) -> None:
 
 
 def gpu(options: argparse.Namespace) -> None:
-    """Time iterations of 100,000 particles against 200 classes."""
-    folder = simulated(options.work / "set128", str(options.model), SIMULATED, 128, 2.6, (*AS_RELION, "--method", "slices"))
-    table = ParticleTable.read(folder / "particles.star")
-    table = table.select(np.tile(np.arange(len(table)), options.particles // len(table)))
-    config = Classify2dConfig(diameter=240, classes=options.classes, seed=options.seed)
-    begin = time.perf_counter()
-    session = classify2d.prepare(table, config, "cuda" if options.device == "auto" else options.device)
-    print(f"prepared {len(table)} in {time.perf_counter() - begin:.1f} s", flush=True)
-    begin, taken = time.perf_counter(), []
-    for done in classify2d.iterations(session):
-        taken.append(sum(done.seconds.values()))
-        poses = done.state.poses
-        stages = ", ".join(f"{name} {value:.2f}" for name, value in done.seconds.items())
-        print(f"{done.state.iteration:2d}: {stages} s; size {done.state.current_size} px, {done.state.current_resolution:.1f} Å, "
-              f"{poses.significant_B.double().mean():.0f} significant, Pmax {poses.pmax_B.mean():.2f}, "
-              f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)  # fmt: skip
-        if time.perf_counter() - begin > options.seconds:
-            break
-    left = config.max_iterations - len(taken)
-    print(f"25 iterations: {sum(taken) + left * taken[-1]:.0f} s ({left} of them taken to be like the last)")
+    """Time whole classifications of 100,000 particles into 200 classes, and judge them."""
+    device = "cuda" if options.device == "auto" else options.device
+    words = (*AS_RELION, "--method", "slices", "--float16", "--device", device)
+    data = simulated(options.work / "set128", str(options.model), options.particles, 128, 2.6, words)
+    figures = {}
+    for mode in options.modes:
+        out = options.work / mode
+        asked = ("--classes", str(options.classes), "--diameter", "240", "--seed", str(options.seed), "--device", device)
+        run = finished(out, ("classify2d", "--particles", str(data / "particles.star"), *asked, *MODES[mode]))
+        for one in run.iterations:
+            took = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in one["took"].items())
+            print(f"  {one['iteration']:2d}: {took} s; {len(one['averages'])} classes, {one['current_size']} px, "
+                  f"{one['resolution']:.1f} Å, {one['significant']:.0f} significant, Pmax {one['pmax']:.2f}")  # fmt: skip
+        last = len(run.iterations)
+        found = {"whole s": run.seconds, "iterations": last, **run.stages(), **judged(out, last, data / "truth.star")}
+        figures |= {f"{mode} {name}": value for name, value in found.items()}
+    publish(figures, options.out)
+
+
+def judged(out: Path, last: int, truth: Path) -> dict[str, float]:
+    """Figures of a classification's last iteration: how far views lie apart within classes, number of classes with particles, and
+    the classes' resolutions (median over particles)."""
+    found, true = (ParticleTable.read(path).frame for path in (out / f"run_it{last:03d}_data.star", truth))
+    class_B = found["rlnClassNumber"].to_numpy(int) - 1
+    rot_B, tilt_B = (np.deg2rad(true[f"rlnAngle{name}"].to_numpy(float)) for name in ("Rot", "Tilt"))
+    view_B3 = np.stack([np.sin(tilt_B) * np.cos(rot_B), np.sin(tilt_B) * np.sin(rot_B), np.cos(tilt_B)], 1)
+    model = read_star(out / f"run_it{last:03d}_model.star")["model_classes"].frame
+    resolution_C = model["rlnEstimatedResolution"].to_numpy(float)
+    return {
+        "view spread degrees": view_spread(class_B, view_B3), "classes": float(len(np.unique(class_B))),
+        "resolution Å": float(np.median(resolution_C[class_B])),
+    }  # fmt: skip
+
+
+def view_spread(class_B: np.ndarray, view_B3: np.ndarray) -> float:
+    """Median angle (degrees) between a particle's viewing direction and the mean one of its class; 0 is perfect."""
+    mean_C3 = np.zeros((class_B.max() + 1, 3))
+    np.add.at(mean_C3, class_B, view_B3)
+    mean_C3 /= np.maximum(np.linalg.norm(mean_C3, axis=1, keepdims=True), 1e-12)
+    return float(np.median(np.rad2deg(np.arccos((mean_C3[class_B] * view_B3).sum(1).clip(-1, 1)))))
 
 
 def main() -> None:
@@ -103,8 +124,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--particles", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     {"real": real, "gpu": gpu}[options.what](options)
 

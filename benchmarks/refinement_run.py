@@ -1,4 +1,4 @@
-"""`verglas refine` as a process of its own, and what its folder says of it: seconds, stages, iterations, quality."""
+"""`verglas refine` and other runs as processes of their own, and what their folders say: seconds, stages, iterations, quality."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """A finished refinement. seconds: of the whole process; begun: time.time() at its start; iterations: events of that kind."""
+    """A finished run. seconds: of the whole process; begun: time.time() at its start; iterations: events of that kind."""
 
     folder: Path
     seconds: float
@@ -65,13 +65,20 @@ def refined(
 
     SystemExit with its last words if it fails.
     """
-    command = [sys.executable, *program, "refine", "--particles", str(particles), "--reference", str(reference), "--out",
-               str(folder), "--overwrite", *words]  # fmt: skip
+    files = ("--particles", str(particles), "--reference", str(reference))
+    return finished(folder, ("refine", *files, *words), program, environment)
+
+
+def finished(
+    folder: Path, words: Sequence[str], program: Sequence[str] = ("-m", "verglas"), environment: Mapping[str, str] | None = None
+) -> Run:
+    """Run a command of verglas that leaves a run folder to its end, as `refined` does. words: its name and options, but --out."""
+    command = [sys.executable, *program, *words, "--out", str(folder), "--overwrite"]
     begun, begin = time.time(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(environment or {}))
     seconds = time.perf_counter() - begin
     if done.returncode:
-        raise SystemExit(f"verglas refine failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+        raise SystemExit(f"verglas {words[0]} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     return Run(folder, seconds, begun, iterations_of(folder))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
 from verglas.cli.refine_watch import Record
-from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
+from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
 from verglas.errors import InputError
 from verglas.refinement.config import AbInitioConfig, RefineConfig
 
@@ -66,9 +66,7 @@ class FirstModels(Run):
         from verglas.refinement.inputs import check_without_reference
 
         table, config = self.read_particles(), self.job.config
-        if len(table) < config.classes * FEWEST_PER_CLASS:
-            raise InputError("--classes", f"{config.classes} for {len(table)} particles",
-                             f"at most {len(table) // FEWEST_PER_CLASS}: {FEWEST_PER_CLASS} particles a class")  # fmt: skip
+        check_classes(table, config.classes, FEWEST_PER_CLASS)
         self.notices += check_without_reference(table, config, self.job.ignore_contrast)
         return table
 

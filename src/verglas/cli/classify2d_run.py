@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from verglas.cli.refine_watch import Record, record_of
-from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
+from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
 from verglas.errors import InputError
 from verglas.io.provenance import command_line
 from verglas.refinement.config import Classify2dConfig, RefineConfig
@@ -73,9 +73,7 @@ class Classification2d(Run):
         table, config = self.read_particles(), self.job.config
         check_diameter(table, config)
         contrast(table)  # InputError if columns are missing
-        if len(table) < config.classes * FEWEST_PER_CLASS:
-            raise InputError("--classes", f"{config.classes} for {len(table)} particles",
-                             f"at most {len(table) // FEWEST_PER_CLASS}: {FEWEST_PER_CLASS} particles a class")  # fmt: skip
+        check_classes(table, config.classes, FEWEST_PER_CLASS)
         return table
 
     def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from verglas.cli.references import check_alike
 from verglas.cli.refine_watch import Record, record_of
-from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
+from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
 from verglas.errors import InputError
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 
@@ -74,9 +74,7 @@ class Classification(Run):
         self._references = [read_map(path) for path in self.job.references]
         check_alike(self.job.references, self._references)
         self.notices += check_inputs(table, self._references[0], config, self.job.ignore_contrast)
-        if len(table) < config.classes * FEWEST_PER_CLASS:
-            raise InputError("--classes", f"{config.classes} for {len(table)} particles",
-                             f"at most {len(table) // FEWEST_PER_CLASS}: {FEWEST_PER_CLASS} particles a class")  # fmt: skip
+        check_classes(table, config.classes, FEWEST_PER_CLASS)
         needs = "--local-search" if config.local_sigma else "" if config.align == "all" else "--skip-align or --skip-rotate"
         if needs and "rlnAngleRot" not in table.frame.columns:
             raise InputError(self.job.particles, f"no poses (rlnAngleRot, ...), which {needs} needs", "particles with poses",

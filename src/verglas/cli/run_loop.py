@@ -296,6 +296,13 @@ def rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
+def check_classes(table: ParticleTable, classes: int, fewest: int) -> None:
+    """InputError if there are less than `fewest` particles for each class."""
+    if len(table) < classes * fewest:
+        raise InputError("--classes", f"{classes} for {len(table)} particles",
+                         f"at most {len(table) // fewest}: {fewest} particles a class")  # fmt: skip
+
+
 def note_common_figures(run: RunFolder, state: State, last: Record) -> None:
     """Key figures that all runs have."""
     run.figure("particles", len(state.poses.norm_B))

@@ -7,6 +7,7 @@ reference over all shifts at once (FFT), the best few are kept. Fine: their six 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,26 +99,38 @@ def small_rotation(vector_3: Tensor) -> Tensor:
 def _polish(
     moving_ZYX: Tensor, reference_ZYX: Tensor, rotation_33: Tensor, shift_3: Tensor, rounds: int = 40
 ) -> tuple[float, Tensor, Tensor]:
-    """Maximise the correlation over rotation and shift (px of these maps) from a start, by its gradient (L-BFGS)."""
+    """Maximise the correlation over rotation and shift (px of these maps) from a start."""
+
+    def correlation(rotation_33: Tensor, shift_3: Tensor) -> Tensor:
+        placed_ZYX = turned(moving_ZYX, rotation_33[None], shift_3[None])[0]
+        return (placed_ZYX * reference_ZYX).sum() / placed_ZYX.norm().clamp_min(1e-12)
+
+    return best_placed(correlation, rotation_33, shift_3, moving_ZYX.shape[0], rounds, 1e-9)
+
+
+def best_placed(
+    score: Callable[[Tensor, Tensor], Tensor], rotation_33: Tensor, shift_3: Tensor, box: int, rounds: int, tolerance: float
+) -> tuple[float, Tensor, Tensor]:
+    """Maximise a differentiable score of a rotation and a shift (px of maps of `box` px) from a start, by its gradient (L-BFGS).
+
+    Returns (score, rotation [3, 3], shift [3]); rounds: at most; tolerance: relative gain at which it ends.
+    """
     from scipy.optimize import minimize
 
-    unit = 4.0 / moving_ZYX.shape[0]  # a turn by one unit moves the particle's rim by about one pixel, as a shift does
+    unit = 4.0 / box  # a turn by one unit moves the particle's rim by about one pixel, as a shift does
 
     def placed(p: Tensor) -> tuple[Tensor, Tensor]:
         return small_rotation(p[:3] * unit) @ rotation_33, shift_3 + p[3:]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         p = torch.tensor(parameters, requires_grad=True)
-        rotation, shift = placed(p)
-        placed_ZYX = turned(moving_ZYX, rotation[None], shift[None])[0]
-        value = -(placed_ZYX * reference_ZYX).sum() / placed_ZYX.norm().clamp_min(1e-12)
+        value = -score(*placed(p))
         value.backward()
         assert p.grad is not None
         return float(value.detach()), p.grad.numpy()
 
-    best = minimize(loss, np.zeros(6), jac=True, method="L-BFGS-B", options={"maxiter": rounds, "ftol": 1e-9})
-    rotation, shift = placed(torch.from_numpy(best.x))
-    return -float(best.fun), rotation, shift
+    best = minimize(loss, np.zeros(6), jac=True, method="L-BFGS-B", options={"maxiter": rounds, "ftol": tolerance})
+    return -float(best.fun), *placed(torch.from_numpy(best.x))
 
 
 def align(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int = 4608, either_hand: bool = False) -> Alignment:

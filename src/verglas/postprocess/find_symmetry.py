@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from verglas.core.sphere import even_directions
 from verglas.core.symmetry import normalise_name, symmetry_matrices
 from verglas.errors import InputError
 from verglas.postprocess import mapops
-from verglas.postprocess.align import even_rotations, small_rotation
+from verglas.postprocess.align import best_placed, even_rotations
 from verglas.postprocess.self_correlation import (
     SmallMap,
     axis_scores,
@@ -164,24 +163,13 @@ def lay_on_axis(small: SmallMap, name: str, axis_3: Tensor) -> Candidate:
 
 
 def _polish(map_ZYX: Tensor, frame_33: Tensor, centre_3: Tensor, operation_R33: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximise the mean correlation over the frame's rotation and the centre (px) by its gradient (L-BFGS)."""
-    from scipy.optimize import minimize
+    """Maximise the mean correlation over the frame's rotation and the centre (px)."""
 
-    unit = 4.0 / map_ZYX.shape[0]  # a turn by one unit moves the particle's rim by about one pixel, as a shift does
+    def mean_correlation(frame_33: Tensor, centre_3: Tensor) -> Tensor:
+        return correlations(map_ZYX, frame_33.T @ operation_R33 @ frame_33, centre_3).mean()
 
-    def placed(p: Tensor) -> tuple[Tensor, Tensor]:
-        return small_rotation(p[:3] * unit) @ frame_33, centre_3 + p[3:]
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        p = torch.tensor(parameters, requires_grad=True)
-        frame, centre = placed(p)
-        value = -correlations(map_ZYX, frame.T @ operation_R33 @ frame, centre).mean()
-        value.backward()
-        assert p.grad is not None
-        return float(value.detach()), p.grad.numpy()
-
-    best = minimize(loss, np.zeros(6), jac=True, method="L-BFGS-B", options={"maxiter": 15, "ftol": 1e-5})
-    return placed(torch.from_numpy(best.x))
+    _, frame_33, centre_3 = best_placed(mean_correlation, frame_33, centre_3, map_ZYX.shape[0], rounds=15, tolerance=1e-5)
+    return frame_33, centre_3
 
 
 def _with_curves(small: SmallMap, best: Candidate, tried: list[Candidate]) -> FoundSymmetry:
