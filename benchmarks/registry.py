@@ -66,7 +66,7 @@ class Benchmark:
         return " ".join(dict.fromkeys(bar.row for bar in self.bars))
 
 
-ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m")
+ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m", "n")
 C1 = "models/6wg6_C1.npz"
 MODEL = ("--model", "{data}/" + C1, "--work", "{work}")
 EMPIAR = ("models/5a1a_D2.npz", "empiar10028_ctf/defocus_u_v_angle_105247.npy")
@@ -160,6 +160,11 @@ BENCHMARKS: tuple[Benchmark, ...] = (
             Bar("i", "c: share of the time in which the GPU computes", "busy share", ">=", 0.85),
             Bar("i2", "c with 11 GB of GPU memory: times the time without", "capped ratio", "<=", 1.3),
         ),
+    ),
+    Benchmark(
+        "gpu_classes", "whole 3-D classification, K=4, 10,000 x 128 px, 5 iterations: cold, cached", "gpu", "gpu", 60, "gpu_classes",
+        MODEL, files=(C1,),
+        bars=(Bar("n", "classification, K=4, 5 iterations, 10,000 x 128 px, whole process, cached", "cached s", "<=", 10, "s"),),
     ),
     Benchmark(
         "gpu_large", "auto-refinement at EMPIAR-10028's size, 105,247 x 360 px", "long", "gpu", 900, "gpu_large",
