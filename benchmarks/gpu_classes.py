@@ -38,7 +38,8 @@ def measured(work: Path, data: Path, options: argparse.Namespace) -> dict[str, f
         for name in ("cold", "cached"):
             run = finished(work / name, words, environment=environment)
             parts = parts_of(run)
-            print(f"{name}: {run.seconds:.2f} s", *(f"  {part} {value:.2f}" for part, value in parts.items()), sep="\n", flush=True)
+            print(f"{name}: {run.seconds:.2f} s")
+            print(*(f"  {part} {value:.2f}" for part, value in parts.items()), sep="\n", flush=True)
             found |= {f"{name} s": run.seconds} | {f"{name}, {part}": value for part, value in parts.items()}
     return found
 

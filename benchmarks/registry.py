@@ -162,7 +162,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ),
     ),
     Benchmark(
-        "gpu_classes", "whole 3-D classification, K=4, 10,000 x 128 px, 5 iterations: cold, cached", "gpu", "gpu", 60, "gpu_classes",
+        "gpu_classes", "3-D classification, K=4, 10,000 x 128 px, 5 iterations: cold, cached", "gpu", "gpu", 60, "gpu_classes",
         MODEL, files=(C1,),
         bars=(Bar("n", "classification, K=4, 5 iterations, 10,000 x 128 px, whole process, cached", "cached s", "<=", 10, "s"),),
     ),
