@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.figures import publish
 from benchmarks.gpu_refine import caches
-from benchmarks.refinement_run import Run, opening, finished
+from benchmarks.refinement_run import Run, finished, opening
 from benchmarks.simulated import simulated
 
 

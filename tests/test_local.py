@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from verglas.core.rotations import angular_distance, matrix_from_euler, random_rotations
-from verglas.core.symmetry import symmetry_matrices
+from verglas.core.symmetry import mates_beyond, symmetry_matrices
 from verglas.errors import InputError
-from verglas.expectation.local import select_local
+from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OrientationGrid
 from verglas.refinement.expect import HalfExpectation
+from verglas.simulation.model import AtomModel
 from verglas.testing.log_probability import REFERENCE
 from verglas.testing.made_up import searched, shell_of_domains, simulate_particles
 
@@ -53,6 +54,40 @@ def test_selection_agrees_with_a_loop_over_everything(symmetry: str, order: int)
         expected_O = plain_log_prior(grid, pose_33, sigma)
         assert orientation_N[mine].tolist() == torch.nonzero(expected_O > -math.inf)[:, 0].tolist()
         torch.testing.assert_close(log_prior_N[mine], expected_O[orientation_N[mine]], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "symmetry, relaxed, order",
+    [("C1", "D2", 3), ("C1", "C7", 2), ("C2", "D4", 3), ("C1", "T", 3), ("C4", "O", 3), ("C2", "I2", 3)],
+)
+def test_relaxed_selection_is_the_mean_over_the_mates(symmetry: str, relaxed: str, order: int) -> None:
+    """Over all mates, those that the map's own group makes equivalent included: these have the same prior."""
+    grid = OrientationGrid.build(order, 1, symmetry, perturbation=0.3)
+    sigma, poses = 1.1 * grid.angular_step, poses_to_try(5)
+    ptr_B1, orientation_N, log_prior_N = select_relaxed(grid, poses, sigma, symmetry, relaxed)
+    mates_G33 = symmetry_matrices(relaxed)
+    for number, pose_33 in enumerate(poses):
+        mine = slice(ptr_B1[number], ptr_B1[number + 1])
+        each_GO = torch.stack([plain_log_prior(grid, pose_33 @ mate_33, sigma) for mate_33 in mates_G33])
+        expected_O = torch.logsumexp(each_GO, 0) - math.log(len(mates_G33))
+        assert orientation_N[mine].tolist() == torch.nonzero(expected_O > -math.inf)[:, 0].tolist()
+        torch.testing.assert_close(log_prior_N[mine], expected_O[orientation_N[mine]], rtol=0, atol=1e-9)
+        assert float(log_prior_N[mine].exp().sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("symmetry, relaxed, count", [("C1", "D2", 4), ("C2", "D2", 2), ("C1", "I", 60), ("D2", "O", 6)])
+def test_mates_beyond_a_group_and_it_make_the_larger_one(symmetry: str, relaxed: str, count: int) -> None:
+    mates_R33 = mates_beyond(symmetry, relaxed)
+    assert len(mates_R33) == count and torch.equal(mates_R33[0], torch.eye(3, dtype=torch.float64))
+    products_G33 = (mates_R33[:, None] @ symmetry_matrices(symmetry)).reshape(-1, 3, 3)
+    apart_GG = (products_G33[:, None] - symmetry_matrices(relaxed)).abs().amax((2, 3))
+    assert (apart_GG.amin(0) < 1e-6).all() and (apart_GG.amin(1) < 1e-6).all()
+
+
+@pytest.mark.parametrize("symmetry, relaxed", [("C3", "D2"), ("D2", "D2"), ("D2", "C2"), ("C1", "C1"), ("C1", "X2")])
+def test_a_group_that_relaxes_nothing_is_refused(symmetry: str, relaxed: str) -> None:
+    with pytest.raises(InputError, match="--relax-sym"):
+        mates_beyond(symmetry, relaxed)
 
 
 def test_wide_prior_selects_every_in_plane_angle_once() -> None:
@@ -97,6 +132,34 @@ def test_blocks_of_particles_give_what_single_particles_give(monkeypatch: pytest
 def test_impossible_priors_are_refused(sigma: float) -> None:
     with pytest.raises(InputError):
         select_local(OrientationGrid.build(1, 1, "C1"), poses_to_try(4), sigma, "C1")
+
+
+def with_a_gap(symmetry: str) -> AtomModel:
+    """Copies of a molecule as the group places them, but one."""
+    unit = shell_of_domains(400, 10.0, 22.0, seed=2).xyz_N3 + torch.tensor([26.0, 6.0, 9.0], dtype=torch.float64)
+    xyz_N3 = (unit @ symmetry_matrices(symmetry)[1:].mT).reshape(-1, 3)
+    return AtomModel("gap", xyz_N3, torch.full((len(xyz_N3),), 6.7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("group", ["C4", "D2"])
+def test_relaxation_finds_the_mate_that_a_local_search_cannot(group: str) -> None:
+    """A subunit is missing; poses are those of a refinement with the symmetry: any mate of the right one, 2 degrees off."""
+    problem = simulate_particles(with_a_gap(group), 24, 6.0, 80, 400.0, "C1")
+    truth_B33, mates_G33 = problem.poses.rotation_B33, symmetry_matrices(group)
+    draw = torch.Generator().manual_seed(5)
+    drawn_B = torch.randint(len(mates_G33), (80,), generator=draw)
+    off_B33 = matrix_from_euler(*(2 * torch.randn(3, 80, generator=draw, dtype=torch.float64)))
+    poses = replace(problem.poses, rotation_B33=off_B33 @ truth_B33 @ mates_G33[drawn_B])
+    schedule = replace(problem.plan.schedule, healpix_order=3, local_sigma=5.0)
+    right = {}
+    for relaxed in (None, group):
+        local = searched(replace(problem, poses=poses, config=replace(problem.config, relax_symmetry=relaxed)), schedule)
+        half = HalfExpectation([local.model], local.data, local.poses, local.plan, local.config, REFERENCE)
+        found = [(rows, result.rotation_B33) for rows, result in half.run(torch.arange(80))]
+        away_B = torch.cat([angular_distance(rotation_B33, truth_B33[rows]) for rows, rotation_B33 in found])
+        right[relaxed] = float((away_B < 15).double().mean())
+    assert right[group] >= 0.9
+    assert right[None] == pytest.approx(float((drawn_B == 0).double().mean()), abs=0.08)  # what chance has given
 
 
 def test_more_orientations_than_32_bits_can_number() -> None:

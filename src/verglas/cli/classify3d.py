@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from verglas.cli.common import Flag, absolute, refuse_beside_continue
-from verglas.cli.run_options import RunOptions
+from verglas.cli.run_options import KnownPoses
 from verglas.errors import InputError
 from verglas.refinement.config import ClassifyConfig
 
@@ -29,14 +29,14 @@ class References:
 
 
 @dataclass(kw_only=True)
-class Classify3d(RunOptions, References):
+class Classify3d(KnownPoses, References):
     """Sort particles into classes, each with a map of its own, while their poses are searched.
 
     All particles are compared with all references; no half-sets, fixed sampling, as RELION's Class3D. With one reference for
     several classes the particles are divided among them at random to begin with. Writes run_itNNN_data.star (rlnClassNumber),
     _model.star, _sampling.star, _optimiser.star and run_itNNN_classNNN.mrc of every iteration, which RELION reads;
     report.html shows how it goes. Poses in the particles' file are used with --local-search,
-    --skip-align and --skip-rotate only.
+    --relax-sym, --skip-align and --skip-rotate only.
 
     A run that was stopped goes on with --continue DIR.
 

@@ -52,6 +52,8 @@ class ClassifyJob(Job):
             raise InputError("--limit-resolution-estep", f"{c.limit_resolution:g} Å", "a finite number above 0")
         if not 0 <= c.local_sigma <= 180:
             raise InputError("--local-search", f"{c.local_sigma:g}°", "0 (all poses) to 180")
+        if c.relax_symmetry is not None and c.align != "all":
+            raise InputError("--relax-sym", "given together with --skip-align or --skip-rotate", "one of them")
         if c.local_sigma and c.align != "all":
             raise InputError("--local-search", "given together with --skip-align or --skip-rotate", "one of them")
         super().check()
@@ -68,17 +70,19 @@ class Classification(Run):
     def inputs(self) -> ParticleTable:
         """Particles and references, checked."""
         from verglas.io.mrc import read_map
-        from verglas.refinement.inputs import check_inputs, check_voxel_size, reference_fault
+        from verglas.refinement.inputs import check_inputs, check_poses, check_voxel_size, reference_fault
 
         table, config = self.read_particles(), self.job.config
         self._references = [read_map(path) for path in self.job.references]
         check_alike(self.job.references, self._references)
         self.notices += check_inputs(table, self._references[0], config, self.job.ignore_contrast)
         check_classes(table, config.classes, FEWEST_PER_CLASS)
-        needs = "--local-search" if config.local_sigma else "" if config.align == "all" else "--skip-align or --skip-rotate"
-        if needs and "rlnAngleRot" not in table.frame.columns:
-            raise InputError(self.job.particles, f"no poses (rlnAngleRot, ...), which {needs} needs", "particles with poses",
-                             "Leave it out.")  # fmt: skip
+        if config.local_sigma:
+            check_poses(table, "--local-search")
+        elif config.align != "all":
+            check_poses(table, "--skip-align or --skip-rotate")
+        elif config.relax_symmetry is not None:
+            check_poses(table, "--relax-sym")
         for path, reference in zip(self.job.references[1:], self._references[1:]):
             check_voxel_size(reference, config.diameter)
             fault = reference_fault(reference, config.diameter)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from verglas.cli.common import Flag, absolute, refuse_beside_continue
-from verglas.cli.run_options import RunOptions
+from verglas.cli.run_options import KnownPoses
 from verglas.refinement.config import RefineConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class OneReference:
 
 
 @dataclass(kw_only=True)
-class Refine(RunOptions, OneReference):
+class Refine(KnownPoses, OneReference):
     """Refine poses and map from particles and a rough reference, by itself, to convergence.
 
     Gold-standard auto-refinement of two independent half-sets, as RELION's --auto_refine --split_random_halves: global
@@ -33,7 +33,7 @@ class Refine(RunOptions, OneReference):
     make one map. Writes run_itNNN_data.star, _model.star, _sampling.star, _optimiser.star and both half maps of every
     iteration; at the end run_class001.mrc, run_half1_class001_unfil.mrc, run_half2_class001_unfil.mrc and run_data.star,
     which `verglas postprocess` and RELION read. report.html shows how it goes, iteration by iteration. Poses in the
-    particles' file are not used, half-sets (rlnRandomSubset) are kept.
+    particles' file are used with --relax-sym or --healpix-order 4 and more only, half-sets (rlnRandomSubset) are kept.
 
     A run that was stopped goes on with --continue DIR.
 

@@ -89,12 +89,16 @@ class Refinement(Run):
     def inputs(self) -> ParticleTable:
         """Particles and reference, checked."""
         from verglas.io.mrc import read_map
-        from verglas.refinement.inputs import check_inputs
+        from verglas.refinement.inputs import check_inputs, check_poses
 
-        table = self.read_particles()
+        table, config = self.read_particles(), self.job.config
+        if config.relax_symmetry is not None:
+            check_poses(table, "--relax-sym")
+        elif config.healpix_order >= config.local_from_order:
+            check_poses(table, f"a local search (--healpix-order {config.local_from_order} or more)")
         if self._reference is None:
             self._reference = read_map(self.job.reference)
-        self.notices += check_inputs(table, self._reference, self.job.config, self.job.ignore_contrast)
+        self.notices += check_inputs(table, self._reference, config, self.job.ignore_contrast)
         return table
 
     def prepare(

@@ -151,11 +151,13 @@ class Run(Iterator["Iteration"]):
 
     def read_particles(self) -> ParticleTable:
         """The particles, without unusable ones if the job says so; what is left out goes to `notices`."""
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry import mates_beyond, normalise_name
         from verglas.particles.table import ParticleTable
         from verglas.refinement.inputs import bad_rows
 
         normalise_name(self.job.config.symmetry)
+        if self.job.config.relax_symmetry is not None:
+            mates_beyond(self.job.config.symmetry, self.job.config.relax_symmetry)
         table = self._table if self._table is not None else ParticleTable.read(self.job.particles, self.job.folder)
         self.notices += table.notices
         if self.job.skip_bad:

@@ -93,3 +93,17 @@ class RunOptions(ParticleOptions):
             "symmetry": self.sym, "initial_resolution": self.initial_resolution, "healpix_order": self.healpix_order,
             "absolute_greyscale": self.absolute_greyscale, "mask": absolute(self.mask) if self.mask else None,
         }  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class KnownPoses(RunOptions):
+    """Of commands that can look for the poses of particles near those that they came with."""
+
+    relax_sym: Annotated[str | None, arg(metavar="GROUP", help_behavior_hint="(default: none)")] = None
+    """For particles that are nearly of this point group, which holds the one of --sym: the search goes on near the poses of the
+    particles' file and near all that this group makes of them, all equally likely before. So what breaks the symmetry (one
+    subunit differs, is missing or has a ligand) is found from poses that a refinement with the symmetry gave."""
+
+    def config_options(self) -> dict[str, Any]:
+        """What these options say of a `RefineConfig`."""
+        return super().config_options() | {"relax_symmetry": self.relax_sym}

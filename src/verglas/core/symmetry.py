@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ _GENERATORS["I3"].append((3, (-0.491123473188423, 0.356822089773090, 0.794654472
 _GENERATORS["I4"].append((3, (0.491123473188423, 0.356822089773090, 0.794654472291766)))
 
 
-def normalise_name(symmetry: str) -> str:
-    """Canonical name ('c1' -> 'C1', 'I' -> 'I2'); InputError names what is known if it is not a group."""
+def normalise_name(symmetry: str, option: str = "--sym") -> str:
+    """Canonical name ('c1' -> 'C1', 'I' -> 'I2'); InputError names the option and what is known if it is not a group."""
     name = symmetry.strip().upper()
     if name == "I":
         return "I2"
@@ -37,7 +38,7 @@ def normalise_name(symmetry: str) -> str:
         return cyclic[1] + cyclic[2]
     if name in _GENERATORS:
         return name
-    raise InputError("--sym", f"unknown symmetry {symmetry!r}", "Cn, Dn (n = 1-999), T, O, I, I1, I2, I3 or I4",
+    raise InputError(option, f"unknown symmetry {symmetry!r}", "Cn, Dn (n = 1-999), T, O, I, I1, I2, I3 or I4",
                      "Give the point group of the particle, C1 if it has none.")
 
 
@@ -66,6 +67,27 @@ def symmetry_matrices(symmetry: str) -> Tensor:
 def order(symmetry: str) -> int:
     """Number of rotations in the group."""
     return len(symmetry_matrices(symmetry))
+
+
+@lru_cache(maxsize=8)  # every batch asks for it
+def mates_beyond(symmetry: str, relaxed: str) -> Tensor:
+    """One rotation R of the group `relaxed` for each set of poses A R that `symmetry`, a group within it, makes equivalent;
+    identity first, [R, 3, 3] float64, not to be changed. InputError if it is not within it, or the whole of it."""
+    whole = normalise_name(relaxed, "--relax-sym")
+    within_H33, whole_G33 = symmetry_matrices(symmetry), symmetry_matrices(whole)
+    alike_HG = (within_H33[:, None] - whole_G33).abs().amax((2, 3)) < 1e-5
+    if not bool(alike_HG.any(1).all()):
+        raise InputError("--relax-sym", f"{whole}, which does not hold {normalise_name(symmetry)} of --sym",
+                         "a group that holds all rotations of --sym", "With --sym C1 any group can be relaxed.")
+    if len(within_H33) == len(whole_G33):
+        raise InputError("--relax-sym", f"{whole}, the group of --sym itself", "a larger group",
+                         "Give with --sym what is left of the symmetry, C1 if nothing is.")
+    kept: list[Tensor] = []
+    for rotation_33 in whole_G33:
+        mates_H33 = rotation_33 @ within_H33
+        if not any(bool(((mates_H33 - other).abs().amax((1, 2)) < 1e-5).any()) for other in kept):
+            kept.append(rotation_33)
+    return torch.stack(kept)
 
 
 def _unique(matrices_G33: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ Two things are done better than there. Each symmetry mate A R of the pose is a p
 (RELION takes the best mate's direction but keeps the first one's psi); the density is the largest over the mates. And the
 in-plane turn is what remains after the shortest tilt of one view onto the other, not a difference of psi angles, which
 says little near the poles, where rot and psi turn about the same axis.
+
+`select_relaxed` is for particles that are nearly symmetric: their pose is known but for an operation of a larger group than the
+map has. Each of these poses is as likely before the image is seen (RELION's --relax_sym does this for Cn alone).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from verglas.core.symmetry import symmetry_matrices
+from verglas.core.symmetry import mates_beyond, symmetry_matrices
 from verglas.errors import InputError
 from verglas.expectation.healpix import directions_of_pixels, largest_radius
 from verglas.expectation.sampling import OrientationGrid, directions_of_unit, view_vectors, views_of_unit
@@ -76,6 +79,27 @@ def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float,
         raise InputError("local search", "no particles", "at least one pose", "Give particles.")
     ptr_B1 = torch.cat([counts[0].new_zeros(1), torch.cat(counts).cumsum(0)])
     return ptr_B1, torch.cat(orientations), torch.cat(logs)
+
+
+def select_relaxed(
+    grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float, symmetry: str, relaxed: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `select_local`, about every pose that the group `relaxed` makes of each one.
+
+    The prior is the mean of the priors about the R mates that `symmetry` tells apart, so each mate has 1/R of it. Raises
+    InputError if `relaxed` is no larger group than `symmetry`.
+    """
+    mates_R33 = mates_beyond(symmetry, relaxed).to(prior_B33.device)
+    prior_Q33 = (prior_B33[:, None].double() @ mates_R33).reshape(-1, 3, 3)
+    ptr_Q1, orientation_N, log_prior_N = select_local(grid, prior_Q33, sigma_degrees, symmetry)
+    prior_N = torch.repeat_interleave(torch.arange(len(prior_Q33), device=ptr_Q1.device), ptr_Q1.diff())
+    key_N = torch.div(prior_N, len(mates_R33), rounding_mode="floor") * grid.count + orientation_N
+    key_M, which_N = torch.unique(key_N, sorted=True, return_inverse=True)
+    share_M = log_prior_N.new_zeros(len(key_M)).index_add_(0, which_N, log_prior_N.exp() / len(mates_R33))
+    particle_M = torch.div(key_M, grid.count, rounding_mode="floor")
+    count_B = torch.bincount(particle_M, minlength=len(prior_B33))
+    ptr_B1 = torch.cat([count_B.new_zeros(1), count_B.cumsum(0)])
+    return ptr_B1, key_M - particle_M * grid.count, share_M.log()
 
 
 @lru_cache(maxsize=2)  # every batch of every iteration on this grid asks for it

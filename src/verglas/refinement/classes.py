@@ -75,7 +75,7 @@ def prepare(
         notices += [f"Reference {number}: {text}" for text in said]
     maps *= config.classes if len(maps) == 1 else 1
     models = [_first_model(first, map_ZYX, len(table), config) for map_ZYX in maps]
-    schedule = replace(state.schedule, local_sigma=config.local_sigma)
+    schedule = replace(state.schedule, local_sigma=config.local_sigma or state.schedule.local_sigma)
     return replace(session, state=replace(state, halves=models, schedule=schedule, classified=True), notices=notices)
 
 

@@ -16,6 +16,7 @@ class RefineConfig:
 
     diameter: float  # of the particle: circular mask on images, spherical mask on maps
     symmetry: str = "C1"
+    relax_symmetry: str | None = None  # searches are local about every pose that this larger group makes of each one
     initial_resolution: float = 60.0  # the reference is low-passed to this
     absolute_greyscale: bool = False  # the reference has the data's grey scale: no first iteration by cross-correlation
     mask: Path | None = None  # replaces the spherical mask on the maps

@@ -13,7 +13,7 @@ from verglas.expectation.classes import ClassGrid
 from verglas.expectation.given import GivenPoses
 from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
 from verglas.expectation.in_plane import InPlaneGrid
-from verglas.expectation.local import select_local
+from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
 from verglas.expectation.slices import FineSlices, Slicer
@@ -26,6 +26,7 @@ from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
 from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
+from verglas.refinement.plan_sizes import mates_of
 from verglas.refinement.state import HalfModel, Poses, Schedule
 
 OUT_OF_MEMORY = (
@@ -173,8 +174,10 @@ class HalfExpectation:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches, and
         images that are streamed fit theirs."""
         local = self.plan.own_lists and self.plan.align == "all"
-        orientations = costs.LOCAL_ORIENTATIONS * len(self.models) if local else self.grid.count
-        if self.plan.align != "all":
+        orientations = self.grid.count
+        if local:
+            orientations = min(orientations, costs.LOCAL_ORIENTATIONS * mates_of(self.config) * len(self.models))
+        elif self.plan.align != "all":
             orientations = len(self.models)
         dense = self.plan.own_lists or self.plan.correlate or self.plan.most > 0
         reduced = self.on.operand == torch.float16 and not dense
@@ -272,7 +275,9 @@ class HalfExpectation:
         else:
             assert isinstance(self.plan.grid, OrientationGrid)  # in-plane searches are never local
             rotation_B33 = self.poses.rotation_B33[rows].to(self.on.device)
-            lists = select_local(self.plan.grid, rotation_B33, self.plan.schedule.local_sigma, self.config.symmetry)
+            about = (self.plan.grid, rotation_B33, self.plan.schedule.local_sigma, self.config.symmetry)
+            relaxed = self.config.relax_symmetry
+            lists = select_local(*about) if relaxed is None else select_relaxed(*about, relaxed)
         share_C = torch.stack([model.direction_prior_D.sum() for model in self.models]).to(self.on.device)
         return Local(*self.grid.in_every_class(*lists, share_C.log()))
 

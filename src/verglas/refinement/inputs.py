@@ -91,6 +91,13 @@ def check_without_reference(table: ParticleTable, config: RefineConfig, ignore_c
     return [*notices, *sample.notices(), *([f"{fault.where}: {fault.found}"] if fault else [])]
 
 
+def check_poses(table: ParticleTable, needs: str) -> None:
+    """InputError if the particles have no orientations, which `needs` (words for an option) asks for."""
+    if "rlnAngleRot" not in table.frame.columns:
+        raise InputError(table.source, f"no poses (rlnAngleRot, ...), which {needs} needs", "particles with poses",
+                         "Leave it out.")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Fault:
     """A suspicion about contrast, in the terms of an InputError; is_certain: enough to stop for."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from verglas.core.symmetry import mates_beyond
 from verglas.core.symmetry import order as group_order
 from verglas.particles.files import pixel_bytes
 from verglas.particles.table import ParticleTable
@@ -123,6 +124,9 @@ def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
     if isinstance(config, ClassifyConfig):
         return _sizes_of_classes(problem, config)
     first = config.healpix_order
+    if config.relax_symmetry is not None:  # local from the start
+        orders = range(first, max(first, config.local_from_order) + 2)
+        return [_sizes(problem, config, "local", order) for order in orders] + [_sizes(problem, config, "last", orders[-1])]
     kinds: list[tuple[Kind, int]] = [("blurred", first)]
     if not config.absolute_greyscale:
         kinds.insert(0, ("correlation", first))
@@ -147,9 +151,15 @@ def references_of(config: RefineConfig) -> int:
     return config.classes if isinstance(config, ClassifyConfig) else 1
 
 
+def mates_of(config: RefineConfig) -> int:
+    """Poses that a local search looks around for each particle, beside those that --sym makes equivalent."""
+    return 1 if config.relax_symmetry is None else len(mates_beyond(config.symmetry, config.relax_symmetry))
+
+
 def _sizes_of_classes(problem: Problem, config: ClassifyConfig) -> list[Sizes]:
     """Kinds of iteration of a classification; each class is so many more orientations."""
-    search: Kind = "given" if config.align != "all" else "local" if config.local_sigma else "global"
+    local = config.local_sigma > 0 or config.relax_symmetry is not None
+    search: Kind = "given" if config.align != "all" else "local" if local else "global"
     kinds: list[Kind] = [search]
     if search == "global":
         kinds = ["blurred", search] if config.absolute_greyscale else ["correlation", "blurred", search]
@@ -180,7 +190,7 @@ def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Si
     refined = order > config.healpix_order  # then the range is a little over two steps
     offsets = disc_count(costs.STEPS_IN_RANGE if refined else config.offset_range / config.offset_step)
     everything = orientations * offsets * 32**config.oversampling
-    listed = costs.LOCAL_ORIENTATIONS if kind in ("local", "last") else 0
+    listed = min(costs.LOCAL_ORIENTATIONS * mates_of(config), orientations) if kind in ("local", "last") else 0
     if kind == "given":
         listed, orientations = 1, problem.n_particles
         searched = not (isinstance(config, ClassifyConfig) and config.align == "none")

@@ -261,7 +261,8 @@ def _finer_offsets(schedule: Schedule) -> tuple[float, float]:
 
 def _local_sigma(schedule: Schedule, config: RefineConfig) -> float:
     """Spread of the orientation prior in degrees: two fine steps, so searches reach six; 0 while they are global."""
-    return 2 * schedule.fine_angular_step if schedule.healpix_order >= config.local_from_order else 0.0
+    local = schedule.healpix_order >= config.local_from_order or config.relax_symmetry is not None
+    return 2 * schedule.fine_angular_step if local else 0.0
 
 
 def _first_below(fsc_S: Tensor, threshold: float) -> int:
