@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from verglas.cli.main import main
+from verglas.core.rotations import angular_distance
 from verglas.io.mrc import Map, read_map, write_map
 from verglas.io.star import read_star
 from verglas.particles.table import ParticleTable
@@ -108,6 +110,11 @@ def test_a_stopped_run_goes_on_and_writes_the_same(simulated: Path, stop: int, m
         (["--limit-resolution-estep", "-5"], "--limit-resolution-estep"),
         (["--local-search", "-1"], "--local-search"),
         (["--local-search", "5"], "no poses"),
+        (["--relax-sym", "D2"], "no poses"),
+        (["--relax-sym", "C1"], "the group of --sym itself"),
+        (["--relax-sym", "D2", "--sym", "C3"], "does not hold C3"),
+        (["--relax-sym", "Q"], "--relax-sym: unknown symmetry"),
+        (["--relax-sym", "D2", "--skip-align"], "--skip-align"),
         (["--offset-range", "1"], "--offset-range"),
     ],
 )
@@ -141,3 +148,23 @@ def test_runs_of_other_commands_are_not_continued(simulated: Path, capsys: pytes
     assert "simulate" in capsys.readouterr().err
     assert main(["classify3d", "--continue", "out", "--iterations", "9"]) == 2
     assert "--iterations" in capsys.readouterr().err
+
+
+def test_relaxed_symmetry_searches_near_every_mate(simulated: Path) -> None:
+    """From poses that are a mate of the right ones, most are turned back; without, they stay. Files are those of --sym C1."""
+    truth = ParticleTable.read(simulated / "truth.star")
+    turned = truth.frame.assign(rlnAngleRot=truth.frame["rlnAngleRot"] + 120.0)  # A R: a turn about the map's z comes first
+    replace(truth, frame=turned).write(simulated / "turned.star", overwrite=True)
+    right = {}
+    for name, more in (("relaxed", ["--relax-sym", "C3"]), ("local", ["--local-search", "5"])):
+        given = words(simulated, name, BOTH, "--particles", str(simulated / "turned.star"), *more)
+        given[given.index("--healpix-order") + 1] = "2"
+        given[given.index("--iterations") + 1] = "1"
+        assert main(given) == 0
+        found = ParticleTable.read(Path(name) / "run_it001_data.star")
+        away_B = angular_distance(found.rotations(), truth.rotations())
+        right[name] = float((away_B < 30).double().mean())
+    assert right["relaxed"] > 0.8 and right["local"] < 0.2
+    sampling = read_star(Path("relaxed/run_it001_sampling.star"))["sampling_general"].values
+    assert sampling["rlnSymmetryGroup"] == "C1"
+    assert json.loads(Path("relaxed/config.json").read_text())["options"]["config"]["relax_symmetry"] == "C3"
