@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from verglas.cli import abinitio_run
+from verglas.cli import abinitio_maps
 from verglas.cli.main import main
 from verglas.core.rotations import random_rotations
 from verglas.core.symmetry import symmetry_matrices
@@ -23,9 +24,10 @@ from verglas.maximization.reference import low_pass, symmetry_correlation
 from verglas.maximization.running import accumulator_of, on_rows, rows_of, stepped
 from verglas.particles.table import ParticleTable
 from verglas.postprocess.align import align, turned
-from verglas.refinement import abinitio
+from verglas.refinement import abinitio, abinitio_symmetry
 from verglas.refinement import abinitio_schedule as schedule
 from verglas.refinement.abinitio_schedule import Stage
+from verglas.refinement.abinitio_symmetry import Proposed
 from verglas.refinement.config import AbInitioConfig
 
 CONFIG = AbInitioConfig(diameter=150, steps=30)
@@ -103,12 +105,12 @@ def test_maps_and_poses_go_onto_the_axes_together(simulated: Path, symmetry: str
     map_ZYX = turned(plain_ZYX, symmetry_matrices(symmetry)).mean(0)
     away_ZYX = turned(map_ZYX, random_rotations(1, draw), torch.tensor([[1.0, -0.5, 0.7]]))[0]
     state = replace(session.state, halves=[replace(session.state.halves[0], map_ZYX=away_ZYX)])
-    new, notes = abinitio.on_axes(state, config, abinitio_run.place_on_axes)
+    new, notes = abinitio_symmetry.on_axes(state, config, abinitio_maps.place_on_axes)
     assert symmetry_correlation(away_ZYX, symmetry) < 0.9 < symmetry_correlation(new.halves[0].map_ZYX, symmetry)
     assert new.halves[0].direction_prior_D.sum() == pytest.approx(1) and f"{symmetry} axes" in notes[0]
     # The pose was the identity, x = r + t: a point r of the old map is at R (r - c) in the new one.
     rotation_33, origin_2, point_3 = new.poses.rotation_B33[0], new.poses.origin_B2[0], torch.tensor([20.0, -10.0, 5.0]).double()
-    found = abinitio_run.place_on_axes(away_ZYX, 6.0, symmetry)
+    found = abinitio_maps.place_on_axes(away_ZYX, 6.0, symmetry)
     seen_3 = rotation_33 @ (found.rotation_33 @ (point_3 - found.centre_3))
     assert torch.allclose(seen_3[:2] - origin_2, point_3[:2])  # origins bring what is off centre back to it
 
@@ -117,6 +119,37 @@ def test_a_point_group_needs_its_axes(simulated: Path) -> None:
     session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), replace(CONFIG, symmetry="C2"), "cpu", 1)
     with pytest.raises(ValueError, match="axes"):
         next(abinitio.iterations(session))
+    with pytest.raises(ValueError, match="propose"):
+        next(abinitio.iterations(replace(session, config=replace(CONFIG, find_symmetry=True)), place=abinitio_maps.place_on_axes))
+
+
+def test_maps_say_their_point_group_if_all_large_classes_agree() -> None:
+    plain_ZYX = abinitio.random_blobs(32, 26, 4)
+    even_ZYX, other_ZYX = (turned(plain_ZYX, symmetry_matrices(name)).mean(0) for name in ("D2", "C3"))
+    found = abinitio_maps.propose_group([even_ZYX, plain_ZYX], [0.9, 0.1], 6.0)  # the small class is not asked
+    assert found.group == "D2" and found.weakest > 0.8 and "D2 1." in found.notes[0]
+    assert abinitio_maps.propose_group([plain_ZYX], [1.0], 6.0).group == "C1"
+    differ = abinitio_maps.propose_group([even_ZYX, other_ZYX], [0.5, 0.5], 6.0)
+    assert differ.group == "C1" and "the classes differ" in differ.notes[-1]
+
+
+@pytest.mark.parametrize(("group", "stages"), [("C1", [Stage.FULL]), ("C2", [Stage.FULL, Stage.SYMMETRIC])])
+def test_the_search_goes_on_with_the_group_that_was_found(simulated: Path, group: str, stages: list[Stage]) -> None:
+    config = replace(CONFIG, find_symmetry=True, steps=10, full_iterations=1, batch=15, healpix_order=1)
+    session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), config, "cpu", 1)
+    asked: list[int] = []
+
+    def propose(maps: Sequence[torch.Tensor], shares: Sequence[float], pixel_size: float) -> Proposed:
+        asked.append(len(maps))
+        return Proposed(group, 0.7, ["scores"])
+
+    done = list(abinitio.iterations(session, None, abinitio_maps.place_on_axes, propose))
+    state = done[-1].state
+    assert asked == [1] and "scores" in done[1].notes and state.found_group == group and state.found_agreement == 0.7
+    now = abinitio_symmetry.decided(config, state)
+    assert [schedule.stage_of(one.state.iteration, now) for one in done] == [Stage.GRADIENT, *stages]
+    if group == "C2":
+        assert symmetry_correlation(state.halves[0].map_ZYX, "C2") > 0.95
 
 
 def test_a_random_start_finds_the_map(simulated: Path) -> None:
@@ -138,7 +171,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 def test_files_events_and_report(simulated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abinitio_run, "CONSISTENCY_ROTATIONS", 64)
+    monkeypatch.setattr(abinitio_maps, "CONSISTENCY_ROTATIONS", 64)
     assert main(words(simulated, "--steps", "10", "--restarts", "2", "--sym", "c2")) == 0
     out = Path("out")
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]

@@ -20,7 +20,8 @@ class AbInitio(RunOptions):
     """Make first models from particles alone, from random starts.
 
     A stochastic gradient with small batches, coarse images first; then a few iterations with all particles. Everything is
-    searched without symmetry; at the end the axes of --sym are looked for in each map, and the map is turned onto them.
+    searched without symmetry; at the end the axes of --sym are looked for in each map, and the map is turned onto them. With
+    --sym auto the maps say what point group that is.
     The hand of a map made so is left to chance: `verglas map --flip-hand` mirrors it. Writes the files of `verglas classify3d`
     after each round, and initial_model.mrc, the map of the largest class, at the end. Poses in the file are not used.
 
@@ -31,6 +32,8 @@ class AbInitio(RunOptions):
 
     classes: Annotated[int, arg(metavar="K")] = AbInitioConfig.classes
     """Number of maps, which compete for the particles."""
+    sym: Annotated[str, arg(metavar="auto|GROUP")] = AbInitioConfig.symmetry
+    """Point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4; auto: the one that the maps of all large classes show by then."""
     restarts: Annotated[int, arg(metavar="N")] = AbInitioConfig.restarts
     """Independent random starts; the best one goes on. How much their maps agree is reported."""
     initial_resolution: Annotated[float, arg(metavar="Å")] = AbInitioConfig.initial_resolution
@@ -67,9 +70,10 @@ class AbInitio(RunOptions):
         from verglas.core.symmetry import normalise_name
 
         self.require("particles", "diameter", "out")
+        auto = self.sym.lower() == "auto"
         config = AbInitioConfig(
             classes=self.classes, restarts=self.restarts, final_resolution=self.final_resolution, steps=self.steps,
             batch=self.batch, full_iterations=self.full_iterations, tau2_fudge=self.tau2_fudge,
-            **self.config_options() | {"symmetry": normalise_name(self.sym)},
+            find_symmetry=auto, **self.config_options() | {"symmetry": "C1" if auto else normalise_name(self.sym)},
         )  # fmt: skip
         return AbInitioJob(config=config, **self.job_options())

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from verglas.cli.abinitio_run import HAND
 from verglas.cli.classify3d_report import ClassReport
+from verglas.refinement.abinitio_symmetry import decided
+from verglas.refinement.config import AbInitioConfig
 from verglas.report import Text
 from verglas.report.sections import Section
 
@@ -21,6 +23,12 @@ class FirstModelsReport(ClassReport):
     """The page of a classification, and what cannot be known of maps made from nothing."""
 
     subject = "First models"
+
+    def update(self, history: Sequence[Record], iteration: Iteration) -> None:
+        """As of a classification, under the point group once it was found."""
+        assert isinstance(self.config, AbInitioConfig)
+        self.config = decided(self.config, iteration.state)
+        super().update(history, iteration)
 
     def sections(self, history: Sequence[Record], iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> list[Section]:
         """As of a classification, with what is left open after its key figures."""

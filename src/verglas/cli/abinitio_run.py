@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from verglas.cli.abinitio_maps import consistency_of, place_on_axes, propose_group
 from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
 from verglas.cli.refine_watch import Record
 from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
@@ -14,18 +15,15 @@ from verglas.refinement.config import AbInitioConfig, RefineConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from verglas.cli.abinitio_report import FirstModelsReport
     from verglas.io.runfolder import RunFolder
     from verglas.particles.table import ParticleTable
-    from verglas.refinement.abinitio import Placed
     from verglas.refinement.dataset import Progress
     from verglas.refinement.driver import Iteration, Session
     from verglas.refinement.plan import RunPlan
     from verglas.refinement.state import State
 
-CONSISTENCY_RESOLUTION, CONSISTENCY_ROTATIONS = 20.0, 1152  # Å; of the search for the best overlap
 HAND = "The hand of the maps is undetermined: images of a map and of its mirror image are the same."
 
 
@@ -83,7 +81,7 @@ class FirstModels(Run):
         """Rounds of the gradient, then iterations with all particles."""
         from verglas.refinement import abinitio
 
-        return abinitio.iterations(session, progress, place_on_axes)
+        return abinitio.iterations(session, progress, place_on_axes, propose_group)
 
     def record(self, iteration: Iteration, table: ParticleTable) -> Record:
         """With the figures of the classes, the stage, and, when restarts were compared, how much they agree."""
@@ -103,6 +101,9 @@ class FirstModels(Run):
         if last["consistency"] is not None:
             run.figure("consistency_of_restarts", rounded(last["consistency"]), "mean correlation at 20 Å, either hand")
         run.figure("hand", "undetermined")
+        run.figure("symmetry", last["point_group"] or "not looked for yet")
+        if last["agreement_with_turned_copies"] is not None:
+            run.figure("worst_operation", rounded(last["agreement_with_turned_copies"]), "agreement with turned copies")
         run.figure("iterations", state.iteration)
         note_common_figures(run, state, last)
 
@@ -114,8 +115,10 @@ class FirstModels(Run):
         from verglas.io.provenance import command_line
         from verglas.refinement import abinitio, files
         from verglas.refinement.abinitio_schedule import stage_of, total_iterations
+        from verglas.refinement.abinitio_symmetry import decided
 
-        state, config = iteration.state, self.job.config
+        state = iteration.state
+        config = decided(self.job.config, state)
         now = abinitio.full_config(config, stage_of(state.iteration, config), state.pixel_size)
         files.write_iteration(run.target, state, table, now, iteration.directions_D2, command_line())
         if state.iteration == total_iterations(config):
@@ -127,8 +130,10 @@ class FirstModels(Run):
 def abinitio_record(iteration: Iteration, config: AbInitioConfig, before: Record | None) -> Record:
     """All numbers of one round or iteration, as `class_record`. before: the record of the one before."""
     from verglas.refinement.abinitio_schedule import Stage, stage_of, total_iterations
+    from verglas.refinement.abinitio_symmetry import decided
 
     state = iteration.state
+    config = decided(config, state)
     stage = stage_of(state.iteration, config)
     assert stage is not None
     left = total_iterations(config) - state.iteration
@@ -138,31 +143,7 @@ def abinitio_record(iteration: Iteration, config: AbInitioConfig, before: Record
         "iterations_left": left,
         "searches_left": float(left),
         "stage": stage.value,
+        "point_group": None if config.find_symmetry else config.symmetry,
+        "agreement_with_turned_copies": state.found_agreement if state.found_group else None,
         "consistency": consistency_of(state, config.classes) if stage is Stage.COMPARE else known,
     }
-
-
-def place_on_axes(map_ZYX: Tensor, pixel_size: float, symmetry: str) -> Placed:
-    """The map [N, N, N] (Å/px) turned and moved onto the axes that are found in it."""
-    from verglas.postprocess.find_symmetry import align_to_group, aligned
-    from verglas.refinement.abinitio import Placed
-
-    map_ZYX = map_ZYX.cpu()
-    found = align_to_group(map_ZYX, pixel_size, symmetry)
-    return Placed(aligned(map_ZYX, pixel_size, found), found.rotation_33, found.centre_3, found.mean)
-
-
-def consistency_of(state: State, classes: int) -> float:
-    """Mean correlation of the maps of two restarts at 20 Å, aligned in the better hand; of the classes that are most alike."""
-    from itertools import combinations
-
-    from verglas.maximization.reference import low_pass
-    from verglas.postprocess.align import align
-
-    maps = [low_pass(map_ZYX.float(), CONSISTENCY_RESOLUTION, state.pixel_size) for map_ZYX in state.candidates]
-    restarts = [maps[first : first + classes] for first in range(0, len(maps), classes)]
-    found = []
-    for one, other in combinations(restarts, 2):
-        pairs = [[align(a, b, CONSISTENCY_ROTATIONS, either_hand=True).correlation for b in other] for a in one]
-        found += [max(row) for row in pairs]
-    return sum(found) / len(found)

@@ -14,7 +14,6 @@ MOST_3D = 4
 FEWEST_PARTICLES = 100  # without a reference
 JOINED = 40.0  # Å: up to here the half-sets of a refinement share a start map, and their agreement proves nothing
 PROVEN = 0.7  # a resolution is claimed from this share of JOINED on
-CERTAIN_GROUP = 0.65  # agreement with turned copies that a group needs; a ring of seven unequal subunits reached 0.57 for C7
 SAME_STRUCTURE = 0.9  # correlation of two maps
 HAND_SEEN = 4.0  # Å: coarser than this, helices show no hand
 
@@ -79,10 +78,8 @@ def symmetry(proposed: str, weakest: float) -> tuple[str, str]:
     """(point group to go on with, reason). weakest: agreement of the first model with its worst turned copy, 1 at best."""
     if proposed == "C1":
         return "C1", "no turned copy of the first model agrees with it well enough (4_symmetry/report.html)"
-    seen = f"the first model agrees with all its {proposed} copies by at least {weakest:.2f} (4_symmetry/report.html)"
-    if weakest < CERTAIN_GROUP:
-        return "C1", f"{seen}, but below {CERTAIN_GROUP:g} that may be likeness only; --sym {proposed} would take it"
-    return proposed, f"{seen}; no larger group holds"
+    return proposed, (f"the first model agrees with all its {proposed} copies by at least {weakest:.2f} "
+                      "(4_symmetry/report.html); no larger group holds")  # fmt: skip
 
 
 @dataclass(frozen=True)

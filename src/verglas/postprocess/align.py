@@ -1,7 +1,8 @@
 """Rigid-body alignment of one map to another: exhaustive over rotations, exact over shifts, then polished.
 
 Coarse: both maps are cut down in Fourier space to about 20 Å, every rotation of an even set is correlated with the
-reference over all shifts at once (FFT), the best few are kept. Fine: their six parameters are optimised on finer maps.
+reference over all shifts at once (FFT), where the moving map is, and the best few are kept. Fine: their six parameters are
+optimised a little, on the CPU, and those of the best one to the end, on finer maps.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from verglas.core.masks import radius_grid, raised_cosine
 from verglas.core.rotations import matrix_from_quaternion
+from verglas.core.threads import few_threads
 from verglas.postprocess.mapops import flip_hand, fourier_resize
 
 _COARSE_BOX, _FINE_BOX = 32, 64
-_KEPT = 8
+_KEPT, _FEW_ROUNDS = 8, 12
 # Super-Fibonacci constants (Alexa 2022, CVPR): the square root of 2 and the positive root of x^4 = x + 4.
 _PHI, _PSI = math.sqrt(2.0), 1.533751168755204288118041
 
@@ -47,12 +49,12 @@ def even_rotations(n: int) -> Tensor:
 def turned(map_ZYX: Tensor, rotation_R33: Tensor, shift_R3: Tensor | None = None) -> Tensor:
     """out(A r + shift) = map(r), trilinear, [R, Z, Y, X]; shift (x, y, z) in pixels."""
     box = map_ZYX.shape[0]
-    axis = torch.arange(box, dtype=map_ZYX.dtype) - box // 2
+    axis = torch.arange(box, dtype=map_ZYX.dtype, device=map_ZYX.device) - box // 2
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     target = torch.stack([x, y, z], -1).reshape(1, -1, 3)
     if shift_R3 is not None:
-        target = target - shift_R3[:, None].to(map_ZYX.dtype)
-    source = target @ rotation_R33.to(map_ZYX.dtype)  # row vectors times A: A^T r
+        target = target - shift_R3[:, None].to(map_ZYX)
+    source = target @ rotation_R33.to(map_ZYX)  # row vectors times A: A^T r
     grid = (source + box // 2) * (2 / (box - 1)) - 1
     shape = (len(rotation_R33), box, box, box, 3)
     volume = map_ZYX.expand(len(rotation_R33), 1, box, box, box)
@@ -80,7 +82,7 @@ def _coarse(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int) -> list
         fourier = torch.fft.rfftn(turned(moving_ZYX, part), dim=(1, 2, 3))
         correlation = torch.fft.irfftn(fourier.conj() * conjugate, s=[box] * 3, dim=(1, 2, 3)).flatten(1)
         best, where = correlation.max(1)
-        found += [(float(b), start + i, int(w)) for i, (b, w) in enumerate(zip(best, where))]
+        found += [(b, start + i, w) for i, (b, w) in enumerate(zip(best.tolist(), where.tolist()))]
     found.sort(reverse=True)
     kept = []
     for value, index, place in found[:_KEPT]:
@@ -133,6 +135,7 @@ def best_placed(
     return -float(best.fun), *placed(torch.from_numpy(best.x))
 
 
+@few_threads()
 def align(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int = 4608, either_hand: bool = False) -> Alignment:
     """Rotation and shift that lay `moving` on `reference` (equal boxes and pixel sizes); 4,608 rotations are 15 degrees apart.
 
@@ -149,11 +152,12 @@ def align(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int = 4608, ei
 
 
 def _align_one(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int) -> tuple[float, Tensor, Tensor]:
-    box = moving_ZYX.shape[0]
+    box, device = moving_ZYX.shape[0], moving_ZYX.device
     coarse, fine = min(_COARSE_BOX, box), min(_FINE_BOX, box)
+    moving_ZYX, reference_ZYX = moving_ZYX.cpu(), reference_ZYX.cpu()
     moving, reference = _prepared(moving_ZYX, coarse), _prepared(reference_ZYX, coarse)
-    starts = _coarse(moving, reference, n_rotations)
-    candidates = [_polish(moving, reference, rotation, shift) for _, rotation, shift in starts]
+    starts = _coarse(moving.to(device), reference.to(device), n_rotations)
+    candidates = [_polish(moving, reference, rotation, shift, _FEW_ROUNDS) for _, rotation, shift in starts]
     _, rotation, shift = max(candidates, key=lambda candidate: candidate[0])
     moving, reference = _prepared(moving_ZYX, fine), _prepared(reference_ZYX, fine)
     value, rotation, shift = _polish(moving, reference, rotation, shift * (fine / coarse))

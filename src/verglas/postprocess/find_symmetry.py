@@ -22,6 +22,7 @@ from verglas.core.rotations import rotation_about_axis
 from verglas.core.shells import fsc
 from verglas.core.sphere import even_directions
 from verglas.core.symmetry import normalise_name, symmetry_matrices
+from verglas.core.threads import few_threads
 from verglas.errors import InputError
 from verglas.postprocess import mapops
 from verglas.postprocess.align import best_placed, even_rotations
@@ -83,6 +84,7 @@ class FoundSymmetry:
     resolution: float
 
 
+@few_threads()
 def find_symmetry(
     map_ZYX: Tensor, pixel_size: float, resolution: float = RESOLUTION, groups: Sequence[str] = PROPOSED
 ) -> FoundSymmetry:
@@ -107,6 +109,7 @@ def find_symmetry(
     return _with_curves(small, choose(tried) or none, tried)
 
 
+@few_threads()
 def align_to_group(map_ZYX: Tensor, pixel_size: float, symmetry: str, resolution: float = RESOLUTION) -> Candidate:
     """Lay a group that is known (Cn or Dn with n up to 12, T, O, I) on the map, however badly it fits."""
     name = normalise_name(symmetry)

@@ -9,8 +9,8 @@ images of a map and of its mirror image are the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,15 @@ from verglas.refinement.abinitio_schedule import (
     stage_of,
     step_of,
 )
+from verglas.refinement.abinitio_symmetry import (
+    PlaceOnAxes,
+    ProposeGroup,
+    decided,
+    is_due,
+    on_axes,
+    symmetry_begins,
+    with_group,
+)
 from verglas.refinement.config import AbInitioConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import Session, quiet
@@ -49,23 +58,6 @@ SMALLEST_SHARE = 0.3  # of an equal share: no class dies during the gradient
 GRADIENT_MASS = 0.95  # of the posterior that a gradient step works with
 GRADIENT_PADDING = 1.0
 OFFSET_SIGMA = 0.04  # of the diameter, at the start
-
-
-@dataclass(frozen=True)
-class Placed:
-    """map_ZYX(R (r - centre)) = a given map(r), so that the axes found in that map stand where the point group has them.
-
-    rotation_33: R; centre_3: (x, y, z), Å from the centre voxel; correlation: of the map with its copies turned by the group.
-    """
-
-    map_ZYX: Tensor
-    rotation_33: Tensor
-    centre_3: Tensor
-    correlation: float
-
-
-PlaceOnAxes = Callable[[Tensor, float, str], Placed]
-"""Map [N, N, N], pixel size in Å, point group -> the map on the group's axes."""
 
 
 def prepare(
@@ -86,26 +78,31 @@ def prepare(
 
 
 def iterations(
-    session: Session, progress: Progress | None = None, place: PlaceOnAxes | None = None
+    session: Session, progress: Progress | None = None, place: PlaceOnAxes | None = None, propose: ProposeGroup | None = None
 ) -> Iterator[Iteration]:
     """All iterations from the session's state on: rounds of the gradient, then those with all particles.
 
-    place: finds the axes of the point group in a map; ValueError if there is a group, but nothing to find it with.
+    place: finds the axes of the point group in a map; propose: finds the point group, where the options ask for it. ValueError
+    if one of them is needed and not given.
     """
-    state, config = session.state, session.config
-    assert isinstance(config, AbInitioConfig)
-    if config.symmetry != "C1" and place is None:
-        raise ValueError(f"symmetry {config.symmetry} needs `place`, which finds its axes")
-    while stage_of(state.iteration + 1, config) is not None:
+    state, given = session.state, session.config
+    assert isinstance(given, AbInitioConfig)
+    if given.find_symmetry and propose is None:
+        raise ValueError("a point group that is to be found needs `propose`")
+    if (given.find_symmetry or given.symmetry != "C1") and place is None:
+        raise ValueError("a point group needs `place`, which finds its axes")
+    while stage_of(state.iteration + 1, decided(given, state)) is not None:
+        config, notes = decided(given, state), list[str]()
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
         if place is not None and symmetry_begins(state, config):
             state, notes = on_axes(state, config, place)
-        else:
-            notes = []
         done = iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet)
+        done = replace(done, notes=[*notes, *done.notes])
+        if propose is not None and is_due(done.state, config):
+            done = with_group(done, propose)
         state = done.state
-        yield replace(done, notes=[*notes, *done.notes])
+        yield done
 
 
 def iterate(
@@ -190,30 +187,6 @@ def gradient_step(
         models.append(replace(model, map_ZYX=map_ZYX, direction_prior_D=prior_D, sigma2_noise_GS=noise_GS, offset_sigma=spread,
                               average_pmax=pmax, log_likelihood=sums.log_likelihood, **curves))  # fmt: skip
     return replace(state, halves=models, running=kept, current_size=2 * radius)
-
-
-def symmetry_begins(state: State, config: AbInitioConfig) -> bool:
-    """Whether the coming iteration is the first with the point group."""
-    now, before = stage_of(state.iteration + 1, config), stage_of(state.iteration, config)
-    return now is Stage.SYMMETRIC and before is not Stage.SYMMETRIC
-
-
-def on_axes(state: State, config: AbInitioConfig, place: PlaceOnAxes) -> tuple[State, list[str]]:
-    """Maps and poses turned so that the symmetry axes found in each map stand where the point group has them."""
-    poses, notes, models = copied(state.poses), list[str](), []
-    count = OrientationGrid.build(state.schedule.healpix_order, 0, config.symmetry, 0.0).n_directions
-    for k, model in enumerate(state.halves):
-        found = place(model.map_ZYX, state.pixel_size, config.symmetry)
-        notes.append(f"Class {k + 1}: {config.symmetry} axes found, correlation with its turned copies {found.correlation:.2f}.")
-        mine = poses.class_B == k
-        turned_B33 = poses.rotation_B33[mine]
-        moved_B2 = (turned_B33 @ found.centre_3)[:, :2]
-        poses.rotation_B33[mine] = turned_B33 @ found.rotation_33.T
-        poses.origin_B2[mine] -= moved_B2
-        share = float(model.direction_prior_D.sum())
-        flat_D = torch.full((count,), share / count, dtype=torch.float64)
-        models.append(replace(model, map_ZYX=found.map_ZYX.to(model.map_ZYX), direction_prior_D=flat_D))
-    return replace(state, halves=models, poses=poses), notes
 
 
 def random_blobs(box: int, diameter_px: float, seed: int) -> Tensor:

@@ -61,14 +61,19 @@ def stage_of(iteration: int, config: AbInitioConfig) -> Stage | None:
         return Stage.COMPARE
     if left <= config.full_iterations:
         return Stage.FULL
-    if config.symmetry != "C1" and left <= 2 * config.full_iterations:
+    if has_group(config) and left <= 2 * config.full_iterations:
         return Stage.SYMMETRIC
     return None
 
 
+def has_group(config: AbInitioConfig) -> bool:
+    """Whether there is a point group, or may be one."""
+    return config.symmetry != "C1" or config.find_symmetry
+
+
 def total_iterations(config: AbInitioConfig) -> int:
-    """How many there are."""
-    symmetric = config.full_iterations if config.symmetry != "C1" else 0
+    """How many there are, or may be."""
+    symmetric = config.full_iterations if has_group(config) else 0
     return rounds(config) * config.restarts + (config.restarts > 1) + config.full_iterations + symmetric
 
 

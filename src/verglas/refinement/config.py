@@ -75,7 +75,7 @@ class AbInitioConfig(ClassifyConfig):
     """Options of a search for first models: a stochastic gradient from random starts, then some iterations with all particles.
 
     initial_resolution, final_resolution: of the images at the gradient's start and end; neither is finer than the grid can
-    tell at the rim of the particle (`abinitio_schedule`).
+    tell at the rim of the particle (`abinitio_schedule`). find_symmetry: the maps say what point group follows; symmetry is C1.
     """
 
     initial_resolution: float = 40.0
@@ -85,3 +85,4 @@ class AbInitioConfig(ClassifyConfig):
     restarts: int = 1  # independent random starts; the one that explains the particles best is kept
     temperature: float = 2.0  # of the first steps: the noise's variance is multiplied by it, falling to 1
     full_iterations: int = 3  # with all particles, and as many with the point group
+    find_symmetry: bool = False

@@ -119,7 +119,8 @@ class State:
     iteration; fsc_S: of the half maps; solved: whether the last, joint iteration is done; micrographs: names of the
     scale groups; group_names: of the optics groups.
     Of a search for first models only: running, the sums of each class per particle, [V, 3] of radius current_size / 2;
-    candidates, maps of the restarts that are done, class after class.
+    candidates, maps of the restarts that are done, class after class; found_group, the point group that its maps show ("": not
+    looked for yet), and found_agreement, with the worst of their turned copies.
     """
 
     iteration: int
@@ -136,6 +137,8 @@ class State:
     classified: bool = False
     running: list[Tensor] = field(default_factory=list)
     candidates: list[Tensor] = field(default_factory=list)
+    found_group: str = ""
+    found_agreement: float = 0.0
 
     @property
     def split(self) -> bool:
