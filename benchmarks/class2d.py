@@ -16,16 +16,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.figures import publish
 from benchmarks.refinement_run import finished
 from benchmarks.simulated import AS_RELION, simulated
 from verglas.cli.classify2d_run import Classification2d, Classify2dJob
+from verglas.core.rotations import matrix_from_euler
+from verglas.core.symmetry import symmetry_matrices
+from verglas.io.mrc import read_map
 from verglas.io.star import read_star
 from verglas.particles.table import ParticleTable
+from verglas.postprocess.find_symmetry import find_symmetry
 from verglas.refinement.config import Classify2dConfig
 
-MODES: dict[str, tuple[str, ...]] = {"EM": ()}  # how they are asked for
+MODES: dict[str, tuple[str, ...]] = {"EM": ("--em",), "gradient": ("--gradient",)}  # how they are asked for
 RECALL = 0.85  # at which the classes of another program are judged
 
 
@@ -75,42 +80,53 @@ def gpu(options: argparse.Namespace) -> None:
     device = "cuda" if options.device == "auto" else options.device
     words = (*AS_RELION, "--method", "slices", "--float16", "--device", device)
     data = simulated(options.work / "set128", str(options.model), options.particles, 128, 2.6, words)
-    figures = {}
+    figures, mates_G33 = {}, mates(data / "truth.mrc")
     for mode in options.modes:
         out = options.work / mode
         asked = ("--classes", str(options.classes), "--diameter", "240", "--seed", str(options.seed), "--device", device)
         run = finished(out, ("classify2d", "--particles", str(data / "particles.star"), *asked, *MODES[mode]))
         for one in run.iterations:
             took = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in one["took"].items())
-            print(f"  {one['iteration']:2d}: {took} s; {len(one['averages'])} classes, {one['current_size']} px, "
-                  f"{one['resolution']:.1f} Å, {one['significant']:.0f} significant, Pmax {one['pmax']:.2f}")  # fmt: skip
+            print(f"  {one['iteration']:2d}: {took} s; {one['seen']:,} particles, {len(one['averages'])} classes, "
+                  f"{one['current_size']} px, {one['resolution']:.1f} Å, Pmax {one['pmax']:.2f}")  # fmt: skip
         last = len(run.iterations)
-        found = {"whole s": run.seconds, "iterations": last, **run.stages(), **judged(out, last, data / "truth.star")}
+        found = {"whole s": run.seconds, "iterations": last, **run.stages(), **judged(out, last, data / "truth.star", mates_G33)}
         figures |= {f"{mode} {name}": value for name, value in found.items()}
     publish(figures, options.out)
 
 
-def judged(out: Path, last: int, truth: Path) -> dict[str, float]:
+def judged(out: Path, last: int, truth: Path, mates_G33: np.ndarray) -> dict[str, float]:
     """Figures of a classification's last iteration: how far views lie apart within classes, number of classes with particles, and
     the classes' resolutions (median over particles)."""
     found, true = (ParticleTable.read(path).frame for path in (out / f"run_it{last:03d}_data.star", truth))
     class_B = found["rlnClassNumber"].to_numpy(int) - 1
-    rot_B, tilt_B = (np.deg2rad(true[f"rlnAngle{name}"].to_numpy(float)) for name in ("Rot", "Tilt"))
-    view_B3 = np.stack([np.sin(tilt_B) * np.cos(rot_B), np.sin(tilt_B) * np.sin(rot_B), np.cos(tilt_B)], 1)
+    angles = (torch.tensor(true[f"rlnAngle{name}"].to_numpy(float)) for name in ("Rot", "Tilt", "Psi"))
+    view_B3 = matrix_from_euler(*angles)[:, 2].numpy()
     model = read_star(out / f"run_it{last:03d}_model.star")["model_classes"].frame
     resolution_C = model["rlnEstimatedResolution"].to_numpy(float)
     return {
-        "view spread degrees": view_spread(class_B, view_B3), "classes": float(len(np.unique(class_B))),
+        "view spread degrees": view_spread(class_B, view_B3, mates_G33), "classes": float(len(np.unique(class_B))),
         "resolution Å": float(np.median(resolution_C[class_B])),
     }  # fmt: skip
 
 
-def view_spread(class_B: np.ndarray, view_B3: np.ndarray) -> float:
-    """Median angle (degrees) between a particle's viewing direction and the mean one of its class; 0 is perfect."""
-    mean_C3 = np.zeros((class_B.max() + 1, 3))
-    np.add.at(mean_C3, class_B, view_B3)
-    mean_C3 /= np.maximum(np.linalg.norm(mean_C3, axis=1, keepdims=True), 1e-12)
-    return float(np.median(np.rad2deg(np.arccos((mean_C3[class_B] * view_B3).sum(1).clip(-1, 1)))))
+def view_spread(class_B: np.ndarray, view_B3: np.ndarray, mates_G33: np.ndarray) -> float:
+    """Median angle (degrees) between the viewing directions of two particles of a class (each and the next one), the smallest
+    over the mates that the model's symmetry gives a view."""
+    order = np.lexsort((np.arange(len(class_B)), class_B))
+    first, second = order[:-1], order[1:]
+    both = class_B[first] == class_B[second]
+    cosine_GP = np.einsum("pi,gij,pj->gp", view_B3[first[both]], mates_G33, view_B3[second[both]])
+    return float(np.median(np.rad2deg(np.arccos(cosine_GP.max(0).clip(-1, 1)))))
+
+
+def mates(truth: Path) -> np.ndarray:
+    """Turns that leave a map as it is, as far as classes can tell (nearly symmetric counts) [G, 3, 3]."""
+    read = read_map(truth)
+    found = find_symmetry(torch.tensor(read.data_ZYX), read.pixel_size).best
+    axes_33 = found.rotation_33
+    print(f"point group of the model, as far as 15 Å can tell: {found.name}")
+    return (axes_33.T @ symmetry_matrices(found.name) @ axes_33).numpy()
 
 
 def main() -> None:

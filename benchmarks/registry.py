@@ -66,7 +66,7 @@ class Benchmark:
         return " ".join(dict.fromkeys(bar.row for bar in self.bars))
 
 
-ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m", "n", "o")
+ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m", "n", "o", "p")
 C1 = "models/6wg6_C1.npz"
 MODEL = ("--model", "{data}/" + C1, "--work", "{work}")
 EMPIAR = ("models/5a1a_D2.npz", "empiar10028_ctf/defocus_u_v_angle_105247.npy")
@@ -170,6 +170,14 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "abinitio_gpu", "first models, K=3, 50,000 x 128 px of three structures", "gpu", "gpu", 120, "abinitio_gpu",
         ("--models", "{data}/models", "--work", "{work}"), files=(C1, "models/5a1a_D2.npz", "models/1oel_C7.npz"),
         bars=(Bar("o", "first models, K=3, 50,000 x 128 px, whole process, cached", "whole s", "<=", 120, "s"),),
+    ),
+    Benchmark(
+        "gpu_class2d", "2-D classification, 100,000 x 128 px, K=200, 25 iterations: EM and the gradient", "gpu", "gpu", 200,
+        "class2d", ("gpu", *MODEL), files=(C1,),
+        bars=(
+            Bar("p", "2-D classes, 100,000 x 128 px, K=200, 25 passes, whole process", "EM whole s", "<=", 120, "s"),
+            Bar("p", "the same by the gradient", "gradient whole s", "<=", 120, "s"),
+        ),
     ),
     Benchmark(
         "gpu_large", "auto-refinement at EMPIAR-10028's size, 105,247 x 360 px", "long", "gpu", 900, "gpu_large",

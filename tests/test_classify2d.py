@@ -18,11 +18,13 @@ from verglas.errors import InputError
 from verglas.io.mrc import StackWriter
 from verglas.io.star import StarBlock, write_star
 from verglas.maximization.planes import moved_planes
+from verglas.maximization.running import NOTHING, stepped_planes
 from verglas.optics.ctf import CtfParameters, ctf_reference_BK
 from verglas.optics.group import OpticsGroup
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import classify2d
+from verglas.refinement import classify2d_schedule as schedule
 from verglas.refinement.class_quality import ClassQuality, check_rule, chosen_classes, class_qualities
 from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.state import State
@@ -31,7 +33,8 @@ from verglas.testing.made_up import shell_of_domains
 
 BOX, PIXEL, VIEWS, EACH, SNR = 32, 5.0, 4, 150, 0.3
 DIRECTIONS_2V = torch.tensor([[0.0, 0.0, 90.0, 45.0], [0.0, 90.0, 90.0, 55.0]], dtype=torch.float64)  # rot, tilt
-CONFIG = Classify2dConfig(diameter=130, classes=VIEWS, max_iterations=25, psi_step=24)
+CONFIG = Classify2dConfig(diameter=130, classes=VIEWS, max_iterations=25, psi_step=24, gradient=False)
+GRADIENT = replace(CONFIG, gradient=True, batch=40)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_views_are_told_apart_whatever_the_seed(views: tuple[ParticleTable, np.n
 
 def test_classes_grow_in_number_and_shares_sum_to_one(views: tuple[ParticleTable, np.ndarray]) -> None:
     states = classified(views[0], replace(CONFIG, classes=7, max_iterations=6))
-    assert classify2d.first_count(replace(CONFIG, classes=7, max_iterations=6)) == 3
+    assert schedule.first_count(replace(CONFIG, classes=7, max_iterations=6)) == 3
     assert [len(state.halves) for state in states] == [3, 4, 6, 7, 7, 7]
     for state in states:
         assert sum(float(model.direction_prior_D.sum()) for model in state.halves) == pytest.approx(1)
@@ -138,6 +141,61 @@ def test_particles_score_higher_than_noise(views: tuple[ParticleTable, np.ndarra
     good, bad = (class_qualities(one, CONFIG.diameter) for one in (state, replace(state, halves=noise)))
     assert min(one.score for one in good) > 1.5 * max(one.score for one in bad)
     assert sum(one.particles for one in good) == VIEWS * EACH
+
+
+def test_batches_grow_and_whole_passes_come_last() -> None:
+    steps = [schedule.step_of(number, 10_000, replace(GRADIENT, classes=16)) for number in range(1, 26)]
+    sizes = [len(step.rows) for step in steps]
+    assert sizes[0] == schedule.FEWEST_IN_BATCH and sizes[:-3] == sorted(sizes[:-3]) and sizes[-3:] == [10_000] * 3
+    assert sizes[-4] == pytest.approx(3 * 40 * 16, rel=0.01) and [step.whole for step in steps] == [False] * 22 + [True] * 3
+    assert steps[0].size == schedule.LARGEST_STEP and steps[21].size == pytest.approx(schedule.SMALLEST_STEP)
+    assert not torch.equal(steps[0].rows, steps[1].rows) and len(steps[15].rows.unique()) == sizes[15]
+    assert schedule.searches_left(25, 10_000, GRADIENT) == 0
+    assert schedule.searches_left(24, 10_000, GRADIENT) == 1 and schedule.searches_left(1, 10_000, GRADIENT) > 60
+
+
+def test_the_gradient_is_the_default_for_many_particles_only() -> None:
+    enough = schedule.ENOUGH_PER_CLASS * VIEWS
+    auto = replace(CONFIG, gradient=None)
+    assert schedule.uses_gradient(auto, enough) and not schedule.uses_gradient(auto, enough - 1)
+    assert "the gradient" in schedule.mode_notice(auto, enough) and "by EM" in schedule.mode_notice(auto, 9)
+    assert schedule.uses_gradient(GRADIENT, 9) and not schedule.uses_gradient(CONFIG, 10**6)
+    assert "25.0 times" in schedule.mode_notice(CONFIG, enough) and "as asked for" in schedule.mode_notice(CONFIG, enough)
+
+
+def test_the_gradient_tells_views_apart_from_batches(
+    views: tuple[ParticleTable, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, view_B = views
+    monkeypatch.setattr(schedule, "FEWEST_IN_BATCH", 100)
+    states = classified(table, GRADIENT)
+    assert adjusted_rand(states[-1].poses.class_B.numpy(), view_B) > 0.9
+    before_last = states[21]  # from batches alone: no iteration has seen all particles at once
+    assert len(before_last.running) == VIEWS and not states[22].running
+    seen = [set(schedule.step_of(number, len(table), GRADIENT).rows.tolist()) for number in range(1, 23)]
+    assert max(len(rows) for rows in seen) == 480 and len(seen[0]) == 100
+    assert len(seen[0] & set(states[0].poses.significant_B.nonzero().squeeze(1).tolist())) == 100
+    assert int((states[0].poses.significant_B > 0).sum()) == 100  # nothing is known of the others yet
+    share_C = torch.stack([model.direction_prior_D.sum() for model in before_last.halves])
+    assert float(share_C.min()) > 0.5 / VIEWS and float(share_C.sum()) == pytest.approx(1)
+    assert bool((states[-1].poses.significant_B > 0).all())
+
+
+def test_sums_of_batches_are_remembered(views: tuple[ParticleTable, np.ndarray]) -> None:
+    fresh_3CYX = torch.randn(3, 2, 8, 5, dtype=torch.float64)
+    first = stepped_planes([NOTHING, NOTHING], fresh_3CYX, 10, 0.5)
+    second = stepped_planes([first[0], NOTHING], 3 * fresh_3CYX, 10, 0.5)
+    unit_3CYX = (fresh_3CYX / 10).float()
+    torch.testing.assert_close(torch.stack(first, 1), 0.5 * unit_3CYX)
+    torch.testing.assert_close(second[0], 0.5 * first[0] + 1.5 * unit_3CYX[:, 0])
+    torch.testing.assert_close(second[1], 1.5 * unit_3CYX[:, 1])
+    session = classify2d.prepare(views[0], replace(GRADIENT, classes=1))
+    once = next(classify2d.iterations(session)).state
+    again = classify2d.iterate(once, session.data, replace(GRADIENT, classes=2), session.on, lambda *_: None).state
+    assert len(once.running) == 1 and len(again.running) == 2
+    twice = classify2d.iterate(once, session.data, replace(GRADIENT, classes=1), session.on, lambda *_: None).state
+    weights = [float(state.running[0][2].sum()) for state in (once, twice)]
+    assert weights[1] > 1.2 * weights[0]  # those of the first batch are still in it
 
 
 def test_rules_of_selection() -> None:

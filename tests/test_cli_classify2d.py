@@ -13,7 +13,7 @@ from verglas.cli.main import main
 from verglas.io.mrc import Stack
 from verglas.io.star import read_star
 from verglas.particles.table import ParticleTable
-from verglas.refinement import classify2d
+from verglas.refinement import classify2d, classify2d_schedule
 
 OPTIONS = ["--diameter", "150", "--classes", "3", "--iterations", "3", "--psi-step", "30", "--device", "cpu"]
 
@@ -64,9 +64,13 @@ def test_files_of_every_iteration_are_relions(simulated: Path) -> None:
     assert "Class averages by score" in (out / "report.html").read_text()
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_run_goes_on_and_writes_the_same(simulated: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(words(simulated)) == 0
+@pytest.mark.parametrize(("stop", "mode"), [(1, "--em"), (3, "--em"), (2, "--gradient"), (3, "--gradient")])
+def test_a_stopped_run_goes_on_and_writes_the_same(
+    simulated: Path, stop: int, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify2d_schedule, "FEWEST_IN_BATCH", 20)
+    options = words(simulated, mode, "--batch", "5")
+    assert main(options) == 0
     whole = {path.name: path.read_bytes() for path in Path("out").glob("*.*") if path.suffix in (".star", ".mrcs")}
     whole = {name: data.partition(b"\n#")[2] if name.endswith("optimiser.star") else data for name, data in whole.items()}
     original = classify2d.iterate
@@ -77,12 +81,26 @@ def test_a_stopped_run_goes_on_and_writes_the_same(simulated: Path, stop: int, m
         return original(state, *rest)
 
     monkeypatch.setattr(classify2d, "iterate", stopping)
-    assert main([*words(simulated), "--overwrite"]) == 130
+    assert main([*options, "--overwrite"]) == 130
     monkeypatch.setattr(classify2d, "iterate", original)
     assert main(["classify2d", "--continue", "out", "--device", "cpu"]) == 0
     for name, data in whole.items():
         again = (Path("out") / name).read_bytes()
         assert (again.partition(b"\n#")[2] if name.endswith("optimiser.star") else again) == data, name
+
+
+def test_the_gradient_looks_at_batches_and_at_all_particles_at_last(
+    simulated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify2d_schedule, "FEWEST_IN_BATCH", 20)
+    assert main(words(simulated, "--gradient", "--batch", "5")) == 0
+    events = [json.loads(line) for line in Path("out/events.jsonl").read_text().splitlines()]
+    iterations = [event for event in events if event["event"] == "iteration"]
+    assert [event["seen"] for event in iterations] == [20, 45, 60]
+    assert iterations[0]["searches_left"] == pytest.approx(105 / 20) and iterations[-1]["final"]
+    assert "found by the gradient" in Path("out/run.log").read_text()
+    data = ParticleTable.read("out/run_it003_data.star").frame
+    assert (data["rlnNrOfSignificantSamples"] > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +110,8 @@ def test_a_stopped_run_goes_on_and_writes_the_same(simulated: Path, stop: int, m
         (["--classes", "501"], "1 to 500"),
         (["--classes", "13"], "at most 12"),
         (["--iterations", "0"], "--iterations"),
+        (["--gradient", "--em"], "--em"),
+        (["--batch", "0"], "--batch"),
         (["--tau2-fudge", "0"], "--tau2-fudge"),
         (["--psi-step", "0"], "--psi-step"),
         (["--select", "best"], "'best'"),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import refuse_beside_continue
+from verglas.cli.common import Flag, refuse_beside_continue
 from verglas.cli.run_options import ParticleOptions
+from verglas.errors import InputError
 from verglas.refinement.config import Classify2dConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ class Classify2d(ParticleOptions):
     """Number of classes, 1 to 500."""
     iterations: Annotated[int, arg(metavar="N")] = Classify2dConfig.max_iterations
     """How many are made."""
+    gradient: Flag = False
+    """Look at batches of particles until the last few iterations, which see all of them. Default where each class has
+    particles enough for it; the log says which it is."""
+    em: Flag = False
+    """Look at all particles in every iteration (expectation-maximization)."""
+    batch: Annotated[int, arg(metavar="N")] = Classify2dConfig.batch
+    """Particles of the gradient's first batches for each class; the last have three times as many."""
     tau2_fudge: Annotated[float, arg(metavar="T")] = Classify2dConfig.tau2_fudge
     """Weight of the data against the prior: more gives finer averages, and more noise in them."""
     psi_step: Annotated[float, arg(metavar="DEGREES")] = Classify2dConfig.psi_step
@@ -66,8 +74,11 @@ class Classify2d(ParticleOptions):
         from verglas.cli.classify2d_run import Classify2dJob
 
         self.require("particles", "diameter", "out")
+        if self.gradient and self.em:
+            raise InputError("--gradient", "given together with --em", "one of them")
         config = Classify2dConfig(
             classes=self.classes, max_iterations=self.iterations, tau2_fudge=self.tau2_fudge, psi_step=self.psi_step,
-            initial_resolution=self.initial_resolution, centre=not self.no_centring, select=self.select, **self.config_options(),
+            initial_resolution=self.initial_resolution, centre=not self.no_centring, select=self.select,
+            gradient=True if self.gradient else False if self.em else None, batch=self.batch, **self.config_options(),
         )  # fmt: skip
         return Classify2dJob(config=config, **self.job_options())

@@ -53,6 +53,8 @@ class Classify2dJob(Job):
             raise InputError("--tau2-fudge", f"{c.tau2_fudge:g}", "a finite number above 0", "2 is usual.")
         if not PSI_STEPS[0] <= c.psi_step <= PSI_STEPS[1]:
             raise InputError("--psi-step", f"{c.psi_step:g}°", f"{PSI_STEPS[0]:g} to {PSI_STEPS[1]:g}", "12 is usual.")
+        if c.batch < 1:
+            raise InputError("--batch", str(c.batch), "1 or more", f"{Classify2dConfig.batch} is usual.")
         check_rule(c.select, c.classes)
         super().check()
 
@@ -96,11 +98,14 @@ class Classification2d(Run):
 
     def record(self, iteration: Iteration, table: ParticleTable) -> Record:
         """With the figures of the classes."""
+        from verglas.refinement.classify2d_schedule import searches_left, seen
+
         state, config = iteration.state, self.job.config
-        left = config.max_iterations - state.iteration
+        left, looked_at = config.max_iterations - state.iteration, seen(state.iteration, len(table), config)
         self._last = state, table
         return record_of(iteration, None) | {
-            "final": left == 0, "iterations_left": left, "searches_left": float(left),
+            "final": left == 0, "iterations_left": left, "seen": looked_at,
+            "searches_left": searches_left(state.iteration, len(table), config), "pmax": state.halves[0].average_pmax,
             "changes_classes": state.schedule.changes_classes,
             "averages": [vars(one) for one in self.qualities(state)],
         }  # fmt: skip

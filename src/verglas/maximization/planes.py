@@ -134,13 +134,15 @@ class PlaneSolution:
     coverage_CS: Tensor
 
 
-def solve_planes(sums: PlaneAccumulator, tau2_CS: Tensor | None, tau2_fudge: float = 1.0) -> PlaneSolution:
+def solve_planes(
+    sums: PlaneAccumulator, tau2_CS: Tensor | None, tau2_fudge: float = 1.0, total_3CYX: Tensor | None = None
+) -> PlaneSolution:
     """Averages data / (weight + 1/tau2): tau2 the power of the references that were used (`plane_spectra`), None for no prior.
 
     As `solve.SolvedSums.map`: the prior counts from shell 5 on, the weight never under a thousandth of its shell's mean.
-    Classes without weight come out as 0.
+    Classes without weight come out as 0. total_3CYX: solved instead of the sums' own totals.
     """
-    total_3CYX = sums.totals()
+    total_3CYX = sums.totals() if total_3CYX is None else total_3CYX
     weight_CYX = total_3CYX[2]
     shells = PlaneShells(sums.box, sums.size, sums.radius, weight_CYX.device)
     mean_CS = shells.mean(weight_CYX)

@@ -19,6 +19,7 @@ from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.reference import volume_spectrum
 from verglas.projection.volume import FourierVolume, coordinate_chunks
 
+NOTHING = torch.empty(0)  # sums of a class that has none yet
 _FALL = 0.5  # power in shells that no reference has reached yet, of that in the last one reached
 
 
@@ -34,6 +35,18 @@ def stepped(old_V3: Tensor | None, batch: Accumulator, particles: int, step: flo
     if len(old_V3) != len(fresh_V3):
         old_V3 = on_rows(old_V3, rows_of(len(old_V3), batch), batch.rows)
     return torch.lerp(old_V3, fresh_V3, step)
+
+
+def stepped_planes(running: list[Tensor], fresh_3CYX: Tensor, particles: int, step: float) -> list[Tensor]:
+    """As `stepped` for classes of planes, from the totals of a batch [3, C, P, P/2 + 1]; float32 [3, P, P/2 + 1] each.
+
+    running: before, of as many classes; one that is empty (`NOTHING`) takes the batch as it is, with its own weight.
+    """
+    out = []
+    for old_3YX, fresh_3YX in zip(running, (fresh_3CYX / max(particles, 1)).float().unbind(1), strict=True):
+        new_3YX = step * fresh_3YX
+        out.append(new_3YX if old_3YX.numel() == 0 else torch.lerp(old_3YX.to(fresh_3YX), fresh_3YX, step))
+    return out
 
 
 def rows_of(count: int, like: Accumulator) -> RowTable:

@@ -89,7 +89,7 @@ def step_of(number: int, particles: int, pixel_size: float, config: AbInitioConf
     ramp = min(max((within / steps - WARM_UP) / (SETTLED - WARM_UP), 0.0), 1.0)
     first, last = resolutions(config, pixel_size)
     size = LARGEST_STEP + (SMALLEST_STEP - LARGEST_STEP) * ramp
-    rows = _rows(number, particles, _batch(ramp, particles, config), config)
+    rows = drawn_rows(number, particles, _batch(ramp, particles, config), config.seed)
     return Step(1 / ((1 - ramp) / first + ramp / last), rows, size, config.temperature + (1 - config.temperature) * ramp)
 
 
@@ -104,7 +104,7 @@ def _batch(ramp: float, particles: int, config: AbInitioConfig) -> int:
     return min(particles, round(config.batch * config.classes * (1 + (GROWTH - 1) * ramp)))
 
 
-def _rows(number: int, particles: int, batch: int, config: AbInitioConfig) -> Tensor:
-    """A batch without repeats, drawn from the seed and the step's number."""
-    draw = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+def drawn_rows(number: int, particles: int, batch: int, seed: int) -> Tensor:
+    """Ascending numbers of a batch without repeats, drawn from the seed and the step's number."""
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + number)
     return torch.randperm(particles, generator=draw)[:batch].sort().values

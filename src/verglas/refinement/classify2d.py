@@ -5,13 +5,16 @@ classes are divided until there are all: from K averages of random particles som
 Until three fifths of the iterations are over, classes that have nearly died out, or that show what a larger one shows, are given
 up for one more division; after that a class that loses its last particle stays empty: it keeps its average and is reported.
 
+Iterations see all particles (EM), or batches of them until the last few (the gradient, see `classify2d_schedule`). A batch
+moves the sums of every class, from which its average is made, a step towards the batch's (`maximization.running`); both parts
+of a class that is divided forget the sums, which say nothing of how they differ.
+
 The sampling stays fixed; a class's prior is the power of the average that its particles were compared with, times tau2_fudge.
 `prepare` a session, then take `iterations` from it. Nothing is written or printed here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -34,10 +37,19 @@ from verglas.maximization.planes import (
     plane_spectra,
     solve_planes,
 )
+from verglas.maximization.running import NOTHING, stepped_planes
 from verglas.particles.table import ParticleTable
 from verglas.projection.planes import FourierPlanes
 from verglas.refinement import schedule as sampling
 from verglas.refinement.classes import changes, empty_classes, last_shell
+from verglas.refinement.classify2d_schedule import (
+    DIVIDING,
+    Step,
+    first_count,
+    mode_notice,
+    next_count,
+    step_of,
+)
 from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.driver import Session, computing, initial_poses, quiet
@@ -51,7 +63,7 @@ from verglas.refinement.step import Iteration, ParticleSet, Stopwatch, expect, u
 __all__ = ["Session", "iterations", "prepare"]
 KEEP_SAFE = 1.5  # a coarse search sees details of the arc between two angles over this (facts 3.3)
 SAMPLES_PER_CLASS = 1  # significant coarse samples of a particle, at most (facts 3.6): early posteriors are broad
-GROWTH, DIVIDING, DEAD = 1.5, 0.6, 0.1  # classes per iteration; share of the iterations; of the mean share of a class
+DEAD = 0.1  # of the mean share of a class
 SETTLING, ALIKE = 3, 0.65  # iterations between looks for twins; likeness of twins (0.55 to 0.85; of other views 0.2 to 0.5)
 FEWEST_SAMPLES = 20
 PER_START = 300  # particles at most in one of the averages that it starts from
@@ -73,7 +85,7 @@ def prepare(
     )
     state = with_first_averages(initial_state(table, noise.sigma2_noise_GS, config), data, config, on)
     chosen["residency"] = residency.reason
-    return Session(state, data, config, on, None, [residency.reason], chosen)
+    return Session(state, data, config, on, None, [residency.reason, mode_notice(config, len(table))], chosen)
 
 
 def initial_state(table: ParticleTable, sigma2_noise_GS: Tensor, config: Classify2dConfig) -> State:
@@ -91,12 +103,6 @@ def initial_state(table: ParticleTable, sigma2_noise_GS: Tensor, config: Classif
         0, [model] * count, poses, schedule, group.box, group.pixel_size, config.initial_resolution, group.box, flat_S,
         micrographs, classified=True,
     )  # fmt: skip
-
-
-def first_count(config: Classify2dConfig) -> int:
-    """How many classes to begin with so that all are there in time (see `grown`): mostly one."""
-    steps = int(DIVIDING * config.max_iterations)
-    return max(1, math.ceil(config.classes / GROWTH**steps))
 
 
 def with_first_averages(state: State, data: Dataset, config: Classify2dConfig, on: Computing) -> State:
@@ -131,15 +137,18 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
     schedule = sampling.perturb(state.schedule, config, number)
     state = replace(state, iteration=number, schedule=schedule, current_size=sampling.image_size(state, config))
     plan = plan_of(state, config)
-    everyone = [ParticleSet(state.halves, torch.arange(len(data)))]
+    step = step_of(number, len(data), config)
+    own = config if step.whole else replace(config, correct_norm=False, correct_scale=False)
     with watch("expectation"):
-        (half,), poses = expect(everyone, state.poses, data, config, on, plan, progress, PlaneExpectation)
+        everyone = [ParticleSet(state.halves, step.rows)]
+        (half,), poses = expect(everyone, state.poses, data, own, on, plan, progress, PlaneExpectation)
         assert isinstance(half, PlaneExpectation)
     with watch("maximization"):
-        new = maximise(replace(state, poses=poses), half, config)
+        new = maximise(replace(state, poses=poses), half, own, step)
         best = max(last_shell(model, new) for model in new.halves)
         new = sampling.update_resolution(new, new.resolution_of(best))
-        new = replace(new, schedule=changes(state.poses, new, config))
+        batch = replace(new, poses=new.poses.of(step.rows))
+        new = replace(new, schedule=changes(state.poses.of(step.rows), batch, config))
     notes += [*half.notices, *empty_classes(state, new)]
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
 
@@ -155,7 +164,7 @@ def grown(state: State, config: Classify2dConfig) -> tuple[State, list[str]]:
     if state.iteration == 0:
         return state, []
     share_C = torch.stack([model.direction_prior_D.sum() for model in state.halves])
-    more = min(config.classes, max(count + 1, int(GROWTH * count))) - count
+    more = next_count(count, config) - count
     if more == 0 and state.iteration > DIVIDING * config.max_iterations:
         return state, []
     free = [k for k in range(count) if float(share_C[k]) * count < DEAD]
@@ -164,11 +173,13 @@ def grown(state: State, config: Classify2dConfig) -> tuple[State, list[str]]:
         twins = [k for k in twin_classes(state, config, share_C) if k not in free]
         notes += [f"{len(twins)} classes showed what others show: the largest were divided instead."] if twins else []
         free += twins
-    models = list(state.halves) + [state.halves[0]] * more
+    models, running = list(state.halves) + [state.halves[0]] * more, state.running + [NOTHING] * (more if state.running else 0)
     largest = [k for k in torch.argsort(share_C, descending=True, stable=True).tolist() if k not in free]
     for old, new in zip(largest, free + list(range(count, count + more))):
         models[old], models[new] = divided(models[old], config.seed + 1000 * state.iteration + new)
-    return replace(state, halves=models), notes
+        if running:
+            running[old] = running[new] = NOTHING
+    return replace(state, halves=models, running=running), notes
 
 
 def twin_classes(state: State, config: Classify2dConfig, share_C: Tensor) -> list[int]:
@@ -226,29 +237,47 @@ def plan_of(state: State, config: Classify2dConfig) -> Plan:
     return Plan(_grid(config, schedule.perturbation), offsets, model_grid, schedule, correlate=False, most=most)
 
 
-def maximise(state: State, half: PlaneExpectation, config: Classify2dConfig) -> State:
+def maximise(state: State, half: PlaneExpectation, config: Classify2dConfig, step: Step) -> State:
     """New averages, noise and priors; an empty class keeps its average."""
     shared = updated_model(state.halves[0], half.sums, state, state.poses, 1, False, config)
+    total_3CYX, running = half.averages.totals(), list[Tensor]()
+    if not step.whole:
+        shared = _stepped(state, shared, step.size)
+        running = stepped_planes(state.running or [NOTHING] * len(state.halves), total_3CYX, len(step.rows), step.size)
+        total_3CYX = torch.stack(running, 1).double() * (len(step.rows) / step.size)
     old_CYX = torch.stack([model.map_ZYX.to(half.on.device) for model in state.halves])
-    solution = solve_planes(half.averages, plane_spectra(old_CYX, config.padding), config.tau2_fudge)
+    solution = solve_planes(half.averages, plane_spectra(old_CYX, config.padding), config.tau2_fudge, total_3CYX)
     image_CYX = solution.image_CYX
     if config.centre:
         shift_C2 = centring_shifts(image_CYX, config.offset_range)
         image_CYX = moved_planes(image_CYX, shift_C2)
     image_CYX = image_CYX * _mask(state, config, half.on)
-    share_C = shared.direction_prior_D
-    image_CYX = torch.where(share_C.to(image_CYX)[:, None, None] > 0, image_CYX, old_CYX)
-    return replace(state, halves=_models(shared, state.halves, image_CYX, solution))
+    empty_C = total_3CYX[2].sum((1, 2)) <= 0
+    image_CYX = torch.where(empty_C[:, None, None], old_CYX, image_CYX)
+    return replace(state, halves=_models(shared, state.halves, image_CYX, solution, empty_C.tolist()), running=running)
 
 
-def _models(shared: HalfModel, old: list[HalfModel], image_CYX: Tensor, solution: PlaneSolution) -> list[HalfModel]:
+def _stepped(state: State, batch: HalfModel, size: float) -> HalfModel:
+    """What all classes share after a step: noise, spread of offsets and shares of the classes, between the old and a batch's."""
+    old = state.halves[0]
+    old_C = torch.cat([model.direction_prior_D for model in state.halves]).to(batch.direction_prior_D)
+    return replace(
+        batch, sigma2_noise_GS=torch.lerp(old.sigma2_noise_GS, batch.sigma2_noise_GS.to(old.sigma2_noise_GS), size),
+        offset_sigma=(1 - size) * old.offset_sigma + size * batch.offset_sigma,
+        direction_prior_D=torch.lerp(old_C, batch.direction_prior_D, size),
+    )  # fmt: skip
+
+
+def _models(
+    shared: HalfModel, old: list[HalfModel], image_CYX: Tensor, solution: PlaneSolution, empty_C: list[bool]
+) -> list[HalfModel]:
     """One model per class: what all share, its own share of the particles, average and spectra (of an empty class the old)."""
     spectra = [one.cpu() for one in (solution.tau2_CS, solution.sigma2_CS, solution.ssnr_CS, solution.coverage_CS)]
     share_C = shared.direction_prior_D.clone()
     models = []
-    for k, before in enumerate(old):
+    for k, (before, empty) in enumerate(zip(old, empty_C, strict=True)):
         own = [one[k] for one in spectra]
-        if share_C[k] == 0:
+        if empty:
             own = [before.tau2_S, before.sigma2_S, before.ssnr_S, before.coverage_S]
         tau2_S, sigma2_S, ssnr_S, coverage_S = own
         models.append(replace(

@@ -67,6 +67,8 @@ class Classify2dConfig(RefineConfig):
     initial_resolution: float = 40.0  # the random averages that it starts from are low-passed to this
     absolute_greyscale: bool = True  # those averages have the particles' grey scale
     centre: bool = True  # averages are moved so that their positive pixels are centred
+    gradient: bool | None = None  # batches first, all particles at last; None: where there are particles enough
+    batch: int = 100  # particles of a batch for each class, to begin with
     select: str = "auto"  # which classes are selected, see refinement/class_quality.py
 
 

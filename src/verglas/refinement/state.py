@@ -61,6 +61,11 @@ class Poses:
     alignability_B: Tensor
 
 
+    def of(self, rows: Tensor) -> Poses:
+        """Those of some particles."""
+        return Poses(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+
 @dataclass
 class Schedule:
     """Sampling and convergence (RELION facts 5). Angles in degrees, lengths in Å, all of the coarse grid.
@@ -118,9 +123,10 @@ class State:
     iteration: number of the last iteration done (0: nothing yet); current_resolution: Å; current_size: px, of the last
     iteration; fsc_S: of the half maps; solved: whether the last, joint iteration is done; micrographs: names of the
     scale groups; group_names: of the optics groups.
-    Of a search for first models only: running, the sums of each class per particle, [V, 3] of radius current_size / 2;
-    candidates, maps of the restarts that are done, class after class; found_group, the point group that its maps show ("": not
-    looked for yet), and found_agreement, with the worst of their turned copies.
+    running: while a gradient sees batches, the sums of each class per particle ([V, 3] of radius current_size / 2; classify2d:
+    [3, P, P/2 + 1]). Of a search for first models only: candidates, maps of the restarts that are done, class after class;
+    found_group, the point group that its maps show ("": not looked for yet), and found_agreement, with the worst of their turned
+    copies.
     """
 
     iteration: int

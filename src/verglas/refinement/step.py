@@ -178,14 +178,14 @@ def expect(
     kind: type[HalfExpectation] = HalfExpectation,
 ) -> tuple[list[HalfExpectation], Poses]:  # fmt: skip
     """The expectation of all sets: their sums, and the new poses of all particles. kind: what works through a set."""
-    new, done, finished = copied(poses), 0, []
+    new, done, finished, total = copied(poses), 0, [], sum(len(one.rows) for one in sets)
     for one in sets:
         half = kind(one.models, data, poses, plan, config, on)
         found: list[tuple[Tensor, BatchResult]] = []
         for batch, result in half.run(one.rows):
             found.append((batch, result))
             done += len(batch)
-            progress("expectation", done, len(data))
+            progress("expectation", done, total)
         half.release()
         store(new, found)
         finished.append(half)
