@@ -12,7 +12,7 @@ from torch import Tensor
 from verglas.cli.refine_watch import gist
 from verglas.core.symmetry import symmetry_matrices
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Pictures, Stack, Table, Text, write_report
-from verglas.report.pictures import map_picture, slices_picture, write_png
+from verglas.report.pictures import map_pictures, slices_picture, write_png
 from verglas.report.sections import Section
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ReportWriter:
 
     def __init__(self, run: RunFolder, config: RefineConfig) -> None:
         self.run, self.config = run, config
-        self.not_before = 0.0
+        self.not_before = time.monotonic() + SHORTEST_INTERVAL  # a run that soon ends needs no page before
 
     def update(self, history: Sequence[Record], iteration: Iteration) -> None:
         """Rewrite report.html; the last iteration's always."""
@@ -50,7 +50,8 @@ class ReportWriter:
             return
         symmetry = self.config.symmetry.upper()
         title = f"{self.subject}, {symmetry}" + ("" if finished else f": iteration {iteration.state.iteration}")
-        drawn = {name: map_picture(as_array(map_ZYX)) for name, map_ZYX in self.final_maps(iteration).items()} if finished else {}
+        final = self.final_maps(iteration) if finished else {}
+        drawn = map_pictures({name: as_array(map_ZYX) for name, map_ZYX in final.items()})
         sections = self.sections(history, iteration, drawn)
         write_report(self.run.path("report.html"), title, sections, self.run.facts(), overwrite=True)
         for name, picture in drawn.items():

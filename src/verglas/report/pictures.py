@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from verglas.report.figures import central_slices, grey_limits
 from verglas.report.surface import surface_views
 
 PANEL, GAP = 400, 0.04  # px of one grey panel of three, about; between two panels, of their width
+AT_ONCE = 4  # maps that are drawn, 0.3 GB each
 MONTAGE_EDGE = 128  # px of one image of a montage, at most
 
 
@@ -24,7 +26,7 @@ def png(picture: np.ndarray) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(buffer, picture, format="png")
+    imsave(buffer, picture, format="png", pil_kwargs={"compress_level": 3})  # four times faster than 6, and no larger here
     return buffer.getvalue()
 
 
@@ -58,6 +60,12 @@ def map_picture(map_ZYX: np.ndarray) -> np.ndarray:
     greys = [shown(one, size) for one in projections(map_ZYX)]
     greys += [shown(one, size, grey_limits(np.asarray(map_ZYX))) for one in slices]
     return tiled([*surfaces, *greys], 3)
+
+
+def map_pictures(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`map_picture` of each map, by its name; a few at a time."""
+    with ThreadPoolExecutor(min(AT_ONCE, max(1, len(maps)))) as threads:
+        return dict(zip(maps, threads.map(map_picture, maps.values())))
 
 
 def slices_picture(map_ZYX: np.ndarray) -> np.ndarray:
