@@ -21,7 +21,9 @@ from verglas.report.figures import (
     sphere_density,
     viewing_directions,
 )
-from verglas.report.page import Block, option_rows, provenance_rows, widen_lone_halves
+from verglas.report.page import Block, drawn_blocks, option_rows, provenance_rows, widen_lone_halves
+from verglas.report.painters import Painters, painters_for
+from verglas.report.sections import Section
 
 FACTS = {
     "command": "reconstruct",
@@ -173,3 +175,31 @@ def test_blocks_without_a_neighbour_are_widened() -> None:
 @pytest.mark.parametrize("values", [[], [3.0, 3.0], [1.0, 1.0 + 1e-16, 1.0 - 1e-16], [math.nan, 2.0]])
 def test_a_histogram_of_values_that_are_all_alike_is_drawn(values: list[float]) -> None:
     assert "<svg" in draw_histogram(Histogram("Pmax", np.array(values), ""), "one")
+
+
+def some_sections() -> list[Section]:
+    lines = [Curve(f"curve {i}", np.arange(5), [np.arange(5.0) + i], [""], "iteration", "y") for i in range(4)]
+    return [Text("first", "text"), *lines, Histogram("last", np.linspace(0, 1, 30), "Pmax")]
+
+
+def test_other_processes_draw_the_same() -> None:
+    sections = some_sections()
+    here = drawn_blocks(list(enumerate(sections)))
+    with Painters(2) as painters:
+        assert painters.draw(sections) == here
+        assert painters.draw(sections[:1]) == here[:1]  # less than one section each
+    assert [process.returncode for process in painters._processes] == [0, 0]
+
+
+def test_a_page_is_drawn_although_a_painter_has_died(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = some_sections()
+    with Painters(2) as painters:
+        painters._processes[1].kill()
+        painters._processes[1].wait()
+        assert painters.draw(sections) == drawn_blocks(list(enumerate(sections)))
+    assert "it is drawn here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cores, count", [(1, 1), (4, 1), (8, 2), (16, 4), (128, 4)])
+def test_painters_leave_the_cores_to_the_run(cores: int, count: int) -> None:
+    assert painters_for(cores) == count

@@ -2,6 +2,6 @@
 
 import sys
 
-from verglas.cli.main import main
+from verglas.cli.main import process
 
-sys.exit(main())
+sys.exit(process())

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -43,6 +44,7 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device
         return torch.device("cpu"), "asked for with --device cpu"
     if torch.cuda.is_available():
         reason = "asked for with --device cuda" if choice == "cuda" else "a GPU is there (--device auto)"
+        Thread(target=torch.cuda.synchronize, daemon=True).start()  # makes the context while others are imported
         return torch.device("cuda"), reason
     absent = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
     if choice == "cuda":

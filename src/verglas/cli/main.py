@@ -93,6 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_crash(error)
 
 
+def process() -> int:
+    """`main` for a process of its own, which ends with it: nothing is torn down that the system frees anyway (after work on a
+    GPU that takes seconds), unless somebody profiles or traces the process and wants its end."""
+    code = main()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized() and sys.getprofile() is None and sys.gettrace() is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """numpy and Python raise MemoryError; torch a RuntimeError of its own on a GPU, and one known by its text on the CPU."""
     by_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)

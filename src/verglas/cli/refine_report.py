@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from verglas.io.runfolder import RunFolder
     from verglas.refinement.config import RefineConfig
     from verglas.refinement.driver import Iteration
+    from verglas.report.page import Block
 
 SHARE = 0.04  # of the run's time that reports may take
 SHORTEST_INTERVAL = 5.0  # s
@@ -41,6 +42,7 @@ class ReportWriter:
 
     def __init__(self, run: RunFolder, config: RefineConfig) -> None:
         self.run, self.config = run, config
+        self.draw: Callable[[Sequence[Section]], list[Block]] | None = None  # instead of this process
         self.not_before = time.monotonic() + SHORTEST_INTERVAL  # a run that soon ends needs no page before
 
     def update(self, history: Sequence[Record], iteration: Iteration) -> None:
@@ -53,7 +55,7 @@ class ReportWriter:
         final = self.final_maps(iteration) if finished else {}
         drawn = map_pictures({name: as_array(map_ZYX) for name, map_ZYX in final.items()})
         sections = self.sections(history, iteration, drawn)
-        write_report(self.run.path("report.html"), title, sections, self.run.facts(), overwrite=True)
+        write_report(self.run.path("report.html"), title, sections, self.run.facts(), True, self.draw)
         for name, picture in drawn.items():
             write_png(self.run.path(name), picture)
         now = time.monotonic()

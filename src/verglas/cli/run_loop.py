@@ -229,7 +229,10 @@ class Run(Iterator["Iteration"]):
         say_line = run.log if run else lambda line: None
         # A GPU goes on while the files are written; on a CPU both would want the same cores.
         behind = session.on.device.type == "cuda"
-        with Behind(behind) as later, Watch(say_line, self.history, quiet=run is None) as watch:
+        with (
+            _painters(report if behind else None), Behind(behind) as later,
+            Watch(say_line, self.history, quiet=run is None) as watch,
+        ):  # fmt: skip
             for iteration in self.iterations(session, watch.progress):
                 watch.finished(self.record(iteration, table))
                 if run is not None and report is not None:
@@ -262,6 +265,19 @@ class Run(Iterator["Iteration"]):
             if notice is not None:
                 run.log(notice)
         report.update(history, iteration)
+
+
+@contextmanager
+def _painters(report: ReportWriter | None) -> Iterator[None]:
+    """Have other processes draw the pages of a report."""
+    if report is None:
+        yield
+        return
+    from verglas.report.painters import Painters, painters_for
+
+    with Painters(painters_for(os.cpu_count() or 1)) as painters:
+        report.draw = painters.draw
+        yield
 
 
 @contextmanager

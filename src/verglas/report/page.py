@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -27,20 +27,27 @@ class Block:
 
 
 def write_report(
-    path: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, Any], overwrite: bool = False
-) -> None:
-    """Write the page. provenance: what RunFolder.facts() returns (the content of result.json)."""
+    path: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, Any], overwrite: bool = False,
+    draw: Callable[[Sequence[Section]], list[Block]] | None = None,
+) -> None:  # fmt: skip
+    """Write the page. provenance: what RunFolder.facts() returns (the content of result.json); draw: draws all sections
+    (None: here, one after the other)."""
     import jinja2
 
     source = resources.files("verglas.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    blocks = widen_lone_halves([block(section, f"figure{i}") for i, section in enumerate(sections)])
+    blocks = widen_lone_halves(draw(sections) if draw else drawn_blocks(list(enumerate(sections))))
     page = template.render(
         title=title, blocks=blocks, facts=provenance_rows(provenance), run=provenance, version=verglas.__version__,
         options=option_rows(provenance.get("options") or {}),
     )  # fmt: skip
     with atomic_path(path, overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def drawn_blocks(numbered: Sequence[tuple[int, Section]]) -> list[Block]:
+    """Sections drawn; their numbers, which are names on the page, are different."""
+    return [block(section, f"figure{number}") for number, section in numbered]
 
 
 def block(section: Section, name: str) -> Block:
