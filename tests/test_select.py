@@ -118,6 +118,34 @@ def test_command_combines_rules_and_says_why(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "words, kept",
+    [
+        (["--min-defocus", "10000"], "bcd"),
+        (["--min-defocus", "10000", "--max-defocus", "20000"], "bc"),
+        (["--max-ctf-resolution", "4.5"], "ab"),
+        (["--min-ctf-merit", "0.2"], "bcd"),
+        (["--min-pmax", "0.5"], "acd"),
+        (["--min-alignability", "0.7"], "cd"),
+        (["--where", "rlnCtfMaxResolution", "4", "5"], "bc"),
+        (["--outliers", "4"], "bcd"),
+        (["--best", "0.5", "--quality", "rlnCtfFigureOfMerit"], "cd"),
+        (["--duplicates", "30", "--micrograph-pixel", "1.5"], "bcd"),
+        (["--classes", "2", "--fraction", "0.99"], "cd"),
+    ],
+)
+def test_each_option_keeps_what_it_says(tmp_path, words, kept):
+    star = write_table(
+        tmp_path, rlnNote=list("abcd"), rlnDefocusU=[9e3, 1.1e4, 1.5e4, 2.5e4], rlnDefocusV=[9e3, 1e4, 1.4e4, 2.4e4],
+        rlnDefocusAngle=[0.0] * 4, rlnCtfMaxResolution=[3.0, 4.5, 5, 6], rlnCtfFigureOfMerit=[0.1, 0.2, 0.3, 0.4],
+        rlnMaxValueProbDistribution=[0.9, 0.1, 0.5, 0.8], vglAlignability=[0.1, 0.6, 0.7, 0.9], rlnClassNumber=[1, 1, 2, 2],
+        vglLogLikelihoodGain=[1.0, 20, 21, 22], rlnMicrographName=["m"] * 4,
+        rlnCoordinateX=[0.0, 19, 60, 60], rlnCoordinateY=[0.0, 0, 0, 21],
+    )  # fmt: skip
+    assert main(["select", "--particles", str(star), *words, "--out", str(tmp_path / "out")]) == 0
+    assert "".join(read_star(tmp_path / "out/particles.star")["particles"].frame["rlnNote"]) == kept
+
+
+@pytest.mark.parametrize(
     "words, said",
     [
         ([], "no rule"),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO
 
 from verglas.io.progress import say
 from verglas.report.page import Block, drawn_blocks
@@ -61,7 +61,7 @@ class Painters(AbstractContextManager["Painters"]):
             process.wait()
 
 
-def _answer(pipe: BinaryIO | None) -> list[tuple[int, Block]]:
+def _answer(pipe: IO[bytes] | None) -> list[tuple[int, Block]]:
     assert pipe is not None
     found: list[tuple[int, Block]] = pickle.load(pipe)
     return found
