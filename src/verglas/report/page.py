@@ -15,6 +15,8 @@ from verglas.io.runfolder import short
 from verglas.report import figures, pictures
 from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Pictures, Section, Slices, Stack, Table, Text
 
+WIDE = 1.5  # pictures that are so many times as wide as high have a row for themselves
+
 
 @dataclass(frozen=True)
 class Block:
@@ -99,12 +101,12 @@ def tiles(section: KeyFigures) -> str:
 
 
 def framed(section: Pictures) -> str:
-    """Pictures with their lines."""
-    parts = [
-        f'<figure style="margin: 0 0 .8rem">{pictures.tag(one, line)}<figcaption>{html.escape(line)}</figcaption></figure>'
-        for line, one in section.pictures.items()
-    ]
-    return "".join(parts)
+    """Pictures below their lines; square ones side by side where there is room, so that they can be compared."""
+    parts = []
+    for line, one in section.pictures.items():
+        kind = ' class="wide"' if one.shape[1] > WIDE * one.shape[0] else ""
+        parts.append(f"<figure{kind}><figcaption>{html.escape(line)}</figcaption>{pictures.tag(one, line)}</figure>")
+    return f'<div class="pictures">{"".join(parts)}</div>'
 
 
 def table(section: Table) -> str:
