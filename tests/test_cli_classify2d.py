@@ -125,3 +125,10 @@ def test_options_that_make_no_sense_are_refused(
 ) -> None:
     assert main(words(simulated, *change)) == 2
     assert message in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_dark_particles_are_refused(simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stack", "--particles", str(simulated / "particles.star"), "--invert", "--out", str(tmp_path / "dark")]) == 0
+    given = ["classify2d", "--particles", str(tmp_path / "dark/particles.star"), *OPTIONS, "--out", "out"]
+    assert main(given) == 2
+    assert "contrast is inverted" in capsys.readouterr().err and not Path("out").exists()

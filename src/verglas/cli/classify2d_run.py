@@ -70,12 +70,13 @@ class Classification2d(Run):
     def inputs(self) -> ParticleTable:
         """Particles, checked."""
         from verglas.refinement.dataset import contrast
-        from verglas.refinement.inputs import check_diameter
+        from verglas.refinement.inputs import check_diameter, check_images
 
         table, config = self.read_particles(), self.job.config
         check_diameter(table, config)
         contrast(table)  # InputError if columns are missing
         check_classes(table, config.classes, FEWEST_PER_CLASS)
+        self.notices += check_images(table, config, self.job.ignore_contrast)
         return table
 
     def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:

@@ -75,20 +75,26 @@ def check_inputs(table: ParticleTable, reference: Map, config: RefineConfig, ign
 
 
 def check_without_reference(table: ParticleTable, config: RefineConfig, ignore_contrast: bool = False) -> list[str]:
-    """As `check_inputs` where there is no reference: what images show is compared with a ball of the diameter."""
+    """As `check_inputs` where there is no reference."""
     notices = check_counts(table, config)
     check_diameter(table, config)
     contrast(table)  # InputError if columns are missing
     check_mask_file(table, config)
+    return notices + check_images(table, config, ignore_contrast)
+
+
+def check_images(table: ParticleTable, config: RefineConfig, ignore_contrast: bool = False) -> list[str]:
+    """Contrast and normalisation of some of the images, which are compared with a ball of the diameter: returns notices,
+    raises InputError for inverted contrast (unless it is to be ignored)."""
     box, pixel_size = table.groups[0].box, table.groups[0].pixel_size
     ball = Map(soft_sphere(box, BALL * config.diameter / pixel_size, config.mask_edge).float().numpy(), pixel_size)
     sample = look_at(table.subset(SAMPLE, config.seed), config.diameter, mean_view(ball, config.diameter))
     if not len(sample.background_mean_B):
-        return notices
+        return []
     fault = sample.contrast_fault()
     if fault is not None and fault.is_certain and not ignore_contrast:
         raise InputError(fault.where, fault.found, fault.expected, fault.fix)
-    return [*notices, *sample.notices(), *([f"{fault.where}: {fault.found}"] if fault else [])]
+    return [*sample.notices(), *([f"{fault.where}: {fault.found}"] if fault else [])]
 
 
 def check_poses(table: ParticleTable, needs: str) -> None:
