@@ -15,7 +15,7 @@ from verglas.core.rows import packed_sphere
 from verglas.errors import InputError
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.projection.volume import padded_size
-from verglas.refinement.config import ClassifyConfig, RefineConfig
+from verglas.refinement.config import Classify2dConfig, ClassifyConfig, RefineConfig
 from verglas.refinement.plan import plan
 from verglas.refinement.plan_sizes import Machine, Problem, all_sizes, half_plane_count, padded_edge, sphere_count
 from verglas.refinement.schedule import coarse_size, initial_schedule
@@ -243,3 +243,43 @@ def test_the_command_plans_classifications(capsys):
     assert "given, order 2" in capsys.readouterr().out
     assert main([*words, "--skip-align"]) == 2 and main([*words, "--classes", "0"]) == 2
     assert "--classes" in capsys.readouterr().err
+
+
+def planes(classes: int, **changes) -> Classify2dConfig:
+    return Classify2dConfig(**{"diameter": 200.0, "classes": classes, "gradient": False} | changes)
+
+
+def test_class_averages_take_memory_and_time_for_every_class():
+    problem = Problem(100_000, 128, 2.6)
+    for machine in (CPU, H100):
+        few, many = (plan(problem, planes(k), machine) for k in (50, 200))
+        assert sum(one.times for one in many.iterations) == 25 and many.fits
+        a, b = few.iterations[-1], many.iterations[-1]
+        assert (a.sizes.title, b.sizes.orientations, b.sizes.radius) == ("50 classes", 200 * 30, 64)
+        assert b.seconds["coarse"] == pytest.approx(4 * a.seconds["coarse"])
+        for name in ("sums of all maps", "reference, packed", "images, summed but not turned"):
+            small, large = ([i.bytes for i in p.iterations[-1].items if i.name == name] for p in (few, many))
+            assert small and large == pytest.approx([4 * value for value in small])
+        as_maps = plan(problem, classification(200, symmetry="C1"), machine)
+        assert many.seconds < 0.02 * as_maps.seconds and many.disk_bytes < 0.1 * as_maps.disk_bytes
+
+
+def test_batches_of_the_gradient_take_less_time():
+    problem = Problem(100_000, 128, 2.6)
+    em, gradient = (plan(problem, planes(100, gradient=mode), H100) for mode in (False, True))
+    assert [one.sizes.share < 1 for one in gradient.iterations] == [True, True, False]
+    assert sum(one.times for one in gradient.iterations) == 25 and gradient.seconds < 0.6 * em.seconds
+    assert gradient.iterations[-1].sizes.share == 1 and gradient.peak("device") == pytest.approx(em.peak("device"), rel=0.2)
+
+
+def test_the_folder_of_a_run_is_as_large_as_planned():
+    measured = 12.94e6  # bytes of a folder of 8 iterations, two of its checkpoints among them
+    assert plan(Problem(1000, 64, 3.5), planes(50, max_iterations=8), CPU).disk_bytes == pytest.approx(measured, rel=0.25)
+
+
+def test_the_command_plans_2d_classifications_and_their_disk(capsys):
+    words = ["plan", "--n", "1000", "--box", "64", "--apix", "3.5", "--diameter", "200", "--device", "cpu"]
+    assert main([*words, "--classes", "50", "--two-d"]) == 0
+    text = capsys.readouterr().out
+    assert "50 classes" in text and "The run folder takes about 0.041 GB" in text
+    assert main([*words, "--two-d"]) == 2 and "--two-d" in capsys.readouterr().err

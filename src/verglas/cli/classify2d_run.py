@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from verglas.cli.refine_watch import Record, record_of
@@ -78,10 +78,6 @@ class Classification2d(Run):
         check_classes(table, config.classes, FEWEST_PER_CLASS)
         self.notices += check_images(table, config, self.job.ignore_contrast)
         return table
-
-    def plan(self, table: ParticleTable, device: torch.device) -> RunPlan:
-        """What the engine may use: as for a refinement, whose maps take more memory than averages."""
-        return plan_as_refinement(table, self.job.config, device)
 
     def prepare(
         self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
@@ -179,16 +175,3 @@ class Classification2d(Run):
         run.figure("iterations", state.iteration)
         run.figure("class_changed", rounded(last["changes_classes"]), "of the particles in the last iteration")
         note_common_figures(run, state, last)
-
-
-def plan_as_refinement(table: ParticleTable, config: RefineConfig, device: torch.device) -> RunPlan:
-    """The plan of a refinement of these particles; InputError if it cannot fit."""
-    from verglas.cli.plan import this_machine
-    from verglas.refinement.plan import plan
-    from verglas.refinement.plan_sizes import Problem
-
-    plain = {one.name: getattr(config, one.name) for one in fields(RefineConfig)}
-    plain |= {"local_from_order": RefineConfig.local_from_order, "max_iterations": RefineConfig.max_iterations}
-    made = plan(Problem.of(table), RefineConfig(**plain), this_machine(device))
-    made.check()
-    return made

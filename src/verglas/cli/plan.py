@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from verglas.cli.common import Computing, Flag
 from verglas.errors import InputError
-from verglas.refinement.config import ClassifyConfig, Precision, RefineConfig
+from verglas.refinement.config import Classify2dConfig, ClassifyConfig, Precision, RefineConfig
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,12 @@ GB = 1e9
 
 @dataclass(kw_only=True)
 class Plan:
-    """Say what memory and time a refinement or a 3-D classification will take, and whether it fits.
+    """Say what memory, time and disk a refinement or a classification will take, and whether it fits.
 
     Prints the peak memory of host and device by item, and for each kind of iteration its sizes, batches, memory and time.
     Memory of the device is what nvidia-smi shows. The resolution is taken to follow the angular step, as it does for good
     data; noisy particles end at coarser steps and mostly take less.
-    `verglas refine` and `verglas classify3d` make the same plan at their start. Exit code 2 and the
+    `verglas refine`, `classify3d` and `classify2d` make the same plan at their start. Exit code 2 and the
     nearest setting that fits, if it does not.
 
     Example: verglas plan --n 100000 --box 360 --apix 1.34 --sym C1 --diameter 350 --device cuda --device-memory 80
@@ -53,6 +53,8 @@ class Plan:
     """Of the coarse grid at the start."""
     classes: Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: a refinement)")] = None
     """Plan a 3-D classification into so many classes."""
+    two_d: Flag = False
+    """With --classes: a 2-D classification."""
     skip_align: Flag = False
     """Of a classification that searches nothing."""
     precision: Annotated[Precision, arg(metavar="auto|half|single|double")] = RefineConfig.precision
@@ -89,8 +91,9 @@ class Plan:
         """Of a refinement, or of a classification if there are classes; InputError for a number that makes no sense."""
         if self.classes is not None and self.classes < 1:
             raise InputError("--classes", str(self.classes), "1 or more")
-        if self.skip_align and self.classes is None:
-            raise InputError("--skip-align", "given without --classes", "the number of classes", "A refinement searches poses.")
+        if self.classes is None and (self.skip_align or self.two_d):
+            flag = "--two-d" if self.two_d else "--skip-align"
+            raise InputError(flag, "given without --classes", "the number of classes", "A refinement searches poses of one map.")
         options: dict[str, Any] = {
             "diameter": self.diameter, "symmetry": self.sym, "initial_resolution": self.initial_resolution,
             "healpix_order": self.healpix_order, "precision": self.precision, "memory_gb": self.memory,
@@ -98,6 +101,9 @@ class Plan:
         }  # fmt: skip
         if self.classes is None:
             return RefineConfig(**options)
+        if self.two_d:
+            options |= {"symmetry": "C1", "initial_resolution": Classify2dConfig.initial_resolution}
+            return Classify2dConfig(classes=self.classes, **options)
         return ClassifyConfig(classes=self.classes, align="none" if self.skip_align else "all", **options)
 
     def problem(self) -> Problem:
@@ -191,6 +197,7 @@ def show(made: RunPlan) -> None:
     reason = made.residency.reason
     out.print(f"{reason[0].upper()}{reason[1:]}.")
     out.print(f"About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB.")
+    out.print(f"The run folder takes about {made.disk_bytes / GB:.2g} GB of the disk at its end.")
 
 
 def _iterations(made: RunPlan) -> object:

@@ -44,6 +44,7 @@ from verglas.refinement import schedule as sampling
 from verglas.refinement.classes import changes, empty_classes, last_shell
 from verglas.refinement.classify2d_schedule import (
     DIVIDING,
+    KEEP_SAFE,
     Step,
     first_count,
     mode_notice,
@@ -61,7 +62,6 @@ from verglas.refinement.state import HalfModel, State, flat_spectrum
 from verglas.refinement.step import Iteration, ParticleSet, Stopwatch, expect, updated_model
 
 __all__ = ["Session", "iterations", "prepare"]
-KEEP_SAFE = 1.5  # a coarse search sees details of the arc between two angles over this (facts 3.3)
 SAMPLES_PER_CLASS = 1  # significant coarse samples of a particle, at most (facts 3.6): early posteriors are broad
 DEAD = 0.1  # of the mean share of a class
 SETTLING, ALIKE = 3, 0.65  # iterations between looks for twins; likeness of twins (0.55 to 0.85; of other views 0.2 to 0.5)

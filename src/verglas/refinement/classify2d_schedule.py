@@ -21,6 +21,7 @@ GROWTH, DIVIDING = 1.5, 0.6  # classes per iteration; share of the iterations in
 GRADIENT = 0.88  # share of the iterations that see a batch
 LARGEST_STEP, SMALLEST_STEP = 0.7, 0.3
 FEWEST_IN_BATCH = 500
+KEEP_SAFE = 1.5  # a coarse search sees details of the arc between two angles over this (facts 3.3)
 ENOUGH_PER_CLASS = 1000  # particles, from which on the gradient is the default
 
 

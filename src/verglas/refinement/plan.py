@@ -13,6 +13,7 @@ from typing import Any
 
 from verglas.core.symmetry import order as group_order
 from verglas.errors import InputError
+from verglas.maximization.planes import GATHERED_BYTES
 from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.costs import GB
@@ -27,14 +28,15 @@ from verglas.refinement.plan_sizes import (
     coarse_bytes,
     fine_bytes,
     fine_shifts,
+    map_pixels,
     operand_bytes,
-    padded_edge,
     particles_at_once,
+    reference_voxels,
     references_of,
     sets_of,
     slices_in_use,
-    sphere_count,
     sum_bytes,
+    transform_size,
 )  # fmt: skip
 from verglas.refinement.residency import Residency, images_at_once, residences
 
@@ -100,6 +102,14 @@ class RunPlan:
         return costs.STARTING_SECONDS[self.machine.kind] + read + iterations
 
     @property
+    def disk_bytes(self) -> float:
+        """What the run folder takes at its end: STAR files and maps of all iterations, two checkpoints and one being written."""
+        n, times = self.problem.n_particles, sum(one.times for one in self.iterations)
+        spectra = costs.SHELL_BYTES * (self.problem.box // 2 + 1)
+        maps = classes_of(self.config) * (4.0 * map_pixels(self.problem, self.config) + spectra)
+        return times * (costs.STAR_BYTES * n + maps) + 3 * (costs.POSE_BYTES_KEPT * n + maps)
+
+    @property
     def places(self) -> list[Where]:
         """Memories that the run uses."""
         return ["host", "device"] if self.machine.kind == "cuda" else ["host"]
@@ -150,7 +160,7 @@ class RunPlan:
             "working_memory_bytes": self.working_memory, "images_on": self.residency.home, "images": self.residency.reason,
             "fits": self.fits,
             "peak_bytes": {where: self.peak(where) for where in self.places}, "seconds": self.seconds,
-            "iterations": [self._iteration_dict(one) for one in self.iterations],
+            "disk_bytes": self.disk_bytes, "iterations": [self._iteration_dict(one) for one in self.iterations],
         }  # fmt: skip
 
     def _iteration_dict(self, one: IterationPlan) -> dict[str, Any]:
@@ -210,7 +220,7 @@ def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
 def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
     """What is there throughout an iteration."""
     problem, config, where = run.problem, run.config, run.machine.works_on
-    voxels = sphere_count(sizes.radius * config.padding)
+    voxels = reference_voxels(sizes, config)
     half = -(-problem.n_particles // sets_of(config))
     flushed = sum_bytes(config) == 4 and slices_in_use(sizes, half, config)[1] / references_of(config) > costs.SLICES_BEFORE_FLUSH
     sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if flushed else 0))
@@ -218,9 +228,18 @@ def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
         Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
         Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles),
         *_image_items(run),
-        Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * problem.box**3),
+        Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * map_pixels(problem, config)),
         Item("sums of all maps", where, classes_of(config) * sums),
+        Item("images, summed but not turned", where, _gathered_bytes(run, sizes)),
     ]
+
+
+def _gathered_bytes(run: RunPlan, sizes: Sizes) -> float:
+    """Of planes: the sums of images by angle, which are turned at the end unless there are too many of them."""
+    if not sizes.classes:
+        return 0.0
+    size = sizes.orientations * children_of(sizes, run.config) * 3.0 * sizes.coefficients * sum_bytes(run.config)
+    return size if size <= GATHERED_BYTES else 0.0
 
 
 def _image_items(run: RunPlan) -> list[Item]:
@@ -236,16 +255,16 @@ def _image_items(run: RunPlan) -> list[Item]:
 
 def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """While the reference is transformed."""
-    edge, s, where = padded_edge(run.problem.box, run.config.padding), sum_bytes(run.config), run.machine.works_on
+    s, where = sum_bytes(run.config), run.machine.works_on
     return [
-        Item("transform of the reference", where, 1.5 * edge**2 * (edge // 2 + 1) * 2 * s),
+        Item("transform of the reference", where, 1.5 * transform_size(run.problem, run.config) * 2 * s),
         Item("reference, packed", where, _volume_bytes(run, sizes)),
     ]
 
 
 def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
     """The references that a particle is compared with, as slices are cut from them."""
-    voxels = sphere_count(sizes.radius * run.config.padding)
+    voxels = reference_voxels(sizes, run.config)
     return references_of(run.config) * _one_volume_bytes(run, voxels)
 
 
@@ -281,21 +300,21 @@ def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
 def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """While the maps are solved."""
     config, where = run.config, run.machine.works_on
-    voxels, edge = sphere_count(sizes.radius * config.padding), padded_edge(run.problem.box, config.padding)
+    voxels, solving = reference_voxels(sizes, config), costs.SOLVING_PLANES if sizes.classes else costs.SOLVING
     turned = 0 if group_order(config.symmetry) == 1 else 2 * costs.VOXEL_GATHERED + costs.VOXEL_TURNED
     joined = costs.VOXEL_GATHERED if sizes.kind == "last" else 0
     maps = references_of(config) if sizes.kind != "last" else 2
     return [
         Item("sums, symmetrised", where, voxels * (turned + joined)),
-        Item("transform of the map", where, costs.SOLVING * edge**2 * (edge // 2 + 1) * 16),
-        Item("maps made", where, maps * 4 * run.problem.box**3),
+        Item("transform of the map", where, solving * transform_size(run.problem, config) * 16),
+        Item("maps made", where, maps * 4 * map_pixels(run.problem, config)),
     ]
 
 
 def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     """Seconds of each stage of an iteration, all particles together."""
     problem, config, kind = run.problem, run.config, run.machine.kind
-    rates, n, local = costs.RATES[kind], problem.n_particles, sizes.searches_locally
+    rates, n, local = costs.RATES[kind], round(sizes.share * problem.n_particles), sizes.searches_locally
     cores = max(1, run.machine.cores) if kind == "cpu" else 1
     k, coarse_k = sizes.coefficients, sizes.coarse_coefficients
     orientations = sizes.listed or sizes.orientations
@@ -304,7 +323,7 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     sets, maps = sets_of(config), classes_of(config)
     coarse_slices = costs.LOCAL_OWN * references_of(config) * n if local else sets * sizes.orientations
     coarse_slices = 0 if sizes.kind == "given" and sizes.offsets == 1 else coarse_slices  # nothing is searched
-    edge = padded_edge(problem.box, config.padding)
+    solved = (1 if sizes.classes else maps) * (1 + group_order(config.symmetry) / 8) * 2 * transform_size(problem, config)
     seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
         "slices": (coarse_slices * coarse_k + (batches if sizes.listed else sets) * needed * k) / rates.samples / cores,
@@ -312,7 +331,7 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
         "fine": n * (3 * fine_shifts(sizes, config) * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
         "map": batches * weighted * k / rates.added / cores,
         "other": costs.ITERATION_SECONDS[kind],
-        "solve": maps * (1 + group_order(config.symmetry) / 8) * edge**3 / rates.transformed / cores,
+        "solve": solved / rates.transformed / cores,
     }  # fmt: skip
     if run.residency.home == "disk":  # images are read meanwhile
         seconds["wait"] = max(0.0, reading_seconds(problem, run.machine) - sum(seconds.values()))

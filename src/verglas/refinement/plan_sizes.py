@@ -14,12 +14,15 @@ from verglas.core.symmetry import order as group_order
 from verglas.particles.files import pixel_bytes
 from verglas.particles.table import ParticleTable
 from verglas.refinement import costs
-from verglas.refinement.config import ClassifyConfig, RefineConfig
+from verglas.refinement.classify2d_schedule import KEEP_SAFE as KEEP_SAFE_2D
+from verglas.refinement.classify2d_schedule import count_at as classes_at
+from verglas.refinement.classify2d_schedule import seen
+from verglas.refinement.config import Classify2dConfig, ClassifyConfig, RefineConfig
 
 Where = Literal["host", "device"]
 # The first iteration scores by correlation, the next ones see a blurred reference, the last one joins all particles; in a
-# classification some orientations are given, not searched.
-Kind = Literal["correlation", "blurred", "global", "local", "last", "given"]
+# classification some orientations are given, not searched; planes: class averages, turned in the plane only.
+Kind = Literal["correlation", "blurred", "global", "local", "last", "given", "planes"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Machine:
 class Sizes:
     """Counts of one kind of iteration. order: HEALPix, coarse; orientations, offsets: coarse grids, in all classes together;
     radius, coarse_radius: shells; coefficients, coarse_coefficients: of the half plane within them; samples: fine ones
-    compared, per particle; times: how often it comes; listed: orientations of each particle where they are its own, else 0.
+    compared, per particle; times: how often it comes; listed: orientations of each particle where they are its own, else 0;
+    share: of the particles that an iteration sees; classes: of planes, their number.
     """
 
     kind: Kind
@@ -86,6 +90,8 @@ class Sizes:
     samples: float
     times: int
     listed: int = 0
+    share: float = 1.0
+    classes: int = 0
 
     @property
     def coefficients(self) -> int:
@@ -101,7 +107,9 @@ class Sizes:
 
     @property
     def title(self) -> str:
-        """For tables: 'local, order 4'."""
+        """For tables: 'local, order 4'; of planes '50 classes, 0.3 of all'."""
+        if self.classes:
+            return f"{self.classes} classes" + (f", {self.share:.2g} of all" if self.share < 1 else "")
         return f"{self.kind}, order {self.order}"
 
 
@@ -121,6 +129,8 @@ def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
 
     A classification stays on its first grid.
     """
+    if isinstance(config, Classify2dConfig):
+        return sizes_of_planes(problem, config)
     if isinstance(config, ClassifyConfig):
         return _sizes_of_classes(problem, config)
     first = config.healpix_order
@@ -137,18 +147,37 @@ def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
 
 
 def classes_of(config: RefineConfig) -> int:
-    """Maps that are made at a time: of the classes, or both halves."""
-    return config.classes if isinstance(config, ClassifyConfig) else 2
+    """Maps (or class averages) that are made at a time: of the classes, or both halves."""
+    return config.classes if isinstance(config, ClassifyConfig | Classify2dConfig) else 2
 
 
 def sets_of(config: RefineConfig) -> int:
     """Sets of particles with maps of their own: one in a classification, else the halves."""
-    return 1 if isinstance(config, ClassifyConfig) else 2
+    return 1 if isinstance(config, ClassifyConfig | Classify2dConfig) else 2
 
 
 def references_of(config: RefineConfig) -> int:
     """Maps that a particle is compared with: of all classes, or of its half."""
-    return config.classes if isinstance(config, ClassifyConfig) else 1
+    return config.classes if isinstance(config, ClassifyConfig | Classify2dConfig) else 1
+
+
+def reference_voxels(sizes: Sizes, config: RefineConfig) -> float:
+    """Coefficients of one reference or its sums as they are packed: of half a sphere; of planes the two halves of a disc."""
+    radius = sizes.radius * config.padding
+    return 2 * half_plane_count(int(radius + 0.5)) if sizes.classes else sphere_count(radius)
+
+
+def map_pixels(problem: Problem, config: RefineConfig) -> int:
+    """Of one map or class average."""
+    return problem.box ** (2 if isinstance(config, Classify2dConfig) else 3)
+
+
+def transform_size(problem: Problem, config: RefineConfig) -> float:
+    """Complex numbers of the padded transforms that are worked on at a time: of one map, of all class averages."""
+    edge = padded_edge(problem.box, config.padding)
+    if isinstance(config, Classify2dConfig):
+        return config.classes * edge * (edge // 2 + 1)
+    return edge**2 * (edge // 2 + 1)
 
 
 def mates_of(config: RefineConfig) -> int:
@@ -200,9 +229,32 @@ def _sizes(problem: Problem, config: RefineConfig, kind: Kind, order: int) -> Si
     return Sizes(kind, order, orientations, offsets, radius, coarse_radius, samples, costs.TIMES[kind], listed)
 
 
+def sizes_of_planes(problem: Problem, config: Classify2dConfig) -> list[Sizes]:
+    """Kinds of iteration of a 2-D classification: while classes are divided, with all of them in batches, and with all of both.
+
+    Averages are taken to reach the pixels at last.
+    """
+    field, n = problem.box * problem.pixel_size, problem.n_particles
+    arc = math.pi * config.diameter * config.psi_step / 360
+    offsets, angles = disc_count(config.offset_range / config.offset_step), math.ceil(360 / config.psi_step - 1e-9)
+    numbers: dict[tuple[bool, bool], list[int]] = {}
+    for number in range(1, config.max_iterations + 1):
+        kind = (classes_at(number, config) == config.classes, seen(number, n, config) == n)
+        numbers.setdefault(kind, []).append(number)
+    found = []
+    for (all_classes, whole), these in sorted(numbers.items()):
+        classes = config.classes if all_classes else max(1, round(sum(classes_at(i, config) for i in these) / len(these)))
+        radius = problem.box // 2 if all_classes else -(-problem.box * 3 // 8)
+        coarse = min(radius, math.ceil(KEEP_SAFE_2D * field / arc)) if config.oversampling else radius
+        samples = min(costs.FINE_SAMPLES["planes"], offsets * angles * classes * 8**config.oversampling)
+        share = 1.0 if whole else sum(seen(i, n, config) for i in these) / len(these) / n
+        found.append(Sizes("planes", 0, classes * angles, offsets, radius, coarse, samples, len(these), 0, share, classes))
+    return found
+
+
 def counts(problem: Problem, sizes: Sizes, operand: int) -> costs.Counts:
     """What the engine sizes a batch by. operand: bytes of a factor of the products."""
-    reduced = operand == 2 and not sizes.listed and sizes.kind != "correlation"
+    reduced = operand == 2 and not sizes.listed and sizes.kind not in ("correlation", "planes")
     orientations = sizes.listed or sizes.orientations
     return costs.Counts(
         problem.box, sizes.coefficients, sizes.coarse_coefficients, orientations, sizes.offsets, sizes.searches_locally,
@@ -258,7 +310,8 @@ def fine_shifts(sizes: Sizes, config: RefineConfig) -> float:
 
 def children_of(sizes: Sizes, config: RefineConfig) -> int:
     """Fine orientations of a coarse one."""
-    return 1 if sizes.kind == "given" else 8**config.oversampling
+    dimensions = {"given": 0, "planes": 1}.get(sizes.kind, 3)
+    return int(2 ** (dimensions * config.oversampling))
 
 
 def slices_in_use(sizes: Sizes, batch: int, config: RefineConfig) -> tuple[int, int]:
