@@ -22,7 +22,6 @@ from benchmarks.registry import find
 from verglas.likelihood import _float32_products, scaled_differences, squared_differences
 
 IMAGES, PROJECTIONS, COEFFICIENTS = 1000, 10000, 1600
-OPERATIONS = IMAGES * PROJECTIONS * 6 * COEFFICIENTS  # of the two products: 2 (2 K + K) a pair
 POSES = 32  # of a block of the tuned loop: 410 kB, in the second-level cache while all images pass
 f = np.float32
 

@@ -12,10 +12,7 @@ import pytest
 import torch
 
 from verglas.core.fourier import centred_rfft2, half_plane_pixels
-from verglas.core.masks import soft_circle
 from verglas.particles.preprocess import (
-    coloured_noise,
-    fill_with_noise,
     normalise_background,
     resample,
     shift_whole_pixels,
@@ -70,47 +67,6 @@ def test_flat_background_keeps_its_scale_and_a_too_large_radius_is_refused():
     assert result[0, 0, 0].abs() < 1e-5 and result[0, 8, 8] == pytest.approx(2.0, abs=1e-5)
     with pytest.raises(ValueError, match="radius"):
         normalise_background(data, 20)
-
-
-def test_coloured_noise_has_the_asked_spectrum():
-    box, n = 24, 4000
-    noise_S = torch.linspace(3.0, 0.5, box // 2 + 1, dtype=torch.float64)
-    fourier = centred_rfft2(coloured_noise(noise_S, box, (n,), torch.Generator().manual_seed(1)))
-    pixels = half_plane_pixels(box)
-    inner = (pixels.x_K < box // 2) & (pixels.y_K.abs() < box // 2) & (pixels.x_K > 0)
-    for part in (fourier.real, fourier.imag):
-        measured_K = pixels.gather(part).square().mean(0) / noise_S[pixels.shell_K]
-        # The variance of a variance estimate from n normal draws is 2/n.
-        assert (measured_K[inner] - 1).abs().max() < 5 * math.sqrt(2 / n)
-
-
-def test_white_noise_of_unit_variance_is_the_unit_of_spectra():
-    box = 32
-    flat = torch.full((box,), 1 / (2 * box**2))  # long enough for the corners
-    image = coloured_noise(flat, box, (50,), torch.Generator().manual_seed(2))
-    assert image.var().item() == pytest.approx(1.0, abs=5 * math.sqrt(2 / image.numel()))
-
-
-def test_noise_ends_where_its_spectrum_ends():
-    image = coloured_noise(torch.ones(5, dtype=torch.float64), 16, (3,), torch.Generator().manual_seed(2))
-    pixels = half_plane_pixels(16)
-    values = pixels.gather(centred_rfft2(image)).abs()
-    assert values[:, pixels.shell_K > 4].max() < 1e-12 < values[:, pixels.shell_K <= 4].min()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_noise_fills_the_outside_only(dtype):
-    box = 32
-    mask = soft_circle(box, 8, 5).to(dtype)
-    data = noisy(3, box, dtype=dtype) + 100
-    filled = fill_with_noise(data, mask, torch.full((17,), 1e-3), torch.Generator().manual_seed(3))
-    inside, outside = mask == 1, mask == 0
-    assert torch.equal(filled[:, inside], data[:, inside])
-    assert filled[:, outside].abs().max() < 20
-    assert filled.dtype == dtype
-    edge = ~inside & ~outside
-    noise = coloured_noise(torch.full((17,), 1e-3), box, (3,), torch.Generator().manual_seed(3)).to(dtype)
-    assert torch.allclose(filled[:, edge], (data * mask + noise * (1 - mask))[:, edge], rtol=1e-6)
 
 
 def test_whole_pixels_round_halves_away_from_zero():
@@ -172,12 +128,10 @@ def test_transform_is_the_fourier_sum_about_the_centre():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_gives_the_same():
     data, shift = noisy(4, 24, dtype=torch.float64) + 5, torch.tensor([[0, 0], [3, -2], [-30, 0], [1, 1]])
-    mask, spectrum = soft_circle(24, 8, 4), torch.ones(13, dtype=torch.float64)
     for work in (
         lambda x: normalise_background(x, 9),
         lambda x: shift_whole_pixels(x, shift),
         lambda x: resample(x, 16),
-        lambda x: fill_with_noise(x, mask.to(x.device), spectrum, torch.Generator().manual_seed(1)),
     ):
         on_gpu = work(data.cuda())
         assert on_gpu.is_cuda

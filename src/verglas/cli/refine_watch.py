@@ -37,8 +37,7 @@ def record_of(iteration: Iteration, resolution_fsc: float | None = None) -> Reco
 
     `resolution` is what the run works with (SSNR 1); resolution_fsc: of the last iteration, FSC 0.143 of the unfiltered halves.
     """
-    state, schedule = iteration.state, iteration.state.schedule
-    poses, pixel_size = state.poses, iteration.state.pixel_size
+    state, schedule, poses = iteration.state, iteration.state.schedule, iteration.state.poses
     return plain({
         "iteration": state.iteration,
         "final": iteration.final is not None,
@@ -49,10 +48,10 @@ def record_of(iteration: Iteration, resolution_fsc: float | None = None) -> Reco
         "angular_step": schedule.angular_step,
         "fine_angular_step": schedule.fine_angular_step,
         "local_sigma": schedule.local_sigma,
-        "offset_range_px": schedule.offset_range / pixel_size,
-        "offset_step_px": schedule.offset_step / pixel_size,
+        "offset_range_px": schedule.offset_range / state.pixel_size,
+        "offset_step_px": schedule.offset_step / state.pixel_size,
         "fine_offset_step": schedule.fine_offset_step,
-        "fine_offset_step_px": schedule.fine_offset_step / pixel_size,
+        "fine_offset_step_px": schedule.fine_offset_step / state.pixel_size,
         "changes_angles": known(schedule.changes_angles),
         "changes_offsets": known(schedule.changes_offsets),
         "accuracy_angles": known(schedule.accuracy_angles),
@@ -68,7 +67,7 @@ def record_of(iteration: Iteration, resolution_fsc: float | None = None) -> Reco
         "offset_sigma": [half.offset_sigma for half in state.halves],
         "norm_average": [half.norm_average for half in state.halves],
         "fsc": [round(value, 5) for value in state.fsc_S.tolist()],
-        "pixel_size": pixel_size,
+        "pixel_size": state.pixel_size,
         "converged": schedule.converged,
         "took": {name: round(value, 3) for name, value in iteration.seconds.items()},
         "notes": iteration.notes,

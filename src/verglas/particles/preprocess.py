@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import centred_irfft2, centred_rfft2, crop_half_plane, signed_frequencies
+from verglas.core.fourier import centred_irfft2, centred_rfft2, crop_half_plane
 from verglas.core.masks import radius_grid
 
 SMALLEST_DEVIATION = 1e-10  # of the background; below it there is nothing to normalise
@@ -41,30 +41,6 @@ def _plane(box: int, device: torch.device) -> Tensor:
     axis = (torch.arange(box, device=device, dtype=torch.float64) - box // 2) / (box // 2)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([torch.ones_like(x), x, y], -1).flatten(0, 1)
-
-
-def fill_with_noise(image_BYX: Tensor, mask_YX: Tensor, noise_S: Tensor, generator: torch.Generator) -> Tensor:
-    """Blend images into coloured Gaussian noise outside a soft mask (1 inside, 0 outside).
-
-    noise_S as in `coloured_noise`. For filling with the background's mean see `verglas.core.masks.fill_outside`.
-    """
-    noise_BYX = coloured_noise(noise_S, image_BYX.shape[-1], image_BYX.shape[:-2], generator).to(image_BYX)
-    return image_BYX * mask_YX + noise_BYX * (1 - mask_YX)
-
-
-def coloured_noise(noise_S: Tensor, box: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Gaussian noise [*shape, Y, X] with variance noise_S[s] per real and imaginary component in shell s = round(r).
-
-    In the unit of transforms with forward 1/N^2, where white noise of variance 1 has noise_S = 1 / (2 N^2).
-    Shells beyond the spectrum are empty. Drawn on the generator's device.
-    """
-    device = generator.device
-    white = torch.randn(*shape, box, box, generator=generator, device=device, dtype=noise_S.dtype)
-    y = signed_frequencies(box, device)[:, None]
-    shell_YX = (y * y + torch.arange(box // 2 + 1, device=device) ** 2).double().sqrt().add(0.5).floor().long()
-    spectrum_S = torch.cat([noise_S.to(device), noise_S.new_zeros(1).to(device)])
-    gain_YX = (2 * box * box * spectrum_S[shell_YX.clamp_max(len(noise_S))]).sqrt()
-    return centred_irfft2(centred_rfft2(white) * gain_YX, box)
 
 
 def whole_pixels(origin_B2: Tensor, pixel_size: float) -> Tensor:

@@ -148,14 +148,7 @@ def half_map_curves(
     if mask_ZYX is None:
         limited = _limited_by_sampling(unmasked_S)
         return FscCurves(box, pixel_size, unmasked_S, unmasked_S, particle_mass_S=mass_S, warnings=limited)
-
-    def masked_fsc(map1_ZYX: Tensor, map2_ZYX: Tensor) -> Tensor:
-        masked = [half_transform(m.double() * mask_ZYX.double()) for m in (map1_ZYX, map2_ZYX)]
-        curve = shell_correlation(masked[0], masked[1], shells_ZYX)
-        curve[0] = 1.0 if curve[0] <= 0 else curve[0]
-        return curve
-
-    masked_S, random_S, warnings = masked_fsc(half1_ZYX, half2_ZYX), None, []
+    masked_S, random_S, warnings = _masked_fsc((half1_ZYX, half2_ZYX), mask_ZYX, shells_ZYX), None, []
     corrected_S = masked_S
     first = _randomisation_shell(unmasked_S, box * pixel_size, options)
     if first is None:
@@ -165,7 +158,8 @@ def half_map_curves(
         )
     else:
         random = GlibcRandom(seed)
-        random_S = masked_fsc(randomise_phases(transform1, first, random), randomise_phases(transform2, first, random))
+        changed = (randomise_phases(transform1, first, random), randomise_phases(transform2, first, random))
+        random_S = _masked_fsc(changed, mask_ZYX, shells_ZYX)
         corrected_S = correct_for_mask(masked_S, random_S, first)
     warnings += _warnings(unmasked_S, corrected_S, random_S, options.force_mask)
     dropped = last_good_shell(unmasked_S) > last_good_shell(corrected_S) and not options.force_mask
@@ -173,3 +167,11 @@ def half_map_curves(
     warnings += _limited_by_sampling(best_S)
     particle_S = particle_fsc(unmasked_S, factor)
     return FscCurves(box, pixel_size, unmasked_S, best_S, masked_S, random_S, particle_S, mass_S, first, factor, warnings)
+
+
+def _masked_fsc(maps: tuple[Tensor, Tensor], mask_ZYX: Tensor, shells_ZYX: Tensor) -> Tensor:
+    """FSC of two maps within a mask; 1 at the origin if it is not positive there."""
+    first, second = (half_transform(map_ZYX.double() * mask_ZYX.double()) for map_ZYX in maps)
+    curve_S = shell_correlation(first, second, shells_ZYX)
+    curve_S[0] = 1.0 if curve_S[0] <= 0 else curve_S[0]
+    return curve_S

@@ -76,12 +76,11 @@ STEPS_IN_RANGE = 2.6  # of the offset grid, once it has been refined
 # Slices per particle of a batch: parents whose children are compared, and children that get weight (neighbours share some).
 PARENTS_PER_PARTICLE = {"correlation": 1.0, "global": 6.0, "local": 3.0, "last": 3.0, "given": 1.0, "planes": 2.0}
 SLICES_PER_PARTICLE = {"correlation": 1.0, "global": 8.0, "local": 6.0, "last": 6.0, "planes": 2.0}
-POSE_BYTES = 200  # of a slice: its matrix in float64 and what that is made from
 
 MAPS, MAPS_MORE = 14, 4  # of float32 on the host: reading and cropping the reference, two maps, what is written; a further map
 SOLVING = 1.5  # transforms of the padded box at once, complex128
 SOLVING_PLANES = 8  # the same of class averages, all classes at once
-STAR_BYTES, POSE_BYTES_KEPT = 400, 150  # on disk, per particle: in the STAR file of an iteration, in a checkpoint
+STAR_BYTES, POSE_BYTES = 400, 150  # on disk, per particle: in the STAR file of an iteration, in a checkpoint
 SHELL_BYTES = 160  # on disk, per shell of a map's spectra
 
 STARTING_SECONDS = {"cpu": 6.0, "cuda": 9.0}  # program, reading; beside it, a GPU's kernels are compiled once, 25 s

@@ -107,7 +107,7 @@ class RunPlan:
         n, times = self.problem.n_particles, sum(one.times for one in self.iterations)
         spectra = costs.SHELL_BYTES * (self.problem.box // 2 + 1)
         maps = classes_of(self.config) * (4.0 * map_pixels(self.problem, self.config) + spectra)
-        return times * (costs.STAR_BYTES * n + maps) + 3 * (costs.POSE_BYTES_KEPT * n + maps)
+        return times * (costs.STAR_BYTES * n + maps) + 3 * (costs.POSE_BYTES * n + maps)
 
     @property
     def places(self) -> list[Where]:
