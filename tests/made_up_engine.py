@@ -61,7 +61,7 @@ def made_up(n: int, iteration: int, order: int = 2) -> State:
         torch.ones(n, dtype=torch.float64), 100 + torch.randn(n, generator=generator, dtype=torch.float64),
         torch.rand(n, generator=generator, dtype=torch.float64), number_B + 1,
         torch.rand(n, generator=generator, dtype=torch.float64), number_B % 2 + 1, torch.zeros(n, dtype=torch.int64),
-        torch.zeros(n, dtype=torch.int64), *torch.rand(2, n, generator=generator, dtype=torch.float64),
+        torch.zeros(n, dtype=torch.int64), *torch.rand(3, n, generator=generator, dtype=torch.float64),
     )  # fmt: skip
     schedule = Schedule(order, 1, 5 * PIXEL, 2 * PIXEL, converged=iteration >= LAST - 1)
     if iteration > 1:

@@ -58,6 +58,7 @@ def small_poses(table: ParticleTable, seed: int = 5) -> Poses:
         log_likelihood_B=uniform(900, 1000, n), pmax_B=uniform(0.1, 1, n), significant_B=torch.arange(1, n + 1),
         entropy_B=uniform(0, 5, n), half_B=1 + torch.arange(n) % 2, micrograph_B=micrograph_B,
         class_B=torch.zeros(n, dtype=torch.int64), gain_B=uniform(-5, 50, n), alignability_B=uniform(0, 1, n),
+        misfit_B=uniform(0.5, 2, n),
     )  # fmt: skip
 
 

@@ -109,9 +109,9 @@ def test_newest_passes_over_a_damaged_one_and_says_so(tmp_path, table):
 def test_another_version_is_named_not_passed_over(tmp_path, table):
     saved(tmp_path, table, 1)
     path = saved(tmp_path, table, 2)
-    path.write_bytes(path.read_bytes().replace(b"checkpoint 2\n", b"checkpoint 27\n", 1))
+    path.write_bytes(path.read_bytes().replace(b"checkpoint 3\n", b"checkpoint 27\n", 1))
     for read in (checkpoint.load, lambda path: checkpoint.newest(path.parent)):
-        with pytest.raises(InputError, match="version 27; expected version 2"):
+        with pytest.raises(InputError, match="version 27; expected version 3"):
             read(path)
 
 

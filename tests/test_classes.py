@@ -145,7 +145,7 @@ def test_two_references_draw_their_own_particles(simulated: Path) -> None:
 def test_one_reference_is_divided_at_random_and_the_molecules_part(simulated: Path, tmp_path: Path) -> None:
     """The start is the mean of both molecules; the first iteration needs one reference, the second divides the particles."""
     mean = sum(read_map(simulated / name).data_ZYX for name in BOTH) / 2
-    session = session_of(simulated, BOTH[:1], max_iterations=9)
+    session = session_of(simulated, BOTH[:1], max_iterations=9, start="random")
     start = torch.tensor(mean).float()
     session = replace(session, state=replace(session.state, halves=[replace(one, map_ZYX=start) for one in session.state.halves]))
     done = list(classes.iterations(session))

@@ -27,7 +27,7 @@ def make_poses(rotation_B33: Tensor, origin_B2: Tensor | None = None) -> Poses:
     origin_B2 = zeros_B[:, None].repeat(1, 2) if origin_B2 is None else origin_B2
     return Poses(
         rotation_B33, origin_B2, zeros_B + 1, zeros_B, zeros_B, zeros_B.long(), zeros_B, zeros_B.long() + 1,
-        *2 * [zeros_B.long()], zeros_B, zeros_B,
+        *2 * [zeros_B.long()], zeros_B, zeros_B, zeros_B,
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class Iteration:
         origins = torch.tensor(rows[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy(float))
         zeros = torch.zeros(len(rows), dtype=torch.float64)
         return Poses(matrix_from_euler(*angles.T), origins, zeros, zeros, zeros, zeros.long(), zeros, zeros.long(),
-                     zeros.long(), zeros.long(), zeros, zeros)  # fmt: skip
+                     zeros.long(), zeros.long(), zeros, zeros, zeros)  # fmt: skip
 
     def number(self, block: dict[str, object], label: str) -> float:
         return float(str(block[label]))

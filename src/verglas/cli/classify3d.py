@@ -11,7 +11,7 @@ from tyro.conf import arg
 from verglas.cli.common import Flag, absolute, refuse_beside_continue
 from verglas.cli.run_options import KnownPoses
 from verglas.errors import InputError
-from verglas.refinement.config import ClassifyConfig
+from verglas.refinement.config import ClassifyConfig, Start
 
 if TYPE_CHECKING:
     from verglas.cli.classify3d_run import ClassifyJob
@@ -33,7 +33,8 @@ class Classify3d(KnownPoses, References):
     """Sort particles into classes, each with a map of its own, while their poses are searched.
 
     All particles are compared with all references; no half-sets, fixed sampling, as RELION's Class3D. With one reference for
-    several classes the particles are divided among them at random to begin with. Writes run_itNNN_data.star (rlnClassNumber),
+    several classes there is one class until the poses have settled; then the particles are divided where they differ most, and
+    classes and poses go on together. Writes run_itNNN_data.star (rlnClassNumber),
     _model.star, _sampling.star, _optimiser.star and run_itNNN_classNNN.mrc of every iteration, which RELION reads;
     report.html shows how it goes. Poses in the particles' file are used with --local-search,
     --relax-sym, --skip-align and --skip-rotate only.
@@ -43,6 +44,11 @@ class Classify3d(KnownPoses, References):
     Example: verglas classify3d --particles particles.star --reference start.mrc --classes 4 --diameter 170 --out classes
     """
 
+    start: Annotated[Start, arg(metavar="settle|random")] = ClassifyConfig.start
+    """How several classes begin from one reference. settle: see above; a class of particles that fit nothing then takes all of
+    those. random: divided at random in the second iteration, as RELION does."""
+    focus_mask: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: all of the particle)")] = None
+    """Map with values 0..1 where the classes may differ: outside it all have the same map, their mean."""
     iterations: Annotated[int, arg(metavar="N")] = ClassifyConfig.max_iterations
     """How many are made."""
     tau2_fudge: Annotated[float, arg(metavar="T")] = ClassifyConfig.tau2_fudge
@@ -82,6 +88,7 @@ class Classify3d(KnownPoses, References):
         config = ClassifyConfig(
             classes=len(references) if self.classes is None else self.classes, max_iterations=self.iterations,
             align="none" if self.skip_align else "offsets" if self.skip_rotate else "all",
+            start=self.start, focus_mask=absolute(self.focus_mask) if self.focus_mask else None,
             tau2_fudge=self.tau2_fudge, limit_resolution=self.limit_resolution_estep, local_sigma=self.local_search,
             **self.config_options(),
         )  # fmt: skip

@@ -65,7 +65,10 @@ def class_curves(history: Sequence[Record]) -> list[Section]:
     labels = [f"class {k + 1}" for k in range(count)]
 
     def column(name: str, scale: float = 1.0) -> list[np.ndarray]:
-        return [np.array([scale * record["classes"][k][name] for record in history]) for k in range(count)]
+        def one(record: Record, k: int) -> float:  # while the poses settle there is one class
+            return scale * record["classes"][k][name] if k < len(record["classes"]) else np.nan
+
+        return [np.array([one(record, k) for record in history]) for k in range(count)]
 
     changed = np.array([100 * record["changes_classes"] for record in history])
     at = numbers(history)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from verglas.refinement.state import State
 
 OF_THE_PLACE = ("config", "out", "overwrite", "device", "threads")  # of a job: not taken from a record as they stand there
+PATHS = ("mask", "focus_mask")  # options of a configuration that are files
 USUAL_ITERATIONS = 25  # of a refinement, which ends by itself
 AnyJob = TypeVar("AnyJob", bound="Job")
 
@@ -339,7 +340,7 @@ def job_of_run(kind: type[AnyJob], out: Path, device: Literal["auto", "cpu", "cu
         if content["command"] != kind.command:
             raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of {command}")
         options = content["options"]
-        config = kind.config_class(**{name: _from_json(value, name == "mask") for name, value in options["config"].items()})
+        config = kind.config_class(**{name: _from_json(value, name in PATHS) for name, value in options["config"].items()})
         own = {one.name: _from_json(options[one.name]) for one in fields(kind) if one.name not in OF_THE_PLACE}
         return kind(config=config, out=out, device=device, threads=threads, **own)
     except (ValueError, KeyError, TypeError) as error:

@@ -11,6 +11,7 @@ and slices of the reference are divided by sigma_c. The origin (0, 0) does not c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,7 +87,8 @@ class ImagePreparer:
     """Prepares batches of one optics group; tables are built once per iteration.
 
     coarse_count: how many coefficients belong to the coarse disc; shell_K: model shell of each coefficient;
-    coordinates_K3: where they lie in the model, in its integer frequencies; common_K: sigma_c.
+    coordinates_K3: where they lie in the model, in its integer frequencies; common_K: sigma_c; detail: the last shell of what
+    makes a particle look like one.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class ImagePreparer:
         multiple = ALIGNED if torch.device(device).type == "cuda" else 1
         pixels, self.coarse_count, real_K = nested_pixels(pixels, grid.coarse_radius * scale, multiple)
         self.counts_K = real_K.to(dtype)  # 0 for repeats that fill the rows
+        self.detail = detail_shell(grid.box * grid.pixel_size, diameter, grid.last_scored)
         self.group, self.grid, self.pixels, self.dtype, self.device = group, grid, pixels, dtype, torch.device(device)
         frequency_K2 = pixels.frequency_K2(group.pixel_size, torch.float64)
         coordinates = group.model_coordinates_K3(frequency_K2, grid.box, grid.pixel_size)
@@ -183,6 +186,14 @@ class NoiseSpectra:
 
     sigma2_S: Tensor
     common_S: Tensor
+
+
+def detail_shell(field: float, diameter: float, finest: int) -> int:
+    """Shell of a tenth of the diameter, at most `finest`: domains differ there, and junk does not look like a particle.
+
+    field: width of the box, Å, as the diameter.
+    """
+    return min(math.ceil(10 * field / diameter), finest)
 
 
 def common_noise(sigma2_GS: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class BatchResult:
     class_B: Tensor
     gain_B: Tensor
     alignability_B: Tensor
+    misfit_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def update_sums(
     residual_BS[:, 0] = (mass_BC * at_origin_BC.square()).sum(1)
     sums.noise_GS[facts.group] += residual_BS.sum(0)
     sums.particles_G[facts.group] += mass_B.sum()
+    misfit_B = misfit(residual_BS / sigma2_S, searcher)
     norm_B = facts.norm_B.to(residual_BS)
     if update_norm:
         own_B = residual_BS.sum(1) / searcher.preparer.field**2 + prepared.finer_B  # the image's own units and shells
@@ -131,7 +133,7 @@ def update_sums(
         grid.child_rotations(posterior.best_orientation_B),
         facts.old_offset_B2.to(sigma2_S) + searcher.space.offsets.fine_F2.to(sigma2_S)[posterior.best_shift_B],
         norm_B, log_likelihood_B - log_normalisation(searcher, sigma2_S), posterior.pmax_B.double(),
-        posterior.significant_B, posterior.entropy_B.double(), class_B, *quality(searcher.space, posterior),
+        posterior.significant_B, posterior.entropy_B.double(), class_B, *quality(searcher.space, posterior), misfit_B,
     )  # fmt: skip
     totals = (offset2, mass_B.sum(), result.norm_B.sum(), result.log_likelihood_B.sum(), result.pmax_B.sum())
     sums.totals_5 += torch.stack(totals)
@@ -152,6 +154,15 @@ def quality(space: SearchSpace, posterior: Posterior) -> tuple[Tensor, Tensor]:
     shared = orientations if len(space.log_prior_O) else grid.children_per_orientation
     gain_B = posterior.log_evidence_B.double() - math.log(shared * offsets)
     return gain_B, 1 - posterior.entropy_B.double() / max(math.log(orientations * offsets), 1e-9)
+
+
+def misfit(residual_BS: Tensor, searcher: Searcher) -> Tensor:
+    """Power of what the map leaves of the image, in units of the noise's, over the shells up to a tenth of the diameter [B].
+
+    1 for a particle like the map, more for junk. residual_BS: in units of the variance sigma^2 of a component.
+    """
+    last = searcher.preparer.detail
+    return residual_BS[:, 1 : last + 1].sum(1) / (2 * searcher.scored_S[1 : last + 1].sum()).clamp_min(1)
 
 
 def _add_to_scales(

@@ -26,7 +26,7 @@ from verglas.particles.table import ParticleTable
 from verglas.refinement.config import AbInitioConfig, Classify2dConfig, ClassifyConfig, RefineConfig
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
-VERSION = 2
+VERSION = 3
 KEPT = 2
 _MAGIC = b"verglas checkpoint "
 _DIGEST_BYTES = 32

@@ -1,6 +1,7 @@
 """3-D classification: all particles against K references at once, no half-sets (RELION facts 3.9, 4.3, 4.8, 5.6, 6.2).
 
 The sampling stays fixed; a class's prior is the power of the reference that its particles were compared with, times tau2_fudge.
+Several classes from one reference begin as one, and are divided once poses have settled (`settle`), or at random.
 `prepare` a session, then take `iterations` from it. Nothing is written or printed here.
 """
 
@@ -15,14 +16,14 @@ from torch import Tensor
 from verglas.core.masks import soft_sphere
 from verglas.errors import InputError
 from verglas.expectation.sampling import OffsetGrid
-from verglas.io.mrc import Map
+from verglas.io.mrc import Map, read_map
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import Solution, solve_single
-from verglas.maximization.reference import initial_reference, initial_ssnr, low_pass, volume_spectrum
+from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr, low_pass, volume_spectrum
 from verglas.maximization.sums import joined_classes
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import FourierVolume
-from verglas.refinement import driver
+from verglas.refinement import driver, settle
 from verglas.refinement import schedule as sampling
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
@@ -63,7 +64,7 @@ def prepare(
     """
     if len(references) not in (1, config.classes):
         raise InputError("--reference", f"{len(references)} maps for {config.classes} classes", "one map, or one per class",
-                         "With one map the particles are divided at random to begin with.")  # fmt: skip
+                         "With one map the particles are divided once their poses have settled.")  # fmt: skip
     session = driver.prepare(table, references[0], config, device, threads, progress, planned)
     state, group, notices = session.state, table.groups[0], list(session.notices)
     first = state.halves[0]
@@ -74,7 +75,9 @@ def prepare(
         maps.append(map_ZYX.float() * mask)
         notices += [f"Reference {number}: {text}" for text in said]
     maps *= config.classes if len(maps) == 1 else 1
-    models = [_first_model(first, map_ZYX, len(table), config) for map_ZYX in maps]
+    if config.start == "settle":
+        del maps[len(references) :]
+    models = [_first_model(first, map_ZYX, len(table), replace(config, classes=len(maps))) for map_ZYX in maps]
     schedule = replace(state.schedule, local_sigma=config.local_sigma or state.schedule.local_sigma)
     return replace(session, state=replace(state, halves=models, schedule=schedule, classified=True), notices=notices)
 
@@ -96,7 +99,13 @@ def iterate(
 ) -> Iteration:
     """The iteration after `state`; `state` itself stays as it is. mask_ZYX: the user's, None for a sphere."""
     watch, notes = Stopwatch(on.device), list[str]()
-    number = state.iteration + 1
+    number, division = state.iteration + 1, None
+    if settle.is_settling(state, config):
+        with watch("division"):
+            division = settle.divided(state, data, config, on, mask_ZYX, progress)
+        notes.append(settle.SETTLING if division is None else division.note)
+        if division is not None:
+            state, config = division.begin(state), replace(config, align="none")
     correlate = number == 1 and not config.absolute_greyscale
     size = sampling.image_size(state, config)
     with watch("accuracy"):
@@ -105,20 +114,45 @@ def iterate(
         if number > 1:
             state = replace(state, schedule=measure_accuracy(state, data, config, on))
     plan = classes_plan(state, config, correlate)
-    sets = particle_sets(state, config, correlate)
+    sets = particle_sets(state, config, correlate) if division is None else division.sets(state)
     with watch("expectation"):
         parts, poses = expect(sets, state.poses, data, config, on, plan, progress)
-        if len(sets) > 1:
-            for number_of, one in enumerate(sets):
-                poses.class_B[one.rows] = number_of
+        name_classes(poses, sets, state.rest)
+        if division is None and len(sets) > 1 and state.rest < 0:
             notes.append(f"All references are the same: the particles were divided among the {len(sets)} classes at random.")
     notes += [notice for part in parts for notice in part.notices]
     with watch("maximization"):
         new = maximise(replace(state, poses=poses), parts, config, mask_ZYX, correlate)
-        new = with_resolution(new, config, correlate)
-        new = replace(new, schedule=changes(state.poses, new, config))
+        new = with_resolution(focused(new, config), config, correlate)
+        new = settle.with_apart(replace(new, schedule=changes(state.poses, new, config)))
     notes += empty_classes(state, new)
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
+
+
+def name_classes(poses: Poses, sets: list[ParticleSet], rest: int) -> None:
+    """Particles that were compared with one class belong to it, those that fit none to the one for the rest."""
+    if len(sets) > 1:
+        alone = len(sets[0].models) == 1
+        for number, one in enumerate(sets):
+            if alone or number == 1:
+                poses.class_B[one.rows] = number if alone else rest
+
+
+def focused(state: State, config: ClassifyConfig) -> State:
+    """With the map of every class its own inside the focus mask, outside it the mean of all, weighted by their shares.
+
+    The class for the rest keeps its map, and has no part in the mean.
+    """
+    if config.focus_mask is None or len(state.halves) == 1:
+        return state
+    models = state.halves
+    mask_ZYX = check_mask(read_map(config.focus_mask), state.box, state.pixel_size, str(config.focus_mask))
+    mask_ZYX = mask_ZYX.to(models[0].map_ZYX.device)
+    share_C = [0.0 if k == state.rest else float(model.direction_prior_D.sum()) for k, model in enumerate(models)]
+    mean_ZYX = sum(share * model.map_ZYX for share, model in zip(share_C, models)) / max(sum(share_C), 1e-9)
+    maps = [mask_ZYX * model.map_ZYX + (1 - mask_ZYX) * mean_ZYX for model in models]
+    kept = enumerate(zip(models, maps, strict=True))
+    return replace(state, halves=[model if k == state.rest else replace(model, map_ZYX=own) for k, (model, own) in kept])
 
 
 def classes_plan(state: State, config: ClassifyConfig, correlate: bool) -> Plan:
@@ -130,13 +164,13 @@ def classes_plan(state: State, config: ClassifyConfig, correlate: bool) -> Plan:
 def particle_sets(state: State, config: ClassifyConfig, correlate: bool) -> list[ParticleSet]:
     """Which particles are compared with which references.
 
-    All with all, unless all references are the same: then the first iteration by correlation needs one of them only, and the
-    next one divides the particles among the classes at random.
+    All with all, those that fit no class by themselves; unless all references are the same: then the first iteration by
+    correlation needs one of them only, and the next one divides the particles among the classes at random.
     """
     n, models = len(state.poses.half_B), state.halves
     everyone = torch.arange(n)
     if len(models) == 1 or not all(torch.equal(models[0].map_ZYX, model.map_ZYX) for model in models[1:]):
-        return [ParticleSet(models, everyone)]
+        return settle.sets_with_rest(state)
     if correlate:
         return [ParticleSet(models[:1], everyone)]
     draw = torch.Generator().manual_seed(config.seed + state.iteration)
@@ -148,9 +182,12 @@ def maximise(
     state: State, parts: list[HalfExpectation], config: ClassifyConfig, mask_ZYX: Tensor | None, correlate: bool
 ) -> State:
     """New maps, noise and priors. Where one reference stood for all classes, each gets its map; an empty class keeps its own."""
-    sums = joined_classes([part.sums for part in parts])
-    accumulators = [one for part in parts for one in part.accumulators]
-    volumes = [one for part in parts for one in part.volumes]
+    if len(parts) > 1 and len(parts[0].models) > 1:
+        sums, accumulators, volumes = settle.with_rest(parts, state.rest)
+    else:
+        sums = joined_classes([part.sums for part in parts])
+        accumulators = [one for part in parts for one in part.accumulators]
+        volumes = [one for part in parts for one in part.volumes]
     shared = updated_model(state.halves[0], sums, state, state.poses, 1, correlate, config)
     priors_CD = shared.direction_prior_D.view(len(accumulators), -1)
     mask = _mask(state, config, mask_ZYX, accumulators[0])

@@ -8,6 +8,7 @@ from typing import Literal
 
 Precision = Literal["auto", "half", "single", "double"]
 Align = Literal["all", "offsets", "none"]
+Start = Literal["settle", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class ClassifyConfig(RefineConfig):
     max_iterations: int = 25  # as many are made
     local_from_order: int = 11  # the sampling is fixed: searches are local from the start or never
     local_sigma: float = 0.0  # spread of the prior about the poses of the particles; 0: global searches
+    start: Start = "settle"  # of several classes from one reference: one until poses have settled; or divided at random
+    focus_mask: Path | None = None  # outside it all classes have one map, their mean
     align: Align = "all"  # offsets: orientations stay those of the particles; none: offsets stay as well, nothing is searched
 
 

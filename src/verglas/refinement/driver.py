@@ -150,7 +150,7 @@ def initial_poses(table: ParticleTable, half_B: Tensor, micrograph_B: Tensor) ->
     zero_B = torch.zeros(n, dtype=torch.float64)
     return Poses(
         rotation_B33, table.origins(), norm_B, zero_B, zero_B.clone(), torch.zeros(n, dtype=torch.int64), zero_B.clone(), half_B,
-        micrograph_B, torch.zeros(n, dtype=torch.int64), zero_B.clone(), zero_B.clone(),
+        micrograph_B, torch.zeros(n, dtype=torch.int64), zero_B.clone(), zero_B.clone(), zero_B.clone(),
     )  # fmt: skip
 
 

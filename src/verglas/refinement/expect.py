@@ -132,7 +132,7 @@ class HalfExpectation:
             mine = rows[self.data.group_B[rows] == group]
             if len(mine) == 0:
                 continue
-            searcher = self._searcher(group)
+            searcher = self.searcher_of(group)
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
             step = self.batch_size(searcher, group)
@@ -161,7 +161,7 @@ class HalfExpectation:
         """The searcher of an optics group and some of its particles, prepared."""
         facts = self._facts(rows, group)
         spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
-        searcher = self._searcher(group)
+        searcher = self.searcher_of(group)
         return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
 
     def release(self) -> None:
@@ -281,7 +281,8 @@ class HalfExpectation:
         share_C = torch.stack([model.direction_prior_D.sum() for model in self.models]).to(self.on.device)
         return Local(*self.grid.in_every_class(*lists, share_C.log()))
 
-    def _searcher(self, group: int) -> Searcher:
+    def searcher_of(self, group: int) -> Searcher:
+        """What compares the particles of an optics group."""
         if group not in self._searchers:
             preparer = ImagePreparer(
                 self.data.groups[group], self.plan.model_grid, self.config.diameter, self.config.mask_edge, self.on.device,

@@ -28,7 +28,7 @@ from verglas.maximization.reference import check_mask, low_pass, symmetry_correl
 from verglas.optics.ctf import CtfParameters, GroupCtf
 from verglas.particles.loader import ImageBatch, ImageLoader
 from verglas.particles.table import ParticleTable
-from verglas.refinement.config import RefineConfig
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.dataset import contrast
 
 SMALLEST_HALF = 20  # particles of one half-set
@@ -142,11 +142,12 @@ def check_diameter(table: ParticleTable, config: RefineConfig) -> None:
 
 
 def check_mask_file(table: ParticleTable, config: RefineConfig) -> None:
-    """InputError unless the user's mask has the particles' box and voxel size, values in [0, 1], and is not empty."""
-    if config.mask is None:
-        return
-    geometry = model_geometry(table, None)
-    check_mask(read_map(config.mask), geometry.box, geometry.pixel_size, str(config.mask))
+    """InputError unless the user's masks have the particles' box and voxel size, values in [0, 1], and are not empty."""
+    focus = config.focus_mask if isinstance(config, ClassifyConfig) else None
+    for path in (config.mask, focus):
+        if path is not None:
+            geometry = model_geometry(table, None)
+            check_mask(read_map(path), geometry.box, geometry.pixel_size, str(path))
 
 
 # The reference

@@ -44,7 +44,7 @@ class Poses:
     rotation_B33: A, object to image; origin_B2: Å, centres the image; norm_B: norm correction; log_likelihood_B: natural
     logarithm (rlnLogLikeliContribution); pmax_B; significant_B: int64, coarse samples; entropy_B: of the posterior, nats;
     half_B: int64, 1 or 2; micrograph_B: int64, scale group; class_B: int64, class of the best pose, 0 for the first;
-    gain_B, alignability_B: see `verglas.maximization.gather.quality`.
+    gain_B, alignability_B: see `verglas.maximization.gather.quality`; misfit_B: see `misfit` there.
     """
 
     rotation_B33: Tensor
@@ -59,6 +59,7 @@ class Poses:
     class_B: Tensor
     gain_B: Tensor
     alignability_B: Tensor
+    misfit_B: Tensor
 
 
     def of(self, rows: Tensor) -> Poses:
@@ -123,6 +124,8 @@ class State:
     iteration: number of the last iteration done (0: nothing yet); current_resolution: Å; current_size: px, of the last
     iteration; fsc_S: of the half maps; solved: whether the last, joint iteration is done; micrographs: names of the
     scale groups; group_names: of the optics groups.
+    Of a 3-D classification only: rest, number of the class of what fits no class, -1 if there is none; apart_B: bool, the
+    particles that fit none (empty: none do).
     running: while a gradient sees batches, the sums of each class per particle ([V, 3] of radius current_size / 2; classify2d:
     [3, P, P/2 + 1]). Of a search for first models only: candidates, maps of the restarts that are done, class after class;
     found_group, the point group that its maps show ("": not looked for yet), and found_agreement, with the worst of their turned
@@ -145,6 +148,8 @@ class State:
     candidates: list[Tensor] = field(default_factory=list)
     found_group: str = ""
     found_agreement: float = 0.0
+    rest: int = -1
+    apart_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     @property
     def split(self) -> bool:

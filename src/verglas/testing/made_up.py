@@ -132,5 +132,5 @@ def _poses(rotation_B33: Tensor, origin_B2: Tensor) -> Poses:
     whole_B = torch.zeros(n, dtype=torch.int64)
     half_B, group_B, class_B = whole_B + 1, whole_B, whole_B
     return Poses(
-        rotation_B33, origin_B2, zero_B + 1, zero_B, zero_B, whole_B, zero_B, half_B, group_B, class_B, zero_B, zero_B
+        rotation_B33, origin_B2, zero_B + 1, zero_B, zero_B, whole_B, zero_B, half_B, group_B, class_B, zero_B, zero_B, zero_B
     )  # fmt: skip
