@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 
 from verglas.cli.main import main
 from verglas.expectation.latent import STRANGE, Gaussians, Latents, classes_of, moments, strangeness
-from verglas.io.mrc import read_map
+from verglas.io.mrc import Map, read_map, write_map
 from verglas.particles.table import ParticleTable
-from verglas.refinement import classes
+from verglas.refinement import classes, settle
 from verglas.refinement.config import ClassifyConfig
 from verglas.refinement.state import State
 from verglas.testing.made_up import shell_of_domains
@@ -120,3 +121,50 @@ def test_a_mixture_with_junk_is_divided_at_kept_poses(mixture: Path) -> None:
 def test_a_random_division_does_not_find_it(mixture: Path) -> None:
     accuracy, junk = found(mixture, last_state(mixture, seed=1, start="random")[0])
     assert accuracy < 0.8 and junk < 0.9
+
+
+def test_the_class_for_the_rest_is_that_of_strange_particles() -> None:
+    probability_BK = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8]])
+    usual, strange = torch.tensor([0.1, -0.5, 0.3, 0.2]), torch.tensor([0.1, -0.5, 6.0, 5.0])
+    assert settle.division_of(probability_BK, usual).rest == -1
+    division = settle.division_of(probability_BK, strange)
+    assert division.rest == 1 and division.class_B.tolist() == [0, 0, 1, 1] and "Class 2 takes" in division.note
+
+
+def small_state(mixture: Path, **options: object) -> tuple[State, ClassifyConfig]:
+    """A state of two classes, the whole molecule and the cut one, in the shares 0.5 and 0.5."""
+    config = ClassifyConfig(diameter=DIAMETER, initial_resolution=20.0, healpix_order=1, classes=2, **options)  # type: ignore[arg-type]
+    maps = [read_map(mixture / f"truth_class00{k}.mrc") for k in (1, 2)]
+    return classes.prepare(ParticleTable.read(mixture / "particles.star"), maps, config).state, config
+
+
+def test_classes_differ_inside_the_focus_mask_alone(mixture: Path, tmp_path: Path) -> None:
+    mask_ZYX = np.zeros((48, 48, 48), np.float32)
+    mask_ZYX[30:] = 1
+    write_map(tmp_path / "focus.mrc", Map(mask_ZYX, PIXEL))
+    state, config = small_state(mixture, focus_mask=tmp_path / "focus.mrc")
+    first, second = (model.map_ZYX for model in classes.focused(state, config).halves)
+    before = [model.map_ZYX for model in state.halves]
+    assert torch.equal(first[30:], before[0][30:]) and torch.equal(second[30:], before[1][30:])
+    torch.testing.assert_close(first[:30], (0.5 * (before[0] + before[1]))[:30])
+    torch.testing.assert_close(first[:30], second[:30])
+    rest = classes.focused(replace(state, rest=1), config).halves
+    assert torch.equal(rest[1].map_ZYX, before[1])
+    torch.testing.assert_close(rest[0].map_ZYX, before[0])
+
+
+def test_particles_that_fit_no_class_count_for_the_rest_alone(mixture: Path) -> None:
+    state, _ = small_state(mixture, absolute_greyscale=True)
+    n = len(state.poses.half_B)
+    misfit_B, gain_B = torch.linspace(0.9, 1.1, n, dtype=torch.float64), torch.full((n,), 50.0, dtype=torch.float64)
+    poses = replace(state.poses, misfit_B=misfit_B, gain_B=gain_B)
+    poses.misfit_B[:50], poses.gain_B[50:80] = 3.0, 1.0
+    assert len(settle.with_apart(replace(state, poses=poses)).apart_B) == 0
+    apart = settle.with_apart(replace(state, poses=poses, rest=1))
+    assert apart.apart_B.nonzero().squeeze(1).tolist() == list(range(80))
+    sets = settle.sets_with_rest(apart)
+    assert [len(one.rows) for one in sets] == [n - 80, 80]
+    classes.name_classes(poses, sets, 1)
+    assert bool((poses.class_B[:80] == 1).all())
+    unsure = replace(poses, gain_B=0.1 * poses.gain_B)
+    assert settle.with_apart(replace(state, poses=unsure, rest=1)).apart_B.sum() == 50
