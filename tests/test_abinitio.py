@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from verglas.cli import abinitio_maps
+from verglas.cli import abinitio_maps, abinitio_run
 from verglas.cli.main import main
+from verglas.cli.solve_choices import doubt_of_starts
 from verglas.core.rotations import random_rotations
 from verglas.core.symmetry import symmetry_matrices
 from verglas.io.mrc import read_map
@@ -29,8 +30,9 @@ from verglas.refinement import abinitio_schedule as schedule
 from verglas.refinement.abinitio_schedule import Stage
 from verglas.refinement.abinitio_symmetry import Proposed
 from verglas.refinement.config import AbInitioConfig
+from verglas.refinement.step import Iteration
 
-CONFIG = AbInitioConfig(diameter=150, steps=30)
+CONFIG = AbInitioConfig(diameter=150, steps=30, restarts=1)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +164,33 @@ def test_a_random_start_finds_the_map(simulated: Path) -> None:
     assert after > 0.85 > before
 
 
-OPTIONS = ["--diameter", "150", "--steps", "20", "--full-iterations", "1", "--batch", "15", "--healpix-order", "1",
-           "--device", "cpu"]  # fmt: skip
+def test_starts_that_find_different_maps_are_told(simulated: Path) -> None:
+    config = replace(CONFIG, restarts=2, full_iterations=1)
+    session = abinitio.prepare(ParticleTable.read(simulated / "particles.star"), config, "cpu", 1)
+    noise_RZYX = torch.randn(2, 32, 32, 32, generator=torch.Generator().manual_seed(3))
+    blobs_ZYX = low_pass(abinitio.random_blobs(32, 26, 4), 20.0, 6.0)
+    again_ZYX = turned(blobs_ZYX, random_rotations(1, torch.Generator().manual_seed(1)))[0].flip(2)  # also mirrored
+    for candidates, agrees in ((list(noise_RZYX), False), ([blobs_ZYX, again_ZYX], True)):
+        state = replace(session.state, iteration=2 * schedule.rounds(config) + 1, candidates=candidates)
+        record = abinitio_run.abinitio_record(Iteration(state, {}, ["first"], torch.zeros(0, 2)), config, None)
+        assert (record["consistency"] > 0.9) == agrees == (record["notes"] == ["first"])
+    assert doubt_of_starts(0.49) is not None and doubt_of_starts(0.5) is None and doubt_of_starts(None) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("snr", "doubted"), [("1e-6", True), ("0.5", False)])
+def test_noise_is_told_from_particles(tmp_path: Path, snr: str, doubted: bool) -> None:
+    words = ["--n", "300", "--box", "32", "--pixel", "6", "--snr", snr, "--seed", "1", "--device", "cpu", "--model", "demo"]
+    assert main(["simulate", *words, "--out", "set"]) == 0
+    given = ["--particles", "set/particles.star", "--diameter", "150", "--batch", "60", "--device", "cpu", "--out", "out"]
+    assert main(["abinitio", *given]) == 0
+    assert ("warning" in json.loads(Path("out/result.json").read_text())["figures"]) == doubted
+    assert ("Random starts found different maps" in Path("out/report.html").read_text()) == doubted
+    assert ("Random starts found different maps" in Path("out/run.log").read_text()) == doubted
+
+
+OPTIONS = ["--diameter", "150", "--restarts", "1", "--steps", "20", "--full-iterations", "1", "--batch", "15",
+           "--healpix-order", "1", "--device", "cpu"]  # fmt: skip
 
 
 def words(folder: Path, *more: str) -> list[str]:

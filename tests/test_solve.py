@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -56,19 +57,20 @@ def test_the_proposed_symmetry_is_taken() -> None:
 class Commands:
     """Stands in for the commands of the stages: writes the files that the next one reads, and notes the words it was called with.
 
-    selected: 2-D classes that look good; resolution: between the half-maps; stop: command that is stopped by Ctrl-C.
+    selected: 2-D classes that look good; agreement: of random starts; resolution: between the half-maps; stop: command that is
+    stopped by Ctrl-C.
     """
 
     def __init__(self, table: ParticleTable) -> None:
         self.table = table
         self.calls: list[tuple[str, list[str]]] = []
-        self.selected, self.resolution, self.stop = 6, 8.0, ""
+        self.selected, self.agreement, self.resolution, self.stop = 6, 0.9, 8.0, ""
 
     def __call__(self, name: str, words: list[str]) -> None:
         self.calls.append((name, words))
         out = Path(words[words.index("--out" if "--out" in words else "--continue") + 1])
         out.mkdir(exist_ok=True)
-        (out / "config.json").write_text(json.dumps({"command": name, "command_line": f"verglas {name}"}))
+        (out / "config.json").write_text(json.dumps({"command": name, "command_line": f"verglas {shlex.join([name, *words])}"}))
         if name == self.stop:
             raise KeyboardInterrupt
         figures = getattr(self, name.replace("-", "_"))(out)
@@ -102,7 +104,14 @@ class Commands:
 
     def abinitio(self, out: Path) -> dict[str, object]:
         self.some_map(out / "initial_model.mrc")
-        return {"consistency_of_restarts": 0.9}
+        return {"consistency_of_restarts": self.agreement}
+
+    def abinitio_anew(self, out: Path, time: float) -> None:
+        """As if its command had been run again by hand at that time."""
+        content = json.loads((out / "result.json").read_text())
+        content["figures"]["consistency_of_restarts"]["value"] = self.agreement
+        (out / "result.json").write_text(json.dumps(content))
+        os.utime(out / "result.json", (time, time))
 
     def align_symmetry(self, out: Path) -> dict[str, object]:
         self.some_map(out / "symmetrised.mrc")
@@ -206,18 +215,32 @@ def test_a_stage_that_was_made_anew_makes_later_ones_anew(commands: Commands) ->
     assert "--overwrite" in commands.calls[0][1] and "--continue" not in commands.calls[0][1]
 
 
-def test_junk_gives_no_map(commands: Commands) -> None:
+def test_junk_gives_no_map(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     commands.selected = 0
-    assert solve() == 0
+    assert solve() == 2
+    assert "No map. None of the 2-D class averages" in capsys.readouterr().err.replace("\n", " ")
     assert commands.names() == ["classify2d"]
     assert json.loads(Path("out/result.json").read_text())["figures"]["outcome"]["value"] == "no map"
     page = Path("out/report.html").read_text()
     assert "None of the 2-D class averages looks like a particle" in page and "left out: 10 classes" in page
 
 
+def test_starts_that_do_not_agree_give_no_map(commands: Commands) -> None:
+    commands.agreement = 0.38  # as on pure noise
+    assert solve() == 2
+    assert commands.names() == ["classify2d", "abinitio"]
+    page = Path("out/report.html").read_text()
+    assert "Random starts found different maps: they correlate by 0.38" in page and "--restarts 2" in page
+    commands.agreement, commands.calls = 0.9, []
+    later = Path("out/3_abinitio/result.json").stat().st_mtime + 10
+    commands.abinitio_anew(Path("out/3_abinitio"), later)
+    assert main(["solve", "--continue", "out"]) == 0
+    assert commands.names() == ORDER[2:]
+
+
 def test_halves_that_do_not_agree_give_no_resolution(commands: Commands) -> None:
     commands.resolution = 35.0
-    assert solve() == 0
+    assert solve() == 2
     assert "localres" not in commands.names()
     figures = json.loads(Path("out/result.json").read_text())["figures"]
     assert figures["outcome"]["value"] == "no map" and "resolution" not in figures

@@ -22,6 +22,7 @@ class AbInitio(RunOptions):
     A stochastic gradient with small batches, coarse images first; then a few iterations with all particles. Everything is
     searched without symmetry; at the end the axes of --sym are looked for in each map, and the map is turned onto them. With
     --sym auto the maps say what point group that is.
+    Particles that show nothing give a map, too: the starts then differ, and a warning says so.
     The hand of a map made so is left to chance: `verglas map --flip-hand` mirrors it. Writes the files of `verglas classify3d`
     after each round, and initial_model.mrc, the map of the largest class, at the end. Poses in the file are not used.
 
@@ -35,7 +36,8 @@ class AbInitio(RunOptions):
     sym: Annotated[str, arg(metavar="auto|GROUP")] = AbInitioConfig.symmetry
     """Point group: Cn, Dn, T, O, I (= I2), I1, I2, I3, I4; auto: the one that the maps of all large classes show by then."""
     restarts: Annotated[int, arg(metavar="N")] = AbInitioConfig.restarts
-    """Independent random starts; the best one goes on. How much their maps agree is reported."""
+    """Independent random starts; the best one goes on. How much their maps agree is reported: hardly at all on noise. 1 is
+    faster and tells nothing of that."""
     initial_resolution: Annotated[float, arg(metavar="Å")] = AbInitioConfig.initial_resolution
     """Of the images at the start, or a fifth of the diameter, whichever is coarser."""
     final_resolution: Annotated[float, arg(metavar="Å")] = AbInitioConfig.final_resolution

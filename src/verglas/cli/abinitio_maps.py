@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from verglas.refinement.state import State
 
 CONSISTENCY_RESOLUTION, CONSISTENCY_ROTATIONS = 20.0, 1152  # Å; of the search for the best overlap
+MOST_COMPARED = 3  # classes of a restart, each with all of another restart
 LARGE_CLASS = 0.5  # of an equal share: smaller classes are not asked for their point group
 CANDIDATES_TOLD = 4
 
@@ -48,16 +49,18 @@ def propose_group(maps: Sequence[Tensor], shares: Sequence[float], pixel_size: f
 
 
 def consistency_of(state: State, classes: int) -> float:
-    """Mean correlation of the maps of two restarts at 20 Å, aligned in the better hand; of the classes that are most alike."""
+    """Mean correlation of the maps of two restarts at 20 Å, aligned in the better hand; of the classes that are most alike, for
+    the first classes of each restart."""
     from itertools import combinations
 
     from verglas.maximization.reference import low_pass
     from verglas.postprocess.align import align
 
-    maps = [low_pass(map_ZYX.float(), CONSISTENCY_RESOLUTION, state.pixel_size) for map_ZYX in state.candidates]
+    device = state.halves[0].map_ZYX.device
+    maps = [low_pass(map_ZYX.float(), CONSISTENCY_RESOLUTION, state.pixel_size).to(device) for map_ZYX in state.candidates]
     restarts = [maps[first : first + classes] for first in range(0, len(maps), classes)]
     found = []
     for one, other in combinations(restarts, 2):
-        pairs = [[align(a, b, CONSISTENCY_ROTATIONS, either_hand=True).correlation for b in other] for a in one]
+        pairs = [[align(a, b, CONSISTENCY_ROTATIONS, either_hand=True).correlation for b in other] for a in one[:MOST_COMPARED]]
         found += [max(row) for row in pairs]
     return sum(found) / len(found)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from verglas.cli.abinitio_run import HAND
 from verglas.cli.classify3d_report import ClassReport
+from verglas.cli.solve_choices import doubt_of_starts
 from verglas.refinement.abinitio_symmetry import decided
 from verglas.refinement.config import AbInitioConfig
 from verglas.report import Text
@@ -35,6 +36,10 @@ class FirstModelsReport(ClassReport):
         made, *rest = super().sections(history, iteration, drawn)
         said = f"<p>{HAND} <code>verglas map --flip-hand</code> mirrors a map.</p>"
         consistency = history[-1]["consistency"]
-        if consistency is not None:
+        if doubt := doubt_of_starts(consistency):
+            said = f"<p><b>{doubt}</b></p>{said}"
+        if consistency is None:
+            said += "<p>One start tells nothing of its luck: <code>--restarts 2</code> compares two.</p>"
+        else:
             said += f"<p>Maps of independent starts agree by {consistency:.2f} (mean correlation at 20 Å, either hand).</p>"
         return [made, Text("What random starts leave open", f"{said}<p>Now: {history[-1]['stage']}.</p>"), *rest]

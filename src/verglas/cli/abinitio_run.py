@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from verglas.cli.abinitio_maps import consistency_of, place_on_axes, propose_group
 from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
 from verglas.cli.refine_watch import Record
 from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
+from verglas.cli.solve_choices import doubt_of_starts
 from verglas.errors import InputError
 from verglas.refinement.config import AbInitioConfig, RefineConfig
 
@@ -100,6 +101,8 @@ class FirstModels(Run):
             run.figure(f"class_{number}_resolution_at_SSNR_1", rounded(one["resolution"]), "Å")
         if last["consistency"] is not None:
             run.figure("consistency_of_restarts", rounded(last["consistency"]), "mean correlation at 20 Å, either hand")
+        if doubt_of_starts(last["consistency"]):
+            run.figure("warning", "random starts found different maps: noise, or too few particles")
         run.figure("hand", "undetermined")
         run.figure("symmetry", last["point_group"] or "not looked for yet")
         if last["agreement_with_turned_copies"] is not None:
@@ -137,7 +140,11 @@ def abinitio_record(iteration: Iteration, config: AbInitioConfig, before: Record
     stage = stage_of(state.iteration, config)
     assert stage is not None
     left = total_iterations(config) - state.iteration
-    known = before["consistency"] if before else None
+    consistency = before["consistency"] if before else None
+    if stage is Stage.COMPARE:
+        consistency = consistency_of(state, config.classes)
+        doubt = doubt_of_starts(consistency)
+        iteration = replace(iteration, notes=[*iteration.notes, doubt] if doubt else iteration.notes)
     return class_record(iteration, config) | {
         "final": left == 0,
         "iterations_left": left,
@@ -145,5 +152,5 @@ def abinitio_record(iteration: Iteration, config: AbInitioConfig, before: Record
         "stage": stage.value,
         "point_group": None if config.find_symmetry else config.symmetry,
         "agreement_with_turned_copies": state.found_agreement if state.found_group else None,
-        "consistency": consistency_of(state, config.classes) if stage is Stage.COMPARE else known,
+        "consistency": consistency,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from verglas.cli.common import Computing, Flag, absolute, refuse_beside_continue
-from verglas.errors import InputError
+from verglas.errors import InputError, VerglasError
 
 if TYPE_CHECKING:
     from verglas.cli.solve_run import SolveJob
@@ -23,7 +23,8 @@ class Solve:
 
     2-D classes, choice of the good ones, a first model, its symmetry, 3-D classes, refinement, post-processing and local
     resolution follow each other, each as the verglas command of that name in a folder of its own below --out. report.html
-    tells what came out, with pictures, and decisions.json what was decided and why.
+    tells what came out, with pictures, and decisions.json what was decided and why. Particles that show nothing give no map:
+    the program says so and ends with code 2.
 
     Any stage can be run again with other options (its folder's config.json holds its command line; add --overwrite). Then,
     or after a stop, --continue DIR does what is missing or older than what it is made from.
@@ -56,14 +57,17 @@ class Solve:
     computing: Computing = field(default_factory=Computing)
 
     def run(self) -> None:
-        """Check the options, then solve, or go on."""
+        """Check the options, then solve, or go on. VerglasError if no map came of it."""
         from verglas.cli.solve_run import continued_job, solve
 
         if self.continue_from is not None:
             refuse_beside_continue(self)
-            solve(continued_job(self.continue_from, self.computing.device, self.computing.threads), resumed=True)
-            return
-        solve(self.job())
+            job = continued_job(self.continue_from, self.computing.device, self.computing.threads)
+        else:
+            job = self.job()
+        story = solve(job, resumed=self.continue_from is not None)
+        if "nothing" in story.facts:
+            raise VerglasError(f"No map. {story.facts['nothing']} What was done is told in {job.out / 'report.html'}.")
 
     def job(self) -> SolveJob:
         """The options, paths absolute; InputError if a required one is missing."""

@@ -15,6 +15,7 @@ FEWEST_PARTICLES = 100  # without a reference
 JOINED = 40.0  # Å: up to here the half-sets of a refinement share a start map, and their agreement proves nothing
 PROVEN = 0.7  # a resolution is claimed from this share of JOINED on
 SAME_STRUCTURE = 0.9  # correlation of two maps
+AGREEING = 0.5  # correlation of maps from two random starts: noise reaches 0.4, particles 0.77 (300 weak ones) to 0.99
 HAND_SEEN = 4.0  # Å: coarser than this, helices show no hand
 
 
@@ -72,6 +73,17 @@ def kept_classes(
     for k in others:
         text += f"; class {k + 1} is the same structure (correlation {correlation_C[k]:.2f}, at least {SAME_STRUCTURE:g})"
     return [best, *others], text
+
+
+def doubt_of_starts(agreement: float | None) -> str | None:
+    """What is wrong if random starts agree so little (mean correlation of their maps at 20 Å); None: nothing, or not known."""
+    if agreement is None or agreement >= AGREEING:
+        return None
+    return (
+        f"Random starts found different maps: they correlate by {agreement:.2f} at 20 Å, as on pure noise (one structure: "
+        f"{AGREEING:g} at least, mostly above 0.9). The particles show nothing that a map could be made of, or are too "
+        "few. Look at their 2-D class averages; with more particles or more --restarts it may come out."
+    )
 
 
 def symmetry(proposed: str, weakest: float) -> tuple[str, str]:

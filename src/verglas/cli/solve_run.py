@@ -153,7 +153,6 @@ def solve(job: SolveJob, resumed: bool = False) -> Story:
                 write_decisions(story)
         except NothingFound as nothing:
             story.facts["nothing"] = str(nothing)
-            run.log(str(nothing))
         except KeyboardInterrupt:
             run.log(f"All of it can go on: verglas solve --continue {job.out}")
             raise

@@ -74,6 +74,8 @@ def first_model(story: Story) -> None:
     if agreement is not None:
         text += f"; {RESTARTS} random starts correlate by {agreement:g} at 20 Å, either hand"
     story.decide("First model", f"the better of {RESTARTS} random starts, without symmetry", text)
+    if doubt := choices.doubt_of_starts(agreement):
+        raise NothingFound(f"{doubt} To try that, run 3_abinitio again (its command is below), then go on with --continue.")
 
 
 def symmetry(story: Story) -> None:

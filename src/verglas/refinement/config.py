@@ -87,7 +87,7 @@ class AbInitioConfig(ClassifyConfig):
     final_resolution: float = 15.0
     steps: int = 80  # of the gradient
     batch: int = 100  # particles of a step and class at the start; three times as many at the end
-    restarts: int = 1  # independent random starts; the one that explains the particles best is kept
+    restarts: int = 2  # independent random starts; the one that explains the particles best is kept
     temperature: float = 2.0  # of the first steps: the noise's variance is multiplied by it, falling to 1
     full_iterations: int = 3  # with all particles, and as many with the point group
     find_symmetry: bool = False
