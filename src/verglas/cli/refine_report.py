@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from verglas.cli.refine_watch import gist
 from verglas.core.symmetry import symmetry_matrices
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Pictures, Stack, Table, Text, write_report
-from verglas.report.pictures import map_pictures, slices_picture, write_png
+from verglas.report.pictures import map_pictures, slices_picture, write_pngs
 from verglas.report.sections import Section
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from verglas.io.runfolder import RunFolder
     from verglas.refinement.config import RefineConfig
     from verglas.refinement.driver import Iteration
-    from verglas.report.page import Block
+    from verglas.report.page import Draw
 
 SHARE = 0.04  # of the run's time that reports may take
 SHORTEST_INTERVAL = 5.0  # s
@@ -42,7 +42,7 @@ class ReportWriter:
 
     def __init__(self, run: RunFolder, config: RefineConfig) -> None:
         self.run, self.config = run, config
-        self.draw: Callable[[Sequence[Section]], list[Block]] | None = None  # instead of this process
+        self.draw: Draw | None = None  # instead of this process
         self.not_before = time.monotonic() + SHORTEST_INTERVAL  # a run that soon ends needs no page before
 
     def update(self, history: Sequence[Record], iteration: Iteration) -> None:
@@ -55,9 +55,8 @@ class ReportWriter:
         final = self.final_maps(iteration) if finished else {}
         drawn = map_pictures({name: as_array(map_ZYX) for name, map_ZYX in final.items()})
         sections = self.sections(history, iteration, drawn)
+        write_pngs({self.run.path(name): picture for name, picture in drawn.items()})
         write_report(self.run.path("report.html"), title, sections, self.run.facts(), True, self.draw)
-        for name, picture in drawn.items():
-            write_png(self.run.path(name), picture)
         now = time.monotonic()
         self.not_before = now + max(SHORTEST_INTERVAL, (now - started) / SHARE)
 

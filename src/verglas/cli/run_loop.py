@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from verglas.refinement.driver import Iteration, Session
     from verglas.refinement.plan import RunPlan
     from verglas.refinement.state import State
+    from verglas.report.page import Draw
 
 OF_THE_PLACE = ("config", "out", "overwrite", "device", "threads")  # of a job: not taken from a record as they stand there
 PATHS = ("mask", "focus_mask")  # options of a configuration that are files
@@ -226,23 +227,27 @@ class Run(Iterator["Iteration"]):
         return driver.resume(session, state)
 
     def _iterate(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Iterator[Iteration]:
-        report = self.report(run) if run else None
         say_line = run.log if run else lambda line: None
         # A GPU goes on while the files are written; on a CPU both would want the same cores.
         behind = session.on.device.type == "cuda"
         with (
-            _painters(report if behind else None), Behind(behind) as later,
+            _painters(behind and run is not None) as draw, Behind(behind) as later,
             Watch(say_line, self.history, quiet=run is None) as watch,
         ):  # fmt: skip
+            if run is not None:
+                later.do(partial(self._open_report, run, draw))
             for iteration in self.iterations(session, watch.progress):
                 watch.finished(self.record(iteration, table))
-                if run is not None and report is not None:
-                    later.do(partial(self._write, run, table, iteration, list(self.history), report))
+                if run is not None:
+                    later.do(partial(self._write, run, table, iteration, list(self.history)))
                 yield iteration
 
-    def _write(
-        self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record], report: ReportWriter
-    ) -> None:
+    def _open_report(self, run: RunFolder, draw: Draw | None) -> None:
+        """Import what pages are made of; draw: draws their sections elsewhere."""
+        self._report = self.report(run)
+        self._report.draw = draw
+
+    def _write(self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record]) -> None:
         """Files, event, checkpoint, report: a kill between any two leaves a run that goes on and writes the same again.
 
         The last iteration of a refinement has no checkpoint: what it has beyond its state, the joined map, is not in one.
@@ -265,20 +270,19 @@ class Run(Iterator["Iteration"]):
             notice = disk_notice(run.target, state.iteration, expected)
             if notice is not None:
                 run.log(notice)
-        report.update(history, iteration)
+        self._report.update(history, iteration)
 
 
 @contextmanager
-def _painters(report: ReportWriter | None) -> Iterator[None]:
-    """Have other processes draw the pages of a report."""
-    if report is None:
-        yield
+def _painters(wanted: bool) -> Iterator[Draw | None]:
+    """What has other processes draw the sections of a page, if that is wanted."""
+    if not wanted:
+        yield None
         return
     from verglas.report.painters import Painters, painters_for
 
     with Painters(painters_for(os.cpu_count() or 1)) as painters:
-        report.draw = painters.draw
-        yield
+        yield painters.draw
 
 
 @contextmanager

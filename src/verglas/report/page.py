@@ -28,9 +28,12 @@ class Block:
     half: bool
 
 
+Draw = Callable[[Sequence[Section]], list[Block]]
+
+
 def write_report(
     path: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, Any], overwrite: bool = False,
-    draw: Callable[[Sequence[Section]], list[Block]] | None = None,
+    draw: Draw | None = None,
 ) -> None:  # fmt: skip
     """Write the page. provenance: what RunFolder.facts() returns (the content of result.json); draw: draws all sections
     (None: here, one after the other)."""

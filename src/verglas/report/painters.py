@@ -14,12 +14,15 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import IO
 
+import numpy as np
+
 from verglas.io.progress import say
 from verglas.report.page import Block, drawn_blocks
-from verglas.report.sections import Section
+from verglas.report.sections import Histogram, Section
 
+WARMING = Histogram("", np.zeros(1), "")  # drawn while there is time: imports what drawing needs, finds the fonts
 PROGRAM = "from verglas.report.painters import paint; paint()"
-MOST, CORES_EACH = 4, 4
+MOST, CORES_EACH = 6, 2
 
 
 def painters_for(cores: int) -> int:
@@ -55,8 +58,9 @@ class Painters(AbstractContextManager["Painters"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for process in self._processes:
             assert process.stdin and process.stdout
-            with suppress(OSError):  # it has ended before
-                process.stdin.close()  # which ends it
+            process.kill()  # it owns nothing, and ends by itself more slowly
+            with suppress(OSError):  # the pipe of one that has ended before
+                process.stdin.close()
             process.stdout.close()
             process.wait()
 
@@ -69,10 +73,8 @@ def _answer(pipe: IO[bytes] | None) -> list[tuple[int, Block]]:
 
 def paint() -> None:
     """What the processes do: numbered sections in, numbered blocks out, until the input ends."""
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure  # noqa: F401  (both: while there is time)
-
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
+    drawn_blocks([(0, WARMING)])
     while True:
         try:
             numbered = pickle.load(sys.stdin.buffer)

@@ -36,6 +36,13 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         temporary.write_bytes(png(picture))
 
 
+def write_pngs(pictures: Mapping[Path, np.ndarray]) -> None:
+    """`write_png` of several, a few at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for _ in threads.map(write_png, pictures, pictures.values()):
+            pass
+
+
 def with_opacity(grey_YX: np.ndarray) -> np.ndarray:
     """Grey values [row, column], 0 black to 1 white -> uint8 [row, column, 4]."""
     byte_YX = (255 * np.clip(grey_YX, 0, 1)).astype(np.uint8)
