@@ -16,7 +16,7 @@ from verglas.cli.main import main
 pytestmark = pytest.mark.slow
 
 STAGES = ("1_classify2d", "3_abinitio", "4_symmetry", "5_classify3d", "6_refine", "7_postprocess", "8_localres")
-OPTIONS = ("--diameter", "150", "--classes2d", "6", "--classes3d", "2", "--device", "cpu")
+OPTIONS = ("--diameter", "150", "--classes2d", "4", "--classes3d", "2", "--device", "cpu")
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -44,7 +44,7 @@ def result_of(out: Path) -> dict[str, bytes]:
 
 
 def test_solve_killed_in_every_stage(tmp_path: Path) -> None:
-    simulate = ["--n", "400", "--box", "32", "--pixel", "6", "--snr", "0.5", "--seed", "1", "--device", "cpu", "--model", "demo"]
+    simulate = ["--n", "160", "--box", "24", "--pixel", "8", "--snr", "1", "--seed", "1", "--device", "cpu", "--model", "demo"]
     assert main(["simulate", *simulate, "--out", str(tmp_path / "set")]) == 0
     given = ("--particles", "set/particles.star", *OPTIONS)
     assert started(tmp_path, *given, "--out", "whole").wait() == 0
