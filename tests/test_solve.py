@@ -43,6 +43,7 @@ def test_classes_of_one_structure_go_together() -> None:
 
 def test_what_may_be_claimed() -> None:
     assert choices.claim(8.1, 9.0).resolution == 8.1
+    assert ["smaller ones may show more" in choices.claim(8.1, 9.0, finest).text for finest in (8.0, 6.0)] == [True, False]
     for corrected, unmasked in ((29.0, 35.0), (45.0, 60.0), (20.0, 45.0)):
         refused = choices.claim(corrected, unmasked)
         assert refused.resolution is None and "no resolution is claimed" in refused.text

@@ -29,6 +29,7 @@ class Class2dReport(ReportWriter):
     """The page of a 2-D classification."""
 
     subject = "2-D classification"
+    in_space = False
     config: Classify2dConfig
 
     def finished(self, history: Sequence[Record], iteration: Iteration) -> bool:

@@ -72,12 +72,13 @@ def class_curves(history: Sequence[Record]) -> list[Section]:
 
     changed = np.array([100 * record["changes_classes"] for record in history])
     at = numbers(history)
-    return [
+    sections: list[Section] = [
         Curve("Shares of the classes", at, column("share", 100.0), labels, "iteration", "share of the particles / %"),
         Curve("Resolution of the classes", at, column("resolution"), labels, "iteration", "resolution / Å",
               caption="Where the signal-to-noise ratio falls below 1. Without half-sets, it depends on --tau2-fudge."),
         Curve("Particles that change class", at, [changed], [""], "iteration", "share of the particles / %"),
     ]  # fmt: skip
+    return sections if count > 1 else sections[1:2]
 
 
 def class_maps(history: Sequence[Record], iteration: Iteration, drawn_C: Sequence[np.ndarray]) -> Section:

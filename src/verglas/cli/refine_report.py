@@ -39,6 +39,7 @@ class ReportWriter:
     """Writes the page after an iteration unless that would cost more than its share of the time."""
 
     subject = "Refinement"
+    in_space = True  # of maps, which have a point group
 
     def __init__(self, run: RunFolder, config: RefineConfig) -> None:
         self.run, self.config = run, config
@@ -50,8 +51,8 @@ class ReportWriter:
         started, finished = time.monotonic(), self.finished(history, iteration)
         if started < self.not_before and not finished:
             return
-        symmetry = self.config.symmetry.upper()
-        title = f"{self.subject}, {symmetry}" + ("" if finished else f": iteration {iteration.state.iteration}")
+        symmetry = f", {self.config.symmetry.upper()}" if self.in_space else ""
+        title = f"{self.subject}{symmetry}" + ("" if finished else f": iteration {iteration.state.iteration}")
         final = self.final_maps(iteration) if finished else {}
         drawn = map_pictures({name: as_array(map_ZYX) for name, map_ZYX in final.items()})
         sections = self.sections(history, iteration, drawn)

@@ -102,8 +102,9 @@ class Claim:
     text: str
 
 
-def claim(corrected: float, unmasked: float) -> Claim:
+def claim(corrected: float, unmasked: float, finest: float = 0.0) -> Claim:
     """Judge the FSC 0.143 resolutions (Å) of the final half-maps: within the mask and corrected, and without a mask.
+    finest: what the pixels can hold, Å.
 
     Half-sets that start from one map agree up to its resolution even on noise. Agreement counts where it goes well beyond.
     """
@@ -116,6 +117,8 @@ def claim(corrected: float, unmasked: float) -> Claim:
         )
         return Claim(None, text)
     text = f"The half-sets, refined apart, agree to {corrected:.3g} Å within the mask ({unmasked:.3g} Å without one), FSC 0.143."
+    if corrected < 1.02 * finest:
+        text += " That is as far as pixels of this size reach: smaller ones may show more."
     return Claim(corrected, text)
 
 

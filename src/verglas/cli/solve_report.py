@@ -6,6 +6,7 @@ import html
 import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from verglas.cli.solve_stages import Average, table_of
 from verglas.core.symmetry import symmetry_matrices
 from verglas.io.mrc import read_map
+from verglas.refinement.files_data import shown_path
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Pictures, Table, Text, write_report
 from verglas.report.pictures import map_picture, montage, slices_picture, write_png
 from verglas.report.sections import Section
@@ -60,8 +62,9 @@ def outcome(story: Story) -> Section:
     words = ["verglas", "flip", "--maps", *map(str, maps), "--particles", str(refined / "run_data.star"),
              "--out", str(story.run.out / "flipped")]  # fmt: skip
     hand = next(one for one in story.decisions if one.stage == "Hand")
+    command = from_here(shlex.join(words))
     text = f"{html.escape(claim.text)}</p><p><b>Hand: {html.escape(hand.decision)}.</b> {html.escape(hand.reason)} "
-    return Text("What came out", f"{text}This flips maps and poses:</p><pre>{html.escape(shlex.join(words))}</pre><p>")
+    return Text("What came out", f"{text}This flips maps and poses:</p><pre>{html.escape(command)}</pre><p>")
 
 
 def final_map(story: Story) -> list[Section]:
@@ -87,7 +90,7 @@ def half_map_agreement(story: Story) -> list[Section]:
     names, labels = list(drawn.values()), list(drawn)
     x_S = frame["frequency_1_per_A"].to_numpy()
     return [Curve("Agreement of the half-maps", x_S, [frame[name].to_numpy() for name in names], labels, "resolution / Å", "FSC",
-                  (0.143,), True, True, y_range=(-0.1, 1.05))]  # fmt: skip
+                  (0.143,), True, True, y_range=(-0.1, 1.05), unmarked=["phases randomised"])]  # fmt: skip
 
 
 def views(story: Story) -> list[Section]:
@@ -105,9 +108,14 @@ def local_resolution(story: Story) -> list[Section]:
         return []
     local_ZYX = read_map(story.stages["8_localres"] / "localres.mrc").data_ZYX
     mask_ZYX = read_map(story.stages["7_postprocess"] / "mask.mrc").data_ZYX
-    rows = {"central slices xy, xz, yz; bright: low resolution": slices_picture(local_ZYX)}
-    return [Histogram("Local resolution in the mask", local_ZYX[mask_ZYX > 0.5], "resolution / Å"),
-            Pictures("Local resolution", rows)]  # fmt: skip
+    known_ZYX = (mask_ZYX > 0.5) & (local_ZYX > 0)
+    if not known_ZYX.any():
+        return []
+    best, worst = (float(value) for value in np.percentile(local_ZYX[known_ZYX], [2, 98]))
+    fineness_ZYX = np.where(known_ZYX, np.clip((worst - local_ZYX) / max(worst - best, 0.01), 0, 1), -0.25)
+    line = f"central slices xy, xz, yz: white {best:.3g} Å, dark grey {worst:.3g} Å, black outside of the mask"
+    return [Histogram("Local resolution in the mask", local_ZYX[known_ZYX], "resolution / Å"),
+            Pictures("Local resolution", {line: slices_picture(fineness_ZYX, (-0.25, 1.0))})]  # fmt: skip
 
 
 def averages(story: Story) -> list[Section]:
@@ -141,7 +149,9 @@ def classes3d(story: Story) -> list[Section]:
         text = f"class {number}, {'kept' if one['kept'] else 'left out'}: {100 * one['share']:.0f} %, {one['resolution']:.3g} Å"
         if one["share"] > 0:
             rows[text] = map_picture(read_map(one["map"]).data_ZYX)
-    return [Pictures("3-D classes", rows, f"Each: {VIEWS}.")] if rows else []
+    died = [str(number) for number, one in enumerate(found, 1) if not one["share"] > 0]
+    caption = f"Each: {VIEWS}." + (f" No particles were left in class {', '.join(died)}." if died else "")
+    return [Pictures("3-D classes", rows, caption)] if rows else []
 
 
 def discarded(story: Story) -> Section:
@@ -157,9 +167,15 @@ def stages(story: Story) -> Section:
     for name, out in story.stages.items():
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         seconds = json.loads((out / "result.json").read_text(encoding="utf-8"))["seconds"]
-        rows.append([name, f"{seconds:.0f} s", config["command_line"]])
+        rows.append([name, round(seconds), from_here(config["command_line"])])
     caption = (
-        "To change a stage, run its command again with other options and --overwrite; then `verglas solve --continue DIR` makes "
-        "everything after it anew. Each folder has a report of its own."
+        f"Paths start from {Path.cwd()}. To change a stage, run its command again with other options and --overwrite; then "
+        "`verglas solve --continue DIR` makes everything after it anew. Each folder has a report of its own."
     )
-    return Table("Stages", rows, ["folder", "time", "command"], caption)
+    return Table("Stages", rows, ["folder", "seconds", "command"], caption)
+
+
+def from_here(command_line: str) -> str:
+    """A command with its paths as `shown_path` says them: from the working folder where they lie below it."""
+    words = shlex.split(command_line)
+    return shlex.join([shown_path(Path(word)) if word.startswith("/") else word for word in words])

@@ -137,7 +137,8 @@ def postprocess(story: Story) -> None:
     """Resolution between the half-maps, and the sharpened map."""
     out = story.command("7_postprocess", "postprocess", *half_maps(story))
     figures = figures_of(out)
-    claim = choices.claim(float(figures["resolution"]), float(figures["resolution_unmasked"]))
+    finest = 2 * table_of(story.particles).groups[0].pixel_size
+    claim = choices.claim(float(figures["resolution"]), float(figures["resolution_unmasked"]), finest)
     story.facts["claim"] = claim
     story.decide("Resolution", "none claimed" if claim.resolution is None else f"{claim.resolution:.3g} Å", claim.text)
     if claim.resolution is None:

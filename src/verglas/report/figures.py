@@ -25,7 +25,7 @@ def draw_curve(section: Curve, name: str) -> str:
         axes = drawn.add_subplot()
         for i, (y_S, label) in enumerate(zip(section.ys, section.labels, strict=True)):
             colour = SERIES[i % len(SERIES)]
-            if section.mark_crossings and section.thresholds:
+            if section.mark_crossings and section.thresholds and label not in section.unmarked:
                 label += _mark_crossing(axes, np.asarray(section.x), np.asarray(y_S), section.thresholds[0], colour)
             style: dict[str, Any] = {"linestyle": "-" if i < len(SERIES) else "--"}
             if section.ramp:

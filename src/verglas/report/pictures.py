@@ -75,9 +75,10 @@ def map_pictures(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(maps, threads.map(map_picture, maps.values())))
 
 
-def slices_picture(map_ZYX: np.ndarray) -> np.ndarray:
-    """Three central slices (xy, xz, yz) side by side, uint8 [row, column, 4]."""
-    limits = grey_limits(np.asarray(map_ZYX))
+def slices_picture(map_ZYX: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Three central slices (xy, xz, yz) side by side, uint8 [row, column, 4]. limits: values shown as black and white, if not
+    those that suit a density."""
+    limits = limits or grey_limits(np.asarray(map_ZYX))
     return tiled([shown(one_YX, PANEL, limits) for _, one_YX in central_slices(map_ZYX)], 3)
 
 

@@ -47,7 +47,8 @@ class Curve:
 
     x: [S]; ys: one [S] per label; thresholds: y of horizontal lines. With resolution_axis, x is a frequency in 1/Å and the
     ticks say Å; mark_crossings then marks, per curve, the last point before it first drops below the first threshold.
-    Whole numbers as x (iterations) get dots at the points. ramp: the curves are one quantity as it develops, pale to strong.
+    Whole numbers as x (iterations) get dots at the points. ramp: the curves are one quantity as it develops, pale to strong;
+    unmarked: labels of curves whose crossing means nothing.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Curve:
     mark_crossings: bool = False
     y_range: tuple[float, float] | None = None
     ramp: bool = False
+    unmarked: Sequence[str] = ()
     caption: str = ""
 
 
