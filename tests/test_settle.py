@@ -26,14 +26,14 @@ def points(z_BQ: torch.Tensor, precision: float, draw: torch.Generator) -> Laten
     n, q = z_BQ.shape
     gram_BQQ = precision * torch.eye(q, dtype=torch.float64).repeat(n, 1, 1)
     seen_BQ = z_BQ + torch.randn(n, q, generator=draw, dtype=torch.float64) / precision**0.5
-    return Latents(precision * seen_BQ, gram_BQQ, torch.full((n,), 100.0, dtype=torch.float64), 100)
+    return Latents(precision * seen_BQ, gram_BQQ, torch.full((n,), 100.0, dtype=torch.float64), torch.full((n,), 100.0))
 
 
 def test_evidence_and_posterior_are_the_integrals() -> None:
     def tensor(values: list[object]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64)
 
-    latents = Latents(tensor([[1.3]]), tensor([[[0.8]]]), tensor([1.0]), 1)
+    latents = Latents(tensor([[1.3]]), tensor([[[0.8]]]), tensor([1.0]), tensor([1.0]))
     gaussians = Gaussians(tensor([[0.4], [-2.0]]), tensor([[[0.5]], [[1.5]]]))
     log_BM, mean_BMQ, covariance_BMQQ = gaussians.seen_by(latents)
     z = torch.linspace(-20, 20, 40001, dtype=torch.float64)

@@ -137,6 +137,7 @@ def class_record(iteration: Iteration, config: ClassifyConfig) -> Record:
         "iterations_left": left,
         "searches_left": float(left),
         "align": config.align,
+        "settling": len(figures) < config.classes,
         "changes_classes": state.schedule.changes_classes,
         "classes": [
             {"share": one.share, "resolution": one.resolution, "particles": one.particles} for one in figures

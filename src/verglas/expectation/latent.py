@@ -20,17 +20,17 @@ CLIPPINGS = 5
 
 @dataclass(frozen=True)
 class Latents:
-    """overlap_BQ, gram_BQQ: see the module's text; misfit_B: sum of |X - C P|^2 / sigma^2 at z = 0, over so many `numbers`."""
+    """overlap_BQ, gram_BQQ: see the module's text; misfit_B: sum of |X - C P|^2 / sigma^2 at z = 0, over so many numbers_B."""
 
     overlap_BQ: Tensor
     gram_BQQ: Tensor
     misfit_B: Tensor
-    numbers: int
+    numbers_B: Tensor
 
     def misfit_at(self, z_BQ: Tensor) -> Tensor:
         """What is left of the misfit at some z, per number: 1 for noise alone, [B]."""
         explained_B = 2 * (z_BQ * self.overlap_BQ).sum(1) - (z_BQ * (self.gram_BQQ @ z_BQ[..., None])[..., 0]).sum(1)
-        return (self.misfit_B - explained_B) / self.numbers
+        return (self.misfit_B - explained_B) / self.numbers_B
 
 
 @dataclass(frozen=True)

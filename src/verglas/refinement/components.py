@@ -60,7 +60,7 @@ def find_components(
     for number in range(ROUNDS):
         search.round()
         if progress is not None:
-            progress("components", number + 1, ROUNDS)
+            progress("division", (number + 1) * len(half.data) // ROUNDS, len(half.data))
     return search.found()
 
 
@@ -178,7 +178,7 @@ class _Search:
     def whiten(self) -> None:
         """Turn and scale the directions so that their z have no correlation and variance 1."""
         value_J, vector_JJ = torch.linalg.eigh(self.overall.covariance_MQQ[0, 1:, 1:])
-        root_JJ = vector_JJ * value_J.clamp_min(1e-6 * float(value_J.max())).sqrt()
+        root_JJ = vector_JJ * value_J.clamp_min(max(1e-6 * float(value_J.max()), 1e-12)).sqrt()
         change_QQ = torch.eye(self.count + 1, dtype=torch.float64, device=self.device)
         change_QQ[1:, 1:] = torch.linalg.inv(root_JJ)
         turned = torch.einsum("jzyx,jl->lzyx", torch.stack(self.maps[1:]), root_JJ.to(self.maps[1].dtype))
@@ -200,7 +200,7 @@ def latents_of(slices_QB2K: Tensor, prepared: Prepared) -> Latents:
     gram_BQQ = (weighted_BQN @ slices_BQN.transpose(1, 2)).double()
     image_BQ = (slices_BQN @ prepared.scored_B2K.flatten(1)[..., None])[..., 0].double()
     misfit_B = 2 * prepared.constant_B.double() - 2 * image_BQ[:, 0] + gram_BQQ[:, 0, 0]
-    return Latents(image_BQ - gram_BQQ[:, :, 0], gram_BQQ, misfit_B, slices_BQN.shape[2])
+    return Latents(image_BQ - gram_BQQ[:, :, 0], gram_BQQ, misfit_B, torch.full_like(misfit_B, slices_BQN.shape[2]))
 
 
 
@@ -218,6 +218,5 @@ class _Gathered:
     def joined(self) -> Latents:
         """Of all particles."""
         order_B = torch.cat(self.rows).argsort()
-        names = ("overlap_BQ", "gram_BQQ", "misfit_B")
-        overlap_BQ, gram_BQQ, misfit_B = (torch.cat([getattr(part, name) for part in self.parts])[order_B] for name in names)
-        return Latents(overlap_BQ, gram_BQQ, misfit_B, self.parts[0].numbers)
+        names = Latents.__dataclass_fields__
+        return Latents(*(torch.cat([getattr(part, name) for part in self.parts])[order_B] for name in names))

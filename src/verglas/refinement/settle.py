@@ -35,6 +35,7 @@ PATIENCE = 2  # iterations without better resolution after which poses have sett
 LONGEST_SETTLING = 0.6  # of all iterations
 TYPICAL_JUNK = STRANGE / 2  # median of a class that consists of it; others have medians near 0
 FAINT, SURE = 0.1, 20.0  # gain of a particle of which little is seen, as a share of the typical one; nats, if that is above
+SURE_DIVISION = 0.9  # certainty; particles all alike are divided along noise with 0.86
 STARTS = 2  # searches for directions; the likeliest division counts
 
 
@@ -53,7 +54,7 @@ class Division:
         """For the user."""
         counts = ", ".join(str(count) for count in torch.bincount(self.class_B, minlength=self.classes).tolist())
         rest = f" Class {self.rest + 1} takes what fits no class." if self.rest >= 0 else ""
-        sure = "" if self.certainty > 0.8 else " The particles hardly differ: with fewer classes nothing may be lost."
+        sure = "" if self.certainty > SURE_DIVISION else " They hardly differ: these classes may be all alike."
         return f"The particles were divided where they differ most: {counts} (mean probability {self.certainty:.2f}).{rest}{sure}"
 
     def begin(self, state: State) -> State:
