@@ -1,12 +1,14 @@
-"""2-D classification: the real beta-galactosidase set against the list that a published refinement kept, and speed on a GPU.
+"""2-D classification: what its selection is worth on simulated picks and on real ones, and speed on a GPU.
 
+    python -m benchmarks.class2d simulated --models DIR --work DIR [NAMES]
     python -m benchmarks.class2d real --data DIR [--seed 0] [--iterations 25] [--work DIR]
     python -m benchmarks.class2d gpu --model 6wg6_C1.npz --work DIR [--out FIGURES.json]
 
-real: DIR holds particles_2374_ctf_fixed.star, particles_1391_no_poses.star (read by the last print only) and Class2D/job010,
-another program's classification of the same particles, which is judged by the same print: its classes taken in the order that is
-best for it. gpu: 100,000 x 128 px, K=200, 25 iterations, whole process of `verglas classify2d`; with the true poses, how far the
-views of a class lie apart.
+simulated: sets of `picked_sets`, whose truth is known; rules and limits of the selection are chosen on these.
+real: the beta-galactosidase set against the list that a published refinement kept; DIR holds particles_2374_ctf_fixed.star,
+particles_1391_no_poses.star (read by the last print only) and Class2D/job010, another program's classification of the same
+particles, which is judged by the same print: its classes taken in the order that is best for it. gpu: 100,000 x 128 px, K=200,
+25 iterations, whole process of `verglas classify2d`; with the true poses, how far the views of a class lie apart.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import publish
+from benchmarks.picked_sets import SETS, made
 from benchmarks.refinement_run import finished
 from benchmarks.simulated import AS_RELION, simulated
 from verglas.cli.classify2d_run import Classification2d, Classify2dJob
@@ -53,6 +56,31 @@ def best_of_classes(class_B: np.ndarray, kept_B: np.ndarray) -> np.ndarray:
     return np.isin(class_B, order[:needed])
 
 
+def simulated_picks(options: argparse.Namespace) -> None:
+    """Classify simulated picks at the defaults and print recall and precision of the selection."""
+    for wanted in SETS:
+        if options.names and wanted.name not in options.names:
+            continue
+        particles, kind_B = made(wanted, options.models, options.work)
+        config = Classify2dConfig(diameter=wanted.diameter, classes=wanted.classes, seed=options.seed)
+        out = particles.parent / "class2d"
+        job = Classify2dJob(particles=particles, config=config, out=out, overwrite=True, device=options.device)
+        begin, run = time.perf_counter(), Classification2d(job)
+        run.finish()
+        true_B = kind_B == 0
+        print(f"{wanted.name}: {len(kind_B)} picks, {true_B.mean():.3f} particles, {time.perf_counter() - begin:.0f} s")
+        show(run, true_B)
+
+
+def show(run: Classification2d, true_B: np.ndarray) -> None:
+    """Print what was selected, and what its classes would have allowed."""
+    state = run.last_state
+    chosen_B = np.zeros(len(true_B), bool)
+    chosen_B[run.selected_rows(state)] = True
+    print(f"    own selection       {figures(chosen_B, true_B)}")
+    print(f"    best of its classes {figures(best_of_classes(state.poses.class_B.numpy(), true_B), true_B)}", flush=True)
+
+
 def real(options: argparse.Namespace) -> None:
     """Classify the real particles at the defaults and print recall and precision of the selection."""
     source = options.data / "particles_2374_ctf_fixed.star"
@@ -61,14 +89,8 @@ def real(options: argparse.Namespace) -> None:
     begin, run = time.perf_counter(), Classification2d(job)
     run.finish()
     seconds = time.perf_counter() - begin
-    table, chosen = ParticleTable.read(source), run.selected()
-    state = run.last_state
-    chosen_B = np.zeros(len(table), bool)
-    chosen_B[run.selected_rows(state)] = True
-    kept_B = kept_by_others(table, options.data)
-    print(f"verglas, K={config.classes}, seed {options.seed}, {seconds:.0f} s: {len(chosen)} particles")
-    print(f"    own selection       {figures(chosen_B, kept_B)}")
-    print(f"    best of its classes {figures(best_of_classes(state.poses.class_B.numpy(), kept_B), kept_B)}")
+    print(f"verglas, K={config.classes}, seed {options.seed}, {seconds:.0f} s")
+    show(run, kept_by_others(ParticleTable.read(source), options.data))
     other = ParticleTable.read(options.data / "Class2D/job010/run_it025_data.star", options.data)
     other_kept_B = kept_by_others(other, options.data)
     other_class_B = other.frame["rlnClassNumber"].to_numpy(int)
@@ -132,7 +154,9 @@ def mates(truth: Path) -> np.ndarray:
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("real", "gpu"))
+    parser.add_argument("what", choices=("simulated", "real", "gpu"))
+    parser.add_argument("names", nargs="*", help="of simulated sets (default: all)")
+    parser.add_argument("--models", type=Path, help="folder of the simulated sets' molecules")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path, default=Path("class2d"))
@@ -144,7 +168,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    {"real": real, "gpu": gpu}[options.what](options)
+    {"simulated": simulated_picks, "real": real, "gpu": gpu}[options.what](options)
 
 
 if __name__ == "__main__":

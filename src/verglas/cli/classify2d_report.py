@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from verglas.cli.refine_report import ReportWriter, junk_histograms, notes, numbers, pmax_curve, timings
-from verglas.refinement.class_quality import chosen_classes
+from verglas.refinement.class_quality import chosen_classes, ranking
 from verglas.report import Curve, KeyFigures, Text
 from verglas.report.pictures import MONTAGE_EDGE, shown, tag
 from verglas.report.sections import Section
@@ -56,7 +56,7 @@ def montage(last: Record, iteration: Iteration, config: Classify2dConfig) -> Sec
 
     qualities = [ClassQuality(**one) for one in last["averages"]]
     chosen = chosen_classes(config.select, qualities)
-    order = sorted(range(len(qualities)), key=lambda k: -qualities[k].score)[:MOST_TILES]
+    order = ranking(qualities)[:MOST_TILES]
     tiles = []
     for k in order:
         one, edge = qualities[k], "#2a7" if k + 1 in chosen else "transparent"
@@ -68,7 +68,10 @@ def montage(last: Record, iteration: Iteration, config: Classify2dConfig) -> Sec
             f'<figcaption style="font-size: .7rem; line-height: 1.2">{text}</figcaption></figure>'
         )
     body = f'<div style="display: flex; flex-wrap: wrap; gap: .4rem">{"".join(tiles)}</div>'
-    caption = "Number of the class, particles, resolution (SSNR 1) and score; framed: selected. Each on its own grey scale."
+    caption = (
+        "Number of the class, particles, resolution (SSNR 1) and score, which is told at the end; framed: selected. Each on its "
+        "own grey scale."
+    )
     return Text("Class averages by score", body, caption)
 
 

@@ -30,6 +30,7 @@ MOST_CLASSES = 500
 PSI_STEPS = 1.0, 60.0  # degrees
 SELECTED, RANKING, MONTAGE = "particles_selected.star", "class_ranking.star", "class_averages.png"
 MONTAGE_COLUMNS = 10
+OFF_CENTRE = "left_out_far_from_the_centre"  # figure of result.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +128,9 @@ class Classification2d(Run):
 
     def selected_rows(self, state: State) -> np.ndarray:
         """Rows of the table that the rule selects, ascending."""
-        import torch
+        from verglas.refinement.class_quality import chosen_particles
 
-        from verglas.refinement.class_quality import chosen_classes
-
-        chosen = torch.tensor(chosen_classes(self.job.config.select, self.qualities(state)), dtype=torch.int64) - 1
-        return torch.isin(state.poses.class_B, chosen).nonzero().squeeze(1).numpy()
+        return chosen_particles(self.job.config.select, self.qualities(state), state).numpy()
 
     def report(self, run: RunFolder) -> Class2dReport:
         """With a montage of the averages."""
@@ -146,7 +144,7 @@ class Classification2d(Run):
 
         from verglas.cli.classify2d_files import write_ranking
         from verglas.refinement import files
-        from verglas.refinement.class_quality import chosen_classes
+        from verglas.refinement.class_quality import chosen_classes, ranking
         from verglas.refinement.files_data import updated_table
         from verglas.report.pictures import montage, write_png
 
@@ -157,8 +155,7 @@ class Classification2d(Run):
         qualities, rows = self.qualities(state), self.selected_rows(state)
         stack = run.target / f"{files.iteration_name(state.iteration)}_classes.mrcs"
         write_ranking(run.target / RANKING, stack, qualities, chosen_classes(config.select, qualities))
-        ranked = sorted(range(len(qualities)), key=lambda k: -qualities[k].score)
-        averages = np.stack([state.halves[k].map_ZYX.float().cpu().numpy() for k in ranked])
+        averages = np.stack([state.halves[k].map_ZYX.float().cpu().numpy() for k in ranking(qualities)])
         write_png(run.target / MONTAGE, montage(averages, MONTAGE_COLUMNS))
         if len(rows):
             updated_table(state, table).select(rows).write(run.target / SELECTED, overwrite=True)
@@ -168,8 +165,10 @@ class Classification2d(Run):
     def note_figures(self, run: RunFolder, state: State, last: Record) -> None:
         """What is selected comes first."""
         rows = self.selected_rows(state)
+        selected = set(state.poses.class_B[rows].tolist())
         run.figure("selected", len(rows), "particles")
-        run.figure("selected_classes", len(set(state.poses.class_B[rows].tolist())))
+        run.figure("selected_classes", len(selected))
+        run.figure(OFF_CENTRE, sum(last["averages"][k]["particles"] for k in selected) - len(rows), "particles of these classes")
         run.figure("empty_classes", sum(one["particles"] == 0 for one in last["averages"]))
         run.figure("best_resolution_at_SSNR_1", rounded(state.current_resolution), "Å")
         run.figure("iterations", state.iteration)

@@ -1,11 +1,21 @@
 """How good class averages are, and which particles to keep.
 
-    contrast   (what 95 % of the pixels within 0.65 R stay below - mean of the rim) / standard deviation of the rim
-    score      contrast sqrt(min(1, K share))
+    fits       means over the class's particles of how far they stand out of the noise through the average of the half of the
+               class that they are not in, by all coefficients and by details alone (`class_fit`)
+    score      the smaller of the two, each over what a quarter of all particles exceed by their classes
 
-R is the radius of the circular mask, the rim its outer fifth, K share the class's particles over those of an average class. An
-average of particles is bright in the middle and flat at its rim, where neighbours, carbon, ice and noise are not; one of few
-particles shows their noise there. Scores of particles are 10 to 40, of what is left over mostly 2 to 6.
+Averages of particles have much the same fits, whatever the view: scores of 0.75 to 1.25. Classes of broken particles, of gaps
+between two, of ice, and of noise lack details, or everything else: 0.3 to 0.7. A score of 0 is given to what is none of it:
+
+    classes far above the others       one of the fits beyond `STRONGEST` times that: thick or dense objects, carbon
+    classes without contrast           (what 95 % of the pixels within 0.65 R stay below - mean of the rim) / deviation of the rim
+                                       below `LEAST_CONTRAST`; R: radius of the mask, rim: its outer fifth. Noise has 1 to 3.5
+    empty classes, and all classes before the last iteration, when there are no fits yet
+
+Within good classes a particle is left out if it was picked far from where its class has its centre: `FARTHEST` times the median
+distance of all that are selected. There the box holds part of a neighbour, or half of a particle.
+
+The limits were chosen on simulated picks alone (`python -m benchmarks.class2d simulated`), whose truth is known.
 """
 
 from __future__ import annotations
@@ -21,31 +31,46 @@ from verglas.refinement.classes import last_shell
 from verglas.refinement.state import State
 
 RIM, MIDDLE, BRIGHTEST = 0.8, 0.65, 0.95  # of the radius, of the radius, of the pixels
-GOOD_SCORE = 8.0  # from which on a class is selected by default
+BETTER = 0.75  # share of the particles whose class has at most a score of 1
+GOOD_SCORE = 0.7  # from which on a class is selected by default
+STRONGEST, LEAST_CONTRAST, FARTHEST = 1.5, 4.5, 2.5
 
 
 @dataclass(frozen=True)
 class ClassQuality:
-    """share: of the posterior weight; particles: whose best class it is; resolution: Å, where the SSNR falls below 1; score: see
-    above, 0 for an empty class."""
+    """share: of the posterior weight; particles: whose best class it is; resolution: Å, where the SSNR falls below 1; fit,
+    detail_fit, contrast, score: see above."""
 
     share: float
     particles: int
     resolution: float
+    fit: float
+    detail_fit: float
+    contrast: float
     score: float
 
 
 def class_qualities(state: State, diameter: float) -> list[ClassQuality]:
     """Of every class of a 2-D classification. diameter: of the mask, Å."""
     image_CYX = torch.stack([model.map_ZYX.double().cpu() for model in state.halves])
-    share_C = torch.stack([model.direction_prior_D.sum() for model in state.halves])
+    share_C = [float(model.direction_prior_D.sum()) for model in state.halves]
     count_C = torch.bincount(state.poses.class_B, minlength=len(share_C))
-    occupancy_C = (share_C * len(share_C)).clamp_max(1)
-    score_C = contrasts(image_CYX, diameter / 2 / state.pixel_size) * occupancy_C.sqrt() * (count_C > 0)
-    return [
-        ClassQuality(float(share), int(count), state.resolution_of(last_shell(model, state)), float(score))
-        for model, share, count, score in zip(state.halves, share_C, count_C, score_C)
-    ]
+    contrast_C = contrasts(image_CYX, diameter / 2 / state.pixel_size)
+    fit_C2 = torch.zeros(len(share_C), 2, dtype=torch.float64)
+    if state.fit_B2 is not None:
+        fit_C2 = fit_C2.index_add(0, state.poses.class_B, state.fit_B2) / count_C.clamp_min(1)[:, None]
+    score_C = scores(fit_C2, contrast_C, state.poses.class_B)
+    resolution_C = [state.resolution_of(last_shell(model, state)) for model in state.halves]
+    columns = (count_C.tolist(), resolution_C, *fit_C2.T.tolist(), contrast_C.tolist(), score_C.tolist())
+    return [ClassQuality(*one) for one in zip(share_C, *columns, strict=True)]
+
+
+def scores(fit_C2: Tensor, contrast_C: Tensor, class_B: Tensor) -> Tensor:
+    """Scores of classes [C] from their fits and contrasts, and the classes of all particles."""
+    usual_2 = fit_C2[class_B].quantile(BETTER, 0)
+    relative_C2 = fit_C2.clamp_min(0) / usual_2.clamp_min(1e-12)
+    usable_C = (relative_C2 <= STRONGEST).all(1) & (contrast_C >= LEAST_CONTRAST) & (usual_2 > 0).all()
+    return torch.where(usable_C, relative_C2.amin(1), 0)
 
 
 def contrasts(image_CYX: Tensor, radius: float) -> Tensor:
@@ -57,18 +82,43 @@ def contrasts(image_CYX: Tensor, radius: float) -> Tensor:
     return ((bright_C - rim_CP.mean(1)) / rim_CP.std(1).clamp_min(1e-12)).clamp_min(0)
 
 
+def ranking(qualities: list[ClassQuality]) -> list[int]:
+    """Classes, from 0, the best first: by score, and where that is the same by share."""
+    return sorted(range(len(qualities)), key=lambda k: (-qualities[k].score, -qualities[k].share))
+
+
 def chosen_classes(rule: str, qualities: list[ClassQuality]) -> list[int]:
     """Numbers, from 1, of the classes that a rule selects, the best first.
 
     rule: "auto" (score at least `GOOD_SCORE`), "score>=X", or numbers such as "1,4,7-9" (those that are not there
     yet are left out). InputError for anything else.
     """
-    ranked = sorted(range(1, len(qualities) + 1), key=lambda k: -qualities[k - 1].score)
+    ranked = [k + 1 for k in ranking(qualities)]
     least = _least_score(rule)
     if least is not None:
         return [k for k in ranked if qualities[k - 1].score >= least]
     wanted = _numbers(rule)
     return [k for k in ranked if k in wanted]
+
+
+def chosen_particles(rule: str, qualities: list[ClassQuality], state: State) -> Tensor:
+    """Rows of the particles that a rule selects, ascending: those of its classes; with "auto" those near their centres alone."""
+    chosen = torch.tensor(chosen_classes(rule, qualities), dtype=torch.int64) - 1
+    selected_B = torch.isin(state.poses.class_B, chosen)
+    if rule == "auto" and bool(selected_B.any()):
+        distance_B = distances(state)
+        selected_B &= distance_B <= FARTHEST * distance_B[selected_B].median()
+    return selected_B.nonzero().squeeze(1)
+
+
+def distances(state: State) -> Tensor:
+    """How far from the usual place in its class each particle was picked, Å [B]: origins are turned to the class average, and the
+    median of each class is taken off, as averages need not have their centre in the same place."""
+    turned_B2 = torch.einsum("bji,bj->bi", state.poses.rotation_B33[:, :2, :2], state.poses.origin_B2)
+    centre_C2 = torch.zeros(len(state.halves), 2, dtype=turned_B2.dtype)
+    for k in state.poses.class_B.unique().tolist():
+        centre_C2[k] = turned_B2[state.poses.class_B == k].median(0).values
+    return (turned_B2 - centre_C2[state.poses.class_B]).norm(dim=1)
 
 
 def check_rule(rule: str, classes: int) -> None:

@@ -41,11 +41,12 @@ from verglas.maximization.running import NOTHING, stepped_planes
 from verglas.particles.table import ParticleTable
 from verglas.projection.planes import FourierPlanes
 from verglas.refinement import schedule as sampling
+from verglas.refinement.class_fit import class_fits
 from verglas.refinement.classes import changes, empty_classes, last_shell
 from verglas.refinement.classify2d_schedule import (
     DIVIDING,
-    KEEP_SAFE,
     Step,
+    coarse_radius,
     first_count,
     mode_notice,
     next_count,
@@ -149,6 +150,9 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
         new = sampling.update_resolution(new, new.resolution_of(best))
         batch = replace(new, poses=new.poses.of(step.rows))
         new = replace(new, schedule=changes(state.poses.of(step.rows), batch, config))
+    if number == config.max_iterations:
+        with watch("fit"):
+            new = replace(new, fit_B2=class_fits(new, data, plan, config, on))
     notes += [*half.notices, *empty_classes(state, new)]
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
 
@@ -230,9 +234,10 @@ def divided(model: HalfModel, seed: int) -> tuple[HalfModel, HalfModel]:
 def plan_of(state: State, config: Classify2dConfig) -> Plan:
     """Grids and sizes of the coming iteration."""
     schedule = state.schedule
-    coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size, KEEP_SAFE)
+    coarse = coarse_radius(state.box * state.pixel_size, config, schedule.offset_step)
+    coarse = min(coarse if schedule.oversampling else state.box, state.current_size // 2)
     offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
-    model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding)
+    model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse, config.padding)
     most = max(SAMPLES_PER_CLASS * len(state.halves), FEWEST_SAMPLES)
     return Plan(_grid(config, schedule.perturbation), offsets, model_grid, schedule, correlate=False, most=most)
 

@@ -21,7 +21,8 @@ GROWTH, DIVIDING = 1.5, 0.6  # classes per iteration; share of the iterations in
 GRADIENT = 0.88  # share of the iterations that see a batch
 LARGEST_STEP, SMALLEST_STEP = 0.7, 0.3
 FEWEST_IN_BATCH = 500
-KEEP_SAFE = 1.5  # a coarse search sees details of the arc between two angles over this (facts 3.3)
+KEEP_SAFE = 1.5  # a coarse search sees details of the arc between two angles over this (facts 3.3),
+KEEP_STEPS = 3.5  # and details of so many steps between two offsets: finer ones are out of phase halfway between them
 ENOUGH_PER_CLASS = 1000  # particles, from which on the gradient is the default
 
 
@@ -33,6 +34,12 @@ class Step:
     rows: Tensor
     size: float
     whole: bool
+
+
+def coarse_radius(field: float, config: Classify2dConfig, offset_step: float) -> int:
+    """Last shell of the coarse search. field: edge of the images; offset_step: between coarse offsets; both Å."""
+    arc = math.radians(config.psi_step) / 2 * config.diameter
+    return math.ceil(field / max(arc / KEEP_SAFE, KEEP_STEPS * offset_step))
 
 
 def uses_gradient(config: Classify2dConfig, particles: int) -> bool:

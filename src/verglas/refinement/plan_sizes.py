@@ -14,7 +14,7 @@ from verglas.core.symmetry import order as group_order
 from verglas.particles.files import pixel_bytes
 from verglas.particles.table import ParticleTable
 from verglas.refinement import costs
-from verglas.refinement.classify2d_schedule import KEEP_SAFE as KEEP_SAFE_2D
+from verglas.refinement.classify2d_schedule import coarse_radius as coarse_radius_2d
 from verglas.refinement.classify2d_schedule import count_at as classes_at
 from verglas.refinement.classify2d_schedule import seen
 from verglas.refinement.config import Classify2dConfig, ClassifyConfig, RefineConfig
@@ -235,7 +235,6 @@ def sizes_of_planes(problem: Problem, config: Classify2dConfig) -> list[Sizes]:
     Averages are taken to reach the pixels at last.
     """
     field, n = problem.box * problem.pixel_size, problem.n_particles
-    arc = math.pi * config.diameter * config.psi_step / 360
     offsets, angles = disc_count(config.offset_range / config.offset_step), math.ceil(360 / config.psi_step - 1e-9)
     numbers: dict[tuple[bool, bool], list[int]] = {}
     for number in range(1, config.max_iterations + 1):
@@ -245,7 +244,8 @@ def sizes_of_planes(problem: Problem, config: Classify2dConfig) -> list[Sizes]:
     for (all_classes, whole), these in sorted(numbers.items()):
         classes = config.classes if all_classes else max(1, round(sum(classes_at(i, config) for i in these) / len(these)))
         radius = problem.box // 2 if all_classes else -(-problem.box * 3 // 8)
-        coarse = min(radius, math.ceil(KEEP_SAFE_2D * field / arc)) if config.oversampling else radius
+        coarse = coarse_radius_2d(field, config, config.offset_step * problem.pixel_size)
+        coarse = min(radius, coarse) if config.oversampling else radius
         samples = min(costs.FINE_SAMPLES["planes"], offsets * angles * classes * 8**config.oversampling)
         share = 1.0 if whole else sum(seen(i, n, config) for i in these) / len(these) / n
         found.append(Sizes("planes", 0, classes * angles, offsets, radius, coarse, samples, len(these), 0, share, classes))

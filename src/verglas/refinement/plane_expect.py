@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from verglas.core.rotations import matrix_from_euler
+from verglas.expectation.images import Prepared
 from verglas.expectation.plane_slices import PlaneSlicer
+from verglas.expectation.search import Searcher
 from verglas.maximization.gather import WeightedSlices
 from verglas.maximization.planes import PlaneAccumulator
 from verglas.projection.planes import FourierPlanes
@@ -39,19 +43,27 @@ class PlaneExpectation(HalfExpectation):
         rows = rows[torch.randperm(len(rows), generator=draw)]
         class_n = torch.arange(len(rows)) % len(self.models)
         psi_n = torch.rand(len(rows), generator=draw, dtype=torch.float64) * 360
-        for group in range(len(self.data.groups)):
-            mine = (self.data.group_B[rows] == group).nonzero().squeeze(1)
-            for part in mine.split(min(PREPARED_AT_ONCE, self.data.largest_batch(group))):
-                self.data.announce(rows[part], len(part))
-                self._add_whole(rows[part], group, class_n[part], psi_n[part])
+        position_B = torch.full((len(self.data),), -1)
+        position_B[rows] = torch.arange(len(rows))
+        zero_n = torch.zeros_like(psi_n)
+        rotation_n33 = matrix_from_euler(zero_n, zero_n, psi_n)
+        for part, group in self.batches(rows):
+            self.add_whole(*self.prepared(part, group), rotation_n33[position_B[part]], class_n[position_B[part]])
 
-    def _add_whole(self, rows: Tensor, group: int, class_B: Tensor, psi_B: Tensor) -> None:
-        """Add particles of one optics group to classes at angles (degrees)."""
-        searcher, prepared = self.prepared(rows, group)
+    def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Rows that are prepared at once, and their optics group."""
+        for group in range(len(self.data.groups)):
+            mine = rows[self.data.group_B[rows] == group]
+            step = min(PREPARED_AT_ONCE, self.data.largest_batch(group))
+            self.data.announce(mine, step)
+            for part in mine.split(step) if len(mine) else ():
+                yield part, group
+
+    def add_whole(self, searcher: Searcher, prepared: Prepared, rotation_B33: Tensor, class_B: Tensor) -> None:
+        """Add prepared particles, each with weight 1 to one class at one pose."""
         inverse_K = (1 / self.common_S)[searcher.preparer.shell_K].to(prepared.weight_BK)
-        zero_B = torch.zeros_like(psi_B)
+        device = self.on.device
         self.averages.turn(WeightedSlices(
-            prepared.mapped_B2K * inverse_K, prepared.mapped_weight_BK * inverse_K.square(),
-            matrix_from_euler(zero_B, zero_B, psi_B).to(self.on.device), searcher.preparer.coordinates_K3,
-            class_B.to(self.on.device), torch.arange(len(rows), device=self.on.device),
+            prepared.mapped_B2K * inverse_K, prepared.mapped_weight_BK * inverse_K.square(), rotation_B33.to(device),
+            searcher.preparer.coordinates_K3, class_B.to(device), torch.arange(len(class_B), device=device),
         ))  # fmt: skip

@@ -130,6 +130,7 @@ class State:
     [3, P, P/2 + 1]). Of a search for first models only: candidates, maps of the restarts that are done, class after class;
     found_group, the point group that its maps show ("": not looked for yet), and found_agreement, with the worst of their turned
     copies.
+    Of a finished 2-D classification only: fit_B2, how well each particle fits its class (`class_fit`), float64.
     """
 
     iteration: int
@@ -150,6 +151,7 @@ class State:
     found_agreement: float = 0.0
     rest: int = -1
     apart_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    fit_B2: Tensor | None = None
 
     @property
     def split(self) -> bool:
