@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Suppress, arg
 
-from verglas.cli.common import refuse_beside_continue
 from verglas.cli.run_options import RunOptions
 from verglas.refinement.config import AbInitioConfig
 
@@ -55,16 +54,8 @@ class AbInitio(RunOptions):
     def run(self) -> None:
         """Check the options, then search, or go on with a stopped run."""
         from verglas.cli.abinitio_run import AbInitioJob, FirstModels
-        from verglas.cli.run_loop import job_of_run
 
-        if self.continue_from is not None:
-            refuse_beside_continue(self)
-            job = job_of_run(AbInitioJob, self.continue_from, self.computing.device, self.computing.threads)
-            FirstModels(job, resumed=True).finish()
-            return
-        job = self.job()
-        job.check()
-        FirstModels(job).finish()
+        FirstModels.of(self, AbInitioJob).finish()
 
     def job(self) -> AbInitioJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""

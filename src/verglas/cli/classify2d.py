@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Flag, refuse_beside_continue
+from verglas.cli.common import Flag
 from verglas.cli.run_options import ParticleOptions
 from verglas.errors import InputError
 from verglas.refinement.config import Classify2dConfig
@@ -59,16 +59,8 @@ class Classify2d(ParticleOptions):
     def run(self) -> None:
         """Check the options, then classify, or go on with a stopped run."""
         from verglas.cli.classify2d_run import Classification2d, Classify2dJob
-        from verglas.cli.run_loop import job_of_run
 
-        if self.continue_from is not None:
-            refuse_beside_continue(self)
-            job = job_of_run(Classify2dJob, self.continue_from, self.computing.device, self.computing.threads)
-            Classification2d(job, resumed=True).finish()
-            return
-        job = self.job()
-        job.check()
-        Classification2d(job).finish()
+        Classification2d.of(self, Classify2dJob).finish()
 
     def job(self) -> Classify2dJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Flag, absolute, refuse_beside_continue
+from verglas.cli.common import Flag, absolute
 from verglas.cli.run_options import KnownPoses
 from verglas.errors import InputError
 from verglas.refinement.config import ClassifyConfig, Start
@@ -65,16 +65,8 @@ class Classify3d(KnownPoses, References):
     def run(self) -> None:
         """Check the options, then classify, or go on with a stopped run."""
         from verglas.cli.classify3d_run import Classification, ClassifyJob
-        from verglas.cli.run_loop import job_of_run
 
-        if self.continue_from is not None:
-            refuse_beside_continue(self)
-            job = job_of_run(ClassifyJob, self.continue_from, self.computing.device, self.computing.threads)
-            Classification(job, resumed=True).finish()
-            return
-        job = self.job()
-        job.check()
-        Classification(job).finish()
+        Classification.of(self, ClassifyJob).finish()
 
     def job(self) -> ClassifyJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""

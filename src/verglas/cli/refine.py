@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Flag, absolute, refuse_beside_continue
+from verglas.cli.common import Flag, absolute
 from verglas.cli.run_options import KnownPoses
 from verglas.refinement.config import RefineConfig
 
@@ -48,16 +48,8 @@ class Refine(KnownPoses, OneReference):
     def run(self) -> None:
         """Check the options, then refine to the end, or go on with a stopped run."""
         from verglas.cli.refine_run import RefineJob, Refinement
-        from verglas.cli.run_loop import job_of_run
 
-        if self.continue_from is not None:
-            refuse_beside_continue(self)
-            job = job_of_run(RefineJob, self.continue_from, self.computing.device, self.computing.threads)
-            Refinement(job, resumed=True).run()
-            return
-        job = self.job()
-        job.check()
-        Refinement(job).run()
+        Refinement.of(self, RefineJob).run()
 
     def job(self) -> RefineJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""

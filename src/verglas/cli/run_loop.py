@@ -13,10 +13,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from verglas.cli.behind import Behind
-from verglas.cli.common import check_seed
+from verglas.cli.common import Computing, check_seed, refuse_beside_continue
 from verglas.cli.disk import disk_notice
 from verglas.cli.refine_watch import Record, Watch, read_history
 from verglas.errors import InputError, OutputError
@@ -79,6 +79,15 @@ class Job:
             raise InputError("--healpix-order", str(c.healpix_order), "0 to 6 (60° to 0.94°)")
 
 
+class IterativeOptions(Protocol):
+    """What the command line said to a command that iterates. job: of a new run."""
+
+    continue_from: Path | None
+    computing: Computing
+
+    def job(self) -> Job: ...
+
+
 class Run(Iterator["Iteration"]):
     """A run under way: iterate for one event per iteration. What a command fills in: `inputs`, `prepare`, `iterations`, and,
     where it differs, `plan`, `record`, `note_figures`, `write_files`, `report`.
@@ -93,6 +102,17 @@ class Run(Iterator["Iteration"]):
         self._table = table
         self._disk_looked_at = False
         self._events = self._drive()
+
+    @classmethod
+    def of(cls, options: IterativeOptions, kind: type[Job]) -> Self:
+        """The run that a command's options ask for: new, or the rest of a stopped one. InputError for what makes no sense."""
+        if options.continue_from is not None:
+            refuse_beside_continue(options)
+            where = options.computing
+            return cls(job_of_run(kind, options.continue_from, where.device, where.threads), resumed=True)
+        job = options.job()
+        job.check()
+        return cls(job)
 
     def __next__(self) -> Iteration:
         return next(self._events)
