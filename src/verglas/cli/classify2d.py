@@ -38,8 +38,8 @@ class Classify2d(ParticleOptions):
     iterations: Annotated[int, arg(metavar="N")] = Classify2dConfig.max_iterations
     """How many are made."""
     gradient: Flag = False
-    """Look at batches of particles until the last few iterations, which see all of them. Default where each class has
-    particles enough for it; the log says which it is."""
+    """Look at batches of particles until the last few iterations, which see all of them (until then a particle that no batch
+    has held stands in class 1). Default where each class has particles enough for it; the log says which it is."""
     em: Flag = False
     """Look at all particles in every iteration (expectation-maximization)."""
     batch: Annotated[int, arg(metavar="N")] = Classify2dConfig.batch

@@ -80,12 +80,13 @@ class Job:
 
 
 class IterativeOptions(Protocol):
-    """What the command line said to a command that iterates. job: of a new run."""
+    """What the command line said to a command that iterates."""
 
     continue_from: Path | None
     computing: Computing
 
-    def job(self) -> Job: ...
+    def job(self) -> Job:
+        """Of a new run, not checked yet."""
 
 
 class Run(Iterator["Iteration"]):
