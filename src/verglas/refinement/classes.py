@@ -27,7 +27,7 @@ from verglas.refinement import driver, settle
 from verglas.refinement import schedule as sampling
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
-from verglas.refinement.driver import Session, quiet
+from verglas.refinement.driver import Session, quiet, repeated
 from verglas.refinement.expect import Computing, HalfExpectation, Plan
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.state import HalfModel, Poses, State
@@ -84,14 +84,9 @@ def prepare(
 
 def iterations(session: Session, progress: Progress | None = None) -> Iterator[Iteration]:
     """As many iterations as the configuration asks for, from the session's state on."""
-    state, config = session.state, session.config
+    config = session.config
     assert isinstance(config, ClassifyConfig)
-    while state.iteration < config.max_iterations:
-        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
-            torch.cuda.empty_cache()
-        done = iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet)
-        state = done.state
-        yield done
+    return repeated(session, lambda state: iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet))
 
 
 def iterate(

@@ -54,7 +54,7 @@ from verglas.refinement.classify2d_schedule import (
 )
 from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
-from verglas.refinement.driver import Session, computing, initial_poses, quiet
+from verglas.refinement.driver import Session, computing, initial_poses, quiet, repeated
 from verglas.refinement.expect import Computing, Plan
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.plane_expect import PlaneExpectation
@@ -120,14 +120,9 @@ def with_first_averages(state: State, data: Dataset, config: Classify2dConfig, o
 
 def iterations(session: Session, progress: Progress | None = None) -> Iterator[Iteration]:
     """As many iterations as the configuration asks for, from the session's state on."""
-    state, config = session.state, session.config
+    config = session.config
     assert isinstance(config, Classify2dConfig)
-    while state.iteration < config.max_iterations:
-        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
-            torch.cuda.empty_cache()
-        done = iterate(state, session.data, config, session.on, progress or quiet)
-        state = done.state
-        yield done
+    return repeated(session, lambda state: iterate(state, session.data, config, session.on, progress or quiet))
 
 
 def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing, progress: Progress) -> Iteration:

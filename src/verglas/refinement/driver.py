@@ -5,7 +5,7 @@ The driver writes nothing and prints nothing; whoever takes the iterations does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -169,6 +169,17 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
         done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
+        state = done.state
+        yield done
+
+
+def repeated(session: Session, iterate: Callable[[State], Iteration]) -> Iterator[Iteration]:
+    """As many iterations as the configuration asks for, from the session's state on. iterate: makes the one after a state."""
+    state = session.state
+    while state.iteration < session.config.max_iterations:
+        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
+            torch.cuda.empty_cache()
+        done = iterate(state)
         state = done.state
         yield done
 
