@@ -76,7 +76,7 @@ class FirstModels(Run):
         from verglas.refinement import abinitio
 
         self.notices.append(HAND)
-        return abinitio.prepare(table, self.job.config, device, threads, progress, planned)
+        return abinitio.prepare(table, self.job.config, device, threads, progress, planned, self.ranks)
 
     def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
         """Rounds of the gradient, then iterations with all particles."""

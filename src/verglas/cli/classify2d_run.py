@@ -86,7 +86,7 @@ class Classification2d(Run):
         """The engine at its start, all images read."""
         from verglas.refinement import classify2d
 
-        return classify2d.prepare(table, self.job.config, device, threads, progress, planned)
+        return classify2d.prepare(table, self.job.config, device, threads, progress, planned, self.ranks)
 
     def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
         """As many as the configuration asks for."""

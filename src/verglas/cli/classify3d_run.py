@@ -96,7 +96,7 @@ class Classification(Run):
         """The engine at its start, all images read."""
         from verglas.refinement import classes
 
-        return classes.prepare(table, self._references, self.job.config, device, threads, progress, planned)
+        return classes.prepare(table, self._references, self.job.config, device, threads, progress, planned, self.ranks)
 
     def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
         """As many as the configuration asks for."""

@@ -16,6 +16,8 @@ from verglas.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from verglas.distributed.ranks import Place
+
 DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]  # a switch that is off by default, without its --no- twin in the help
 Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")]
@@ -29,6 +31,8 @@ class Computing:
     """auto takes the GPU if there is one."""
     threads: Threads = None
     """CPU threads."""
+    gpus: Annotated[str | None, tyro.conf.arg(metavar="all|N|0,1", help_behavior_hint="(default: one)")] = None
+    """How many GPUs of this computer share the work, or which ones. On several computers: torchrun or srun (docs/clusters.md)."""
 
     def start(self) -> tuple[torch.device, str]:
         """Set the threads, then choose the device; returns (device, reason)."""
@@ -36,16 +40,22 @@ class Computing:
         return resolve_device(self.device)
 
 
-def resolve_device(choice: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device, str]:
-    """Choose where to compute; returns (device, why). Raises InputError if 'cuda' is asked for and there is none."""
+def resolve_device(choice: Literal["auto", "cpu", "cuda"], place: Place | None = None) -> tuple[torch.device, str]:
+    """Choose where to compute; returns (device, why). place: of this process among those of its run, which share the GPUs of a
+    host. Raises InputError if 'cuda' is asked for and there is none."""
     import torch
 
     if choice == "cpu":
         return torch.device("cpu"), "asked for with --device cpu"
     if torch.cuda.is_available():
         reason = "asked for with --device cuda" if choice == "cuda" else "a GPU is there (--device auto)"
-        Thread(target=torch.cuda.synchronize, daemon=True).start()  # makes the context while others are imported
-        return torch.device("cuda"), reason
+        device = torch.device("cuda")
+        if place is not None:
+            device, reason = torch.device("cuda", place.local % torch.cuda.device_count()), f"{reason}, one process on each"
+            torch.cuda.set_device(device)
+        # makes the context while others are imported
+        Thread(target=torch.cuda.synchronize, args=(device,), daemon=True).start()
+        return device, reason
     absent = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
     if choice == "cuda":
         raise InputError("--device cuda", absent, "a CUDA device", "Use --device cpu, or install PyTorch with CUDA.")

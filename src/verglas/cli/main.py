@@ -154,6 +154,11 @@ def run_words(name: str, arguments: list[str]) -> int:
         if asks_help and example:
             _print_example(example)
         return int(stop.code or 0)
+    gpus = getattr(getattr(options, "computing", None), "gpus", None)
+    if gpus is not None and "RANK" not in os.environ:  # else this is one of the processes that were started for it
+        from verglas.cli.launch import launch
+
+        return launch(gpus, [name, *arguments])
     options.run()
     return 0
 

@@ -147,8 +147,9 @@ class Plan:
         )  # fmt: skip
 
 
-def this_machine(device: torch.device) -> Machine:
-    """What is free for a run on `device` now; of a GPU with the context that this process has there by then."""
+def this_machine(device: torch.device, ranks: int = 1) -> Machine:
+    """What is free for a run on `device` now, of a host that so many ranks share; of a GPU with the context that this process
+    has there by then."""
     import torch
 
     from verglas.core.memory import free_device_memory
@@ -156,8 +157,8 @@ def this_machine(device: torch.device) -> Machine:
     from verglas.refinement.plan_sizes import Machine
 
     if device.type == "cuda":
-        return Machine("cuda", host_memory(), free_device_memory(device) + CONTEXT_BYTES, torch.get_num_threads())
-    return Machine("cpu", host_memory(), 0.0, torch.get_num_threads())
+        return Machine("cuda", host_memory() / ranks, free_device_memory(device) + CONTEXT_BYTES, torch.get_num_threads())
+    return Machine("cpu", host_memory() / ranks, 0.0, torch.get_num_threads())
 
 
 def host_memory() -> float:

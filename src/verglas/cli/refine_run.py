@@ -108,7 +108,7 @@ class Refinement(Run):
         from verglas.refinement import driver
 
         assert self._reference is not None
-        return driver.prepare(table, self._reference, self.job.config, device, threads, progress, planned)
+        return driver.prepare(table, self._reference, self.job.config, device, threads, progress, planned, self.ranks)
 
     def iterations(self, session: Session, progress: Progress) -> Iterator[Iteration]:
         """Until it has converged."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.cli.refine_report import ReportWriter
+    from verglas.distributed.ranks import Ranks
     from verglas.particles.table import ParticleTable
     from verglas.refinement.dataset import Progress
     from verglas.refinement.driver import Iteration, Session
@@ -86,7 +87,7 @@ class IterativeOptions(Protocol):
     computing: Computing
 
     def job(self) -> Job:
-        """Of a new run, not checked yet."""
+        """What a new run is made from, not checked yet."""
 
 
 class Run(Iterator["Iteration"]):
@@ -102,6 +103,7 @@ class Run(Iterator["Iteration"]):
         self.history: list[Record] = []
         self._table = table
         self._disk_looked_at = False
+        self.ranks: Ranks
         self._events = self._drive()
 
     @classmethod
@@ -135,7 +137,7 @@ class Run(Iterator["Iteration"]):
         from verglas.refinement.plan import plan
         from verglas.refinement.plan_sizes import Problem
 
-        made = plan(Problem.of(table), self.job.config, this_machine(device))
+        made = plan(Problem.of(table, self.ranks.size), self.job.config, this_machine(device, self.ranks.local_size))
         made.check()
         peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
         self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
@@ -193,13 +195,17 @@ class Run(Iterator["Iteration"]):
     def _drive(self) -> Iterator[Iteration]:
         from verglas.cli.common import resolve_device, set_threads
 
-        threads = set_threads(self.job.threads)
-        device, reason = resolve_device(self.job.device)
-        run = self._run_folder()
-        table = self.inputs()
-        planned = self.plan(table, device)
-        with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run, self.job.command):
-            yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
+        from verglas.distributed.ranks import joined, lead_first, place_of
+
+        threads, place = set_threads(self.job.threads), place_of(os.environ)
+        device, reason = resolve_device(self.job.device, place)
+        with joined(place, device) as self.ranks:
+            with lead_first(self.ranks):
+                run = self._run_folder() if self.ranks.is_lead else None
+                table = self.inputs()
+                planned = self.plan(table, device)
+            with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run, self.job.command):
+                yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
 
     def _run_folder(self) -> RunFolder | None:
         job = self.job
@@ -219,7 +225,7 @@ class Run(Iterator["Iteration"]):
         if run is None:
             session = self.prepare(table, device, threads, None, planned)
             self.notices += session.notices
-            return session
+            return self._resumed(None, table, session) if self.resumed else session
         with run.progress("Reading images", len(table), "particles") as bar:
             session = self.prepare(table, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned)
         self.notices += session.notices
@@ -231,20 +237,21 @@ class Run(Iterator["Iteration"]):
         remove_leftovers(run.target)
         return self._resumed(run, table, session) if self.resumed else session
 
-    def _resumed(self, run: RunFolder, table: ParticleTable, session: Session) -> Session:
-        """The session at the state of the last checkpoint; as it is if there is none."""
+    def _resumed(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Session:
+        """The session at the state of the last checkpoint, which the lead names; as it is if there is none."""
         from verglas.refinement import checkpoint, driver
 
-        newest = checkpoint.newest(run.target, run.log)
+        newest = self.ranks.agreed(checkpoint.newest(run.target, run.log) if run else None)
+        log = run.log if run else lambda text: None
         if newest is None:
-            run.log("no iteration was finished: starting from the beginning")
+            log("no iteration was finished: starting from the beginning")
             return session
         state, _, fingerprint = checkpoint.load(newest)
         if fingerprint != checkpoint.fingerprint(table):
             raise InputError(self.job.particles, "these are not the particles that the run began with", "the same file",
                              "Put the file back as it was, or start a new run.")  # fmt: skip
-        run.log(f"going on after iteration {state.iteration}")
-        self.history = read_history(run.path("events.jsonl"), state.iteration)
+        log(f"going on after iteration {state.iteration}")
+        self.history = read_history(run.path("events.jsonl"), state.iteration) if run else []
         return driver.resume(session, state)
 
     def _iterate(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Iterator[Iteration]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verglas.core.fourier import centred_irfft2, centred_rfft2, signed_frequencies
 from verglas.core.masks import fill_outside, low_pass_filter, soft_circle
+from verglas.distributed.ranks import Ranks
 from verglas.kernels.backproject import backproject
 from verglas.maximization.gather import WeightedSlices
 from verglas.maximization.solve import FIRST_REGULARISED_SHELL, WEIGHT_FLOOR
@@ -71,6 +72,12 @@ class PlaneAccumulator:
         partner_3CY[1] *= -1
         total_3CYX[:, :, 1:, 0] += partner_3CY[:, :, 1:]
         return total_3CYX
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Add the sums of all ranks, in place."""
+        if ranks.size > 1:
+            self._settle()
+            self.running_V4[:, :3] = ranks.add_up(self.running_V4[:, :3].contiguous())
 
     def _settle(self) -> None:
         gathered, self._gathered = self._gathered, None

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from verglas.distributed.ranks import Ranks
+
 SSNR_FOR_SCALE = 3.0  # group scales are fitted to shells whose map has more signal than this
 
 
@@ -45,6 +47,19 @@ class Sums:
         tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
         noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (tensor.cpu() for tensor in tensors)
         return Sums(noise_GS, particles_G, direction_D, cross_M, power_M, totals_5, self.particles)
+
+    def added_up(self, ranks: Ranks) -> Sums:
+        """The sums of all ranks."""
+        if ranks.size == 1:
+            return self
+        tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
+        count = torch.tensor([self.particles], dtype=torch.float64)
+        total = ranks.add_up(torch.cat([tensor.flatten() for tensor in (*tensors, count)]))
+        *parts, particles = total.split([tensor.numel() for tensor in (*tensors, count)])
+        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (
+            part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)
+        )
+        return Sums(noise_GS, particles_G, direction_D, cross_M, power_M, totals_5, int(particles))
 
     @property
     def offset2(self) -> float:

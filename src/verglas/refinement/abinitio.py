@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.io.mrc import Map
@@ -49,7 +50,7 @@ from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import Session, quiet
 from verglas.refinement.expect import Computing, HalfExpectation, Plan
 from verglas.refinement.plan import RunPlan
-from verglas.refinement.state import HalfModel, State
+from verglas.refinement.state import HalfModel, State, same_everywhere
 from verglas.refinement.step import Iteration, Stopwatch, copied, store
 
 BLOBS = 40  # of either sign
@@ -62,7 +63,7 @@ OFFSET_SIGMA = 0.04  # of the diameter, at the start
 
 def prepare(
     table: ParticleTable, config: AbInitioConfig, device: torch.device | str = "cpu", threads: int | None = None,
-    progress: Progress | None = None, planned: RunPlan | None = None,
+    progress: Progress | None = None, planned: RunPlan | None = None, ranks: Ranks = ALONE,
 ) -> Session:  # fmt: skip
     """Read the images, estimate their noise, draw the first random maps. InputError for images that cannot be used."""
     group = table.groups[0]
@@ -71,7 +72,7 @@ def prepare(
     first_config = replace(config, initial_resolution=first)
     blobs_ZYX = random_blobs(group.box, config.diameter / group.pixel_size, config.seed)
     start = Map(blobs_ZYX.numpy(), group.pixel_size)
-    session = driver.prepare(table, start, replace(first_config, symmetry="C1"), device, threads, progress, planned)
+    session = driver.prepare(table, start, replace(first_config, symmetry="C1"), device, threads, progress, planned, ranks)
     notices = [*session.notices, f"The gradient goes from {first:.3g} Å to {last:.3g} Å."]
     state = _random_start(replace(session.state, classified=True), config, 0)
     return replace(session, state=state, config=replace(config, symmetry=driver.normalise_name(config.symmetry)), notices=notices)
@@ -101,8 +102,8 @@ def iterations(
         done = replace(done, notes=[*notes, *done.notes])
         if propose is not None and is_due(done.state, config):
             done = with_group(done, propose)
-        state = done.state
-        yield done
+        state = same_everywhere(done.state, session.on.ranks)
+        yield replace(done, state=state)
 
 
 def iterate(
@@ -146,7 +147,7 @@ def gradient_round(
     for number, step in enumerate(steps, first):
         with watch("expectation"):
             part = _expect(state, data, config, on, step, number)
-            store(state.poses, [(rows, result) for rows, result in part.run(step.rows)])
+            store(state.poses, list(part.run(step.rows)), on.ranks)
             part.release()
         with watch("maximization"):
             state = gradient_step(state, part, step, config, mask_ZYX)

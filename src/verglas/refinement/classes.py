@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import soft_sphere
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.expectation.sampling import OffsetGrid
 from verglas.io.mrc import Map, read_map
@@ -56,7 +57,7 @@ class ClassFigures:
 
 def prepare(
     table: ParticleTable, references: list[Map], config: ClassifyConfig, device: torch.device | str = "cpu",
-    threads: int | None = None, progress: Progress | None = None, planned: RunPlan | None = None,
+    threads: int | None = None, progress: Progress | None = None, planned: RunPlan | None = None, ranks: Ranks = ALONE,
 ) -> Session:  # fmt: skip
     """As `driver.prepare`, for K = config.classes references, or a single one that all classes start from.
 
@@ -65,7 +66,7 @@ def prepare(
     if len(references) not in (1, config.classes):
         raise InputError("--reference", f"{len(references)} maps for {config.classes} classes", "one map, or one per class",
                          "With one map the particles are divided once their poses have settled.")  # fmt: skip
-    session = driver.prepare(table, references[0], config, device, threads, progress, planned)
+    session = driver.prepare(table, references[0], config, device, threads, progress, planned, ranks)
     state, group, notices = session.state, table.groups[0], list(session.notices)
     first = state.halves[0]
     mask = soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge)

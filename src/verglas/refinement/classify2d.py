@@ -23,10 +23,10 @@ from torch import Tensor
 
 from verglas.core.fourier import centred_irfft2, centred_rfft2, half_plane_pixels
 from verglas.core.masks import soft_circle
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.in_plane import InPlaneGrid
-from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OffsetGrid
 from verglas.maximization.planes import (
     PlaneShells,
@@ -54,12 +54,12 @@ from verglas.refinement.classify2d_schedule import (
 )
 from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
-from verglas.refinement.driver import Session, computing, initial_poses, quiet, repeated
+from verglas.refinement.driver import Session, computing, first_noise, initial_poses, quiet, repeated
 from verglas.refinement.expect import Computing, Plan
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.plane_expect import PlaneExpectation
 from verglas.refinement.residency import Residency
-from verglas.refinement.state import HalfModel, State, flat_spectrum
+from verglas.refinement.state import HalfModel, State, flat_spectrum, same_everywhere
 from verglas.refinement.step import Iteration, ParticleSet, Stopwatch, expect, updated_model
 
 __all__ = ["Session", "iterations", "prepare"]
@@ -72,19 +72,16 @@ PER_START = 300  # particles at most in one of the averages that it starts from
 
 def prepare(
     table: ParticleTable, config: Classify2dConfig, device: torch.device | str = "cpu", threads: int | None = None,
-    progress: Progress | None = None, planned: RunPlan | None = None,
+    progress: Progress | None = None, planned: RunPlan | None = None, ranks: Ranks = ALONE,
 ) -> Session:  # fmt: skip
     """Read the images, estimate their noise, draw the first averages. Arguments and errors as of `driver.prepare`."""
     on, chosen = computing(torch.device(device), config, threads)
-    residency = Residency()
+    on, residency = replace(on, ranks=ranks), Residency()
     if planned is not None:
         on, residency = replace(on, memory=planned.working_memory), planned.residency
-    data = Dataset.read(table, on.device, residency, progress)
-    group = table.groups[0]
-    noise = initial_noise(
-        data.batches(first_rows(table)), len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge
-    )
-    state = with_first_averages(initial_state(table, noise.sigma2_noise_GS, config), data, config, on)
+    data = Dataset.read(table, on.device, residency, progress, ranks)
+    state = initial_state(table, first_noise(data, config, ranks), config)
+    state = same_everywhere(with_first_averages(state, data, config, on), ranks)
     chosen["residency"] = residency.reason
     return Session(state, data, config, on, None, [residency.reason, mode_notice(config, len(table))], chosen)
 

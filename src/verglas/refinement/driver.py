@@ -13,6 +13,7 @@ from torch import Tensor
 
 from verglas.core.memory import free_device_memory, grow_device_memory, keep_freed_memory, limit_device_memory
 from verglas.core.symmetry import normalise_name
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import Map, read_map
@@ -27,7 +28,7 @@ from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.expect import Computing
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.residency import Residency
-from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
+from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum, same_everywhere
 from verglas.refinement.step import Final, Iteration, iterate
 
 __all__ = ["Final", "Iteration", "Session", "iterations", "prepare", "resume"]
@@ -51,16 +52,17 @@ class Session:
 
 def prepare(
     table: ParticleTable, reference: Map, config: RefineConfig, device: torch.device | str = "cpu", threads: int | None = None,
-    progress: Progress | None = None, planned: RunPlan | None = None,
+    progress: Progress | None = None, planned: RunPlan | None = None, ranks: Ranks = ALONE,
 ) -> Session:  # fmt: skip
     """Read the images, estimate their noise, bring the reference to the particles' grid.
 
-    planned: says how much memory batches take and where images stay; without it a fixed share, and on the device. Raises
+    planned: says how much memory batches take and where images stay; without it a fixed share, and on the device. ranks: all
+    call it alike. Raises
     InputError for a reference, mask, symmetry or particles that make no sense together, or images that cannot be used.
     """
     config = replace(config, symmetry=normalise_name(config.symmetry))
     on, chosen = computing(torch.device(device), config, threads)
-    residency = Residency()
+    on, residency = replace(on, ranks=ranks), Residency()
     if planned is not None:
         on, residency = replace(on, memory=planned.working_memory), planned.residency
     group = table.groups[0]
@@ -68,14 +70,23 @@ def prepare(
     mask_ZYX = None
     if config.mask is not None:
         mask_ZYX = check_mask(read_map(config.mask), group.box, group.pixel_size, str(config.mask))
-    data = Dataset.read(table, on.device, residency, progress)
-    noise = initial_noise(
-        data.batches(first_rows(table)), len(table.groups), group.box, group.pixel_size, config.diameter, config.mask_edge
-    )
-    state = initial_state(table, map_ZYX, noise.sigma2_noise_GS, config)
+    set_B = torch.from_numpy(table.half_sets(config.seed).copy())
+    data = Dataset.read(table, on.device, residency, progress, ranks, set_B)
+    state = initial_state(table, map_ZYX, first_noise(data, config, ranks), config)
     chosen["residency"] = residency.reason
     notices.append(chosen["residency"])
     return Session(state, data, config, on, mask_ZYX, notices, chosen)
+
+
+def first_noise(data: Dataset, config: RefineConfig, ranks: Ranks = ALONE) -> Tensor:
+    """Noise spectra of the optics groups before the first iteration, sigma2 [G, S]; the lead makes them for all ranks."""
+    table = data.table
+    group, spectra_GS = table.groups[0], torch.zeros(0)
+    if ranks.is_lead:
+        batches, groups = data.batches(first_rows(table)), len(table.groups)
+        made = initial_noise(batches, groups, group.box, group.pixel_size, config.diameter, config.mask_edge)
+        spectra_GS = made.sigma2_noise_GS
+    return ranks.agreed(spectra_GS)
 
 
 def computing(device: torch.device, config: RefineConfig, threads: int | None = None) -> tuple[Computing, dict[str, str]]:
@@ -169,8 +180,8 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
         done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
-        state = done.state
-        yield done
+        state = same_everywhere(done.state, session.on.ranks)
+        yield replace(done, state=state)
 
 
 def repeated(session: Session, iterate: Callable[[State], Iteration]) -> Iterator[Iteration]:
@@ -180,8 +191,8 @@ def repeated(session: Session, iterate: Callable[[State], Iteration]) -> Iterato
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
         done = iterate(state)
-        state = done.state
-        yield done
+        state = same_everywhere(done.state, session.on.ranks)
+        yield replace(done, state=state)
 
 
 def quiet(stage: str, done: int, total: int) -> None:

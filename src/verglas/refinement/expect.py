@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from verglas.distributed.handout import Handout
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import VerglasError
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.given import GivenPoses
@@ -20,6 +22,7 @@ from verglas.expectation.slices import FineSlices, Slicer
 from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
+from verglas.maximization.planes import PlaneAccumulator
 from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
@@ -39,13 +42,14 @@ BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 @dataclass(frozen=True)
 class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
-    memory: bytes that the arrays of one batch may take, and as many those of the slices.
+    memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: the processes that share the work.
     """
 
     device: torch.device
     dtype: torch.dtype
     operand: torch.dtype
     memory: float
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -135,20 +139,26 @@ class HalfExpectation:
             searcher = self.searcher_of(group)
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
+            handout = Handout.of(mine, self.data.owner_B, self.on.ranks)
             step = self.batch_size(searcher, group)
-            self.data.announce(mine, step)
-            first = 0
-            while first < len(mine):
-                batch = mine[first : first + step]
-                try:
-                    yield from self._batch(searcher, batch, group)
-                except torch.OutOfMemoryError as error:  # in the coarse search: nothing of the batch has been added
-                    if self.halved or len(batch) == 1:
-                        raise VerglasError(OUT_OF_MEMORY) from error
-                    self._halve()
-                    step = max(1, len(batch) // 2)
-                    continue
-                first += len(batch)
+            self.data.announce(handout.own(), step)
+            for block in handout.blocks(step):
+                yield from self._block(searcher, block, group)
+
+    def _block(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
+        """A batch, or, where the device runs out of memory, its parts."""
+        first, step = 0, max(1, len(block) // (2 if self.halved else 1))
+        while first < len(block):
+            batch = block[first : first + step]
+            try:
+                yield from self._batch(searcher, batch, group)
+            except torch.OutOfMemoryError as error:  # in the coarse search: nothing of the batch has been added
+                if self.halved or len(batch) == 1:
+                    raise VerglasError(OUT_OF_MEMORY) from error
+                self._halve()
+                step = max(1, len(batch) // 2)
+                continue
+            first += len(batch)
 
     def _halve(self) -> None:
         """After the device ran out of memory: once more, with half of what was planned for batches."""
@@ -165,10 +175,16 @@ class HalfExpectation:
         return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
 
     def release(self) -> None:
-        """Give back the memory of slices; accumulators stay, sums go to the host."""
+        """Give back the memory of slices; sums go to the host, and those of all ranks are added up."""
         self._searchers.clear()
         self._slices.clear()
-        self.sums = self.sums.cpu()
+        self.sums = self.sums.cpu().added_up(self.on.ranks)
+        for one in self.sums_of_slices():
+            one.add_up(self.on.ranks)
+
+    def sums_of_slices(self) -> Sequence[Accumulator | PlaneAccumulator]:
+        """All that slices were added to."""
+        return self.accumulators
 
     def batch_size(self, searcher: Searcher, group: int) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches, and

@@ -36,10 +36,10 @@ class Problem:
     image_bytes: int = 4
 
     @classmethod
-    def of(cls, table: ParticleTable) -> Problem:
-        """Of these particles; looks into one stack of each optics group, if it is there."""
+    def of(cls, table: ParticleTable, ranks: int = 1) -> Problem:
+        """One rank's part of these particles; looks into one stack of each optics group, if it is there."""
         group = table.groups[0]
-        return cls(len(table), group.box, group.pixel_size, pixel_bytes(table))
+        return cls(-(-len(table) // ranks), group.box, group.pixel_size, pixel_bytes(table))
 
     @property
     def one_image(self) -> int:

@@ -37,6 +37,10 @@ class PlaneExpectation(HalfExpectation):
         """Add the weighted images of some particles."""
         self.averages.add(slices, self.grid.count * self.grid.children_per_orientation)
 
+    def sums_of_slices(self) -> list[PlaneAccumulator]:
+        """All that images were added to."""
+        return [self.averages]
+
     def add_at_random(self, rows: Tensor, seed: int) -> None:
         """Add particles, each with weight 1 to a class and at an in-plane angle drawn for it: what it all starts from."""
         draw = torch.Generator().manual_seed(seed)

@@ -6,10 +6,12 @@ variances of one component (real or imaginary) as in RELION's files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from verglas.distributed.ranks import Ranks
 
 
 @dataclass
@@ -169,6 +171,19 @@ class State:
     def resolution_of(self, shell: int) -> float:
         """Å of a shell; infinite for shell 0."""
         return self.box * self.pixel_size / shell if shell else float("inf")
+
+
+def same_everywhere(state: State, ranks: Ranks) -> State:
+    """The lead's state on all ranks (poses are gathered from all, and alike): rounding on one device must not let ranks decide
+    differently."""
+    if ranks.size == 1:
+        return state
+    nothing = torch.zeros(0)
+    bare = [replace(model, map_ZYX=nothing) for model in state.halves]
+    agreed = ranks.agreed(replace(state, halves=bare, poses=None, running=[], candidates=[]))
+    halves = [replace(one, map_ZYX=ranks.of_lead(model.map_ZYX)) for one, model in zip(agreed.halves, state.halves, strict=True)]
+    running, candidates = ([ranks.of_lead(one) for one in several] for several in (state.running, state.candidates))
+    return replace(agreed, halves=halves, poses=state.poses, running=running, candidates=candidates)
 
 
 def flat_spectrum(shells: int, value: float = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.accuracy import expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -139,8 +140,12 @@ def resampled(state: State, config: RefineConfig) -> State:
 def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
     """Expected accuracy of angles (degrees) and offsets (Å), from the first half-set's model and 100 of its particles.
 
-    In a classification: of the largest class, whose particles' poses it is, too.
+    In a classification: of the largest class, whose particles' poses it is, too. The lead looks for all ranks.
     """
+    return on.ranks.agreed(_measured_accuracy(state, data, config, on) if on.ranks.is_lead else state.schedule)
+
+
+def _measured_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
     best = max(range(len(state.halves)), key=lambda k: float(state.halves[k].direction_prior_D.sum())) if state.classified else 0
     mine_B = state.poses.class_B == best if state.classified else state.poses.half_B == int(state.poses.half_B.min())
     first = mine_B.nonzero().squeeze(1)
@@ -187,18 +192,23 @@ def expect(
             done += len(batch)
             progress("expectation", done, total)
         half.release()
-        store(new, found)
+        store(new, found, on.ranks)
         finished.append(half)
     return finished, new
 
 
-def store(poses: Poses, found: list[tuple[Tensor, BatchResult]]) -> None:
-    """Put the results of batches (their rows, their values) into `poses`; the device is waited for only here."""
-    if not found:
-        return
-    rows = torch.cat([batch for batch, _ in found])
-    for name in BatchResult.__dataclass_fields__:
-        getattr(poses, name)[rows] = torch.cat([getattr(result, name) for _, result in found]).cpu()
+def store(poses: Poses, found: list[tuple[Tensor, BatchResult]], ranks: Ranks = ALONE) -> None:
+    """Put the results of batches (their rows, their values) of all ranks into `poses`; the device is waited for only here."""
+    names = list(BatchResult.__dataclass_fields__)
+    like = [getattr(poses, name) for name in names]
+    columns = [torch.cat([rows for rows, _ in found]).double()[:, None]] if found else [torch.zeros(0, 1, dtype=torch.float64)]
+    for name, one in zip(names, like, strict=True):
+        value_n = torch.cat([getattr(result, name) for _, result in found]).cpu() if found else one[:0]
+        columns.append(value_n.double().reshape(len(value_n), one[:1].numel()))
+    all_nF = ranks.gathered(torch.cat(columns, 1))
+    row_n, *values = all_nF.split([1, *(one[:1].numel() for one in like)], 1)
+    for one, value_nF in zip(like, values, strict=True):
+        one[row_n[:, 0].long()] = value_nF.reshape(-1, *one.shape[1:]).to(one.dtype)
 
 
 def copied(poses: Poses) -> Poses:

@@ -1,0 +1,53 @@
+"""--gpus: the same command once per GPU of this computer, started by torchrun's own launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from verglas.errors import InputError
+
+
+def gpus_wanted(gpus: str) -> tuple[int, str | None]:
+    """(how many, CUDA_VISIBLE_DEVICES or None for the first ones) of 'all', '4' or '0,2'. InputError if they are not there."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if gpus == "all":
+        count, visible = there, None
+    elif "," in gpus:
+        numbers = [one.strip() for one in gpus.split(",") if one.strip()]
+        if not all(one.isdigit() for one in numbers) or len(set(numbers)) < len(numbers):
+            raise InputError("--gpus", f"'{gpus}'", "all, a number, or numbers of GPUs such as 0,1")
+        count, visible = len(numbers), ",".join(numbers)
+        if max(map(int, numbers)) >= there:
+            raise InputError("--gpus", f"'{gpus}'", f"numbers below {there}, which is how many GPUs PyTorch finds here")
+    elif gpus.isdigit():
+        count, visible = int(gpus), None
+    else:
+        raise InputError("--gpus", f"'{gpus}'", "all, a number, or numbers of GPUs such as 0,1")
+    if not 1 <= count <= there:
+        raise InputError("--gpus", f"'{gpus}'", f"at most {there}, which is how many GPUs PyTorch finds here",
+                         "Leave it out to compute in this process.")  # fmt: skip
+    return count, visible
+
+
+def launch(gpus: str, command: list[str]) -> int:
+    """Run `verglas COMMAND` with one process per GPU; the exit code, of the first process that failed if one did."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    count, visible = gpus_wanted(gpus)
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        monitor_interval=0.2,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "verglas", *command)
+    except ChildFailedError as error:
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        return int(first.exitcode)
+    return 0
