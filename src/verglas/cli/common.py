@@ -16,7 +16,7 @@ from verglas.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from verglas.distributed.ranks import Place
+    from verglas.distributed.place import Place
 
 DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]  # a switch that is off by default, without its --no- twin in the help

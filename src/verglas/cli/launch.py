@@ -17,7 +17,7 @@ def gpus_wanted(gpus: str) -> tuple[int, str | None]:
         count, visible = there, None
     elif "," in gpus:
         numbers = [one.strip() for one in gpus.split(",") if one.strip()]
-        if not all(one.isdigit() for one in numbers) or len(set(numbers)) < len(numbers):
+        if not numbers or not all(one.isdigit() for one in numbers) or len(set(numbers)) < len(numbers):
             raise InputError("--gpus", f"'{gpus}'", "all, a number, or numbers of GPUs such as 0,1")
         count, visible = len(numbers), ",".join(numbers)
         if max(map(int, numbers)) >= there:

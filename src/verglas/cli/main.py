@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import verglas
+from verglas.distributed.place import LAST_WORDS, place_of
 from verglas.errors import VerglasError
 
 if TYPE_CHECKING:
@@ -228,7 +230,14 @@ def _report_crash(error: Exception) -> int:
 
 
 def _print_error(kind: str, text: str) -> None:
-    """One paragraph on stderr; wrapped and coloured on a terminal, one plain line elsewhere."""
+    """One paragraph on stderr; wrapped and coloured on a terminal, one plain line elsewhere. Of several processes of a run (ranks)
+    that have not met yet only the first one speaks: all find the same."""
+    place = place_of(os.environ)
+    if place is not None and place.rank > 0:
+        if not _have_met():
+            time.sleep(LAST_WORDS)  # whoever started the ranks ends all when the first one goes
+            return
+        text = f"rank {place.rank}: {text}"
     from rich.text import Text
 
     err = _console(stderr=True)
@@ -236,6 +245,12 @@ def _print_error(kind: str, text: str) -> None:
     err.print(
         Text.assemble((f"{kind}: ", "bold red" if kind != "stopped" else "bold yellow"), line), soft_wrap=not err.is_terminal
     )
+
+
+def _have_met() -> bool:
+    """Whether the ranks of this run have found one another."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
 
 
 def _console(stderr: bool) -> Console:

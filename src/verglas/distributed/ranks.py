@@ -7,9 +7,8 @@ torchrun, by srun or by --gpus (verglas.cli.launch), never by verglas itself; `j
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,30 +19,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verglas.errors import VerglasError
+from verglas.distributed.place import LAST_WORDS, Place
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)  # a collective that takes longer is taken to hang; the slowest wait is for files
-LAST_WORDS = 5.0  # seconds that the lead has to say why it ends
-FIRST_PORT, PORTS = 20000, 20000  # of meeting points that are made up from a job's number
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among those of its run. local: among the local_size of its host; meeting: host and port of the first
-    rank's store, None if there is one already (torchrun)."""
-
-    rank: int
-    size: int
-    local: int
-    local_size: int = 1
-    meeting: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank 0, the lead, writes and decides; the others compute. local_size: of this host; store: small numbers that all can see; sequence: numbers what
-    all ranks do in the same order."""
+    """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
+    that all can see; sequence: numbers what all ranks do in the same order."""
 
     rank: int = 0
     size: int = 1
@@ -102,34 +87,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def place_of(environment: Mapping[str, str]) -> Place | None:
-    """This process's place as torchrun or srun say in the environment; None where it stands alone."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        place = Place(
-            int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", 0)),
-            int(environment.get("LOCAL_WORLD_SIZE", 1)),
-        )  # fmt: skip
-        return place if place.size > 1 else None
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun only, not in the batch script around it
-        job = int(environment.get("SLURM_JOB_ID", 0))
-        host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        port = int(environment.get("MASTER_PORT", FIRST_PORT + job % PORTS))
-        tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
-        return Place(
-            int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_LOCALID"]),
-            int(tasks[0]) if tasks else 1, (host, port),
-        )  # fmt: skip
-    return None
-
-
-def first_host(nodes: str) -> str:
-    """First name of a list as Slurm writes it: 'gpu[07-09,12],login1' -> 'gpu07'."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?", nodes)
-    if match is None:
-        raise VerglasError(f"SLURM_STEP_NODELIST is '{nodes}', which names no host. Set MASTER_ADDR to the first one.")
-    return match[1] + (match[2] or "")
-
-
 @contextmanager
 def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     """Meet all other processes of the run, for as long as the `with`; None: there are none. device: what this one computes on."""
@@ -142,10 +99,8 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     cuda = device.type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device if cuda else None)
     store = dist.PrefixStore("verglas", dist.distributed_c10d._get_default_store())
-    try:
-        yield Ranks(place.rank, place.size, place.local_size, store)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(place.rank, place.size, place.local_size, store)
+    dist.destroy_process_group()  # not after an error: the others may be waiting in the middle of something
 
 
 @contextmanager

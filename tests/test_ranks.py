@@ -1,0 +1,150 @@
+"""Several processes, one run: who they are, who works on what, and that two of them find what one finds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from verglas.cli.launch import gpus_wanted
+from verglas.cli.main import main
+from verglas.distributed.handout import Handout, owners
+from verglas.distributed.place import Place, first_host, place_of
+from verglas.distributed.ranks import Ranks
+from verglas.errors import InputError
+from verglas.io.mrc import Stack, read_map
+from verglas.particles.table import ParticleTable
+
+
+@dataclass
+class Counters:
+    """A store of one process."""
+
+    values: dict[str, int] = field(default_factory=dict)
+
+    def add(self, key: str, amount: int) -> int:
+        self.values[key] = self.values.get(key, 0) + amount
+        return self.values[key]
+
+
+def test_places_are_read_from_torchrun_and_srun() -> None:
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert place_of(torchrun) == Place(3, 8, 1, 2)
+    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "gpu[07-09,12]",
+            "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_ID": "123456"}  # fmt: skip
+    place = place_of(srun)
+    assert place == Place(2, 4, 0, 2, ("gpu07", 20000 + 123456 % 20000))
+    assert place_of(srun | {"MASTER_ADDR": "head", "MASTER_PORT": "5"}) == Place(2, 4, 0, 2, ("head", 5))
+
+
+@pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}])
+def test_a_process_may_stand_alone(environment: dict[str, str]) -> None:
+    assert place_of(environment) is None  # the last one: a batch script, which Slurm gives these, too
+
+
+def test_first_host_of_a_list() -> None:
+    assert [first_host(text) for text in ("n1", "n1,n2", "gpu[3-5]", "a[01,07]-x,b")] == ["n1", "n1", "gpu3", "a01"]
+
+
+@pytest.mark.parametrize("text", ["none", "1,1", "0,x", "0", "4096", ","])
+def test_gpus_that_are_not_there_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--gpus"):
+        gpus_wanted(text)
+
+
+def test_ranks_own_equal_runs_of_every_half_set() -> None:
+    order_B = torch.randperm(1003, generator=torch.Generator().manual_seed(0))
+    half_B = 1 + (torch.arange(1003) % 3 == 0).long()
+    owner_B = owners(order_B, half_B, 4)
+    for half in (1, 2):
+        counts = torch.bincount(owner_B[half_B == half], minlength=4)
+        assert int(counts.max() - counts.min()) <= 1
+        mine = order_B[half_B[order_B] == half]
+        assert bool((owner_B[mine].diff() >= 0).all())  # a rank reads its part of the files in one go
+
+
+@pytest.mark.parametrize("turns", [(1, 1, 1), (10, 1, 1), (1, 10, 0)])
+def test_every_row_is_worked_on_once_whoever_is_slow(turns: tuple[int, ...]) -> None:
+    """turns: blocks that each rank works off in the time of one round; 0: it starts when the others are done."""
+    rows = torch.randperm(1000, generator=torch.Generator().manual_seed(1))
+    owner_B, store = torch.arange(1000) % 3, Counters()
+    workers = [Handout.of(rows, owner_B, Ranks(rank, 3, 3, store)).blocks(50) for rank in range(3)]  # type: ignore[arg-type]
+    done: list[list[torch.Tensor]] = [[], [], []]
+    for _ in range(1000):
+        for rank in range(3):
+            done[rank] += [block for _, block in zip(range(turns[rank]), workers[rank])]
+    done[2] += list(workers[2])
+    found = torch.cat([block for blocks in done for block in blocks])
+    assert sorted(found.tolist()) == list(range(1000))
+    assert all(len(owner_B[block].unique()) == 1 for blocks in done for block in blocks)
+    if turns[0] == 10:  # the quick one has done more than its own third
+        assert sum(map(len, done[0])) > 400
+    if turns[2] == 0:  # and nothing but the last pieces was left to the one that slept
+        assert sum(map(len, done[2])) <= 12
+
+
+def test_a_process_alone_takes_its_rows_in_order() -> None:
+    rows = torch.arange(25)
+    assert torch.equal(torch.cat(list(Handout.of(rows, None, Ranks()).blocks(10))), rows)
+
+
+WORDS = {
+    "refine": ["--reference", "start.mrc", "--initial-resolution", "40", "--healpix-order", "1", "--max-iterations", "2"],
+    "classify3d": ["--reference", "start.mrc", "--classes", "2", "--healpix-order", "1", "--iterations", "3"],
+    "classify2d": ["--classes", "3", "--iterations", "3", "--psi-step", "30"],
+    "abinitio": ["--steps", "20", "--batch", "30"],
+}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "set"
+    words = ["simulate", "--n", "80", "--box", "32", "--pixel", "6", "--snr", "1", "--seed", "3", "--device", "cpu"]
+    assert main([*words, "--model", "demo", "--out", str(out)]) == 0
+    return out
+
+
+def command(name: str, folder: Path, out: Path) -> list[str]:
+    words = [str(folder / word) if word.endswith(".mrc") else word for word in WORDS[name]]
+    return [name, "--particles", str(folder / "particles.star"), "--diameter", "150", "--device", "cpu", "--threads", "1",
+            "--out", str(out), *words]  # fmt: skip
+
+
+def together(words: list[str], ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "verglas"]
+    return subprocess.run([*start, *words], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          timeout=timedelta(minutes=5).total_seconds())  # fmt: skip
+
+
+def result(path: Path) -> np.ndarray:
+    if path.suffix == ".mrc":
+        return read_map(path).data_ZYX
+    stack = Stack.open(path)
+    return np.asarray(stack.read(np.arange(stack.n)))
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_two_processes_find_what_one_finds(name: str, simulated: Path, tmp_path: Path) -> None:
+    assert main(command(name, simulated, tmp_path / "one")) == 0
+    done = together(command(name, simulated, tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    tables = [ParticleTable.read(sorted((tmp_path / folder).glob("run*_data.star"))[-1]) for folder in ("one", "two")]
+    turned_B = (tables[0].rotations() - tables[1].rotations()).abs().amax((1, 2))
+    assert float((turned_B < 1e-4).double().mean()) >= 0.97  # of 80: two may be on an edge between two samples
+    one, two = (result(sorted((tmp_path / folder).glob("run*_class*.mrc*"))[-1]) for folder in ("one", "two"))
+    assert np.abs(one - two).max() < 0.02 * one.std()
+
+
+def test_only_the_lead_says_what_is_wrong(simulated: Path, tmp_path: Path) -> None:
+    words = command("refine", simulated, tmp_path / "out")
+    words[words.index("--diameter") + 1] = "-5"
+    done = together(words)
+    assert done.returncode != 0 and done.stderr.count("--diameter") == 1
+    assert not (tmp_path / "out").exists()
