@@ -230,8 +230,10 @@ def _report_crash(error: Exception) -> int:
 
 
 def _print_error(kind: str, text: str) -> None:
-    """One paragraph on stderr; wrapped and coloured on a terminal, one plain line elsewhere. Of several processes of a run (ranks)
-    that have not met yet only the first one speaks: all find the same."""
+    """One paragraph on stderr; wrapped and coloured on a terminal, one plain line elsewhere.
+
+    Of several processes of a run (ranks) that have not met yet only the first one speaks: all find the same.
+    """
     place = place_of(os.environ)
     if place is not None and place.rank > 0:
         if not _have_met():

@@ -194,7 +194,6 @@ class Run(Iterator["Iteration"]):
 
     def _drive(self) -> Iterator[Iteration]:
         from verglas.cli.common import resolve_device, set_threads
-
         from verglas.distributed.place import place_of
         from verglas.distributed.ranks import joined, lead_first
 

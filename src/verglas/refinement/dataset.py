@@ -32,7 +32,8 @@ class Dataset:
     where each particle's image is in its group's tensor; group_B: number of its optics group; ctf: None where the images need
     none. scales: (deviation, mean) [n, 2] of groups whose images were rescaled; stream: hands out the images that do not stay
     on the device; budget: bytes of two batches, image_bytes: of a pixel in them. owner_B: the rank that keeps each image (its
-    place_B is -1 elsewhere: such images are read when they are asked for), None: this process keeps all; on_device: where they stay.
+    place_B is -1 elsewhere: such images are read when they are asked for), None: this process keeps all; on_device: where they
+    stay.
     """
 
     table: ParticleTable

@@ -42,7 +42,7 @@ BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 @dataclass(frozen=True)
 class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
-    memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: the processes that share the work.
+    memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work.
     """
 
     device: torch.device

@@ -180,7 +180,8 @@ def same_everywhere(state: State, ranks: Ranks) -> State:
         return state
     nothing = torch.zeros(0)
     bare = [replace(model, map_ZYX=nothing) for model in state.halves]
-    agreed = ranks.agreed(replace(state, halves=bare, poses=None, running=[], candidates=[]))
+    no_poses = Poses(**{name: getattr(state.poses, name)[:0] for name in state.poses.__dataclass_fields__})
+    agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]))
     halves = [replace(one, map_ZYX=ranks.of_lead(model.map_ZYX)) for one, model in zip(agreed.halves, state.halves, strict=True)]
     running, candidates = ([ranks.of_lead(one) for one in several] for several in (state.running, state.candidates))
     return replace(agreed, halves=halves, poses=state.poses, running=running, candidates=candidates)
