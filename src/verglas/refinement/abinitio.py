@@ -149,6 +149,7 @@ def gradient_round(
             part = _expect(state, data, config, on, step, number)
             store(state.poses, list(part.run(step.rows)), on.ranks)
             part.release()
+            part.add_up()
         with watch("maximization"):
             state = gradient_step(state, part, step, config, mask_ZYX)
         done += len(step.rows)

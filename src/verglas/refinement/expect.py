@@ -175,10 +175,14 @@ class HalfExpectation:
         return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
 
     def release(self) -> None:
-        """Give back the memory of slices; sums go to the host, and those of all ranks are added up."""
+        """Give back the memory of slices; accumulators stay, sums go to the host."""
         self._searchers.clear()
         self._slices.clear()
-        self.sums = self.sums.cpu().added_up(self.on.ranks)
+        self.sums = self.sums.cpu()
+
+    def add_up(self) -> None:
+        """Add up the sums of all ranks, after `release`."""
+        self.sums = self.sums.added_up(self.on.ranks)
         for one in self.sums_of_slices():
             one.add_up(self.on.ranks)
 

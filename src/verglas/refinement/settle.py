@@ -88,10 +88,17 @@ def divided(
 ) -> Division | None:
     """The division of the particles of a state of one class, at the poses that they have; None while these have not settled.
 
-    mask_ZYX: the user's; None: a sphere. With a focus mask, the particles may differ within that.
+    mask_ZYX: the user's; None: a sphere. With a focus mask, the particles may differ within that. The lead divides for all ranks.
     """
     if not has_settled(state, config):
         return None
+    return on.ranks.agreed(_division(state, data, config, on, mask_ZYX, progress) if on.ranks.is_lead else None)
+
+
+def _division(
+    state: State, data: Dataset, config: ClassifyConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
+) -> Division:
+    """The likeliest division of `STARTS`."""
     if config.focus_mask is not None:
         mask_ZYX = check_mask(read_map(config.focus_mask), state.box, state.pixel_size, str(config.focus_mask))
     at_rest = replace(config, align="none", limit_resolution=None)

@@ -192,6 +192,7 @@ def expect(
             done += len(batch)
             progress("expectation", done, total)
         half.release()
+        half.add_up()
         store(new, found, on.ranks)
         finished.append(half)
     return finished, new
