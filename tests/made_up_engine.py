@@ -79,7 +79,7 @@ def engine_of(control: SimpleNamespace) -> ModuleType:
 
     def prepare(
         table: ParticleTable, reference: Map, config: RefineConfig, device: object, threads: int,
-        progress: Callable[[str, int, int], None] | None = None, planned: object = None,
+        progress: Callable[[str, int, int], None] | None = None, planned: object = None, ranks: object = None,
     ) -> Session:  # fmt: skip
         control.prepared += 1
         if progress is not None:
