@@ -235,7 +235,7 @@ def test_options_that_make_no_sense(engine, data, tmp_path, capsys, words, said)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(engine, data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plan, "this_machine", lambda device: Machine("cpu", 1e6))
+    monkeypatch.setattr(plan, "this_machine", lambda device, ranks: Machine("cpu", 1e6))
     assert refine(data, tmp_path / "out") == 2
     assert "memory of the host" in capsys.readouterr().err and not (tmp_path / "out").exists() and engine.prepared == 0
 
