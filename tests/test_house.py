@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "postprocess": BASE | {"io", "maximization"},
     "simulation": BASE | {"io", "optics", "projection", "particles"},
     "report": BASE | {"io"},
+    "ptychography": BASE | {"kernels", "distributed", "io"},  # stands apart from cryo-EM
     "testing": {"core", "distributed", "io", "optics", "particles", "simulation", *LADDER},
 }
 MAY_IMPORT["optics"] |= {"io"}  # MTF curves come in STAR files
