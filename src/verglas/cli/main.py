@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import verglas
-from verglas.distributed.place import LAST_WORDS, place_of
+from verglas.distributed.place import LAST_WORDS, LeadMissing, place_of
 from verglas.errors import VerglasError
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def process() -> int:
     """`main` for a process of its own, which ends with it: nothing is torn down that the system frees anyway (after work on a
     GPU that takes seconds), unless somebody profiles or traces the process and wants its end."""
+    if place_of(os.environ) is not None and os.environ.get("VERGLAS_DEBUG") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its C++ tells of a failed meeting would bury our message
     code = main()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized() and sys.getprofile() is None and sys.gettrace() is None:
@@ -210,7 +212,7 @@ def _print_example(example: str) -> None:
 def _report_error(error: BaseException, text: str) -> int:
     if os.environ.get("VERGLAS_DEBUG") == "1":
         traceback.print_exception(error)
-    _print_error("error", text)
+    _print_error("error", text, everyone=isinstance(error, LeadMissing))
     return 2
 
 
@@ -229,14 +231,15 @@ def _report_crash(error: Exception) -> int:
     return 1
 
 
-def _print_error(kind: str, text: str) -> None:
+def _print_error(kind: str, text: str, everyone: bool = False) -> None:
     """One paragraph on stderr; wrapped and coloured on a terminal, one plain line elsewhere.
 
-    Of several processes of a run (ranks) that have not met yet only the first one speaks: all find the same.
+    Of several processes of a run (ranks) that have not met yet only the first one speaks, as all find the same, unless
+    `everyone` has to.
     """
     place = place_of(os.environ)
     if place is not None and place.rank > 0:
-        if not _have_met():
+        if not _have_met() and not everyone:
             time.sleep(LAST_WORDS)  # whoever started the ranks ends all when the first one goes
             return
         text = f"rank {place.rank}: {text}"

@@ -194,8 +194,9 @@ class Run(Iterator["Iteration"]):
 
     def _drive(self) -> Iterator[Iteration]:
         from verglas.cli.common import resolve_device, set_threads
+        from verglas.distributed.meeting import joined
         from verglas.distributed.place import place_of
-        from verglas.distributed.ranks import joined, lead_first
+        from verglas.distributed.ranks import lead_first
 
         threads, place = set_threads(self.job.threads), place_of(os.environ)
         device, reason = resolve_device(self.job.device, place)

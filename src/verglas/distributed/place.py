@@ -12,6 +12,10 @@ LAST_WORDS = 5.0  # seconds that the first process has to say why it ends
 FIRST_PORT, PORTS = 20000, 20000  # of meeting points that are made up from a job's number
 
 
+class LeadMissing(VerglasError):
+    """Nobody is at the place where the processes of a run are to meet; so each of them has to say it."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process stands among those of its run. local: among the local_size of its host; meeting: host and port of the first

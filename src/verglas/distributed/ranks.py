@@ -1,17 +1,15 @@
 """The processes (ranks) of one run, and what they say to one another.
 
 A run of one process has `ALONE`, whose methods do nothing: nobody needs to ask how many there are. Ranks are started by
-torchrun, by srun or by --gpus (verglas.cli.launch), never by verglas itself; `join` makes them one group.
+torchrun, by srun or by --gpus (verglas.cli.launch), never by verglas itself; `meeting.joined` makes them one group.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import count
 from typing import Any, TypeVar
 
@@ -19,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verglas.distributed.place import LAST_WORDS, Place
+from verglas.distributed.place import LAST_WORDS
+from verglas.errors import VerglasError
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=10)  # a collective that takes longer is taken to hang; the slowest wait is for files
 
 
 @dataclass(frozen=True)
@@ -88,22 +86,6 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
-    """Meet all other processes of the run, for as long as the `with`; None: there are none. device: what this one computes on."""
-    if place is None:
-        yield ALONE
-        return
-    if place.meeting is not None:
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place.meeting[0], str(place.meeting[1])
-        os.environ["RANK"], os.environ["WORLD_SIZE"] = str(place.rank), str(place.size)
-    cuda = device.type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device if cuda else None)
-    store = dist.PrefixStore("verglas", dist.distributed_c10d._get_default_store())
-    yield Ranks(place.rank, place.size, place.local_size, store)
-    dist.destroy_process_group()  # not after an error: the others may be waiting in the middle of something
-
-
-@contextmanager
 def lead_first(ranks: Ranks) -> Iterator[None]:
     """The lead does this before all others, who end without a word if it is refused: one message is enough."""
     if not ranks.is_lead and not ranks.agreed(False):
@@ -117,3 +99,22 @@ def lead_first(ranks: Ranks) -> Iterator[None]:
         raise
     if ranks.is_lead:
         ranks.agreed(True)
+
+
+@contextmanager
+def each_its_part(ranks: Ranks) -> Iterator[None]:
+    """All ranks do this, each with its share of the work, without saying anything to one another. If something is wrong with one
+    share all end, and the lead says why."""
+    refused: str | None = None
+    try:
+        yield
+    except VerglasError as error:
+        if ranks.size == 1:
+            raise
+        refused = str(error)
+    reasons = [reason for reason in ranks.everyones(refused) if reason is not None]
+    if reasons and ranks.is_lead:
+        raise VerglasError(reasons[0])
+    if reasons:
+        time.sleep(LAST_WORDS)
+        raise SystemExit(2)
