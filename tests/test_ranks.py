@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -139,6 +140,9 @@ def test_two_processes_find_what_one_finds(name: str, simulated: Path, tmp_path:
     assert float((turned_B < 1e-4).double().mean()) >= 0.97  # of 80: two may be on an edge between two samples
     one, two = (result(sorted((tmp_path / folder).glob("run*_class*.mrc*"))[-1]) for folder in ("one", "two"))
     assert np.abs(one - two).max() < 0.02 * one.std()
+    events = [json.loads(line) for line in (tmp_path / "two" / "events.jsonl").read_text().splitlines()]
+    sent = [event["communication"] for event in events if event["event"] == "iteration"]
+    assert all(one["ranks"] == 2 and min(one["bytes_of_ranks"]) > 0 and "poses" in one["by_name"] for one in sent)
 
 
 def test_only_the_lead_says_what_is_wrong(simulated: Path, tmp_path: Path) -> None:

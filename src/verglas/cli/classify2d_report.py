@@ -45,7 +45,7 @@ class Class2dReport(ReportWriter):
         last = history[-1]
         return [
             KeyFigures("What came out" if last["final"] else "Where it stands", self.run.figures),
-            montage(last, iteration, self.config), *class_curves(history), pmax_curve(history), timings(history),
+            montage(last, iteration, self.config), *class_curves(history), pmax_curve(history), *timings(history),
             *junk_histograms(iteration), notes(history),
         ]  # fmt: skip
 

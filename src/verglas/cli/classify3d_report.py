@@ -56,7 +56,7 @@ def sections_of(
     done = history[-1]["final"]
     sections: list[Section] = [KeyFigures("What came out" if done else "Where it stands", figures)]
     sections += [*class_curves(history), class_maps(history, iteration, drawn_C), *sampling_curves(history), pmax_curve(history)]
-    return [*sections, timings(history), orientations(iteration, config), *junk_histograms(iteration), notes(history)]
+    return [*sections, *timings(history), orientations(iteration, config), *junk_histograms(iteration), notes(history)]
 
 
 def class_curves(history: Sequence[Record]) -> list[Section]:

@@ -83,7 +83,7 @@ def sections_of(
     box = iteration.state.box
     sections: list[Section] = [KeyFigures("Where it stands" if iteration.final is None else "What came out", figures)]
     sections += [fsc_curves(history, box), resolution_curve(history), *sampling_curves(history), pmax_curve(history)]
-    sections.append(timings(history))
+    sections += timings(history)
     sections.append(maps_shown(iteration, drawn))
     sections += [orientations(iteration, config), *junk_histograms(iteration), notes(history)]
     return sections
@@ -149,11 +149,27 @@ def pmax_curve(history: Sequence[Record]) -> Section:
                  y_range=(0.0, 1.02), caption="Mean over the particles of the largest posterior weight of one pose.")  # fmt: skip
 
 
-def timings(history: Sequence[Record]) -> Section:
-    """Seconds of each stage, iteration by iteration."""
+def timings(history: Sequence[Record]) -> list[Section]:
+    """Seconds of each stage, iteration by iteration, and what travelled between ranks."""
     stages = list(dict.fromkeys(name for record in history for name in record["took"] if name != "total"))
     parts = {name: np.array([record["took"].get(name, 0.0) for record in history]) for name in stages}
-    return Stack("Where the time went", numbers(history), parts, "iteration", "seconds")
+    return [Stack("Where the time went", numbers(history), parts, "iteration", "seconds"), *communication(history)]
+
+
+def communication(history: Sequence[Record]) -> list[Section]:
+    """Megabytes that travelled and seconds spent on it, iteration by iteration; nothing if a process was alone."""
+    if not all("communication" in record for record in history):
+        return []
+    tables = [record["communication"] for record in history]
+    names = sorted({name for table in tables for name, entry in table["by_name"].items() if entry["kind"] != "wait"})
+    empty = {"bytes": 0}
+    sent = {name: np.array([table["by_name"].get(name, empty)["bytes"] / 1e6 for table in tables]) for name in names}
+    labels = {"sending": "", "behind computing": "hidden_", "waiting for other ranks": "waiting_"}
+    took = {text: np.array([np.mean(table[f"{name}seconds_of_ranks"]) for table in tables]) for text, name in labels.items()}
+    return [
+        Stack("What a rank sent", numbers(history), sent, "iteration", "megabytes"),
+        Stack(f"Seconds of {tables[-1]['ranks']} ranks, mean", numbers(history), took, "iteration", "seconds"),
+    ]
 
 
 def maps_shown(iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> Section:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -17,59 +17,69 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from verglas.distributed.meter import Kind, Meter, pickled_size, record_of
 from verglas.distributed.place import LAST_WORDS
 from verglas.errors import VerglasError
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Ranks:
     """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
-    that all can see; sequence: numbers what all ranks do in the same order."""
+    that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given."""
 
     rank: int = 0
     size: int = 1
     local_size: int = 1
     store: dist.Store | None = None
     sequence: Iterator[int] = field(default_factory=count)
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def is_lead(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    def agreed(self, value: T) -> T:
+    def agreed(self, value: T, name: str = "decisions") -> T:
         """The lead's value, on all ranks. Not for large tensors: it is pickled."""
         if self.size == 1:
             return value
+        self.meet(f"{name}: the lead")
         box = [value]
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        started = time.perf_counter()
+        dist.broadcast_object_list(box, 0, device=CPU)
+        seconds = time.perf_counter() - started
+        self.meter.count("broadcast", name, pickled_size(box[0]), self.size).seconds += seconds
         return box[0]
 
-    def everyones(self, value: T) -> list[T]:
+    def everyones(self, value: T, name: str = "counts") -> list[T]:
         """The values of all ranks, in their order, on all ranks."""
         if self.size == 1:
             return [value]
         box: list[Any] = [None] * self.size
-        dist.all_gather_object(box, value)
+        with self._sending("all-gather", name, pickled_size(value) * self.size):
+            dist.all_gather_object(box, value)
         return box
 
-    def of_lead(self, tensor: Tensor) -> Tensor:
+    def of_lead(self, tensor: Tensor, name: str) -> Tensor:
         """The lead's tensor, on all ranks; theirs has the same shape."""
         if self.size == 1:
             return tensor
         tensor = tensor.contiguous()
-        dist.broadcast(tensor, 0)
+        with self._sending("broadcast", name, tensor.nbytes, tensor.device):
+            dist.broadcast(tensor, 0)
         return tensor
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def add_up(self, tensor: Tensor, name: str) -> Tensor:
         """Sum over all ranks, in place and returned. All get the same bits: each part is added up in one place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self._sending("all-reduce", name, tensor.nbytes, tensor.device):
+                dist.all_reduce(tensor)
         return tensor
 
-    def gathered(self, value_B: Tensor) -> Tensor:
+    def gathered(self, value_B: Tensor, name: str) -> Tensor:
         """Rows [n of this rank, ...] of all ranks, one after another; ranks may have different numbers of them."""
         if self.size == 1:
             return value_B
@@ -78,8 +88,27 @@ class Ranks:
         padded = value_B.new_zeros(most, *value_B.shape[1:])
         padded[: len(value_B)] = value_B
         all_RB = value_B.new_empty(self.size * most, *value_B.shape[1:])
-        dist.all_gather_into_tensor(all_RB, padded)
+        with self._sending("all-gather", name, all_RB.nbytes, all_RB.device):
+            dist.all_gather_into_tensor(all_RB, padded)
         return torch.cat([part[:n] for part, n in zip(all_RB.split(most), counts, strict=True)]) if most else value_B
+
+    def meet(self, name: str) -> None:
+        """Wait until all ranks are here: what the slowest one costs the others, apart from what sending costs.
+
+        The host waits; what a GPU still does is not waited for.
+        """
+        if self.size > 1:
+            with self._sending("wait", name, 0):
+                dist.all_reduce(torch.zeros(1))
+
+    def communication(self) -> dict[str, Any] | None:
+        """What has travelled since this was last asked for, of all ranks (see docs/clusters.md); None for a process alone."""
+        if self.size == 1:
+            return None
+        return record_of(self.everyones(self.meter.read(), "meters"), self.rank)
+
+    def _sending(self, kind: Kind, name: str, payload: int, on: torch.device | None = None) -> AbstractContextManager[None]:
+        return self.meter.standing(self.meter.count(kind, name, payload, self.size), on or CPU)
 
 
 ALONE = Ranks()

@@ -91,7 +91,7 @@ class Accumulator:
         total_V = self.total()
         for first in range(0, len(total_V), VOXELS_AT_ONCE):
             part = slice(first, first + VOXELS_AT_ONCE)
-            self.running_V4[part, :3] = ranks.add_up(total_V[part, :3].to(self.running_V4.dtype).contiguous())
+            self.running_V4[part, :3] = ranks.add_up(total_V[part, :3].to(self.running_V4.dtype).contiguous(), "sums of slices")
         self.settled_V3 = None
         self.slices = sum(ranks.everyones(self.slices))
         self._since_flush = self.slices

@@ -77,7 +77,7 @@ class PlaneAccumulator:
         """Add the sums of all ranks, in place."""
         if ranks.size > 1:
             self._settle()
-            self.running_V4[:, :3] = ranks.add_up(self.running_V4[:, :3].contiguous())
+            self.running_V4[:, :3] = ranks.add_up(self.running_V4[:, :3].contiguous(), "sums of slices")
 
     def _settle(self) -> None:
         gathered, self._gathered = self._gathered, None

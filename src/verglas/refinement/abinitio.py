@@ -103,7 +103,7 @@ def iterations(
         if propose is not None and is_due(done.state, config):
             done = with_group(done, propose)
         state = same_everywhere(done.state, session.on.ranks)
-        yield replace(done, state=state)
+        yield replace(done, state=state, communication=session.on.ranks.communication())
 
 
 def iterate(
@@ -147,8 +147,10 @@ def gradient_round(
     for number, step in enumerate(steps, first):
         with watch("expectation"):
             part = _expect(state, data, config, on, step, number)
-            store(state.poses, list(part.run(step.rows)), on.ranks)
+            found = list(part.run(step.rows))
             part.release()
+            on.ranks.meet("expectation")
+            store(state.poses, found, on.ranks)
             part.add_up()
         with watch("maximization"):
             state = gradient_step(state, part, step, config, mask_ZYX)

@@ -86,7 +86,7 @@ def first_noise(data: Dataset, config: RefineConfig, ranks: Ranks = ALONE) -> Te
         batches, groups = data.batches(first_rows(table)), len(table.groups)
         made = initial_noise(batches, groups, group.box, group.pixel_size, config.diameter, config.mask_edge)
         spectra_GS = made.sigma2_noise_GS
-    return ranks.agreed(spectra_GS)
+    return ranks.agreed(spectra_GS, "first noise")
 
 
 def computing(device: torch.device, config: RefineConfig, threads: int | None = None) -> tuple[Computing, dict[str, str]]:
@@ -181,7 +181,7 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
             torch.cuda.empty_cache()
         done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
         state = same_everywhere(done.state, session.on.ranks)
-        yield replace(done, state=state)
+        yield replace(done, state=state, communication=session.on.ranks.communication())
 
 
 def repeated(session: Session, iterate: Callable[[State], Iteration]) -> Iterator[Iteration]:
@@ -192,7 +192,7 @@ def repeated(session: Session, iterate: Callable[[State], Iteration]) -> Iterato
             torch.cuda.empty_cache()
         done = iterate(state)
         state = same_everywhere(done.state, session.on.ranks)
-        yield replace(done, state=state)
+        yield replace(done, state=state, communication=session.on.ranks.communication())
 
 
 def quiet(stage: str, done: int, total: int) -> None:

@@ -92,7 +92,7 @@ def divided(
     """
     if not has_settled(state, config):
         return None
-    return on.ranks.agreed(_division(state, data, config, on, mask_ZYX, progress) if on.ranks.is_lead else None)
+    return on.ranks.agreed(_division(state, data, config, on, mask_ZYX, progress) if on.ranks.is_lead else None, "division")
 
 
 def _division(

@@ -181,9 +181,11 @@ def same_everywhere(state: State, ranks: Ranks) -> State:
     nothing = torch.zeros(0)
     bare = [replace(model, map_ZYX=nothing) for model in state.halves]
     no_poses = Poses(**{name: getattr(state.poses, name)[:0] for name in state.poses.__dataclass_fields__})
-    agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]))
-    halves = [replace(one, map_ZYX=ranks.of_lead(model.map_ZYX)) for one, model in zip(agreed.halves, state.halves, strict=True)]
-    running, candidates = ([ranks.of_lead(one) for one in several] for several in (state.running, state.candidates))
+    agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]), "state")
+    pairs = zip(agreed.halves, state.halves, strict=True)
+    halves = [replace(one, map_ZYX=ranks.of_lead(model.map_ZYX, "references")) for one, model in pairs]
+    more = (state.running, state.candidates)
+    running, candidates = ([ranks.of_lead(one, "running sums") for one in several] for several in more)
     return replace(agreed, halves=halves, poses=state.poses, running=running, candidates=candidates)
 
 

@@ -48,7 +48,8 @@ class Final:
 @dataclass
 class Iteration:
     """One finished iteration. state: after it, not to be changed; seconds per stage; notes: what was decided and why;
-    directions_D2: the grid's directions (rot, tilt, degrees); final: of the last iteration only.
+    directions_D2: the grid's directions (rot, tilt, degrees); final: of the last iteration only;
+    communication: what travelled between ranks (`Ranks.communication`), None without any.
     """
 
     state: State
@@ -56,6 +57,7 @@ class Iteration:
     notes: list[str]
     directions_D2: Tensor
     final: Final | None = None
+    communication: dict[str, Any] | None = None
 
 
 class Stopwatch:
@@ -142,7 +144,7 @@ def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Comp
 
     In a classification: of the largest class, whose particles' poses it is, too. The lead looks for all ranks.
     """
-    return on.ranks.agreed(_measured_accuracy(state, data, config, on) if on.ranks.is_lead else state.schedule)
+    return on.ranks.agreed(_measured_accuracy(state, data, config, on) if on.ranks.is_lead else state.schedule, "accuracy")
 
 
 def _measured_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
@@ -192,6 +194,7 @@ def expect(
             done += len(batch)
             progress("expectation", done, total)
         half.release()
+        on.ranks.meet("expectation")
         half.add_up()
         store(new, found, on.ranks)
         finished.append(half)
@@ -206,7 +209,7 @@ def store(poses: Poses, found: list[tuple[Tensor, BatchResult]], ranks: Ranks = 
     for name, one in zip(names, like, strict=True):
         value_n = torch.cat([getattr(result, name) for _, result in found]).cpu() if found else one[:0]
         columns.append(value_n.double().reshape(len(value_n), one[:1].numel()))
-    all_nF = ranks.gathered(torch.cat(columns, 1))
+    all_nF = ranks.gathered(torch.cat(columns, 1), "poses")
     row_n, *values = all_nF.split([1, *(one[:1].numel() for one in like)], 1)
     for one, value_nF in zip(like, values, strict=True):
         one[row_n[:, 0].long()] = value_nF.reshape(-1, *one.shape[1:]).to(one.dtype)

@@ -1,0 +1,46 @@
+"""What travels between ranks is counted by the ring formula, and told."""
+
+from __future__ import annotations
+
+import torch
+
+from verglas.cli.refine_watch import sent_text
+from verglas.distributed.meter import Meter, record_of, share_sent
+from verglas.distributed.ranks import ALONE
+
+CPU = torch.device("cpu")
+
+
+def test_bytes_follow_the_ring_formula() -> None:
+    meter = Meter()
+    for _ in range(2):
+        with meter.standing(meter.count("all-reduce", "sums", 1000, 4), CPU):
+            pass
+    meter.count("all-gather", "maps", 400, 4)
+    sums, maps = (meter.entries[name] for name in ("sums", "maps"))
+    assert (sums.count, sums.payload, sums.bytes) == (2, 2000, 2 * 2 * 3 / 4 * 1000)
+    assert maps.bytes == 300 and 0 <= sums.seconds < 1
+    assert set(meter.read()) == {"sums", "maps"} and meter.read() == {}  # each reading begins anew
+
+
+def test_two_ranks_send_a_tensor_once() -> None:
+    assert share_sent("all-reduce", 2) == 2 * share_sent("reduce", 2) == 1 and share_sent("wait", 2) == 0
+
+
+def test_waiting_is_told_apart() -> None:
+    ranks = []
+    for seconds in (0.5, 2.0):
+        meter = Meter()
+        meter.count("wait", "expectation", 0, 2).seconds = seconds
+        meter.count("reduce", "sums", 8_000_000, 2).seconds = 0.25
+        ranks.append(meter.read())
+    record = record_of(ranks, 0)
+    assert record["waiting_seconds_of_ranks"] == [0.5, 2.0] and record["seconds_of_ranks"] == [0.25, 0.25]
+    assert record["by_name"]["sums"]["kind"] == "reduce" and record["by_name"]["sums"]["bytes"] == 4_000_000
+    assert sent_text(record) == "2 ranks: each sent 4 MB in 0.25 s, waited up to 2 s for others"
+
+
+def test_a_process_alone_sends_nothing() -> None:
+    ALONE.add_up(torch.ones(3), "sums")
+    ALONE.meet("anywhere")
+    assert ALONE.communication() is None
