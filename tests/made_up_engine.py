@@ -28,6 +28,7 @@ class Iteration:
     notes: list[str]
     final: FinalMaps | None
     directions_D2: torch.Tensor
+    communication: None = None
 
 
 @dataclass
