@@ -15,7 +15,7 @@ from scipy import fft, ndimage
 
 FINE_STEPS = 30  # of the search for shift and phase slope
 SETTLED = 1e-6  # px, and rad over the whole width: a search that moves less is over
-PADDING = 16  # px, mirrored, about an object that is moved
+PADDING = 32  # px, mirrored, about an object that is moved
 SSIM_WINDOW = 7  # px
 K1, K2 = 0.01, 0.03  # of the structural similarity (Wang et al. 2004)
 TAPER = 0.1  # share of each edge over which objects fade before their transforms are compared
@@ -91,13 +91,15 @@ def _real_step(columns_N5: np.ndarray, residual_N: np.ndarray) -> np.ndarray:
 
 def shifted(object_YX: np.ndarray, shift_2: np.ndarray | tuple[float, float]) -> np.ndarray:
     """The object moved by shift_2 px towards larger rows and columns, by a phase slope of its transform, so that noise stays what
-    it is; mirrored at its edges, which else would ring."""
+    it is; about it, its mirror image fades into its mean, so that nothing rings at the edges."""
     pad = PADDING + int(np.abs(shift_2).max())
-    wave_YX = fft.fft2(np.pad(object_YX, pad, "symmetric"))
+    fades = [np.concatenate([_rise(pad), np.ones(edge), _rise(pad)[::-1]]) for edge in object_YX.shape]
+    mean = object_YX.mean()
+    wave_YX = fft.fft2(np.pad(object_YX - mean, pad, "symmetric") * np.outer(*fades))
     for axis in (0, 1):
         ramp = np.exp(-2j * math.pi * fft.fftfreq(wave_YX.shape[axis]) * shift_2[axis])
         wave_YX = wave_YX * (ramp[:, None] if axis == 0 else ramp)
-    return fft.ifft2(wave_YX)[pad:-pad, pad:-pad]
+    return mean + fft.ifft2(wave_YX)[pad:-pad, pad:-pad]
 
 
 def _coarse_shift(found_YX: np.ndarray, truth_YX: np.ndarray, weight_YX: np.ndarray) -> np.ndarray:
@@ -170,8 +172,12 @@ def resolution(frequency_S: np.ndarray, correlation_S: np.ndarray, threshold_S: 
 def _fade(edge: int) -> np.ndarray:
     """1 in the middle, cosine edges of `TAPER` of the length."""
     wide = max(1, round(TAPER * edge))
-    ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(wide) + 0.5) / wide)
-    return np.concatenate([ramp, np.ones(edge - 2 * wide), ramp[::-1]])
+    return np.concatenate([_rise(wide), np.ones(edge - 2 * wide), _rise(wide)[::-1]])
+
+
+def _rise(wide: int) -> np.ndarray:
+    """From 0 to 1 along a cosine."""
+    return 0.5 - 0.5 * np.cos(np.pi * (np.arange(wide) + 0.5) / wide)
 
 
 def seen_region(position_B2: np.ndarray, probe_MYX: np.ndarray, shape: tuple[int, int], least: float = 0.05) -> np.ndarray:

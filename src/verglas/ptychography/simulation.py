@@ -1,6 +1,7 @@
 """Scans whose truth is known: a Siemens star, a defocused beam, a path, counted photons.
 
-numpy in float64, apart from the engines' code. Axes: B positions, M modes of the probe, Y X pixels. Positions and windows as `scan.Scan` has them.
+numpy in float64, apart from the engines' code. Axes: B positions, M modes of the probe, Y X pixels. Positions and windows
+as `scan.Scan` has them.
 """
 
 from __future__ import annotations
