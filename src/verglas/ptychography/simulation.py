@@ -159,8 +159,8 @@ def walk(path: PathOptions, step: float) -> np.ndarray:
 
 
 def patterns(truth: Truth, setting: Setting) -> Iterator[np.ndarray]:
-    """Batches of patterns in the order of the positions, [b, Y, X] with the direct beam in the middle: counts, uint32, or with
-    `noiseless` expected intensities, float32.
+    """Batches of patterns in the order of the positions, [b, Y, X] with the direct beam in the middle: counts, uint16 or uint32,
+    which saturate, or with `noiseless` expected intensities, float32.
 
     A position of y + f (f from 0 to 1) px shows the object from pixel y on through the probe moved by f px.
     """
@@ -169,7 +169,16 @@ def patterns(truth: Truth, setting: Setting) -> Iterator[np.ndarray]:
     for start in range(0, len(truth.position_B2), at_once):
         chosen = slice(start, start + at_once)
         expected_BYX = intensities(truth, truth.position_B2[chosen], truth.scale_B[chosen]) + setting.detector.background
-        yield expected_BYX.astype(np.float32) if setting.detector.noiseless else random.poisson(expected_BYX).astype(np.uint32)
+        kind = stored_as(setting)
+        if kind is np.float32:
+            yield expected_BYX.astype(kind)
+        else:
+            yield np.minimum(random.poisson(expected_BYX), np.iinfo(kind).max).astype(kind)
+
+
+def stored_as(setting: Setting) -> type:
+    """The type of the patterns."""
+    return np.float32 if setting.detector.noiseless else np.uint16 if setting.detector.bits == 16 else np.uint32
 
 
 def intensities(truth: Truth, position_B2: np.ndarray, scale_B: np.ndarray) -> np.ndarray:

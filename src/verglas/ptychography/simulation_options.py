@@ -102,6 +102,8 @@ class DetectorOptions:
     """Of the photons."""
     background: Annotated[float, arg(metavar="N")] = 0.0
     """Mean counts per pixel that do not come from the object."""
+    bits: Annotated[Literal[16, 32], arg(metavar="16|32")] = 16
+    """Of a stored count; with 16, counts beyond 65,535 saturate."""
     noiseless: Flag = False
     """Write expected intensities instead of counts drawn from them."""
 
