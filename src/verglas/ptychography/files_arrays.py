@@ -11,9 +11,9 @@ import gzip
 import io
 import lzma
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,7 +40,7 @@ NAMES = {
     "detector_pixel": ("detector_pixel_m", "detector_pixel_size", "psize", "dx"),
     "object_pixel": ("obj_pixel_size_m", "object_pixel_m", "pixel_size_m"),
 }
-OPENERS = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[[Path, str], Any]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_npz(path: Path) -> RawScan:
@@ -89,8 +89,8 @@ def named(found: Mapping[str, np.ndarray], path: Path, kind: str) -> RawScan:
         patterns = np.square(amplitude)
     if patterns is None:
         raise InputError(path, f"arrays {_listed(found)}", f"patterns under one of the names {', '.join(NAMES['patterns'])}")
-    raw = RawScan(path, kind, as_stack(patterns, path), np.zeros((0, 2)), direct_beam="")
-    raw.position_BC, raw.position_unit = _positions(found, path)
+    position_BC, unit = _positions(found, path)
+    raw = RawScan(path, kind, as_stack(patterns, path), position_BC, position_unit=unit, direct_beam="")
     raw.probe, raw.object = _pick(found, "probe"), _pick(found, "object")
     mask, background = _pick(found, "mask"), _pick(found, "background")
     raw.mask_YX = None if mask is None else mask.reshape(mask.shape[-2:]) > 0
@@ -108,11 +108,12 @@ def named(found: Mapping[str, np.ndarray], path: Path, kind: str) -> RawScan:
     return raw
 
 
-def _positions(found: Mapping[str, np.ndarray], path: Path) -> tuple[np.ndarray, str]:
+def _positions(found: Mapping[str, np.ndarray], path: Path) -> tuple[np.ndarray, Literal["m", "px"]]:
     rows, columns = _pick(found, "rows"), _pick(found, "columns")
     if rows is not None and columns is not None and rows.size == columns.size:
         return np.stack([np.asarray(rows, float).ravel(), np.asarray(columns, float).ravel()], 1), "m"
-    for key, unit in (("pixels", "px"), ("metres", "m")):
+    units: dict[str, Literal["m", "px"]] = {"pixels": "px", "metres": "m"}
+    for key, unit in units.items():
         array = _pick(found, key)
         if array is None:
             continue

@@ -36,10 +36,10 @@ def read_cxi(file: h5py.File) -> RawScan:
     patterns_BYX = as_stack(_patterns(_first(entry, PATTERNS, path), path), path)
     translation_B3 = np.asarray(_first(entry, TRANSLATIONS, path)[()], float)
     translation_B3 = translation_B3.reshape(-1, translation_B3.shape[-1])
-    pixels = [number(detector, name, units=LENGTHS, unit="m") for name in ("y_pixel_size", "x_pixel_size")]
-    if None not in pixels and not np.isclose(pixels[0], pixels[1]):
-        raise InputError(path, f"detector pixels of {pixels[0]:g} x {pixels[1]:g} m", "square pixels")
-    raw = RawScan(path, "CXI", patterns_BYX, _along_detector(translation_B3, detector), detector_pixel=pixels[0])
+    edge_y, edge_x = (number(detector, name, units=LENGTHS, unit="m") for name in ("y_pixel_size", "x_pixel_size"))
+    if edge_y and edge_x and not np.isclose(edge_y, edge_x):
+        raise InputError(path, f"detector pixels of {edge_y:g} x {edge_x:g} m", "square pixels")
+    raw = RawScan(path, "CXI", patterns_BYX, _along_detector(translation_B3, detector), detector_pixel=edge_y)
     raw.distance = number(detector, "distance", units=LENGTHS, unit="m")
     raw.energy = number(entry, *ENERGY, units=ENERGIES, unit="j")
     raw.near_field = text_of(entry.attrs.get("propagation", "")) == "near"

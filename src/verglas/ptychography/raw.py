@@ -118,6 +118,8 @@ def as_stack(patterns: np.ndarray, path: Path) -> np.ndarray:
 
 def same_size(stacks: list[np.ndarray], path: Path) -> np.ndarray:
     """Stacks of patterns joined; InputError that names the first one of another size."""
+    if len(stacks) == 1:
+        return stacks[0]
     first = stacks[0].shape[-2:]
     start = 0
     for one in stacks:
