@@ -21,6 +21,9 @@ class InputError(VerglasError):
         text += f"; expected {expected}." if expected else "."
         super().__init__(f"{text} {fix}".strip())
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        return type(self), (self.where, self.found, self.expected, self.fix)  # to travel from one process to another
+
 
 class OutputError(VerglasError):
     """A result could not be written (folder exists, disk full, no permission); nothing half-written is left behind."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Thread
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.distributed.place import Place
+    from verglas.distributed.ranks import Ranks
 
 DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]  # a switch that is off by default, without its --no- twin in the help
@@ -31,13 +34,31 @@ class Computing:
     """auto takes the GPU if there is one."""
     threads: Threads = None
     """CPU threads."""
-    gpus: Annotated[str | None, tyro.conf.arg(metavar="all|N|0,1", help_behavior_hint="(default: one)")] = None
-    """How many GPUs of this computer share the work, or which ones. On several computers: torchrun or srun (docs/clusters.md)."""
 
     def start(self) -> tuple[torch.device, str]:
         """Set the threads, then choose the device; returns (device, reason)."""
         set_threads(self.threads)
         return resolve_device(self.device)
+
+
+@dataclass(kw_only=True)
+class SharedComputing(Computing):
+    """Where the work runs, of commands whose work several processes share."""
+
+    gpus: Annotated[str | None, tyro.conf.arg(metavar="all|N|0,1", help_behavior_hint="(default: one)")] = None
+    """How many GPUs of this computer share the work, or which ones. On several computers: torchrun or srun (docs/clusters.md)."""
+
+
+@contextmanager
+def ranks_here(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[Ranks, torch.device, str]]:
+    """(the processes of this run, the device of this one, why that one), as torchrun or srun say in the environment."""
+    from verglas.distributed.meeting import joined
+    from verglas.distributed.place import place_of
+
+    place = place_of(os.environ)
+    device, reason = resolve_device(choice, place)
+    with joined(place, device) as ranks:
+        yield ranks, device, f"{reason}; {ranks.size} processes share the work" if ranks.size > 1 else reason
 
 
 def resolve_device(choice: Literal["auto", "cpu", "cuda"], place: Place | None = None) -> tuple[torch.device, str]:

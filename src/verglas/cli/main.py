@@ -147,6 +147,8 @@ def run_words(name: str, arguments: list[str]) -> int:
     """Run command `name` with these words as options; the exit code. Errors of the command are raised."""
     import tyro
 
+    from verglas.cli.common import SharedComputing
+
     chosen = command_class(name)
     description, example = split_docstring(chosen)
     if asks_help := bool({"-h", "--help"} & set(arguments)):
@@ -158,11 +160,14 @@ def run_words(name: str, arguments: list[str]) -> int:
         if asks_help and example:
             _print_example(example)
         return int(stop.code or 0)
-    gpus = getattr(getattr(options, "computing", None), "gpus", None)
-    if gpus is not None and "RANK" not in os.environ:  # else this is one of the processes that were started for it
-        from verglas.cli.launch import launch
+    computing, place = getattr(options, "computing", None), place_of(os.environ)
+    if isinstance(computing, SharedComputing):
+        if computing.gpus is not None and "RANK" not in os.environ:  # else this is one of the processes that were started for it
+            from verglas.cli.launch import launch
 
-        return launch(gpus, [name, *arguments])
+            return launch(computing.gpus, [name, *arguments])
+    elif place is not None and place.rank > 0:  # this command's work is not shared: the first process does it
+        return 0
     options.run()
     return 0
 

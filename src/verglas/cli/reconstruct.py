@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag, check_seed
+from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
+    from verglas.maximization.accumulate import Accumulator
     from verglas.maximization.reconstruct import Geometry
     from verglas.maximization.reconstruction import Reconstruction
-    from verglas.particles.loader import ImageLoader
+    from verglas.particles.loader import BadImage, ImageLoader
     from verglas.particles.table import ParticleTable
 
 
@@ -64,26 +67,26 @@ class Reconstruct:
     """Replace the folder of an earlier run."""
     seed: int = 0
     """For splitting into half sets where the file has none."""
-    computing: Computing = field(default_factory=Computing)
+    computing: SharedComputing = field(default_factory=SharedComputing)
 
     def run(self) -> None:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
         from verglas.io.runfolder import RunFolder
-        from verglas.particles.table import ParticleTable
 
-        from verglas.core.symmetry import normalise_name  # isort: skip
+        from verglas.distributed.ranks import lead_first  # isort: skip
 
-        device, reason = self.computing.start()
-        normalise_name(self.sym)
-        run = RunFolder.create(self.out, "reconstruct", self, self.overwrite)
-        table = self.chosen(ParticleTable.read(self.particles, self.folder))
-        with run:
-            for notice in table.notices:
-                run.log(notice)
-            result = reconstruct(table, self, run, device, reason)
-            save(result, run)
-            write_report_of(result, table, self, run)
+        set_threads(self.computing.threads)
+        with ranks_here(self.computing.device) as (ranks, device, reason):
+            with lead_first(ranks):
+                run = RunFolder.create(self.out, "reconstruct", self, self.overwrite) if ranks.is_lead else None
+                task = Task.of(self, ranks, device)
+            with run or nullcontext():
+                sums = added_up(task, ranks, run, reason)
+                if run is not None:
+                    result = solved(task, sums, run)
+                    save(result, run)
+                    write_report_of(result, task.table, self, run)
 
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""
@@ -114,41 +117,112 @@ class Reconstruct:
         return table
 
 
-def reconstruct(table: ParticleTable, options: Reconstruct, run: RunFolder, device: torch.device, reason: str) -> Reconstruction:
-    """Backproject all images and solve for the maps."""
-    from verglas.core.symmetry import normalise_name
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, checked: all particles and their half-sets, the images that this rank adds up, the mask of the user."""
+
+    options: Reconstruct
+    table: ParticleTable
+    half_B: np.ndarray
+    geometry: Geometry
+    loader: ImageLoader
+    device: torch.device
+    mask_ZYX: torch.Tensor | None
+
+    @classmethod
+    def of(cls, options: Reconstruct, ranks: Ranks, device: torch.device) -> Task:
+        """From the options; InputError for what cannot be reconstructed."""
+        from verglas.core.symmetry import normalise_name
+        from verglas.maximization.reconstruct import model_geometry
+        from verglas.particles.loader import ImageLoader
+        from verglas.particles.table import ParticleTable
+
+        normalise_name(options.sym)
+        table = options.chosen(ParticleTable.read(options.particles, options.folder))
+        geometry = model_geometry(table, options.max_resolution, options.padding)
+        mask, half_B = read_mask(options, geometry), halves(table, options)
+        size = batch_size(geometry.box, device)
+        loader = ImageLoader(table, share(table, half_B, ranks), size, device, skip_bad=options.skip_bad)
+        return cls(options, table, half_B, geometry, loader, device, mask)
+
+
+def share(table: ParticleTable, half_B: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """The rows whose images this rank adds up: an equal part of every half-set, one piece of the order of the files."""
+    import torch
+
+    from verglas.distributed.handout import owners
+
+    import numpy as np  # isort: skip
+
+    rows = np.arange(len(table))
+    if ranks.size == 1:
+        return rows
+    order_B = torch.from_numpy(table.image_locations().in_file_order(rows))
+    return np.flatnonzero((owners(order_B, torch.from_numpy(half_B), ranks.size) == ranks.rank).numpy())
+
+
+def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> list[Accumulator]:
+    """Weighted sums of all slices, of all ranks, one for each half-set; run None: this rank says nothing."""
+    from verglas.distributed.ranks import each_its_part
+    from verglas.maximization.reconstruct import accumulate
+
+    if run is not None:
+        announce(task, run, reason)
+    count = len(task.table)
+    with run.progress("Backprojecting", count, "particles") if run else nullcontext() as bar:
+
+        def advance(n: int) -> None:  # shares are equal: the others are as far as this rank
+            if bar is not None:
+                bar.advance(min(n * ranks.size, count - bar.done))
+
+        with each_its_part(ranks):
+            ctf, device = task.options.ctf, task.device
+            sums = accumulate(task.table, task.half_B, task.loader, task.geometry, ctf, device, advance)
+        for one in sums:
+            one.add_up(ranks)
+        advance(count)
+    bad = [image for images in ranks.everyones(task.loader.bad) for image in images]
+    if run is not None:
+        run.log(sums[0].precision)
+        report_bad(bad, run)
+    return sums
+
+
+def announce(task: Task, run: RunFolder, reason: str) -> None:
+    """Say what computes, and what of the options has no effect."""
     from verglas.kernels.backproject import choose_backproject
     from verglas.kernels.weigh import choose_weigh
-    from verglas.maximization.reconstruct import accumulate, model_geometry
-    from verglas.maximization.reconstruction import solve
-    from verglas.particles.loader import ImageLoader
 
     import numpy as np  # isort: skip
     import torch  # isort: skip
 
-    symmetry = normalise_name(options.sym)
-    geometry = model_geometry(table, options.max_resolution, options.padding)
-    mask = read_mask(options, geometry)
-    loader = ImageLoader(table, batch_size=batch_size(geometry.box, device), device=device, skip_bad=options.skip_bad)
-    half_B = halves(table, options)
-    choice = choose_backproject(device, torch.float32)
-    weighing = choose_weigh(device, torch.float32)
+    for notice in task.table.notices:
+        run.log(notice)
+    options = task.options
+    choice = choose_backproject(task.device, torch.float32)
+    weighing = choose_weigh(task.device, torch.float32)
     kernels = f"backproject: {choice.name} ({choice.reason}); weigh: {weighing.name} ({weighing.reason})"
-    run.provenance(device, kernels, "images, CTF and sums in float32", reason)
-    nyquist = 2 * geometry.pixel_size
+    run.provenance(task.device, kernels, "images, CTF and sums in float32", reason)
+    nyquist = 2 * task.geometry.pixel_size
     if options.max_resolution is not None and options.max_resolution < nyquist:
         run.log(f"--max-resolution {options.max_resolution:g} Å is finer than the pixel size allows: {nyquist:g} Å is used")
-    if len(np.unique(half_B)) < 2 and (options.mask is not None or options.mask_diameter is not None):
+    if len(np.unique(task.half_B)) < 2 and (options.mask is not None or options.mask_diameter is not None):
         run.log("the mask is not used: without half maps there is no FSC to take in it")
-    with run.progress("Backprojecting", len(table), "particles") as bar:
-        sums = accumulate(table, half_B, loader, geometry, options.ctf, device, bar.advance)
-    run.log(sums[0].precision)
-    report_bad(loader, run)
+
+
+def solved(task: Task, sums: list[Accumulator], run: RunFolder) -> Reconstruction:
+    """The maps that the sums make."""
+    from verglas.core.symmetry import normalise_name
+    from verglas.maximization.reconstruction import solve
+
+    slices, geometry, mask = sum(one.slices for one in sums), task.geometry, task.mask_ZYX
+    diameter = task.options.mask_diameter
     with run.progress("Solving for the maps", 1, "steps") as bar:
-        radius = options.mask_diameter / 2 / geometry.pixel_size if options.mask_diameter else None
-        result = solve(sums, symmetry, geometry.pixel_size, None if mask is None else mask.to(device), radius)
+        radius = diameter / 2 / geometry.pixel_size if diameter else None
+        symmetry = normalise_name(task.options.sym)
+        result = solve(sums, symmetry, geometry.pixel_size, None if mask is None else mask.to(task.device), radius)
         bar.advance(1)
-    run.figure("particles", sum(s.slices for s in sums), "particles")
+    run.figure("particles", slices, "particles")
     run.figure("box", geometry.box, "px")
     run.figure("pixel_size", geometry.pixel_size, "Å")
     return result
@@ -200,13 +274,13 @@ def batch_size(box: int, device: torch.device) -> int:
     return max(8, min(4096, pixels // box**2))
 
 
-def report_bad(loader: ImageLoader, run: RunFolder) -> None:
+def report_bad(bad: list[BadImage], run: RunFolder) -> None:
     """Say which images were left out, and record how many."""
-    if loader.bad:
-        names = ", ".join(f"{image.name} ({image.reason})" for image in loader.bad[:5])
-        run.log(f"left out {len(loader.bad)} unusable images: {names}{', ...' if len(loader.bad) > 5 else ''}")
-        run.figure("images_left_out", len(loader.bad), "images")
-        run.figure("names_of_images_left_out", ", ".join(image.name for image in loader.bad[:1000]))
+    if bad:
+        names = ", ".join(f"{image.name} ({image.reason})" for image in bad[:5])
+        run.log(f"left out {len(bad)} unusable images: {names}{', ...' if len(bad) > 5 else ''}")
+        run.figure("images_left_out", len(bad), "images")
+        run.figure("names_of_images_left_out", ", ".join(image.name for image in bad[:1000]))
 
 
 def save(result: Reconstruction, run: RunFolder) -> None:

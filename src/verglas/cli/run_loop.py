@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from verglas.cli.behind import Behind
-from verglas.cli.common import Computing, check_seed, refuse_beside_continue
+from verglas.cli.common import SharedComputing, check_seed, refuse_beside_continue
 from verglas.cli.disk import disk_notice
 from verglas.cli.refine_watch import Record, Watch, read_history
 from verglas.errors import InputError, OutputError
@@ -84,7 +84,7 @@ class IterativeOptions(Protocol):
     """What the command line said to a command that iterates."""
 
     continue_from: Path | None
-    computing: Computing
+    computing: SharedComputing
 
     def job(self) -> Job:
         """What a new run is made from, not checked yet."""
@@ -193,14 +193,11 @@ class Run(Iterator["Iteration"]):
         return table
 
     def _drive(self) -> Iterator[Iteration]:
-        from verglas.cli.common import resolve_device, set_threads
-        from verglas.distributed.meeting import joined
-        from verglas.distributed.place import place_of
+        from verglas.cli.common import ranks_here, set_threads
         from verglas.distributed.ranks import lead_first
 
-        threads, place = set_threads(self.job.threads), place_of(os.environ)
-        device, reason = resolve_device(self.job.device, place)
-        with joined(place, device) as self.ranks:
+        threads = set_threads(self.job.threads)
+        with ranks_here(self.job.device) as (self.ranks, device, reason):
             with lead_first(self.ranks):
                 run = self._run_folder() if self.ranks.is_lead else None
                 table = self.inputs()

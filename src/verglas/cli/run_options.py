@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag, absolute
+from verglas.cli.common import Flag, SharedComputing, absolute
 from verglas.errors import InputError
 from verglas.refinement.config import Precision, RefineConfig
 
@@ -46,7 +46,7 @@ class ParticleOptions:
     """Go on even if references or images look inverted (protein dark)."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
-    computing: Computing = field(default_factory=Computing)
+    computing: SharedComputing = field(default_factory=SharedComputing)
 
     def require(self, *names: str) -> None:
         """InputError for the first of these options that was not given."""

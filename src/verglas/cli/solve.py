@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Computing, Flag, absolute, refuse_beside_continue
+from verglas.cli.common import Flag, SharedComputing, absolute, refuse_beside_continue
 from verglas.errors import InputError, VerglasError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Solve:
     """Go on even if images look inverted (protein dark)."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
-    computing: Computing = field(default_factory=Computing)
+    computing: SharedComputing = field(default_factory=SharedComputing)
 
     def run(self) -> None:
         """Check the options, then solve, or go on. VerglasError if no map came of it."""

@@ -134,16 +134,16 @@ def lead_first(ranks: Ranks) -> Iterator[None]:
 def each_its_part(ranks: Ranks) -> Iterator[None]:
     """All ranks do this, each with its share of the work, without saying anything to one another. If something is wrong with one
     share all end, and the lead says why."""
-    refused: str | None = None
+    refused: VerglasError | None = None
     try:
         yield
     except VerglasError as error:
         if ranks.size == 1:
             raise
-        refused = str(error)
+        refused = error
     reasons = [reason for reason in ranks.everyones(refused) if reason is not None]
     if reasons and ranks.is_lead:
-        raise VerglasError(reasons[0])
+        raise reasons[0]
     if reasons:
         time.sleep(LAST_WORDS)
         raise SystemExit(2)

@@ -78,8 +78,11 @@ def accumulate(
     table: ParticleTable, half_B: np.ndarray, loader: ImageLoader, geometry: Geometry, use_ctf: bool,
     device: torch.device | str, advance: Callable[[int], None] = lambda n: None,
 ) -> list[Accumulator]:  # fmt: skip
-    """Backproject every image of `loader` into one accumulator per distinct value of `half_B` (its order ascending)."""
-    values = np.unique(half_B[loader.indices])
+    """Backproject every image of `loader` into one accumulator per distinct value of `half_B` (its order ascending).
+
+    half_B: of all rows of the table, those of which the loader reads a part included.
+    """
+    values = np.unique(half_B)
     sums = [Accumulator(geometry.box, geometry.radius, geometry.padding, device) for _ in values]
     rotation_B33, origin_B2, ctf = table.rotations(), table.origins(), table.ctf() if use_ctf else None
     slicers: dict[int, GroupSlices] = {}

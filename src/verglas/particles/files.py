@@ -36,7 +36,7 @@ class ImageFiles:
 
     def in_file_order(self, row_B: np.ndarray) -> np.ndarray:
         """The rows by file, and by place in it."""
-        return row_B[np.lexsort((self.locations.image_index_B[row_B], self.locations.stack_index_B[row_B]))]
+        return self.locations.in_file_order(row_B)
 
     def read(self, row_B: np.ndarray, out_BYX: np.ndarray) -> None:
         """Fill out_BYX with the images of rows of one optics group, in the order given; values are not checked."""

@@ -19,6 +19,10 @@ class ImageLocations:
     stack_index_B: np.ndarray
     image_index_B: np.ndarray
 
+    def in_file_order(self, row_B: np.ndarray) -> np.ndarray:
+        """The rows by file, and by place in it."""
+        return row_B[np.lexsort((self.image_index_B[row_B], self.stack_index_B[row_B]))]
+
     def name(self, row: int) -> str:
         """Image of a row as people and STAR files call it."""
         return f"{self.image_index_B[row] + 1:06d}@{self.paths[self.stack_index_B[row]]}"

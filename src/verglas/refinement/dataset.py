@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verglas.distributed.handout import owners
-from verglas.distributed.ranks import ALONE, Ranks
+from verglas.distributed.ranks import ALONE, Ranks, each_its_part
 from verglas.optics.ctf import CtfParameters
 from verglas.optics.group import OpticsGroup
 from verglas.particles.files import ImageFiles
@@ -70,7 +70,8 @@ class Dataset:
                    image_bytes=image_bytes, owner_B=owner_B, on_device=residency.home == "device")  # fmt: skip
         if residency.home != "disk":
             mine_B = np.ones(len(table), bool) if owner_B is None else (owner_B == ranks.rank).numpy()
-            data._fill(files, mine_B, device, residency, progress)
+            with each_its_part(ranks):
+                data._fill(files, mine_B, device, residency, progress)
         if not residency.streams and owner_B is None:
             files.close()
             return data

@@ -1,0 +1,82 @@
+"""Commands of several processes beside those of one: reconstruct, commands that nobody shares, wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from verglas.cli.main import main
+from verglas.io.mrc import Stack, StackWriter, read_map
+from verglas.particles.table import ParticleTable
+
+SEVERAL = Path(__file__).with_name("several_commands.py")
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """81 particles: the ranks' shares differ."""
+    out = tmp_path_factory.mktemp("set") / "set"
+    words = ["simulate", "--n", "81", "--box", "32", "--pixel", "6", "--snr", "1", "--seed", "3", "--device", "cpu"]
+    assert main([*words, "--model", "demo", "--out", str(out)]) == 0
+    return out
+
+
+def together(*commands: list[object], ranks: int = 2) -> Done:
+    """The commands one after another in as many processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(SEVERAL)]
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    return subprocess.run([*start, words], capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def reconstruct(particles: Path, out: Path, *words: object) -> list[object]:
+    return ["reconstruct", "--particles", particles, "--out", out, "--device", "cpu", *words]
+
+
+def figures(out: Path) -> dict[str, float]:
+    return {name: one["value"] for name, one in json.loads((out / "result.json").read_text())["figures"].items()}
+
+
+def test_two_processes_reconstruct_what_one_does(simulated: Path, tmp_path: Path) -> None:
+    def words(out: Path) -> list[list[object]]:
+        halves = ["--half1", out / "map" / "half1.mrc", "--half2", out / "map" / "half2.mrc", "--out", out / "sharp"]
+        return [reconstruct(simulated / "truth.star", out / "map", "--half-maps", "--sym", "C2"),
+                ["postprocess", *halves, "--device", "cpu"]]  # fmt: skip
+
+    for command in words(tmp_path / "one"):
+        assert main([str(word) for word in command]) == 0
+    done = together(*words(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes share the work" in done.stderr
+    for said in ("reconstruct: done", "Backprojecting: 81 particles", "postprocess: done"):
+        assert done.stderr.count(said) == 1
+    for name in ("map/map.mrc", "map/half1.mrc", "map/half2.mrc", "map/map_wiener.mrc", "sharp/map.mrc"):
+        one, two = (read_map(tmp_path / folder / name).data_ZYX for folder in ("one", "two"))
+        assert np.abs(one - two).max() < 1e-4 * one.std()
+    curves = [pd.read_csv(tmp_path / folder / "map" / "fsc.csv").fillna(0) for folder in ("one", "two")]
+    assert np.allclose(*curves, rtol=1e-4, atol=1e-5)
+    assert figures(tmp_path / "one" / "map") == pytest.approx(figures(tmp_path / "two" / "map"))
+
+
+def test_unusable_images_of_any_share_are_told_once(simulated: Path, tmp_path: Path) -> None:
+    """The second half of the file is read by the second process."""
+    table = ParticleTable.read(simulated / "truth.star")
+    image_BYX = Stack.open(simulated / "particles.mrcs").read(slice(0, len(table))).copy()
+    image_BYX[70, 3, 3] = np.nan
+    with StackWriter(tmp_path / "particles.mrcs", len(table), image_BYX.shape[1:], 6.0) as writer:
+        writer.append(image_BYX)
+    (tmp_path / "truth.star").write_bytes((simulated / "truth.star").read_bytes())
+    left_out = reconstruct(tmp_path / "truth.star", tmp_path / "left", "--skip-bad")
+    done = together(left_out, reconstruct(tmp_path / "truth.star", tmp_path / "refused"))
+    assert done.returncode != 0 and done.stderr.count("expected an image with finite") == 1
+    assert "exitcode  : 2 " in done.stderr and "crash" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["left"]
+    assert figures(tmp_path / "left")["particles"] == 80 and figures(tmp_path / "left")["images_left_out"] == 1
