@@ -14,6 +14,7 @@ Back, with the transpose conjugate of every line from below.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -111,18 +112,35 @@ class Model:
         place = self.place(line.at["positions_B2"], rows_B)
         light, spectrum = self.light(line, place)
         patch = [patches(one, place.corner_B2, self.window) for one in line.of("object_OLYX")]
-        wave: Polynomial = [one[:, None] for one in light]
+        incident, wave = self._exits([one[:, None] for one in light], patch)
+        detector = [self.to_the_detector(one, place) for one in wave]
+        squares = [self.binned(one) for one in power(detector, (1, 2))]
+        scaled = times([one[:, None, None] for one in line.of("scale_B", rows_B)], squares)
+        intensity = plus(scaled, line.of("background_YX"))
+        return Waves(place, light, spectrum, patch, incident, wave, detector, squares, intensity)
+
+    def _exits(self, wave: Polynomial, patch: Polynomial) -> tuple[list[Polynomial], Polynomial]:
+        """(what falls on each slice, exit wave) of light [B, 1, M, Y, X] and patches."""
         incident = []
         for number in range(patch[0].shape[2]):
             incident.append(wave)
             wave = times([one[:, :, number, None] for one in patch], wave)
             if number < len(self.between):
                 wave = [ifft2(fft2(one) * self.between[number]) for one in wave]
-        detector = [self.to_the_detector(one, place) for one in wave]
-        squares = [self.binned(one) for one in power(detector, (1, 2))]
-        scaled = times([one[:, None, None] for one in line.of("scale_B", rows_B)], squares)
-        intensity = plus(scaled, line.of("background_YX"))
-        return Waves(place, light, spectrum, patch, incident, wave, detector, squares, intensity)
+        return incident, wave
+
+    def derivatives_of_position(self, waves: Waves) -> Iterator[Tensor]:
+        """Derivatives of the waves at the detector, [B, O, M, Y, X], with respect to the row and the column of the positions."""
+        place = waves.place
+        assert place.fraction_B2 is not None and waves.spectrum_BMYX is not None, "positions to be fitted have fractions"
+        moved_BMYX = waves.spectrum_BMYX * self.ramp(place.fraction_B2)
+        for frequency in (self.row_Y[:, None], self.column_X[None, :]):
+            turn = (2j * math.pi * frequency).to(self.dtype)
+            _, wave = self._exits([ifft2(-turn * moved_BMYX, norm="ortho")[:, None]], waves.patch)
+            derivative = self.to_the_detector(wave[0], place)
+            if self.to_detector is not None:
+                derivative = derivative + ifft2(turn * fft2(waves.detector[0]))
+            yield derivative
 
     def binned(self, fine_BYX: Tensor) -> Tensor:
         """Sums over binning x binning pixels."""
@@ -179,23 +197,32 @@ class Model:
         """
         place, at = waves.place, line.at
         at_detector = self.at_detector(waves, at["scale_B"], slope_BYX)
-        light_BMYX, patch_BOLYX = self.through(waves, self.from_the_detector(at_detector, place))
-        if into.object_OLYX is not None:
-            overlay(patch_BOLYX, place.corner_B2, into.object_OLYX)
         if into.scale_B is not None:
             into.scale_B[place.rows_B] += (slope_BYX * waves.power[0]).sum((1, 2))
         if into.background_YX is not None:
             into.background_YX.add_(slope_BYX.sum(0))
-        unmoved_BMYX = light_BMYX
-        if place.fraction_B2 is not None:
-            unmoved_BMYX = fft2(light_BMYX, norm="ortho") * self.ramp(place.fraction_B2).conj()
-        self._add_probe(at, place, unmoved_BMYX, into)
+        unmoved_BMYX = self.spread(at, waves, self.from_the_detector(at_detector, place), into)
         if into.positions_B2 is not None:
-            assert place.fraction_B2 is not None and waves.spectrum_BMYX is not None, "positions to be fitted have fractions"
+            assert waves.spectrum_BMYX is not None, "positions to be fitted have fractions"
             moved_B2 = self._slopes(waves.spectrum_BMYX, unmoved_BMYX, (1,))
             if self.to_detector is not None:  # moved back at the detector
                 moved_B2 -= self._slopes(fft2(waves.detector[0], norm="ortho"), fft2(at_detector, norm="ortho"), (1, 2))
             into.positions_B2[place.rows_B] += moved_B2
+
+    def spread(self, at: Unknowns, waves: Waves, exit_BOMYX: Tensor, into: Unknowns) -> Tensor:
+        """Add exit waves, spread over object (times conj(light)) and probe (times conj(patch)), to the fields of `into` there.
+
+        The transpose conjugate of the exit wave's dependence on each. Returns what falls to the light before it is moved,
+        transformed where positions have fractions.
+        """
+        place = waves.place
+        light_BMYX, patch_BOLYX = self.through(waves, exit_BOMYX)
+        if into.object_OLYX is not None:
+            overlay(patch_BOLYX, place.corner_B2, into.object_OLYX)
+        if place.fraction_B2 is not None:
+            light_BMYX = fft2(light_BMYX, norm="ortho") * self.ramp(place.fraction_B2).conj()
+        self._add_probe(at, place, light_BMYX, into)
+        return light_BMYX
 
     def _add_probe(self, at: Unknowns, place: Place, unmoved_BMYX: Tensor, into: Unknowns) -> None:
         """Gradients of probe, its modes of change and their weights; from a transform where positions have fractions."""

@@ -1,0 +1,94 @@
+"""Maximum likelihood by conjugate gradients over all positions at once.
+
+    z = gradient / curvature        a diagonal preconditioner: object, probe and the rest get steps of their own length
+    direction = -z + beta direction
+    beta = max(0, min(Hestenes-Stiefel, Dai-Yuan)):  <z, g - g'> / <d, g - g'>  and  <g, z> / <d, g - g'>,   ': of the last pass
+
+Dai-Yuan's direction always falls; where the gradient turned away, Hestenes-Stiefel's smaller beta forgets the past. One
+pass is one gradient and one exact line search (line_search.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verglas.ptychography.line_search import Along, minimum_along
+from verglas.ptychography.polynomial import Polynomial, derivatives
+from verglas.ptychography.problem import Problem, preconditioned
+from verglas.ptychography.unknowns import Line, Unknowns
+
+DAMPING = 0.02  # of the curvature's greatest: where hardly any light falls steps stay small
+
+
+class ConjugateGradients:
+    """The engine "cg". memory: last gradient and direction, fields "gradient.NAME", "direction.NAME", and "length"."""
+
+    def __init__(self, problem: Problem, memory: dict[str, Tensor]) -> None:
+        self.problem, self.memory = problem, memory
+
+    def run_pass(self, x: Unknowns, number: int) -> tuple[Unknowns, float]:
+        """One pass; returns the new unknowns and the error of the old ones."""
+        problem = self.problem
+        sums = problem.sums(x, problem.fitted(number))
+        towards = preconditioned(sums.gradient, sums.curvature, DAMPING).scaled(-1)
+        direction = self._direction(sums.gradient, towards)
+        if not direction.dot(sums.gradient) < 0:
+            direction = towards
+        length, _ = minimum_along(self.along(x, direction), float(self.memory.get("length", torch.tensor(0.5))) or 0.5)
+        self.memory = {"length": torch.tensor(length)}
+        self.memory |= {f"gradient.{name}": value for name, value in sums.gradient.items()}
+        self.memory |= {f"direction.{name}": value for name, value in direction.items()}
+        return x.plus(direction, length), sums.mismatch / sums.counted
+
+    def forget(self) -> None:
+        """Start from the gradient alone: something else has changed the unknowns."""
+        self.memory = {}
+
+    def _remembered(self, kind: str, names: list[str]) -> Unknowns | None:
+        """What the last pass left, if it changed the same fields."""
+        there = {name.partition(".")[2]: value for name, value in self.memory.items() if name.startswith(f"{kind}.")}
+        return Unknowns(**there) if sorted(there) == sorted(names) else None
+
+    def _direction(self, gradient: Unknowns, towards: Unknowns) -> Unknowns:
+        names = [name for name, _ in gradient.items()]
+        last, before = self._remembered("direction", names), self._remembered("gradient", names)
+        if last is None or before is None:
+            return towards
+        change = gradient.plus(before, -1.0)
+        along = last.dot(change)
+        if not along > 0:
+            return towards
+        beta = max(0.0, min(-towards.dot(change), -towards.dot(gradient)) / along)
+        return towards.plus(last, beta)
+
+    def along(self, x: Unknowns, direction: Unknowns) -> Along:
+        """The loss as a function of the length of a step, with two derivatives; keeps the coefficients of all intensities."""
+        problem = self.problem
+        line = Line(x, direction)
+        chunks: list[tuple[Tensor, Polynomial]] = []
+        for rows_B in problem.chunks():
+            chunks.append((rows_B, problem.model.waves(line, rows_B).intensity))
+        shape = problem.regulariser.along(x["object_OLYX"], direction["object_OLYX"])
+
+        def at(step: float) -> tuple[float, float, float]:
+            totals_3 = torch.zeros(3, dtype=torch.float64, device=problem.like.device)
+            for rows_B, intensity in chunks:
+                totals_3 += self._terms(problem.counts.rows(rows_B), derivatives(intensity, step))
+            loss, slope, curvature = totals_3.tolist()
+            a, b, c = shape
+            return loss + a + (b + c * step) * step, slope + b + 2 * c * step, curvature + 2 * c
+
+        return at
+
+    def _terms(self, counts_BYX: Tensor, intensity: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """[3] loss and its derivatives along the step, from those of the intensity."""
+        now, first, second = intensity
+        noise, weight_YX = self.problem.noise, self.problem.counts.weight_YX
+        slope = noise.slope(now, counts_BYX)
+        terms = (
+            noise.loss(now, counts_BYX),
+            slope * first,
+            noise.curvature(now, counts_BYX) * first.square() + slope * second,
+        )
+        return torch.stack([(term * weight_YX).sum(dtype=torch.float64) for term in terms])

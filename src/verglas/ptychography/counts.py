@@ -1,0 +1,66 @@
+"""Counts ready to be fitted: on the device, in the order of the FFT, in the precision of the file until they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fft import fftshift, ifftshift
+
+from verglas.errors import InputError
+from verglas.ptychography.scan import Scan
+
+
+@dataclass(frozen=True)
+class Counts:
+    """stored_BYX: counts of any type; weight_YX: 1 for good pixels, 0 for bad ones; total: of all counts in good pixels."""
+
+    stored_BYX: Tensor
+    weight_YX: Tensor
+    total: float
+
+    @staticmethod
+    def of(scan: Scan, like: Tensor) -> Counts:
+        """Patterns of `scan` on the device of `like`. InputError for negative counts, or none at all, in good pixels."""
+        mask_YX = torch.ones(scan.shape, dtype=torch.bool) if scan.mask_YX is None else scan.mask_YX.bool().cpu()
+        weight_YX = to_fft_order(mask_YX, scan).to(like.device, like.dtype)
+        stored_BYX = to_fft_order(_signed(scan.patterns_BYX), scan).to(like.device)
+        counts = Counts(stored_BYX, weight_YX, 0.0)
+        total, least = 0.0, 0.0
+        for rows_B in torch.arange(len(scan), device=like.device).split(256):
+            batch_BYX = counts.rows(rows_B) * weight_YX
+            total += float(batch_BYX.sum(dtype=torch.float64))
+            least = min(least, float(batch_BYX.min()))
+        if least < 0:
+            raise InputError(scan.name, f"counts down to {least:g}", "no negative counts", "Subtract less, or mask these pixels.")
+        if not 0 < total < float("inf"):
+            raise InputError(scan.name, f"{total:g} counts in all good pixels", "light", "Look at the mask and the patterns.")
+        return Counts(stored_BYX, weight_YX, total)
+
+    def __len__(self) -> int:
+        return len(self.stored_BYX)
+
+    def rows(self, rows_B: Tensor) -> Tensor:
+        """[B, Y, X] counts of some positions, in the precision of the fit; bad pixels hold whatever the detector said there."""
+        some_BYX = self.stored_BYX[rows_B]
+        if some_BYX.dtype == torch.int16:
+            some_BYX = some_BYX.view(torch.uint16)
+        return torch.nan_to_num(some_BYX.to(self.weight_YX.dtype), 0.0, 0.0, 0.0)
+
+
+def _signed(patterns: Tensor) -> Tensor:
+    """Few operations know uint16: such patterns travel as int16 of the same bits; others that are int16 as int32."""
+    if patterns.dtype == torch.uint16:
+        return patterns.view(torch.int16)
+    return patterns.int() if patterns.dtype == torch.int16 else patterns
+
+
+def to_fft_order(image: Tensor, scan: Scan) -> Tensor:
+    """From the detector's order to that in which waves are computed; the same in the near field."""
+    return ifftshift(image, (-2, -1)) if scan.geometry.kind == "far" else image
+
+
+def to_detector_order(image: Tensor, scan: Scan) -> Tensor:
+    """The inverse of `to_fft_order`."""
+    return fftshift(image, (-2, -1)) if scan.geometry.kind == "far" else image

@@ -1,0 +1,121 @@
+"""Engines that change object and probe after every mini-batch of positions: ePIE, rPIE and least squares (LSQ-ML).
+
+All three go down the preconditioned gradient of the batch, which is the update of the exit waves spread over object and probe:
+
+    chi = F^-1((sqrt(n / I) - 1) F(exit))                the change that each exit wave asks for
+    dO  = sum_b conj(light) chi / ((1 - a) sum |light|^2 + a max),      dP the same with the object's windows
+    epie: a = 1 for both    rpie: a = relaxation    lsq: a = 0.1, then times the step that serves each position best
+
+lsq asks for every position for the (s_b, t_b) that make chi_b - s_b dO light_b - t_b patch_b dP smallest, and takes the object's
+step as their mean weighted with the light, the probe's as their mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verglas.ptychography.noise import Poisson
+from verglas.ptychography.problem import Problem, preconditioned
+from verglas.ptychography.unknowns import Line, Unknowns
+
+RELAXATION = 0.05
+LEAST_SQUARES_DAMPING = 0.1
+
+
+class MiniBatches:
+    """The engines "epie", "rpie" and "lsq". memory: the change of the last pass, fields "change.NAME"."""
+
+    def __init__(self, problem: Problem, memory: dict[str, Tensor]) -> None:
+        self.problem, self.memory = problem, memory
+        options = problem.options
+        self.damping = {"epie": 1.0, "rpie": options.relaxation or RELAXATION, "lsq": LEAST_SQUARES_DAMPING}[options.engine]
+
+    def run_pass(self, x: Unknowns, number: int) -> tuple[Unknowns, float]:
+        """One pass; returns the new unknowns and the mean error of the batches, each before it changed anything."""
+        names = self.problem.fitted(number)
+        change = {name.partition(".")[2]: value for name, value in self.memory.items()}
+        start = x
+        if self.problem.options.momentum:
+            x = x.plus(Unknowns(**change), self.problem.options.momentum)
+        mismatch = counted = 0.0
+        for rows_B in self.batches(x, number):
+            x, missed, seen = self._step(x, names, rows_B)
+            mismatch, counted = mismatch + missed, counted + seen
+        if self.problem.options.momentum:
+            self.memory = {f"change.{name}": value for name, value in x.only(*names).plus(start.only(*names), -1.0).items()}
+        return x, mismatch / counted
+
+    def forget(self) -> None:
+        """Nothing of the last pass is repeated."""
+        self.memory = {}
+
+    def batches(self, x: Unknowns, number: int) -> list[Tensor]:
+        """Mini-batches of a pass, in random order: neighbours ("compact") or positions far from one another ("sparse")."""
+        options, total = self.problem.options, len(self.problem.scan)
+        size = options.batch_size or max(16, -(-total // 10))
+        count = max(1, -(-total // size))
+        draw = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
+        if options.batches == "compact":
+            parts = compact(x["positions_B2"].cpu(), count)
+        else:
+            parts = list(torch.randperm(total, generator=draw).tensor_split(count))
+        order = torch.randperm(count, generator=draw).tolist()
+        return [parts[i].sort().values.to(self.problem.like.device) for i in order]
+
+    def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, float, float]:
+        sums = self.problem.sums(x, names, rows_B)
+        poisson = isinstance(self.problem.noise, Poisson)  # twice the curvature (noise.py)
+        step = preconditioned(sums.gradient, sums.curvature, self.damping).scaled(-0.5 if poisson else -1.0)
+        if self.problem.options.engine == "lsq":
+            step = self._least_squares(x, step, rows_B)
+        return x.plus(step), sums.mismatch, sums.counted
+
+    def _least_squares(self, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Unknowns:
+        """The step with the lengths that serve the positions best."""
+        model = self.problem.model
+        weights, lengths = [], []
+        both = "probe_MYX" in dict(step.items())
+        for some_B in self.problem.chunks(rows_B):
+            waves = model.waves(Line(x), some_B)
+            slope = self.problem.noise.slope(waves.intensity[0], self.problem.counts.rows(some_B)) * self.problem.counts.weight_YX
+            chi = model.from_the_detector(model.at_detector(waves, x["scale_B"], slope), waves.place) * -0.5
+            by_object = model.waves(Line(x, step.only("object_OLYX")), some_B).exit[1]
+            by_probe = model.waves(Line(x, step.only("probe_MYX")), some_B).exit[1] if both else None
+            lengths.append(best_lengths(chi, by_object, by_probe))
+            weights.append(torch.view_as_real(by_object).square().flatten(1).sum(1))
+        length_B2, weight_B = torch.cat(lengths), torch.cat(weights)
+        of_object = float((length_B2[:, 0] * weight_B).sum() / weight_B.sum().clamp_min(1e-30))
+        scaled = dict(step.items()) | {"object_OLYX": step["object_OLYX"] * of_object}
+        if both:
+            scaled["probe_MYX"] = step["probe_MYX"] * float(length_B2[:, 1].mean())
+        return Unknowns(**scaled)
+
+
+def best_lengths(chi: Tensor, by_object: Tensor, by_probe: Tensor | None) -> Tensor:
+    """[B, 2] (s, t) that make |chi - s by_object - t by_probe|^2 smallest for each position; t = 0 where the probe stays."""
+    a, c = (torch.view_as_real(one).flatten(1) for one in (by_object, chi))
+    aa, ac = (a * a).sum(1), (a * c).sum(1)
+    if by_probe is None:
+        return torch.stack([ac / aa.clamp_min(1e-30), torch.zeros_like(aa)], 1)
+    p = torch.view_as_real(by_probe).flatten(1)
+    pp, ap, pc = (p * p).sum(1), (a * p).sum(1), (p * c).sum(1)
+    ridge = 1e-4  # the two changes may be nearly the same
+    aa, pp = aa * (1 + ridge), pp * (1 + ridge)
+    determinant = (aa * pp - ap * ap).clamp_min(1e-30)
+    return torch.stack([(pp * ac - ap * pc) / determinant, (aa * pc - ap * ac) / determinant], 1)
+
+
+def compact(position_B2: Tensor, count: int) -> list[Tensor]:
+    """`count` groups of neighbours of about equal size: the longer side is divided again and again."""
+
+    def divided(rows_B: Tensor, parts: int) -> list[Tensor]:
+        if parts == 1:
+            return [rows_B]
+        position = position_B2[rows_B]
+        axis = int((position.max(0).values - position.min(0).values).argmax())
+        order = rows_B[position[:, axis].argsort(stable=True)]
+        cut = round(len(order) * (parts // 2) / parts)
+        return divided(order[:cut], parts // 2) + divided(order[cut:], parts - parts // 2)
+
+    return divided(torch.arange(len(position_B2)), count)

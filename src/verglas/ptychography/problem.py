@@ -1,0 +1,173 @@
+"""One data set with its model and likelihood on one device: sums over all positions, taken chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fft import irfft2, rfft2
+
+from verglas.core.memory import free_device_memory
+from verglas.ptychography.counts import Counts
+from verglas.ptychography.model import Model, Waves
+from verglas.ptychography.noise import noise_named
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.scan import Scan
+from verglas.ptychography.total_variation import TotalVariation
+from verglas.ptychography.unknowns import Line, Unknowns
+
+CPU_NUMBERS = 2**19  # complex numbers of a chunk's exit waves on the CPU: its arrays stay near the cache
+GPU_NUMBERS = 2**26
+# Poisson's slope 1 - n / I is ruled by pixels that next to nothing is predicted for; far from the fit these lead astray: on
+# counted photons 60 passes that began with 20 of the amplitudes came to a greater likelihood than 60 of Poisson's.
+AMPLITUDE_PASSES = 20
+ARRAYS = 16  # as large as a chunk's exit waves, that are there at the same time
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over positions. loss: of the likelihood and regularisers; mismatch, counted: sums of (sqrt(I) - sqrt(n))^2 and of n over
+    good pixels; curvature: a rough diagonal of the Gauss-Newton matrix over 2, real, of the shapes of the gradient."""
+
+    gradient: Unknowns
+    curvature: Unknowns
+    loss: float
+    mismatch: float
+    counted: float
+
+
+class Problem:
+    """See the module. `scan` stays where it is; counts go to the device whole."""
+
+    def __init__(self, scan: Scan, options: PtychoOptions, device: torch.device | str = "cpu") -> None:
+        self.scan, self.options = scan, options
+        self.like = torch.zeros(1, dtype=torch.float64 if options.double else torch.float32, device=device)
+        self.counts = Counts.of(scan, self.like)
+        self.noise = noise_named(options.noise)
+        whole = bool((scan.positions_B2 == scan.positions_B2.round()).all())
+        moves = options.subpixel and not (whole and not options.positions_from)
+        self.model = Model(scan.geometry, scan.window, scan.object_pixel, self.like, moves)
+        self.regulariser = TotalVariation(options.total_variation * self.counts.total)
+        self.everything = torch.arange(len(scan), device=device)
+        self.chunk = self._chunk()
+
+    def _chunk(self) -> int:
+        """Positions at a time."""
+        numbers = self.options.object_modes * self.options.probe_modes * self.scan.window[0] * self.scan.window[1]
+        room = CPU_NUMBERS
+        if self.like.device.type == "cuda":
+            size = self.like.element_size() * 2
+            room = min(GPU_NUMBERS, int(0.5 * free_device_memory(self.like.device) / (ARRAYS * size)))
+        return max(1, room // numbers)
+
+    def begin(self, number: int) -> bool:
+        """Choose the likelihood of pass `number` (1 is the first); whether it is another one than before."""
+        if self.options.noise == "poisson":
+            self.noise = noise_named("amplitude" if number <= AMPLITUDE_PASSES else "poisson")
+        return self.options.noise == "poisson" and number == AMPLITUDE_PASSES + 1
+
+    def fitted(self, number: int) -> tuple[str, ...]:
+        """Names of the fields that pass `number` (1 is the first) changes, positions apart."""
+        options = self.options
+        names = ["object_OLYX"]
+        if options.probe_from and number >= options.probe_from:
+            names += ["probe_MYX"]
+            names += ["eigen_KYX", "opr_BK"] if options.opr_modes else []
+        names += ["scale_B"] if options.fit_scale else []
+        names += ["background_YX"] if options.fit_background else []
+        return tuple(names)
+
+    def chunks(self, rows_B: Tensor | None = None) -> Iterator[Tensor]:
+        """Positions, all by default, in pieces that fit in memory."""
+        yield from (self.everything if rows_B is None else rows_B).split(self.chunk)
+
+    def mismatch(self, waves: Waves, counts_BYX: Tensor) -> Tensor:
+        """Sum of (sqrt(I) - sqrt(n))^2 over good pixels, one number."""
+        difference_BYX = waves.intensity[0].clamp_min(0).sqrt() - counts_BYX.clamp_min(0).sqrt()
+        return (difference_BYX.square() * self.counts.weight_YX).sum(dtype=torch.float64)
+
+    def error(self, x: Unknowns) -> float:
+        """Of all positions: sum (sqrt(I) - sqrt(n))^2 / sum n over good pixels."""
+        total = torch.zeros((), dtype=torch.float64, device=self.like.device)
+        for rows_B in self.chunks():
+            total += self.mismatch(self.model.waves(Line(x), rows_B), self.counts.rows(rows_B))
+        return float(total) / self.counts.total
+
+    def sums(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor | None = None) -> Sums:
+        """Gradient of the loss with respect to the fields `names`, and what else one look at the positions gives."""
+        rows_B = self.everything if rows_B is None else rows_B
+        gradient = Unknowns(**{name: torch.zeros_like(x[name]) for name in names})
+        curvature = self.curvature(x, names, rows_B)
+        totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
+        for some_B in self.chunks(rows_B):
+            waves = self.model.waves(Line(x), some_B)
+            counts_BYX = self.counts.rows(some_B)
+            slope_BYX = self.noise.slope(waves.intensity[0], counts_BYX) * self.counts.weight_YX
+            self.model.add_gradient(Line(x), waves, slope_BYX, gradient)
+            self._add_curvature(waves, x, curvature)
+            loss = self.noise.loss(waves.intensity[0], counts_BYX) * self.counts.weight_YX
+            counted = (counts_BYX * self.counts.weight_YX).sum(dtype=torch.float64)
+            totals_3 += torch.stack([loss.sum(dtype=torch.float64), self.mismatch(waves, counts_BYX), counted])
+        share = len(rows_B) / len(self.scan)
+        loss_of_shape = share * self.regulariser.add_gradient(x["object_OLYX"], gradient, share)
+        likelihood, mismatch, counted_sum = totals_3.tolist()
+        return Sums(gradient, curvature, likelihood + loss_of_shape, mismatch, counted_sum)
+
+    def curvature(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> Unknowns:
+        """That of object and probe, from the map of positions alone; zeros for scale and background (see `_add_curvature`)."""
+        out = {name: torch.zeros_like(x[name].real) for name in names if name in ("scale_B", "background_YX")}
+        object_OLYX, probe_MYX = x["object_OLYX"], x["probe_MYX"]
+        corners_YX = rfft2(self._corners(x, rows_B))
+        shape = object_OLYX.shape[-2:]
+        if "object_OLYX" in names:
+            light_YX = rfft2(probe_MYX.abs().square().sum(0), s=shape)
+            out["object_OLYX"] = irfft2(corners_YX * light_YX, s=shape).clamp_min(0).expand(object_OLYX.shape)
+        if "probe_MYX" in names:
+            passed_YX = rfft2(object_OLYX.abs().square().prod(1).sum(0))
+            rows, columns = self.scan.window
+            seen_YX = irfft2(corners_YX.conj() * passed_YX, s=shape)[:rows, :columns].clamp_min(0)
+            out["probe_MYX"] = seen_YX.expand(probe_MYX.shape)
+            if "eigen_KYX" in names:
+                out["eigen_KYX"] = seen_YX * x["opr_BK"][rows_B].square().mean(0)[:, None, None]
+                power_K = (seen_YX * x["eigen_KYX"].abs().square()).sum((1, 2)) / x["scale_B"][rows_B].sum()
+                out["opr_BK"] = power_K.expand(x["opr_BK"].shape)
+        return Unknowns(**out)
+
+    def _corners(self, x: Unknowns, rows_B: Tensor) -> Tensor:
+        """[Y, X] map of the object with the scale of each position at its corner, shared among four pixels by its fraction."""
+        height, width = x["object_OLYX"].shape[-2:]
+        position_B2 = x["positions_B2"][rows_B]
+        low_B2 = position_B2.floor()
+        part_B2 = (position_B2 - low_B2).to(self.like.dtype)
+        first_B = (low_B2[:, 0] * width + low_B2[:, 1]).long()
+        map_N = self.like.new_zeros(height * width)
+        scale_B = x["scale_B"][rows_B]
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            weight_B = (part_B2[:, 0] if row else 1 - part_B2[:, 0]) * (part_B2[:, 1] if column else 1 - part_B2[:, 1])
+            map_N.index_add_(0, first_B + row * width + column, weight_B * scale_B)
+        return map_N.view(height, width)
+
+    def _add_curvature(self, waves: Waves, x: Unknowns, curvature: Unknowns) -> None:
+        """Those of scale and background: of sqrt(I), s^2 / (4 I) with s the derivative of I."""
+        if curvature.scale_B is not None:
+            rows_B = waves.place.rows_B
+            curvature.scale_B[rows_B] += waves.power[0].sum((1, 2)) / (4 * x["scale_B"][rows_B])
+        if curvature.background_YX is not None:
+            intensity_BYX = waves.intensity[0]
+            curvature.background_YX.add_((0.25 / intensity_BYX.clamp_min(1e-2 * float(intensity_BYX.mean()))).sum(0))
+
+
+def preconditioned(gradient: Unknowns, curvature: Unknowns, damping: float) -> Unknowns:
+    """gradient / (2 ((1 - damping) curvature + damping max curvature)): a step of about the right length, the wrong sign.
+
+    damping 1 is ePIE's denominator, 0.05 about rPIE's, 0 blows up where no light falls.
+    """
+    out = {}
+    for name, value in gradient.items():
+        diagonal = curvature[name]
+        most = diagonal.amax(tuple(range(1, diagonal.dim())), keepdim=True) if name == "eigen_KYX" else diagonal.max()
+        bottom = (1 - damping) * diagonal + damping * most
+        out[name] = value / (2 * bottom.clamp_min(torch.finfo(bottom.dtype).tiny))
+    return Unknowns(**out)
