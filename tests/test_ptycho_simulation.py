@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from verglas.errors import InputError
 from verglas.ptychography import judge as judging
+from verglas.ptychography.phase import levelled, unwrapped
 from verglas.ptychography.simulation import Setting, beam, intensities, make_truth, moved, patterns, siemens_star, walk
 from verglas.ptychography.simulation_options import DetectorOptions, LightOptions, PathOptions, StarOptions
 
@@ -166,3 +167,23 @@ def test_what_is_seen_is_where_light_went() -> None:
     assert np.array_equal(seen_YX, expected_YX)
     rows, columns = judging.largest_square(seen_YX)
     assert 18 <= rows.stop - rows.start <= 20 and seen_YX[rows, columns].all()
+
+
+def test_phases_without_slope_and_without_jumps() -> None:
+    y, x = np.mgrid[:60, :80].astype(float)
+    smooth_YX = 9 * np.exp(-((y - 30) ** 2 + (x - 40) ** 2) / 300)
+    jumpy_YX = np.angle(np.exp(1j * smooth_YX))
+    found_YX = unwrapped(jumpy_YX)
+    assert np.allclose(found_YX - smooth_YX, (found_YX - smooth_YX)[0, 0], atol=1e-9)
+    seen_YX = np.ones((60, 80), bool)
+    tilted_YX = 0.7 * np.exp(1j * (0.2 * np.sin(x) + 0.3 * y - 0.1 * x + 1.0))
+    level_YX = levelled(tilted_YX, seen_YX)
+    assert np.abs(np.angle(level_YX)).max() < 0.25 and np.allclose(np.abs(level_YX), 0.7)
+
+
+def test_positions_are_judged_but_for_an_affine_map() -> None:
+    random = np.random.default_rng(2)
+    truth_B2 = random.uniform(0, 100, (200, 2))
+    error_B2 = random.normal(0, 0.3 / math.sqrt(2), (200, 2))
+    found_B2 = (truth_B2 + error_B2) @ np.array([[1.02, 0.01], [-0.03, 0.99]]) + np.array([5.0, -7.0])
+    assert abs(judging.position_error(found_B2, truth_B2) / 0.3 - 1) < 0.1

@@ -54,6 +54,10 @@ COMMANDS: dict[str, dict[str, str]] = {
         "simulate": "simulate:Simulate",
         "project": "project:Project",
     },
+    "Ptychography: from diffraction patterns to an image": {
+        "ptycho info": "ptycho_info:PtychoInfo",
+        "ptycho simulate": "ptycho_simulate:PtychoSimulate",
+    },
 }
 
 
@@ -128,19 +132,24 @@ def command_class(name: str) -> type[Command]:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:2], "--help"]
+        arguments = [*arguments[1:3], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_overview()
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"verglas {verglas.__version__}")
         return 0
-    name = arguments[0]
+    name, rest = arguments[0], arguments[1:]
+    if any(one.startswith(f"{name} ") for one in all_commands()):  # the first word of several commands
+        if not rest or rest[0] in ("-h", "--help"):
+            _print_overview(name)
+            return 0
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in all_commands():
         close = difflib.get_close_matches(name, all_commands(), n=1)
         hint = f"Did you mean '{close[0]}'?" if close else "`verglas --help` lists the commands."
         raise VerglasError(f"There is no command '{name}'. {hint}")
-    return run_words(name, arguments[1:])
+    return run_words(name, rest)
 
 
 def run_words(name: str, arguments: list[str]) -> int:
@@ -165,7 +174,7 @@ def run_words(name: str, arguments: list[str]) -> int:
         if computing.gpus is not None and "RANK" not in os.environ:  # else this is one of the processes that were started for it
             from verglas.cli.launch import launch
 
-            return launch(computing.gpus, [name, *arguments])
+            return launch(computing.gpus, [*name.split(), *arguments])
     elif place is not None and place.rank > 0:  # this command's work is not shared: the first process does it
         return 0
     options.run()
@@ -180,14 +189,17 @@ def split_docstring(command: type) -> tuple[str, str]:
     return "\n".join(lines[:start]).strip(), inspect.cleandoc(example).strip()
 
 
-def _print_overview() -> None:
+def _print_overview(family: str = "") -> None:
+    """All commands, or those that begin with the word `family`."""
     from rich.table import Table
 
     out = _console(stderr=False)
     out.print(f"[bold]verglas {verglas.__version__}[/]  particle images in, trustworthy 3-D maps out\n")
-    out.print("[bold]usage:[/] verglas COMMAND [OPTIONS]\n")
+    out.print(f"[bold]usage:[/] verglas {f'{family} ' if family else ''}COMMAND [OPTIONS]\n")
     width = max((len(name) for name in all_commands()), default=0)
     for heading, commands in COMMANDS.items():
+        if family and not any(name.startswith(f"{family} ") for name in commands):
+            continue
         table = Table.grid(padding=(0, 2))
         table.add_column(style="cyan", min_width=width + 2)
         table.add_column()

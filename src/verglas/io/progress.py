@@ -69,7 +69,8 @@ def rate_text(done: float, seconds: float, unit: str) -> str:
     rate = done / seconds
     if rate >= 1:
         return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
-    return f"{1 / rate:.1f} s per {unit.removesuffix('s')}"
+    single = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
+    return f"{1 / rate:.1f} s per {single}"
 
 
 class Bar:

@@ -36,8 +36,11 @@ ARRAYS = {  # name in the file -> (field, axes)
 }
 
 
-def write_result(path: Path, found: Reconstruction, provenance: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Write a reconstruction. OutputError if it cannot be written; then nothing has changed."""
+def write_result(
+    path: Path, found: Reconstruction, provenance: Mapping[str, Any], overwrite: bool = False,
+    further: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> None:  # fmt: skip
+    """Write a reconstruction; further: groups of other arrays. OutputError if it cannot be written; then nothing has changed."""
     with atomic_path(path, overwrite) as part, h5py.File(part, "w") as file:
         file["cxi_version"], file["number_of_entries"] = CXI_VERSION, 1
         group = file.create_group(GROUP)
@@ -49,6 +52,10 @@ def write_result(path: Path, found: Reconstruction, provenance: Mapping[str, Any
         group["error"] = np.array(found.error_P, float)
         group.attrs["origin_px"] = found.origin_2
         group.attrs["provenance"] = json.dumps(plain(provenance), ensure_ascii=False)
+        for name, arrays in (further or {}).items():
+            beside = file.create_group(name)
+            for key, array in arrays.items():
+                beside[key] = array
         entry = file.create_group("entry_1")
         entry["program_name"] = f"verglas {verglas.__version__}"
         image = entry.create_group("image_1")
@@ -81,3 +88,11 @@ def read_result(path: Path) -> tuple[Reconstruction, dict[str, Any]]:
         pixel=None if pixel is None else (float(pixel[0]), float(pixel[1])),
         error_P=errors,
     ), provenance
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file holds a reconstruction (or a truth) rather than a scan."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with open_hdf5(path) as file:
+        return GROUP in file

@@ -195,6 +195,14 @@ def seen_region(position_B2: np.ndarray, probe_MYX: np.ndarray, shape: tuple[int
     return dose_YX > least * np.median(dose_YX[lit])
 
 
+def position_error(found_B2: np.ndarray, truth_B2: np.ndarray) -> float:
+    """rms distance (px) of positions from the truth, once an affine map of all of them (shift, drift, scale, shear: what object
+    and probe can take up) is fitted and taken off."""
+    basis_B3 = np.concatenate([found_B2, np.ones((len(found_B2), 1))], 1)
+    fitted_32 = np.linalg.lstsq(basis_B3, truth_B2, rcond=None)[0]
+    return float(np.sqrt(((basis_B3 @ fitted_32 - truth_B2) ** 2).sum(1).mean()))
+
+
 def largest_square(seen_YX: np.ndarray) -> tuple[slice, slice]:
     """The largest square about the middle of what is seen, all of it seen; for Fourier rings."""
     inside = ndimage.distance_transform_cdt(np.pad(seen_YX, 1), "chessboard")[1:-1, 1:-1]

@@ -3,8 +3,10 @@
 from verglas.report.page import write_report
 from verglas.report.sections import (
     Curve,
+    Field,
     Histogram,
     KeyFigures,
+    Moves,
     Orientations,
     Pictures,
     Section,
@@ -16,8 +18,10 @@ from verglas.report.sections import (
 
 __all__ = [
     "Curve",
+    "Field",
     "Histogram",
     "KeyFigures",
+    "Moves",
     "Orientations",
     "Pictures",
     "Section",

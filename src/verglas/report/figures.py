@@ -39,6 +39,8 @@ def draw_curve(section: Curve, name: str) -> str:
                           textcoords="offset points", color=FAINT, fontsize=9)  # fmt: skip
         axes.set_xlabel(section.x_label)
         axes.set_ylabel(section.y_label)
+        if section.log_y:
+            axes.set_yscale("log")
         axes.margins(x=0.02 if counted else 0)
         if counted:
             axes.locator_params(axis="x", integer=True)

@@ -12,8 +12,21 @@ from typing import Any
 import verglas
 from verglas.io.atomic import atomic_path
 from verglas.io.runfolder import short
-from verglas.report import figures, pictures
-from verglas.report.sections import Curve, Histogram, KeyFigures, Orientations, Pictures, Section, Slices, Stack, Table, Text
+from verglas.report import figures, pictures, planes
+from verglas.report.sections import (
+    Curve,
+    Field,
+    Histogram,
+    KeyFigures,
+    Moves,
+    Orientations,
+    Pictures,
+    Section,
+    Slices,
+    Stack,
+    Table,
+    Text,
+)
 
 WIDE = 1.5  # pictures that are so many times as wide as high have a row for themselves
 
@@ -74,6 +87,10 @@ def block(section: Section, name: str) -> Block:
             body, half = figures.draw_slices(section, name), False
         case Orientations():
             body, half = figures.draw_orientations(section, name), True
+        case Field():
+            body, half = planes.draw_field(section, name), True
+        case Moves():
+            body, half = planes.draw_moves(section, name), True
         case Pictures():
             body, half = framed(section), False
     return Block(section.title, body, section.caption, half)

@@ -48,7 +48,7 @@ class Curve:
     x: [S]; ys: one [S] per label; thresholds: y of horizontal lines. With resolution_axis, x is a frequency in 1/Å and the
     ticks say Å; mark_crossings then marks, per curve, the last point before it first drops below the first threshold.
     Whole numbers as x (iterations) get dots at the points. ramp: the curves are one quantity as it develops, pale to strong;
-    unmarked: labels of curves whose crossing means nothing.
+    unmarked: labels of curves whose crossing means nothing; log_y: y by powers of ten.
     """
 
     title: str
@@ -63,6 +63,7 @@ class Curve:
     y_range: tuple[float, float] | None = None
     ramp: bool = False
     unmarked: Sequence[str] = ()
+    log_y: bool = False
     caption: str = ""
 
 
@@ -119,4 +120,31 @@ class Pictures:
     caption: str = ""
 
 
-Section = Text | KeyFigures | Table | Curve | Stack | Histogram | Slices | Orientations | Pictures
+@dataclass(frozen=True)
+class Field:
+    """A quantity over a plane [Y, X], row 0 above, with its scale of colours and a bar of length (pixel_size, m; None: axes in
+    pixels). label: quantity with its unit; limits: values of the first and last colour (None: 0.5th and 99.5th percentile of
+    what is shown); cyclic: the quantity is an angle from -pi to pi. NaN is left blank."""
+
+    title: str
+    field_YX: np.ndarray
+    label: str
+    pixel_size: float | None = None
+    limits: tuple[float, float] | None = None
+    cyclic: bool = False
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Points of a plane, (row, column) [B, 2] in `unit`, and where they went. Arrows are `stretch` times as long as the moves."""
+
+    title: str
+    start_B2: np.ndarray
+    end_B2: np.ndarray
+    unit: str
+    stretch: float = 1.0
+    caption: str = ""
+
+
+Section = Text | KeyFigures | Table | Curve | Stack | Histogram | Slices | Orientations | Pictures | Field | Moves
