@@ -1,0 +1,276 @@
+"""One process among those that `python -m benchmarks.scaling` starts: single iterations from given states, timed and compared.
+
+    torchrun --standalone --nproc-per-node P -m benchmarks.scaling_rank --data DIR --states DIR --diameter Å --passes 1,2 --out FILE
+
+A process alone finds no states: it goes through the samplings, one iteration on each, and keeps the state before each iteration and
+what it found from it (sums of slices, poses). All others begin their iterations from these states and compare what they find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_busy import traced, union
+from benchmarks.iteration_kinds import kind_of, pushed
+from verglas.cli.common import resolve_device, set_threads
+from verglas.cli.plan import this_machine
+from verglas.core.rows import RowTable
+from verglas.distributed.place import place_of
+from verglas.distributed.ranks import Ranks, joined
+from verglas.io.mrc import read_map
+from verglas.particles.table import ParticleTable
+from verglas.projection.volume import coordinate_chunks, radius2
+from verglas.refinement import checkpoint, driver, step
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.plan import plan
+from verglas.refinement.plan_sizes import Problem
+from verglas.refinement.state import Poses, State
+from verglas.refinement.step import Iteration
+
+SAME_ANGLE, SAME_OFFSET = 1e-4, 1e-3  # of matrix elements; Å: the same sample of the grid
+NUMBER_BYTES, VOXEL_NUMBERS, REFERENCE_NUMBERS = 4, 3, 2  # float32; data (re, im) and weight; a reference's coefficient (re, im)
+
+
+@dataclass
+class Found:
+    """What an expectation found, before maps were solved from it. sums: (re, im, weight) [V, 3] of each half-set, `rows` says
+    where, `padding` of which transform; poses of all particles."""
+
+    sums: list[Tensor]
+    rows: RowTable
+    padding: float
+    poses: Poses
+
+    def moved(self, device: torch.device) -> Found:
+        """The same, on `device`."""
+        return replace(self, sums=[one.to(device) for one in self.sums], rows=self.rows.to(device))
+
+
+@dataclass
+class Timed:
+    """One iteration from a state. seconds: whole, of the lead; took: by stage, of the lead; communication: as
+    `Ranks.communication` tells it, None for a process alone; least_bytes: the fewest that a rank could send for it."""
+
+    number: int
+    kind: str
+    count: int
+    seconds: float
+    took: dict[str, float]
+    communication: dict[str, Any] | None
+    least_bytes: float
+    size_px: int
+    significant: float
+    against_one: dict[str, float] = field(default_factory=dict)
+    again: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def recorded(found: list[Found]) -> Iterator[None]:
+    """Append what every expectation within the `with` finds: solving uses the sums up."""
+    expect = step.expect
+
+    def recording(*arguments: Any, **options: Any) -> Any:
+        halves, poses = expect(*arguments, **options)
+        accumulators = [half.accumulators[0] for half in halves]
+        sums = [one.total()[:, :3].float().clone() for one in accumulators]
+        found.append(Found(sums, accumulators[0].rows, accumulators[0].padding, poses))
+        return halves, poses
+
+    with patch.object(step, "expect", recording):
+        yield
+
+
+def compared(one: Found, other: Found) -> dict[str, float]:
+    """Largest relative difference over shells of data and of weights, and the share of particles with the same pose."""
+    differences = [shell_differences(a, b, one.rows, one.padding) for a, b in zip(one.sums, other.sums, strict=True)]
+    data, weight = torch.stack(differences).amax((0, 1)).tolist()
+    turned_B = (one.poses.rotation_B33 - other.poses.rotation_B33).abs().amax((1, 2))
+    moved_B = (one.poses.origin_B2 - other.poses.origin_B2).abs().amax(1)
+    same = (turned_B < SAME_ANGLE) & (moved_B < SAME_OFFSET)
+    return {"data": data, "weight": weight, "same poses": float(same.double().mean())}
+
+
+def shell_differences(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: float) -> Tensor:
+    """|one - other| / |other| of every shell of the map, of the data and of the weights [S, 2]; 0 where nothing was added."""
+    shells = int(rows.radius / padding + 0.5) + 1
+    difference_S2, norm_S2 = (torch.zeros(shells, 2, dtype=torch.float64, device=one_V3.device) for _ in range(2))
+    for part, coordinates in coordinate_chunks(rows):
+        radius = radius2(coordinates).double().sqrt()
+        shell = (radius / padding + 0.5).long().clamp_max(shells - 1)
+        for total_S2, value_V3 in ((difference_S2, one_V3[part] - other_V3[part]), (norm_S2, other_V3[part])):
+            square_V3 = value_V3.double().square()
+            total_S2.index_add_(0, shell, torch.stack([square_V3[:, :2].sum(1), square_V3[:, 2]], 1))
+    return torch.where(norm_S2 > 0, difference_S2 / norm_S2.clamp_min(1e-300), 0).sqrt().cpu()
+
+
+def least_bytes(rows: RowTable, padding: float, box: int, ranks: int) -> float:
+    """The fewest bytes that each rank must send in an iteration of two half-sets: its part of the sums within the radius to whoever
+    adds them up (float32), and the new reference that it solved to all others, as coefficients of the unpadded map within the
+    radius or as voxels, whichever is less."""
+    sums = VOXEL_NUMBERS * half_ball(rows.radius)
+    reference = min(REFERENCE_NUMBERS * half_ball(rows.radius / padding), box**3)
+    return 2 * NUMBER_BYTES * (sums + reference) * (ranks - 1) / ranks
+
+
+def half_ball(radius: float) -> float:
+    """Points of a grid in half a ball."""
+    return 2 / 3 * math.pi * radius**3
+
+
+def iteration(session: driver.Session, state: State) -> tuple[float, Iteration]:
+    """(seconds, the iteration after a state), begun by all ranks together."""
+    session.on.ranks.everyones(0)
+    session.on.ranks.communication()  # what was sent until now is not of this iteration
+    begin = time.perf_counter()
+    done = next(driver.iterations(driver.resume(session, state)))
+    if session.on.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin, done
+
+
+def kernels_of(session: driver.Session, state: State) -> dict[str, float]:
+    """Seconds of one more iteration under CUPTI, mean over ranks: whole, with kernels of computing, with those of NCCL (which wait
+    for other ranks, too), with these alone."""
+    trace = traced(lambda: iteration(session, state))
+    sending = [(begin, end) for name, begin, end in trace.kernels if "nccl" in name.lower()]
+    computing = union((begin, end) for name, begin, end in trace.kernels if "nccl" not in name.lower())
+    mine = {"wall s": trace.wall, "computing s": computing, "NCCL s": union(sending), "NCCL alone s": trace.busy - computing}
+    everyones = session.on.ranks.everyones(mine)
+    return {name: sum(one[name] for one in everyones) / len(everyones) for name in mine}
+
+
+def measured(session: driver.Session, state: State, number: int, folder: Path, trace: bool) -> tuple[Timed, Iteration]:
+    """An iteration from a state, done twice (kernels are compiled in the first one): the second one's time counts. What the
+    first one found is compared with what a process alone found; if this is that process, with the second one's.
+
+    folder: keeps what a process alone found; trace: once more under CUPTI.
+    """
+    ranks, found = session.on.ranks, list[Found]()
+    with recorded(found):
+        iteration(session, state)
+        seconds, done = iteration(session, state)
+    kind, count = kind_of(done)
+    significant = float(done.state.poses.significant_B.double().mean())
+    least = least_bytes(found[0].rows, found[0].padding, state.box, ranks.size)
+    timed = Timed(number, kind, count, seconds, done.seconds, done.communication, least, done.state.current_size, significant)
+    path = folder / f"found_{number:02d}.pt"
+    if ranks.size == 1:
+        timed.again = compared(found[1], found[0])
+        if len(found[0].poses.half_B) == len(session.data) and not path.exists():
+            torch.save(found[0].moved(torch.device("cpu")), path)
+    elif ranks.is_lead:
+        alone = torch.load(path, weights_only=False)
+        timed.against_one = compared(found[0], alone.moved(session.on.device)) if same_particles(alone, found[0]) else {}
+    if trace:
+        timed.kernels = kernels_of(session, state)
+    return timed, done
+
+
+def same_particles(one: Found, other: Found) -> bool:
+    """Whether both are of as many particles."""
+    return len(one.poses.half_B) == len(other.poses.half_B)
+
+
+def through_samplings(session: driver.Session, options: argparse.Namespace) -> list[Timed]:
+    """A process alone: every sampling once, from coarse to fine; the state before each iteration is kept."""
+    state, found = session.state, list[Timed]()
+    while not state.solved and len(found) < options.most:
+        checkpoint.save(state_path(options.states, len(found)), state, session.config, "")
+        timed, done = measured(session, state, len(found), options.states, len(found) in options.trace)
+        found.append(timed)
+        state = pushed(done.state, done.state.iteration > 1)
+    return found
+
+
+def from_states(session: driver.Session, options: argparse.Namespace, every: int) -> list[Timed]:
+    """The same iterations from the states that are kept; every: with one of so many particles."""
+    found = list[Timed]()
+    for number in range(options.most):
+        path = state_path(options.states, number)
+        if not path.exists():
+            break
+        state, _, _ = checkpoint.load(path)
+        trace = every == 1 and number in options.trace
+        found.append(measured(session, thinned(state, every), number, options.states, trace)[0])
+    return found
+
+
+def state_path(folder: Path, number: int) -> Path:
+    """Where the state before an iteration is kept."""
+    return folder / f"state_{number:02d}.checkpoint"
+
+
+def thinned(state: State, every: int) -> State:
+    """The state of every so-manieth particle."""
+    return state if every == 1 else replace(state, poses=state.poses.of(torch.arange(0, len(state.poses.half_B), every)))
+
+
+def prepared(options: argparse.Namespace, device: torch.device, ranks: Ranks, every: int) -> driver.Session:
+    """Every so-manieth particle, read and planned for as a command of verglas would."""
+    table = ParticleTable.read(options.data / "particles.star")
+    config = RefineConfig(diameter=options.diameter, initial_resolution=40.0)
+    if every > 1:
+        table = table.with_columns(rlnRandomSubset=table.half_sets(config.seed))  # not drawn anew for fewer
+        table = table.select(slice(0, None, every))
+    planned = plan(Problem.of(table, ranks.size), config, this_machine(device, ranks.local_size))
+    planned.check()
+    start = read_map(options.data / "start.mrc")
+    return driver.prepare(table, start, config, device, planned=planned, ranks=ranks)
+
+
+def passes(options: argparse.Namespace, device: torch.device, ranks: Ranks) -> Iterator[dict[str, Any]]:
+    """What is published of every pass."""
+    for every in options.passes:
+        begin = time.perf_counter()
+        session = prepared(options, device, ranks, every)
+        preparing = time.perf_counter() - begin
+        made = ranks.agreed(state_path(options.states, 0).exists())
+        found = from_states(session, options, every) if made else through_samplings(session, options)
+        yield {"ranks": ranks.size, "particles": len(session.data), "preparing s": preparing,
+               "iterations": [asdict(one) for one in found]}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--states", type=Path, required=True)
+    parser.add_argument("--diameter", type=float, required=True)
+    parser.add_argument("--passes", type=lambda text: [int(one) for one in text.split(",")], default=[1],
+                        help="one of how many particles each pass takes")  # fmt: skip
+    parser.add_argument("--trace", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
+                        help="numbers of iterations that are done once more under CUPTI")  # fmt: skip
+    parser.add_argument("--most", type=int, default=99, help="iterations")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--begun", type=float, default=time.time(), help="time.time() when this was started")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    started = time.time() - options.begun
+    options.states.mkdir(parents=True, exist_ok=True)
+    set_threads(None)
+    place = place_of(os.environ)
+    device, _ = resolve_device(options.device, place)
+    begin = time.perf_counter()
+    with joined(place, device) as ranks:
+        ranks.everyones(0)
+        setup = {"process start s": started, "joining s": time.perf_counter() - begin}
+        found = [one | setup for one in passes(options, device, ranks)]
+        if ranks.is_lead:
+            options.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
