@@ -1,9 +1,9 @@
 """One process among those that `python -m benchmarks.scaling` starts: single iterations from given states, timed and compared.
 
-    torchrun --standalone --nproc-per-node P -m benchmarks.scaling_rank --data DIR --states DIR --diameter Å --passes 1,2 --out FILE
+    torchrun --standalone --nproc-per-node P -m benchmarks.scaling_rank --data DIR --states DIR --diameter Å --out FILE
 
-A process alone finds no states: it goes through the samplings, one iteration on each, and keeps the state before each iteration and
-what it found from it (sums of slices, poses). All others begin their iterations from these states and compare what they find.
+A process alone finds no states: it goes through the samplings, one iteration on each, and keeps the state before each iteration
+and what it found from it (sums of slices, poses). All others begin their iterations from these states and compare their finds.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def shell_differences(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding:
 
 
 def least_bytes(rows: RowTable, padding: float, box: int, ranks: int) -> float:
-    """The fewest bytes that each rank must send in an iteration of two half-sets: its part of the sums within the radius to whoever
-    adds them up (float32), and the new reference that it solved to all others, as coefficients of the unpadded map within the
-    radius or as voxels, whichever is less."""
+    """The fewest bytes that each rank must send in an iteration of two half-sets: its part of the sums within the radius to
+    whoever adds them up (float32), and the new reference that it solved to all others, as coefficients of the unpadded map
+    within the radius or as voxels, whichever is less."""
     sums = VOXEL_NUMBERS * half_ball(rows.radius)
     reference = min(REFERENCE_NUMBERS * half_ball(rows.radius / padding), box**3)
     return 2 * NUMBER_BYTES * (sums + reference) * (ranks - 1) / ranks
@@ -143,8 +143,8 @@ def iteration(session: driver.Session, state: State) -> tuple[float, Iteration]:
 
 
 def kernels_of(session: driver.Session, state: State) -> dict[str, float]:
-    """Seconds of one more iteration under CUPTI, mean over ranks: whole, with kernels of computing, with those of NCCL (which wait
-    for other ranks, too), with these alone."""
+    """Seconds of one more iteration under CUPTI, mean over ranks: whole, with kernels of computing, with those of NCCL (which
+    wait for other ranks, too), with these alone."""
     trace = traced(lambda: iteration(session, state))
     sending = [(begin, end) for name, begin, end in trace.kernels if "nccl" in name.lower()]
     computing = union((begin, end) for name, begin, end in trace.kernels if "nccl" not in name.lower())

@@ -1,0 +1,142 @@
+"""Figures and tables of `benchmarks.scaling` from what its processes have measured: efficiencies, shares of the time, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.figures import number_text
+
+Pass = Mapping[str, Any]  # what benchmarks.scaling_rank publishes of a pass
+Figures = dict[str, float]
+FIRST_WEIGHED = 1  # number of the first iteration that weighs poses by their probability
+
+
+def figures_of(passes: Sequence[Pass]) -> Figures:
+    """All figures of single iterations: differences, strong and weak scaling, shares of the time."""
+    found = same_sums(passes)
+    everything = max(one["particles"] for one in passes)
+    strong = [one for one in passes if one["particles"] == everything]
+    fewest = min(one["particles"] for one in passes)
+    found |= efficiencies("strong", strong) | efficiencies("weak", [one for one in passes if is_weak(one, fewest)])
+    for one in strong:
+        found |= shares(one)
+    return found
+
+
+def is_weak(one: Pass, fewest: int) -> bool:
+    """Whether a pass has as many particles on each rank as the smallest one has on its only one."""
+    return abs(one["particles"] / one["ranks"] - fewest) <= 1
+
+
+def whole(one: Pass, seconds: str = "seconds") -> float:
+    """Seconds of all iterations of a usual run: each kind as often as it comes. seconds: 'seconds', or a stage."""
+    return sum(it["count"] * (it["seconds"] if seconds == "seconds" else it["took"][seconds]) for it in one["iterations"])
+
+
+def efficiencies(name: str, passes: Sequence[Pass]) -> Figures:
+    """Of each pass beside the one with fewest ranks: whole iterations, and the expectation alone; nothing without two passes."""
+    passes = sorted(passes, key=lambda one: int(one["ranks"]))
+    found: Figures = {}
+    for one in passes:
+        for stage, title in (("seconds", "iterations"), ("expectation", "expectation")):
+            found[f"{name}, {one['ranks']} ranks, {title} s"] = whole(one, stage)
+            if one is not passes[0]:
+                found[f"{name}, {one['ranks']} ranks, efficiency, {title}"] = efficiency(passes[0], one, stage)
+    return found if len(passes) > 1 else {}
+
+
+def efficiency(base: Pass, one: Pass, stage: str = "seconds") -> float:
+    """Share of the rate of particles that `one` would have if each of its ranks were as fast as those of `base`."""
+    work = one["particles"] / base["particles"] * base["ranks"] / one["ranks"]
+    return work * whole(base, stage) / whole(one, stage)
+
+
+def shares(one: Pass) -> Figures:
+    """Shares of the time of all weighed iterations of a pass, means over ranks, and bytes beside the least."""
+    its = [it for it in one["iterations"] if it["communication"] and it["number"] >= FIRST_WEIGHED]
+    if not its:
+        return {}
+    title, seconds = f"{one['ranks']} ranks", sum(it["count"] * it["seconds"] for it in its)
+
+    def total(name: str) -> float:
+        return sum(it["count"] * mean(it["communication"][f"{name}seconds_of_ranks"]) for it in its)
+
+    found = {f"{title}, share of sending, not hidden": total("") / seconds,
+             f"{title}, share of sending, hidden": total("hidden_") / seconds,
+             f"{title}, share of waiting for others": total("waiting_") / seconds}  # fmt: skip
+    found[f"{title}, worst share of sending, not hidden"] = max(
+        mean(it["communication"]["seconds_of_ranks"]) / it["seconds"] for it in its
+    )
+    found[f"{title}, worst bytes of least"] = max(max(it["communication"]["bytes_of_ranks"]) / it["least_bytes"] for it in its)
+    return found | {f"{title}, {name}": value for name, value in kernel_shares(its).items()}
+
+
+def kernel_shares(iterations: Iterable[Mapping[str, Any]]) -> Figures:
+    """Shares of the time of the traced iterations in which the GPU computed, did nothing but communicate, did nothing at all."""
+    traced = [it["kernels"] for it in iterations if it["kernels"]]
+    wall = sum(one["wall s"] for one in traced)
+    if not wall:
+        return {}
+    computing, alone = (sum(one[f"{name} s"] for one in traced) / wall for name in ("computing", "NCCL alone"))
+    rest = 1 - computing - alone
+    return {"share of computing kernels": computing, "share of NCCL kernels alone": alone, "share of idle GPU": rest}
+
+
+def same_sums(passes: Iterable[Pass]) -> Figures:
+    """Largest difference of a shell of the sums and smallest share of equal poses: to one rank, and of one rank from itself."""
+    found: Figures = {}
+    for one in passes:
+        field = "again" if one["ranks"] == 1 else "against_one"
+        compared = [it[field] for it in one["iterations"] if it[field]]
+        title = f"same iterations, {one['ranks']} ranks" + (" again" if one["ranks"] == 1 else "")
+        if compared and f"{title}, largest difference of a shell" not in found:
+            found[f"{title}, largest difference of a shell"] = max(max(it["data"], it["weight"]) for it in compared)
+            found[f"{title}, smallest share of same poses"] = min(it["same poses"] for it in compared)
+    return found
+
+
+def whole_figures(runs: Mapping[int, Mapping[str, float]]) -> Figures:
+    """Efficiency of whole runs beside the one with fewest ranks, without process start; of the expectation alone. runs: parts of
+    each, by ranks."""
+    found: Figures = {f"whole, {ranks} ranks, {name}": value for ranks, parts in runs.items() for name, value in parts.items()}
+    base = min(runs)
+    for ranks, parts in runs.items():
+        if ranks != base:
+            for name in ("without start", "expectation", "an iteration"):
+                found[f"whole, {ranks} ranks, efficiency, {name}"] = base * runs[base][f"{name} s"] / (ranks * parts[f"{name} s"])
+    return found
+
+
+def table(passes: Iterable[Pass]) -> list[str]:
+    """A line for each iteration of each pass."""
+    lines = ["ranks particles  kind              size  signif.  seconds  accur. expect. maxim.  sending hidden waiting"
+             "     MB least MB  differs  poses"]  # fmt: skip
+    for one in passes:
+        lines += [line(one, it) for it in one["iterations"]]
+        lines += [f"  traced, {it['kind']}: " + texts(it["kernels"]) for it in one["iterations"] if it["kernels"]]
+    return lines
+
+
+def line(one: Pass, it: Mapping[str, Any]) -> str:
+    """One iteration."""
+    took, sent, differs = it["took"], it["communication"], it["against_one"] or it["again"]
+    text = (f"{one['ranks']:5d} {one['particles']:9d}  {it['kind']:17s} {it['size_px']:4d} {it['significant']:8.1f} "
+            f"{it['seconds']:8.3f} {took['accuracy']:7.3f} {took['expectation']:7.3f} {took['maximization']:6.3f}")  # fmt: skip
+    if sent:
+        seconds = [mean(sent[f"{name}seconds_of_ranks"]) for name in ("", "hidden_", "waiting_")]
+        text += "  {:7.3f} {:6.3f} {:7.3f}".format(*seconds)
+        text += f" {max(sent['bytes_of_ranks']) / 1e6:6.1f} {it['least_bytes'] / 1e6:7.1f}"
+    else:
+        text += " " * 38
+    return text + (f"  {max(differs['data'], differs['weight']):.1e} {differs['same poses']:.4f}" if differs else "")
+
+
+def texts(figures: Mapping[str, float]) -> str:
+    """'name 1.2, other 3'."""
+    return ", ".join(f"{name} {number_text(value)}" for name, value in figures.items())
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of all ranks."""
+    return sum(values) / len(values)
