@@ -28,8 +28,9 @@ from benchmarks.iteration_kinds import kind_of, pushed
 from verglas.cli.common import resolve_device, set_threads
 from verglas.cli.plan import this_machine
 from verglas.core.rows import RowTable
+from verglas.distributed.meeting import joined
 from verglas.distributed.place import place_of
-from verglas.distributed.ranks import Ranks, joined
+from verglas.distributed.ranks import Ranks
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import coordinate_chunks, radius2
@@ -226,7 +227,7 @@ def prepared(options: argparse.Namespace, device: torch.device, ranks: Ranks, ev
     if every > 1:
         table = table.with_columns(rlnRandomSubset=table.half_sets(config.seed))  # not drawn anew for fewer
         table = table.select(slice(0, None, every))
-    planned = plan(Problem.of(table, ranks.size), config, this_machine(device, ranks.local_size))
+    planned = plan(Problem.of(table, ranks.size), config, replace(this_machine(device, ranks.local_size), ranks=ranks.size))
     planned.check()
     start = read_map(options.data / "start.mrc")
     return driver.prepare(table, start, config, device, planned=planned, ranks=ranks)

@@ -17,6 +17,7 @@ from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.projection.volume import padded_size
 from verglas.refinement.config import Classify2dConfig, ClassifyConfig, RefineConfig
 from verglas.refinement.plan import plan
+from verglas.refinement.plan_ranks import plans_up_to
 from verglas.refinement.plan_sizes import Machine, Problem, all_sizes, half_plane_count, padded_edge, sphere_count
 from verglas.refinement.schedule import coarse_size, initial_schedule
 
@@ -283,3 +284,29 @@ def test_the_command_plans_2d_classifications_and_their_disk(capsys):
     text = capsys.readouterr().out
     assert "50 classes" in text and "The run folder takes about 0.041 GB" in text
     assert main([*words, "--two-d"]) == 2 and "--two-d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("machine", [CPU, H100])
+def test_ranks_share_particles_and_what_they_say_costs_time(machine):
+    plans = plans_up_to(EMPIAR_10028, config(), replace(machine, host_memory=500 * GB), 6)
+    assert [one.ranks for one in plans] == [1, 2, 4, 6]
+    assert sum(one.ranks * one.one.problem.n_particles >= EMPIAR_10028.n_particles for one in plans) == 4
+    seconds, efficiencies = [one.one.seconds for one in plans], [one.efficiency for one in plans]
+    assert seconds == sorted(seconds, reverse=True) and efficiencies == sorted(efficiencies, reverse=True)
+    assert efficiencies[0] == 1 and 0.3 < efficiencies[-1] < 1
+    assert plans[0].between_ranks == 0 < plans[-1].between_ranks
+    assert plans[0].one.disk_bytes == pytest.approx(plans[-1].one.disk_bytes, rel=1e-4)  # of the run, whoever computes
+    peaks = [one.one.peak(machine.works_on) for one in plans]
+    assert peaks == sorted(peaks, reverse=True) and plans[-1].host_bytes > plans[0].host_bytes
+
+
+def test_the_command_plans_for_several_gpus_that_need_not_be_here(tmp_path: Path, capsys):
+    words = ["plan", "--n", "100000", "--box", "256", "--apix", "1.3", "--diameter", "240", "--device", "cuda",
+             "--device-memory", "80", "--host-memory", "400", "--out", str(tmp_path / "plan.json")]  # fmt: skip
+    assert main([*words, "--gpus", "4"]) == 0
+    assert "By number of GPUs" in capsys.readouterr().out
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["ranks"] == 4 and found["particles"] == 25_000 and list(found["seconds_on"]) == ["1", "2", "4"]
+    assert main([*words, "--overwrite"]) == 0
+    assert "By number of GPUs" not in capsys.readouterr().out
+    assert main([*words, "--overwrite", "--gpus", "0"]) == 2

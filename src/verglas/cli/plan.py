@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.refinement.plan import RunPlan
+    from verglas.refinement.plan_ranks import OnRanks
     from verglas.refinement.plan_sizes import Machine, Problem
 
 GB = 1e9
@@ -32,7 +33,7 @@ class Plan:
     `verglas refine`, `classify3d` and `classify2d` make the same plan at their start. Exit code 2 and the
     nearest setting that fits, if it does not.
 
-    Example: verglas plan --n 100000 --box 360 --apix 1.34 --sym C1 --diameter 350 --device cuda --device-memory 80
+    Example: verglas plan --n 100000 --box 360 --apix 1.34 --sym C1 --diameter 350 --device cuda --device-memory 80 --gpus 8
     """
 
     diameter: Annotated[float, arg(metavar="Å")]
@@ -67,6 +68,9 @@ class Plan:
     """Free memory of the GPU."""
     host_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: this machine's)")] = None
     """Free memory of the computer."""
+    gpus: Annotated[int, arg(metavar="N")] = 1
+    """Plan for so many GPUs of one computer, each with the memory of --device-memory, beside fewer of them (with --device cpu:
+    for so many processes). Memory of the host is what all of them share."""
     out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None
     """Write the plan to this file, too: bytes and seconds."""
     overwrite: Flag = False
@@ -76,15 +80,21 @@ class Plan:
     def run(self) -> None:
         """Plan, print, write; InputError if the run would not fit."""
         from verglas.io.atomic import atomic_path, check_target
-        from verglas.refinement.plan import plan
+        from verglas.refinement.plan_ranks import plans_up_to
 
         if self.out is not None:
             check_target(self.out, self.overwrite)
-        made = plan(self.problem(), self.config(), self.machine())
+        if self.gpus < 1:
+            raise InputError("--gpus", str(self.gpus), "1 or more")
+        plans = plans_up_to(self.problem(), self.config(), self.machine(), self.gpus)
+        made = plans[-1].one
         show(made)
+        if len(plans) > 1:
+            show_ranks(plans)
         if self.out is not None:
+            content = made.as_dict() | {"seconds_on": {one.ranks: one.one.seconds for one in plans}}
             with atomic_path(self.out, self.overwrite) as path:
-                path.write_text(json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8")
+                path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         made.check()
 
     def config(self) -> RefineConfig:
@@ -199,6 +209,26 @@ def show(made: RunPlan) -> None:
     out.print(f"{reason[0].upper()}{reason[1:]}.")
     out.print(f"About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB.")
     out.print(f"The run folder takes about {made.disk_bytes / GB:.2g} GB of the disk at its end.")
+
+
+def show_ranks(plans: list[OnRanks]) -> None:
+    """A line for each number of GPUs: time, how well they are used, memory."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    name = "GPUs" if plans[0].one.machine.kind == "cuda" else "processes"
+    table = Table(title=f"By number of {name}", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for title in (name, "particles\nof each", "whole\ns", "between\nthem, s", "efficiency\nafter the start", "host\nGB"):
+        table.add_column(title, justify="right")
+    device = len(plans[0].one.places) > 1
+    if device:
+        table.add_column("each device\nGB", justify="right")
+    for plan in plans:
+        cells = [str(plan.ranks), f"{plan.one.problem.n_particles:,}", _seconds(plan.one.seconds), _seconds(plan.between_ranks),
+                 f"{100 * plan.efficiency:.0f} %", f"{plan.host_bytes / GB:.1f}"]  # fmt: skip
+        table.add_row(*cells, *([f"{plan.one.peak('device') / GB:.1f}"] if device else []))
+    Console(highlight=False, width=None if Console().is_terminal else 120).print(table)
 
 
 def _iterations(made: RunPlan) -> object:

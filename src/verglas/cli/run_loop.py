@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
@@ -137,7 +137,8 @@ class Run(Iterator["Iteration"]):
         from verglas.refinement.plan import plan
         from verglas.refinement.plan_sizes import Problem
 
-        made = plan(Problem.of(table, self.ranks.size), self.job.config, this_machine(device, self.ranks.local_size))
+        machine = replace(this_machine(device, self.ranks.local_size), ranks=self.ranks.size)
+        made = plan(Problem.of(table, self.ranks.size), self.job.config, machine)
         made.check()
         peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
         self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")

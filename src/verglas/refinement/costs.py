@@ -86,6 +86,12 @@ SHELL_BYTES = 160  # on disk, per shell of a map's spectra
 STARTING_SECONDS = {"cpu": 6.0, "cuda": 9.0}  # program, reading; beside it, a GPU's kernels are compiled once, 25 s
 ITERATION_SECONDS = {"cpu": 0.3, "cuda": 0.3}  # of every iteration: accuracy, files, report
 
+# Between ranks: bytes per second that one sends (NVLink; processes of one host), seconds of an iteration for all meetings, and
+# the share of an iteration that the first to be done waits for the last.
+LINK = {"cpu": 1e9, "cuda": 1.5e11}
+MEETING_SECONDS = {"cpu": 0.02, "cuda": 0.01}
+WAITING_SHARE = 0.03
+
 # How often each kind of iteration comes in a usual refinement; a classification repeats its last kind as often as it is told.
 TIMES = {"correlation": 1, "blurred": 2, "global": 5, "local": 4, "last": 1, "given": 1}
 

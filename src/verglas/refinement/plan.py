@@ -104,7 +104,7 @@ class RunPlan:
     @property
     def disk_bytes(self) -> float:
         """What the run folder takes at its end: STAR files and maps of all iterations, two checkpoints and one being written."""
-        n, times = self.problem.n_particles, sum(one.times for one in self.iterations)
+        n, times = self.machine.ranks * self.problem.n_particles, sum(one.times for one in self.iterations)
         spectra = costs.SHELL_BYTES * (self.problem.box // 2 + 1)
         maps = classes_of(self.config) * (4.0 * map_pixels(self.problem, self.config) + spectra)
         return times * (costs.STAR_BYTES * n + maps) + 3 * (costs.POSE_BYTES * n + maps)
@@ -157,6 +157,7 @@ class RunPlan:
         return {
             "particles": self.problem.n_particles, "box_px": self.problem.box, "pixel_size_angstrom": self.problem.pixel_size,
             "symmetry": self.config.symmetry, "diameter_angstrom": self.config.diameter, "device": self.machine.kind,
+            "ranks": self.machine.ranks,
             "working_memory_bytes": self.working_memory, "images_on": self.residency.home, "images": self.residency.reason,
             "fits": self.fits,
             "peak_bytes": {where: self.peak(where) for where in self.places}, "seconds": self.seconds,
@@ -226,7 +227,7 @@ def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
     sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if flushed else 0))
     return [
         Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
-        Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles),
+        Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles * run.machine.ranks),  # of all ranks
         *_image_items(run),
         Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * map_pixels(problem, config)),
         Item("sums of all maps", where, classes_of(config) * sums),
@@ -333,9 +334,20 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
         "other": costs.ITERATION_SECONDS[kind],
         "solve": solved / rates.transformed / cores,
     }  # fmt: skip
+    if run.machine.ranks > 1:
+        seconds["ranks"] = _seconds_between_ranks(run, sizes, sum(seconds.values()))
     if run.residency.home == "disk":  # images are read meanwhile
         seconds["wait"] = max(0.0, reading_seconds(problem, run.machine) - sum(seconds.values()))
     return seconds
+
+
+def _seconds_between_ranks(run: RunPlan, sizes: Sizes, computing: float) -> float:
+    """Sums are added up and new maps sent; who is done waits for the others. computing: seconds of the rest of the iteration."""
+    sums = classes_of(run.config) * reference_voxels(sizes, run.config) * 3 * sum_bytes(run.config)
+    maps = 4.0 * classes_of(run.config) * map_pixels(run.problem, run.config)
+    share = (run.machine.ranks - 1) / run.machine.ranks
+    kind = run.machine.kind
+    return share * (2 * sums + maps) / costs.LINK[kind] + costs.MEETING_SECONDS[kind] + costs.WAITING_SHARE * computing
 
 
 def reading_seconds(problem: Problem, machine: Machine) -> float:

@@ -49,12 +49,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs. kind: cpu or cuda; host_memory, device_memory: bytes free for this run; cores: CPU threads."""
+    """Where it runs. kind: cpu or cuda; host_memory, device_memory: bytes free for this run; cores: CPU threads.
+
+    ranks: processes that share the run; memories, cores and the particles of its `Problem` are those of one of them.
+    """
 
     kind: Literal["cpu", "cuda"]
     host_memory: float
     device_memory: float = 0.0
     cores: int = 1
+    ranks: int = 1
 
     @property
     def works_on(self) -> Where:

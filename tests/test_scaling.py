@@ -1,0 +1,87 @@
+"""benchmarks.scaling: its figures from given measurements, and a small run of two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.scaling import main
+from benchmarks.scaling_rank import half_ball, least_bytes, shell_differences
+from benchmarks.scaling_tables import figures_of, table, whole_figures
+
+from verglas.core.rows import packed_sphere
+
+
+def a_pass(ranks: int, particles: int, seconds: float, slowest: float = 0.0) -> dict[str, object]:
+    """An iteration of so many seconds, and one of twice as many that comes twice; 0.1 s of each go to sending."""
+    sent = {"bytes_of_ranks": [100] * ranks, "seconds_of_ranks": [0.1] * ranks, "hidden_seconds_of_ranks": [0.05] * ranks,
+            "waiting_seconds_of_ranks": [slowest] + [0.0] * (ranks - 1)}  # fmt: skip
+    took = {"accuracy": 0.0, "expectation": seconds, "maximization": 0.0}
+    one = {"kind": "global order 2", "size_px": 64, "significant": 5.0, "took": took, "least_bytes": 80.0, "kernels": {},
+           "communication": sent if ranks > 1 else None, "against_one": {}, "again": {}}  # fmt: skip
+    found = {"data": 1e-6, "weight": 2e-6, "same poses": 0.9995}
+    iterations = [
+        one | {"number": 0, "count": 1, "seconds": seconds, "again" if ranks == 1 else "against_one": found},
+        one | {"number": 1, "count": 2, "seconds": 2 * seconds, "took": took | {"expectation": 2 * seconds}},
+    ]
+    return {"ranks": ranks, "particles": particles, "iterations": iterations}
+
+
+def test_efficiencies_are_those_of_definition() -> None:
+    passes = [a_pass(1, 1000, 4.0), a_pass(1, 500, 2.0), a_pass(2, 1000, 2.5, slowest=0.5)]
+    found = figures_of(passes)
+    assert found["strong, 1 ranks, iterations s"] == 4 + 2 * 8
+    assert found["strong, 2 ranks, efficiency, iterations"] == pytest.approx(4 / (2 * 2.5))
+    assert found["weak, 2 ranks, efficiency, iterations"] == pytest.approx(2 / 2.5)
+    assert found["2 ranks, share of sending, not hidden"] == pytest.approx(0.1 / 5)
+    assert found["2 ranks, share of waiting for others"] == pytest.approx(0.25 / 5)
+    assert found["2 ranks, worst bytes of least"] == pytest.approx(1.25)
+    assert found["same iterations, 2 ranks, largest difference of a shell"] == 2e-6
+    assert found["same iterations, 1 ranks again, smallest share of same poses"] == 0.9995
+    assert len(table(passes)) == 3 + 6 - 2  # a heading, two lines of each pass
+
+
+def test_efficiency_of_whole_runs_leaves_the_start_out() -> None:
+    runs = {1: {"without start s": 100.0, "expectation s": 90.0, "an iteration s": 9.0},
+            4: {"without start s": 30.0, "expectation s": 25.0, "an iteration s": 2.5}}  # fmt: skip
+    found = whole_figures(runs)
+    assert found["whole, 4 ranks, efficiency, without start"] == pytest.approx(100 / 120)
+    assert found["whole, 4 ranks, efficiency, expectation"] == pytest.approx(0.9)
+    assert found["whole, 4 ranks, efficiency, an iteration"] == pytest.approx(0.9)
+
+
+def test_differences_are_found_in_the_shell_where_they_are() -> None:
+    rows, padding = packed_sphere(16.0), 2.0
+    one_V3 = torch.ones(rows.count, 3)
+    other_V3 = one_V3.clone()
+    radius = rows.coordinates_V3().double().square().sum(1).sqrt() / padding
+    inside = (radius + 0.5).floor() == 5
+    other_V3[inside, 2] += 1e-3
+    found_S2 = shell_differences(other_V3, one_V3, rows, padding)
+    assert found_S2.shape == (9, 2) and float(found_S2[5, 1]) == pytest.approx(1e-3, rel=1e-3)
+    found_S2[5, 1] = 0
+    assert float(found_S2.max()) == 0
+
+
+def test_the_least_is_what_the_sums_and_the_new_maps_take() -> None:
+    rows = packed_sphere(64.0)
+    inside = int((rows.coordinates_V3().square().sum(1) <= 64**2).sum())
+    assert half_ball(64.0) == pytest.approx(inside, rel=0.02)
+    small, whole = (least_bytes(packed_sphere(2.0 * radius), 2.0, 64, 2) for radius in (8, 32))
+    assert small == pytest.approx(2 * 4 * 0.5 * (3 * half_ball(16) + 2 * half_ball(8)))
+    assert whole == pytest.approx(2 * 4 * 0.5 * (3 * half_ball(64) + 2 * half_ball(32)))
+    assert least_bytes(rows, 2.0, 64, 1) == 0
+
+
+def test_two_processes_measure_themselves_against_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["iterations", "--model", "demo", "--ranks", "1", "2", "--device", "cpu", "--particles", "40", "--box", "32", "--most", "2",
+             "--diameter", "150", "--work", str(tmp_path), "--out", str(tmp_path / "figures.json")]  # fmt: skip
+    main(words)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["same iterations, 1 ranks again, largest difference of a shell"] < 1e-5
+    assert found["same iterations, 2 ranks, largest difference of a shell"] < 1e-4
+    assert found["same iterations, 2 ranks, smallest share of same poses"] >= 0.95  # of 40: two may be on an edge
+    assert found["2 ranks, worst bytes of least"] > 1 and found["weak, 2 ranks, efficiency, expectation"] > 0
+    assert "global order 2" in capsys.readouterr().out
