@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_large all --model 5a1a_D2.npz --defocus defocus_u_v_angle_105247.npy --work DIR [--out FIGURES.json]
 
---job refine: auto-refinement to convergence; --job classify: 3-D classification, K=6, 25 iterations, order 2. `all` is simulate,
-start, wait, leaving out what is done already: where a call may last a few minutes only, repeat it with --seconds. Single steps:
+--job refine: auto-refinement to convergence; --job classify: 3-D classification, K=6, 25 iterations, order 2; --gpus: how many
+share it. `all` is simulate, start, wait, leaving out what is done already: where a call may last a few minutes only, repeat it
+with --seconds. Single steps:
     simulate    make the set, unless DIR holds it
     start       drop the page cache and begin the job (or go on: --continue) in a process that outlives this one
     wait        follow it for --seconds; the figures once it has ended. Wall times of all attempts are summed
@@ -92,7 +93,7 @@ def start(options: argparse.Namespace) -> None:
         return
     note_killed(out)
     words = [sys.executable, "-m", "benchmarks.gpu_large", "attempt", "--work", str(options.work), "--job", options.job,
-             "--device", options.device]  # fmt: skip
+             "--device", options.device, "--gpus", str(options.gpus)]  # fmt: skip
     with out.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     out.with_suffix(".pid").write_text(str(process.pid))
@@ -108,6 +109,8 @@ def attempt(options: argparse.Namespace) -> None:
     if not out.exists():
         words = [*COMMANDS[options.job][1:], "--particles", str(data / "particles.star"), "--reference", str(data / "start.mrc"),
                  "--out", str(out), "--diameter", f"{DIAMETER:g}"]  # fmt: skip
+    if options.gpus > 1:
+        words += ["--gpus", str(options.gpus)]
     with utilisation() as watch:
         begun, begin = time.time(), time.perf_counter()
         command = [sys.executable, "-m", "verglas", COMMANDS[options.job][0], *words, "--device", options.device]
@@ -202,6 +205,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--particles", type=int, default=PARTICLES)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="`wait`: at most so long")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 

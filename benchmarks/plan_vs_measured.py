@@ -1,6 +1,7 @@
 """What `verglas plan` says beside what a refinement takes: peak memory of host and device, seconds.
 
     python -m benchmarks.plan_vs_measured [--device cuda] [--sizes 300x48xD2 ...] [--iterations N] [--keep DIR]
+    python -m benchmarks.plan_vs_measured --ranks FIGURES.json   (of benchmarks.scaling: seconds and efficiency by ranks)
 
 Simulates particles of each size (the demo model: copied to a D2 particle, or alone), refines them in a process of their own,
 prints plan, measured and their ratio, and ends with 1 if a ratio of memory is outside 0.85 to 1.15. Host: largest resident
@@ -138,6 +139,26 @@ def details(found: dict) -> None:
         print(f"    run  {one['iteration']:3d} {kind:18s} {one['size']:4d} px  {peaks}  {one['seconds']:.1f} s", flush=True)
 
 
+def compare_ranks(figures: dict[str, float], device: str) -> dict[int, tuple[float, float]]:
+    """{ranks: seconds of all iterations as planned, as measured}, and a line of each with both efficiencies. figures: of
+    `benchmarks.scaling iterations`."""
+    from verglas.refinement.plan_ranks import plan_on
+    from verglas.refinement.plan_sizes import Machine, Problem
+
+    problem = Problem(int(figures["particles"]), int(figures["box px"]), figures["pixel Å"], image_bytes=2)
+    config = RefineConfig(diameter=figures["diameter Å"], initial_resolution=40.0)
+    machine = Machine("cuda" if device == "cuda" else "cpu", 1000 * GB, 141 * GB, 2)
+    names = [name for name in figures if name.startswith("strong, ") and name.endswith(" ranks, iterations s")]
+    found = {}
+    for ranks, measured in sorted((int(name.split()[1]), figures[name]) for name in names):
+        planned = sum(one.times * sum(one.seconds.values()) for one in plan_on(problem, config, machine, ranks).iterations)
+        found[ranks] = (planned, measured)
+        efficiencies = [found[min(found)][i] * min(found) / ranks / found[ranks][i] for i in range(2)]
+        plan, seen = (f"{value:8.1f} s {efficiency:6.1%}" for value, efficiency in zip(found[ranks], efficiencies))
+        print(f"{ranks:3d} ranks  plan {plan}  measured {seen}")
+    return found
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,8 +167,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=RefineConfig.max_iterations, help="at most, before the joint one")
     parser.add_argument("--keep", type=Path, help="folder for the particles, used again if they are there")
     parser.add_argument("--details", action="store_true", help="every iteration, planned and measured")
+    parser.add_argument("--ranks", type=Path, help="compare with these figures instead")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.ranks is not None:
+        compare_ranks(json.loads(options.ranks.read_text()), options.device)
+        return
     if options.child:
         child(options.child, options.device, options.sizes[0], options.iterations)
         return

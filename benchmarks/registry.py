@@ -66,7 +66,7 @@ class Benchmark:
         return " ".join(dict.fromkeys(bar.row for bar in self.bars))
 
 
-ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m", "n", "o", "p")
+ROWS = ("start", "a", "b", "c", "d", "e", "f", "g", "h", "i", "i2", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s")
 C1 = "models/6wg6_C1.npz"
 MODEL = ("--model", "{data}/" + C1, "--work", "{work}")
 EMPIAR = ("models/5a1a_D2.npz", "empiar10028_ctf/defocus_u_v_angle_105247.npy")
@@ -196,6 +196,21 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "gpu_classify", "3-D classification of the same set: K=6, 25 iterations, order 2", "long", "gpu", 500, "gpu_large",
         ("all", "--job", "classify", *LARGE), files=EMPIAR,
         bars=(Bar("e", "classification, K=6, 25 iterations, 105,247 x 360 px, whole process", "whole s", "<=", 300, "s"),),
+    ),
+    Benchmark(
+        "scaling", "several GPUs: same sums, strong and weak scaling, communication, whole runs", "long", "gpu", 900, "scaling",
+        MODEL, files=(C1,),
+        bars=(
+            Bar("q", "iterations from one state on several GPUs and on one: difference of sums, worst shell",
+                "same iterations, * ranks, largest difference of a shell", "<=", 1e-4),
+            Bar("q", "the same: share of particles with the same pose", "same iterations, * ranks, * same poses", ">=", 0.999),
+            Bar("r", "strong scaling, whole run, start apart: efficiency", "whole, * efficiency, without start", ">=", 0.85),
+            Bar("r", "the same, expectation", "whole, * efficiency, expectation", ">=", 0.92),
+            Bar("r", "weak scaling, iterations: efficiency", "weak, * efficiency, iterations", ">=", 0.95),
+            Bar("s", "share of an iteration in which sending is not hidden, the worst", "* worst share of sending, not hidden",
+                "<=", 0.05),
+            Bar("s", "bytes that a rank sends: times the least possible", "* worst bytes of least", "<=", 1.2),
+        ),
     ),
 )  # fmt: skip
 

@@ -77,7 +77,8 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
         beginning = {name: found[-1][name] for name in ("process start s", "joining s", "preparing s")}
         print(f"{ranks} ranks: {texts(beginning)}", flush=True)
     (options.work / "iterations.json").write_text(json.dumps(found) + "\n")
-    return figures_of(found)
+    about = {"particles": options.particles, "box px": options.box, "pixel Å": FIELD / options.box}
+    return about | {"diameter Å": options.diameter} | figures_of(found)
 
 
 def run(options: argparse.Namespace, data: Path, ranks: int, name: str, more: dict[str, str] | None = None) -> Run:

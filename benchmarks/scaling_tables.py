@@ -21,7 +21,7 @@ def figures_of(passes: Sequence[Pass]) -> Figures:
     found |= efficiencies("strong", strong) | efficiencies("weak", [one for one in passes if is_weak(one, fewest)])
     for one in strong:
         found |= shares(one)
-    return found
+    return found | fixed(passes)
 
 
 def is_weak(one: Pass, fewest: int) -> bool:
@@ -50,6 +50,23 @@ def efficiency(base: Pass, one: Pass, stage: str = "seconds") -> float:
     """Share of the rate of particles that `one` would have if each of its ranks were as fast as those of `base`."""
     work = one["particles"] / base["particles"] * base["ranks"] / one["ranks"]
     return work * whole(base, stage) / whole(one, stage)
+
+
+def fixed(passes: Sequence[Pass]) -> Figures:
+    """Seconds of an iteration that do not depend on the number of particles, by stage: from two passes on the fewest ranks. What
+    more ranks cannot share, if they do not share this."""
+    fewest = min(one["ranks"] for one in passes)
+    pair = sorted((one for one in passes if one["ranks"] == fewest), key=lambda one: int(one["particles"]))
+    if len(pair) < 2:
+        return {}
+    few, many = pair[0], pair[-1]
+    ratio, found = many["particles"] / few["particles"], {}
+    for a, b in zip(few["iterations"], many["iterations"], strict=True):
+        parts = {"seconds": (a["seconds"], b["seconds"])} | {name: (a["took"][name], b["took"][name]) for name in a["took"]}
+        for name, (short, long) in parts.items():
+            title = "whole" if name == "seconds" else name
+            found[f"whatever the particles, {a['number']} {a['kind']}, {title} s"] = (ratio * short - long) / (ratio - 1)
+    return found
 
 
 def shares(one: Pass) -> Figures:

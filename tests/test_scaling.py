@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.plan_vs_measured import compare_ranks
 from benchmarks.scaling import main
 from benchmarks.scaling_rank import half_ball, least_bytes, shell_differences
 from benchmarks.scaling_tables import figures_of, table, whole_figures
@@ -40,6 +41,7 @@ def test_efficiencies_are_those_of_definition() -> None:
     assert found["2 ranks, worst bytes of least"] == pytest.approx(1.25)
     assert found["same iterations, 2 ranks, largest difference of a shell"] == 2e-6
     assert found["same iterations, 1 ranks again, smallest share of same poses"] == 0.9995
+    assert found["whatever the particles, 1 global order 2, whole s"] == 0
     assert len(table(passes)) == 3 + 6 - 2  # a heading, two lines of each pass
 
 
@@ -75,9 +77,17 @@ def test_the_least_is_what_the_sums_and_the_new_maps_take() -> None:
     assert least_bytes(rows, 2.0, 64, 1) == 0
 
 
+def test_the_plan_of_ranks_is_put_beside_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"particles": 25000, "box px": 256, "pixel Å": 1.3, "diameter Å": 240.0, "strong, 1 ranks, iterations s": 60.0,
+               "strong, 2 ranks, iterations s": 40.0, "weak, 2 ranks, iterations s": 1.0}  # fmt: skip
+    found = compare_ranks(figures, "cuda")
+    assert list(found) == [1, 2] and found[2][1] == 40 and found[2][0] < found[1][0]
+    assert "75.0%" in capsys.readouterr().out
+
+
 def test_two_processes_measure_themselves_against_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["iterations", "--model", "demo", "--ranks", "1", "2", "--device", "cpu", "--particles", "40", "--box", "32", "--most", "2",
-             "--diameter", "150", "--work", str(tmp_path), "--out", str(tmp_path / "figures.json")]  # fmt: skip
+    words = ["iterations", "--model", "demo", "--ranks", "1", "2", "--device", "cpu", "--particles", "40", "--box", "32",
+             "--most", "2", "--diameter", "150", "--work", str(tmp_path), "--out", str(tmp_path / "figures.json")]  # fmt: skip
     main(words)
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["same iterations, 1 ranks again, largest difference of a shell"] < 1e-5
