@@ -78,7 +78,7 @@ def reconstruct(
         x, error = engine.run_pass(x, number)
         x = _within_limits(x, options)
         if options.positions_from and number >= options.positions_from:
-            x = corrected_positions(problem, x)
+            x = corrected_positions(problem, x, number)
         errors += (error,)
         of_object, of_probe = (_change(before[name], x[name]) for name in ("object_OLYX", "probe_MYX"))
         found = as_reconstruction(x, scan, origin_2, errors)

@@ -1,0 +1,51 @@
+"""Positions that the file has wrong are found again, up to what no data tell: a shift and an affine map of all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_world import made_up, scan_of
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.reconstruct import reconstruct
+from verglas.ptychography.scan import Scan
+from verglas.ptychography.simulation import Setting, make_truth, patterns
+from verglas.ptychography.simulation_options import DetectorOptions, LightOptions, PathOptions
+
+
+def left_over(found: np.ndarray, true: np.ndarray) -> float:
+    """rms distance, px, after the affine map that fits best."""
+    basis = np.concatenate([true, np.ones((len(true), 1))], 1)
+    left = found - basis @ np.linalg.lstsq(basis, found, rcond=None)[0]
+    return float(np.sqrt((left**2).sum(1).mean()))
+
+
+@pytest.mark.parametrize("engine", ["rpie", "lsq", "cg"])
+def test_small_errors(engine: str) -> None:
+    truth = made_up()
+    scan = scan_of(truth, seed=1)
+    draw = torch.Generator().manual_seed(7)
+    wrong = scan.positions_B2 + 0.7 * torch.randn(len(scan), 2, generator=draw, dtype=torch.float64)
+    options = PtychoOptions(engine=engine, passes=40, positions_from=3)  # type: ignore[arg-type]
+    *_, done = reconstruct(replace(scan, positions_B2=wrong), options)
+    assert left_over(wrong.numpy(), truth.positions_B2.numpy()) > 0.8
+    assert left_over(done.found.positions_B2.numpy(), truth.positions_B2.numpy()) < 0.1
+
+
+@pytest.mark.slow
+def test_large_errors() -> None:
+    """3.5 px rms: some positions are 10 px off, and no slope leads home from there."""
+    setting = Setting(
+        light=LightOptions(photons=1e5, width=0.5),
+        path=PathOptions(positions=150, position_error=3.5, overlap=0.75),
+        detector=DetectorOptions(window=64, bits=32),
+    )
+    truth = make_truth(setting)
+    counts = torch.from_numpy(np.concatenate(list(patterns(truth, setting))).astype(np.float32))
+    scan = Scan(counts, torch.from_numpy(truth.recorded_B2), probe_MYX=torch.from_numpy(truth.probe_MYX))
+    *_, done = reconstruct(scan, PtychoOptions(engine="rpie", passes=64, positions_from=5))
+    assert left_over(truth.recorded_B2, truth.position_B2) > 3
+    assert left_over(done.found.positions_B2.numpy(), truth.position_B2) < 0.2
