@@ -55,7 +55,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "project": "project:Project",
     },
     "Ptychography: from diffraction patterns to an image": {
+        "ptycho reconstruct": "ptycho_reconstruct:PtychoReconstruct",
         "ptycho info": "ptycho_info:PtychoInfo",
+        "ptycho report": "ptycho_report:PtychoReport",
         "ptycho simulate": "ptycho_simulate:PtychoSimulate",
     },
 }

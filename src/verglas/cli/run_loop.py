@@ -203,7 +203,7 @@ class Run(Iterator["Iteration"]):
                 run = self._run_folder() if self.ranks.is_lead else None
                 table = self.inputs()
                 planned = self.plan(table, device)
-            with run or nullcontext(), _withdrawn_if_refused(run, self.resumed), _way_on(run, self.job.command):
+            with run or nullcontext(), withdrawn_if_refused(run, self.resumed), way_on(run, self.job.command):
                 yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
 
     def _run_folder(self) -> RunFolder | None:
@@ -313,15 +313,13 @@ def _painters(wanted: bool) -> Iterator[Draw | None]:
 
 
 @contextmanager
-def _withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None]:
+def withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None]:
     """Remove the folder of a new run that ends by an error of the input before its first checkpoint, and put the run that it
     was to replace back: nothing was computed."""
-    from verglas.refinement import checkpoint
-
     try:
         yield
     except (InputError, OutputError):
-        if run is not None and not resumed and checkpoint.newest(run.target) is None:
+        if run is not None and not resumed and not any(run.target.glob("*.checkpoint")):
             shutil.rmtree(run.target, ignore_errors=True)
             old = staging.sibling(run.target, "replaced")
             if old.exists():
@@ -331,7 +329,7 @@ def _withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None
 
 
 @contextmanager
-def _way_on(run: RunFolder | None, command: str) -> Iterator[None]:
+def way_on(run: RunFolder | None, command: str) -> Iterator[None]:
     """Say how to go on when the user stops a run."""
     try:
         yield

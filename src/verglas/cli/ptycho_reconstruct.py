@@ -1,0 +1,67 @@
+"""verglas ptycho reconstruct: a scan in, object and probe out. Options; the work is in ptycho_run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from verglas.cli.common import Computing, Flag, absolute, check_seed, refuse_beside_continue
+from verglas.errors import InputError
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.read_options import ReadOptions
+
+
+@dataclass(kw_only=True)
+class PtychoReconstruct:
+    """Reconstruct object and probe from overlapping diffraction patterns.
+
+    Writes result.cxi (object, probe modes, corrected positions and all else that was fitted), amplitude.png, phase.png,
+    error.csv and report.html, which is rewritten as it goes on. With --halves every second position is also reconstructed
+    alone, and the rest alone, and report.html tells how far both agree (Fourier ring correlation). A run that was stopped
+    or killed goes on with --continue DIR from its last checkpoint, to the same result.
+
+    Example: verglas ptycho reconstruct --scan star/scan.cxi --passes 100 --out found
+    """
+
+    scan: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(required)")] = None
+    """Patterns and positions: .cxi .h5 .nxs .ptyd .npz (`verglas ptycho info` tells what is read)."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(required)")] = None
+    """Folder to be made."""
+    continue_from: Annotated[Path | None, arg(name="continue", metavar="DIR", help_behavior_hint="(default: a new run)")] = None
+    """Go on with a run that was stopped; everything but --device and --threads is kept."""
+    halves: Flag = False
+    """Reconstruct two independent halves of the positions as well, for the resolution; takes twice as long."""
+    unwrap: Flag = False
+    """Show the phase without jumps of 2 pi."""
+    checkpoint_every: Annotated[int, arg(metavar="N")] = 5
+    """Passes from one checkpoint to the next."""
+    overwrite: Flag = False
+    """Replace the folder of an earlier run."""
+    fit: FlagCreatePairsOff[PtychoOptions] = field(default_factory=PtychoOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    computing: Computing = field(default_factory=Computing)
+
+    def run(self) -> None:
+        """Check the options, then reconstruct, or go on with a stopped run."""
+        from verglas.cli.ptycho_run import PtychoJob, PtychoRun, job_of_run
+
+        if self.continue_from is not None:
+            refuse_beside_continue(self)
+            PtychoRun(job_of_run(self.continue_from, self.computing.device, self.computing.threads), resumed=True).run()
+            return
+        for name in ("scan", "out"):
+            if getattr(self, name) is None:
+                raise InputError(f"--{name}", "not given", "it, for a new run", "Or go on with a run: --continue DIR.")
+        if self.checkpoint_every < 1:
+            raise InputError("--checkpoint-every", str(self.checkpoint_every), "1 or more")
+        check_seed(self.fit.seed)
+        assert self.scan is not None and self.out is not None
+        read = self.read if self.read.mask is None else replace(self.read, mask=absolute(self.read.mask))
+        PtychoRun(PtychoJob(
+            scan=absolute(self.scan), out=self.out, halves=self.halves, unwrap=self.unwrap,
+            checkpoint_every=self.checkpoint_every, fit=self.fit, read=read, overwrite=self.overwrite,
+            device=self.computing.device, threads=self.computing.threads,
+        )).run()  # fmt: skip

@@ -1,0 +1,240 @@
+"""One ptychographic reconstruction from the command line: reads, drives the engine, writes files.
+
+A stopped run goes on. It has one part, all positions, or three: with --halves each half of the positions follows. Every part has
+checkpoints of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from verglas.cli.run_loop import way_on, withdrawn_if_refused
+from verglas.errors import InputError
+from verglas.io.runfolder import RunFolder
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.read_options import ReadOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.ptychography.reconstruct import PassDone
+    from verglas.ptychography.scan import Reconstruction, Scan
+
+COMMAND = "ptycho reconstruct"
+PARTS = {"all": "all positions", "half1": "every second position", "half2": "the other positions"}
+RESULTS = {"all": "result.cxi", "half1": "half1.cxi", "half2": "half2.cxi"}
+PAGE_SHARE, PAGE_INTERVAL = 0.05, 10.0  # of the time that pages may take; s between two at least
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtychoJob:
+    """What a run is made from, as its config.json records it; paths are absolute."""
+
+    scan: Path
+    out: Path
+    fit: PtychoOptions = field(default_factory=PtychoOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    halves: bool = False
+    unwrap: bool = False
+    checkpoint_every: int = 5
+    overwrite: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+
+
+def job_of_run(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> PtychoJob:
+    """The job of the run in the folder `out`, from its config.json; InputError if it is none."""
+    where = out / "config.json"
+    if not where.is_file():
+        raise InputError("--continue", f"{out} holds no run (no config.json in it)", "the --out of a run that was stopped")
+    try:
+        content = json.loads(where.read_text(encoding="utf-8"))
+        if content["command"] != COMMAND:
+            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of `verglas {COMMAND}`")
+        options = content["options"]
+        read, fit = options["read"], PtychoOptions(**options["fit"])
+        mask = None if read["mask"] is None else Path(read["mask"])
+        kept = {one.name: options[one.name] for one in fields(PtychoJob) if one.name in ("halves", "unwrap", "checkpoint_every")}
+        return PtychoJob(scan=Path(options["scan"]), out=out, fit=fit, read=ReadOptions(**{**read, "mask": mask}), device=device,
+                         threads=threads, **kept)  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(where, f"it cannot be understood ({error})", f"the file that `verglas {COMMAND}` wrote",
+                         "Start the run again.") from error  # fmt: skip
+
+
+class PtychoRun:
+    """A run: make it of a job, then `run`. resumed: go on with the one in job.out."""
+
+    def __init__(self, job: PtychoJob, resumed: bool = False) -> None:
+        self.job, self.resumed = job, resumed
+        self.history: dict[str, list[Record]] = {part: [] for part in PARTS}
+        self._page_not_before = 0.0
+
+    def run(self) -> None:
+        """Read and check the scan, reconstruct, write everything. InputError for what cannot be reconstructed."""
+        from verglas.cli.common import resolve_device, set_threads
+        from verglas.ptychography.files import read_scan
+        from verglas.refinement.files import remove_leftovers
+
+        job = self.job
+        set_threads(job.threads)
+        device, reason = resolve_device(job.device)
+        scan, notices = read_scan(job.scan, job.read)
+        with self._folder() as run, withdrawn_if_refused(run, self.resumed), way_on(run, COMMAND):
+            remove_leftovers(run.target)
+            run.provenance(device, "", "double" if job.fit.double else "single", reason)
+            for notice in notices:
+                run.log(notice)
+            self.history = read_history(run.target / "events.jsonl")
+            self._page_not_before = time.monotonic() + PAGE_INTERVAL
+            write_positions(run.path("positions.csv"), scan, None)
+            found = {part: self._part(run, part, one, device) for part, one in self._parts(scan).items()}
+            self._finish(run, scan, found)
+
+    def _folder(self) -> RunFolder:
+        job = self.job
+        if self.resumed:
+            return RunFolder.reopen(job.out, COMMAND, job)
+        return RunFolder.create(job.out, COMMAND, job, job.overwrite, resumable=True)
+
+    def _parts(self, scan: Scan) -> dict[str, Scan]:
+        import torch
+
+        parts = {"all": scan}
+        if self.job.halves:
+            every_B = torch.arange(len(scan))
+            parts |= {"half1": scan.subset(every_B[::2]), "half2": scan.subset(every_B[1::2])}
+        return parts
+
+    def _part(self, run: RunFolder, part: str, scan: Scan, device: torch.device) -> Reconstruction:
+        """Reconstruct one part, from its last checkpoint on if there is one; its result file is written at the end."""
+        from verglas.ptychography import checkpoint
+        from verglas.ptychography.files_result import read_result, write_result
+        from verglas.ptychography.reconstruct import reconstruct
+
+        result = run.path(RESULTS[part])
+        if result.exists():
+            checkpoint.remove(run.target, part)
+            return read_result(result)[0]
+        mark, passes = checkpoint.fingerprint(scan), self.job.fit.passes
+        last = checkpoint.newest(run.target, part, mark, run.log) if self.resumed else None
+        done_before = 0 if last is None else last.number
+        if last is not None:
+            run.log(f"{PARTS[part]}: going on after pass {done_before}")
+        self.history[part] = [record for record in self.history[part] if record["pass"] <= done_before]
+        with run.progress(f"Reconstructing {PARTS[part]}", passes - done_before, "passes") as bar:
+            for done in reconstruct(scan, self.job.fit, device, last):
+                last = done
+                self.history[part].append(record_of(last, len(scan)))
+                run.event("pass", part=part, **self.history[part][-1])
+                if last.number % self.job.checkpoint_every == 0 and last.number < passes:
+                    checkpoint.save(run.target, part, last, mark)
+                bar.describe(f"error {last.error:.4g}, object {last.object_change:.1e}, probe {last.probe_change:.1e}")
+                bar.advance()
+                self._page_on_the_way(run, scan, part, last)
+        assert last is not None
+        found = last.found.to("cpu")
+        write_result(result, found, run.facts(), overwrite=True)
+        checkpoint.remove(run.target, part)
+        return found
+
+    def _page_on_the_way(self, run: RunFolder, scan: Scan, part: str, last: PassDone) -> None:
+        """Rewrite report.html unless that would cost more than its share of the time."""
+        from verglas.cli.ptycho_page import Shown, write_page
+
+        started = time.monotonic()
+        if part != "all" or started < self._page_not_before:
+            return
+        note_figures(run, scan, last.found)
+        write_page(run.path("report.html"), Shown(scan.positions_B2.numpy(), last.found.to("cpu"), self.history, self.job.unwrap),
+                   run.figures, run.facts(), f"Ptychography: pass {last.number}")  # fmt: skip
+        now = time.monotonic()
+        self._page_not_before = now + max(PAGE_INTERVAL, (now - started) / PAGE_SHARE)
+
+    def _finish(self, run: RunFolder, scan: Scan, found: dict[str, Reconstruction]) -> None:
+        from verglas.cli.ptycho_page import Shown, write_page, write_pictures
+
+        note_figures(run, scan, found["all"])
+        shown = Shown(scan.positions_B2.numpy(), found["all"], self.history, self.job.unwrap)
+        if "half1" in found:
+            shown.compare_halves(found["half1"], found["half2"])
+            run.figure("resolution_of_halves", *shown.resolution())
+        write_pictures(run, shown)
+        write_positions(run.path("positions.csv"), scan, found["all"])
+        write_errors(run.path("error.csv"), self.history)
+        write_page(run.path("report.html"), shown, run.figures, run.facts(), "Ptychography")
+
+
+def record_of(done: PassDone, positions: int) -> Record:
+    """The numbers of a pass in terms of JSON; patterns_per_second: speed of that pass."""
+    return {
+        "pass": done.number, "error": done.error, "object_change": done.object_change, "probe_change": done.probe_change,
+        "took": round(done.seconds, 4), "patterns_per_second": round(positions / max(done.seconds, 1e-9), 1),
+    }  # fmt: skip
+
+
+def read_history(events: Path) -> dict[str, list[Record]]:
+    """Records of the passes of each part, each in its latest version; torn lines are left out."""
+    found: dict[str, dict[int, Record]] = {part: {} for part in PARTS}
+    for line in events.read_text(encoding="utf-8", errors="replace").splitlines() if events.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that a kill cut off
+            continue
+        if isinstance(record, dict) and record.get("event") == "pass":
+            found[record["part"]][record["pass"]] = record
+    return {part: [records[number] for number in sorted(records)] for part, records in found.items()}
+
+
+def note_figures(run: RunFolder, scan: Scan, found: Reconstruction) -> None:
+    """Key figures of a run as it stands."""
+    rows, columns = found.object_OLYX.shape[-2:]
+    run.figure("passes", len(found.error_P))
+    run.figure("error", float(f"{found.error_P[-1]:.4g}"))
+    run.figure("positions", len(scan))
+    run.figure("window", " x ".join(map(str, scan.window)), "px")
+    run.figure("object", f"{rows} x {columns}", "px")
+    if found.pixel is not None:
+        run.figure("object_pixel", float(f"{1e9 * found.pixel[0]:.4g}"), "nm")
+
+
+def write_positions(path: Path, scan: Scan, found: Reconstruction | None) -> None:
+    """positions.csv, px: as the scan has them and, once found, as they were used, in the same frame; relative intensities."""
+    from verglas.io.atomic import atomic_path
+
+    head, columns = "row,column", [scan.positions_B2]
+    if found is not None:
+        import torch
+
+        head += ",found_row,found_column,intensity"
+        columns += [found.positions_B2 + torch.tensor(found.origin_2, dtype=torch.float64), found.scale_B.double()[:, None]]
+    rows = np.concatenate([one.numpy() for one in columns], 1)
+    with atomic_path(path, overwrite=True) as temporary:
+        np.savetxt(temporary, rows, "%.9g", ",", header=head, comments="")
+
+
+def read_positions(path: Path) -> np.ndarray:
+    """Positions (row, column) px as the scan has them, [B, 2], from positions.csv."""
+    if not path.is_file():
+        raise InputError(path, "there is no such file", "what `verglas ptycho reconstruct` writes at its start")
+    return np.loadtxt(path, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2)
+
+
+def write_errors(path: Path, history: dict[str, list[Record]]) -> None:
+    """error.csv: part, pass, error, changes, seconds."""
+    from verglas.io.atomic import atomic_path
+
+    names = ("pass", "error", "object_change", "probe_change", "took")
+    lines = [",".join(("part", *names))]
+    for part, records in history.items():
+        lines += [",".join([part, *(f"{record[name]:.8g}" for name in names)]) for record in records]
+    with atomic_path(path, overwrite=True) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
