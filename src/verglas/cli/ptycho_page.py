@@ -198,10 +198,13 @@ def lights(shown: Shown) -> list[Section]:
 def verdict_shown(verdict: judging.Judgement) -> Section:
     """How near the truth."""
     removed = verdict.alignment
-    rows = [["error (rms of the difference / rms of the truth)", verdict.error],
-            ["structural similarity of the amplitude", verdict.ssim_amplitude],
-            ["structural similarity of the phase", verdict.ssim_phase], ["error of the phase / rad, rms", verdict.phase_error],
-            ["shift taken off / px (row, column)", f"{removed.shift_2[0]:.3f}, {removed.shift_2[1]:.3f}"],
-            ["phase slope taken off / rad px⁻¹ (row, column)", f"{removed.slope_2[0]:.2e}, {removed.slope_2[1]:.2e}"],
-            ["factor taken off", f"{abs(removed.factor):.4f}, {np.angle(removed.factor):.3f} rad"]]  # fmt: skip
+    rows: list[list[Any]] = [
+        ["error (rms of the difference / rms of the truth)", verdict.error],
+        ["structural similarity of the amplitude", verdict.ssim_amplitude],
+        ["structural similarity of the phase", verdict.ssim_phase],
+        ["error of the phase / rad, rms", verdict.phase_error],
+        ["shift taken off / px (row, column)", f"{removed.shift_2[0]:.3f}, {removed.shift_2[1]:.3f}"],
+        ["phase slope taken off / rad px⁻¹ (row, column)", f"{removed.slope_2[0]:.2e}, {removed.slope_2[1]:.2e}"],
+        ["factor taken off", f"{abs(removed.factor):.4f}, {np.angle(removed.factor):.3f} rad"],
+    ]
     return Table("Against the truth", rows)

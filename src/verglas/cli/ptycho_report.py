@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PtychoReport:
-    """Write report.html of a reconstruction again: phase unwrapped, against a truth, or while the run is under way.
+    """Write report.html of a reconstruction again, with more in it.
 
-    With --truth, or where half1.cxi and half2.cxi stand beside the result, it also says how good the object is, and prints
+    For the phase unwrapped, for a comparison with a truth, or while the run is under way. With --truth, or where half1.cxi and half2.cxi stand beside the result, it also says how good the object is, and prints
     that: error and structural similarity after everything is removed that data leave open (global phase, phase slope, scale,
     shift), Fourier ring correlation.
 
