@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class PtychoReport:
     """Write report.html of a reconstruction again, with more in it.
 
-    For the phase unwrapped, for a comparison with a truth, or while the run is under way. With --truth, or where half1.cxi and half2.cxi stand beside the result, it also says how good the object is, and prints
-    that: error and structural similarity after everything is removed that data leave open (global phase, phase slope, scale,
-    shift), Fourier ring correlation.
+    For the phase unwrapped, for a comparison with a truth, or while the run is under way. With --truth, or where half1.cxi
+    and half2.cxi stand beside the result, it also says, and prints, how good the object is: error and structural similarity
+    once everything is removed that data leave open (global phase, phase slope, scale, shift), Fourier ring correlation.
 
     Example: verglas ptycho report found --truth star/truth.cxi --unwrap
     """
