@@ -202,7 +202,7 @@ def test_a_stopped_run_goes_on_at_its_stage(commands: Commands, stage: str, caps
     assert main(["solve", "--continue", "out"]) == 0
     assert commands.names() == ORDER[ORDER.index(stage) :]
     first = commands.calls[0][1]
-    assert ("--continue" in first) == (stage in solve_run.RESUMABLE) and ("--overwrite" in first) != ("--continue" in first)
+    assert ("--continue" in first) == (stage in solve_run.ITERATIVE) and ("--overwrite" in first) != ("--continue" in first)
     assert Path("out/result.json").is_file()
 
 
@@ -280,7 +280,7 @@ def test_inverted_contrast_is_told_before_anything_is_made(
     assert solve("--particles", "dark/particles.star", "--diameter", "150") == 2
     assert "contrast is inverted" in capsys.readouterr().err and not Path("out").exists()
     assert solve("--particles", "dark/particles.star", "--diameter", "150", "--ignore-contrast", "--classes3d", "1") == 0
-    assert all("--ignore-contrast" in words for name, words in commands.calls if name in solve_run.RESUMABLE)
+    assert all("--ignore-contrast" in words for name, words in commands.calls if name in solve_run.ITERATIVE)
 
 
 def test_too_few_particles(commands: Commands, particles: ParticleTable, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ class Solve:
         else:
             job = self.job()
         story = solve(job, resumed=self.continue_from is not None)
-        if "nothing" in story.facts:
+        if story is not None and "nothing" in story.facts:
             raise VerglasError(f"No map. {story.facts['nothing']} What was done is told in {job.out / 'report.html'}.")
 
     def job(self) -> SolveJob:

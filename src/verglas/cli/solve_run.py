@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from verglas.cli.common import check_seed
+from verglas.cli.common import check_seed, ranks_here, set_threads
 from verglas.cli.solve_choices import Decision
 from verglas.errors import InputError, VerglasError
 from verglas.io.provenance import write_json
 from verglas.io.runfolder import RunFolder
 
+if TYPE_CHECKING:
+    from verglas.distributed.orders import Orders
+
 WITHOUT_DEVICE = ("align-symmetry",)
-RESUMABLE = ("classify2d", "abinitio", "classify3d", "refine")
+ITERATIVE = ("classify2d", "abinitio", "classify3d", "refine")  # go on after a stop; all processes of the run share them
+Command = tuple[str, list[str]]  # its name, its words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,12 @@ class NothingFound(Exception):
 
 @dataclass
 class Story:
-    """What has been done so far. particles: those that are still in; newest: when the latest result was written (seconds)."""
+    """What has been done so far. orders: of commands that other processes share; particles: those that are still in; newest: when
+    the latest result was written (seconds)."""
 
     job: SolveJob
     run: RunFolder
+    orders: Orders[Command]
     particles: Path
     decisions: list[Decision] = field(default_factory=list)
     stages: dict[str, Path] = field(default_factory=dict)
@@ -90,11 +96,13 @@ class Story:
     def _make(self, out: Path, name: str, words: list[str]) -> None:
         where = ["--threads", str(self.job.threads)] if self.job.threads else []
         where += ["--device", self.job.device] if name not in WITHOUT_DEVICE else []
-        if name in RESUMABLE and is_under_way(out, self.newest):
+        if name in ITERATIVE and is_under_way(out, self.newest):
             words = ["--continue", str(out), *where]
         else:
             words = [*words, *where, "--out", str(out), *(["--overwrite"] if out.exists() else [])]
         self.run.log(f"{out.name}: verglas {shlex.join([name, *words])}")
+        if name in ITERATIVE:
+            self.orders.give((name, words))
         run_command(name, words)
 
     def table_rows(self) -> list[list[str]]:
@@ -133,12 +141,28 @@ def command_line_of(words: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def solve(job: SolveJob, resumed: bool = False) -> Story:
-    """Run all stages, or those that are left, and write decisions and report; the story tells what happened."""
+def solve(job: SolveJob, resumed: bool = False) -> Story | None:
+    """Run all stages, or those that are left, and write decisions and report; the story tells what happened. None for processes
+    that only helped the lead: each of them runs the commands that are shared, and nothing else."""
+    from verglas.distributed.orders import Orders
+
+    job.check()
+    set_threads(job.threads)
+    with ranks_here(job.device) as (ranks, _, _):
+        orders: Orders[Command] = Orders(ranks)
+        if not ranks.is_lead:
+            for name, words in orders.taken():
+                run_command(name, words)
+            return None
+        with orders.given():
+            return told(job, resumed, orders)
+
+
+def told(job: SolveJob, resumed: bool, orders: Orders[Command]) -> Story:
+    """The story, as far as it goes."""
     from verglas.cli import solve_stages
     from verglas.cli.solve_report import write_story
 
-    job.check()
     if resumed:
         (job.out / "result.json").unlink(missing_ok=True)  # of a finished run, one of whose stages may have been made anew
         run = RunFolder.reopen(job.out, "solve", job)
@@ -146,7 +170,7 @@ def solve(job: SolveJob, resumed: bool = False) -> Story:
         solve_stages.check_particles(job)
         run = RunFolder.create(job.out, "solve", job, job.overwrite, resumable=True)
     with run:
-        story = Story(job, run, job.particles)
+        story = Story(job, run, orders, job.particles)
         try:
             for stage in solve_stages.STAGES:
                 stage(story)

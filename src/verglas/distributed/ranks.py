@@ -22,6 +22,7 @@ from verglas.distributed.place import LAST_WORDS
 from verglas.errors import VerglasError
 
 T = TypeVar("T")
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since PyTorch 2.13, and before
 CPU = torch.device("cpu")
 
 
@@ -89,7 +90,7 @@ class Ranks:
         padded[: len(value_B)] = value_B
         all_RB = value_B.new_empty(self.size * most, *value_B.shape[1:])
         with self._sending("all-gather", name, all_RB.nbytes, all_RB.device):
-            dist.all_gather_into_tensor(all_RB, padded)
+            _all_gather(all_RB, padded)
         return torch.cat([part[:n] for part, n in zip(all_RB.split(most), counts, strict=True)]) if most else value_B
 
     def meet(self, name: str) -> None:
