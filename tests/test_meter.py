@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from verglas.cli.refine_watch import sent_text
 from verglas.distributed.meter import Meter, record_of, share_sent
 from verglas.distributed.ranks import ALONE
+from verglas.distributed.ways import Ways
+from verglas.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -44,3 +47,9 @@ def test_a_process_alone_sends_nothing() -> None:
     ALONE.add_up(torch.ones(3), "sums")
     ALONE.meet("anywhere")
     assert ALONE.communication() is None
+
+
+def test_switches_are_read_from_the_environment() -> None:
+    assert Ways.of({}) == Ways() and not Ways.of({"VERGLAS_SHARE_SOLVING": "0"}).share_solving
+    with pytest.raises(InputError, match="VERGLAS_SHARE_SOLVING"):
+        Ways.of({"VERGLAS_SHARE_SOLVING": "no"})

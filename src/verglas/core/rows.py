@@ -47,6 +47,16 @@ class RowTable:
     def to(self, device: torch.device | str) -> RowTable:
         return RowTable(self.radius, self.half, self.start_ZY.to(device), self.length_ZY.to(device), self.count)
 
+    def only(self, used_Z: Tensor) -> RowTable:
+        """The table of some planes (bool [edge]) alone, their voxels in the same order; rows of the others have length 0."""
+        length_ZY = self.length_ZY * used_Z[:, None].to(self.length_ZY)
+        ends = length_ZY.flatten().long().cumsum(0)
+        count = int(ends[-1])
+        start_ZY = ends.view_as(length_ZY) - length_ZY
+        # Samples at whole z touch the plane above with weight 0: what they read there has to be in memory.
+        within = start_ZY.clamp_max(max(0, count - self.half - 3))
+        return RowTable(self.radius, self.half, torch.where(length_ZY > 0, start_ZY, within).int(), length_ZY, count)
+
     def coordinates_V3(self) -> Tensor:
         """(x, y, z) of every stored voxel, int32 [count, 3]."""
         lengths = self.length_ZY.flatten().long()

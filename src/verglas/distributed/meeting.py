@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from verglas.distributed.place import LeadMissing, Place
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.distributed.ways import Ways
 from verglas.errors import VerglasError
 
 MEETING = timedelta(minutes=5)  # from the first process at the meeting point to the last one
@@ -44,7 +45,7 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
         atexit.register(dist.destroy_process_group)
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
     try:
-        yield Ranks(place.rank, place.size, place.local_size, store)
+        yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ))
     except BaseException:
         atexit.unregister(dist.destroy_process_group)  # the others may be waiting in the middle of something
         raise

@@ -1,8 +1,8 @@
 """What travels between the ranks of a run: the bytes that this rank sent and the seconds it stood still for them, by name.
 
 Bytes are those of the ring algorithms (Patarasuk & Yuan 2009, J. Parallel Distrib. Comput. 69, 117), which send the least a rank
-must where all send alike: 2 (P - 1) / P of the tensor for an all-reduce, (P - 1) / P for a reduce-scatter and of all that is
-gathered for an all-gather. Of a reduce to one rank or a broadcast it is (P - 1) / P on the average over the ranks.
+must where all send alike: 2 (P - 1) / P of the tensor for an all-reduce, (P - 1) / P of all that is gathered for an all-gather,
+of what it has for the others for an all-to-all. For a reduce to one rank or a broadcast (P - 1) / P is the mean of all ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-Kind = Literal["all-reduce", "reduce", "reduce-scatter", "all-gather", "broadcast", "wait"]
+Kind = Literal["all-reduce", "reduce", "all-gather", "all-to-all", "broadcast", "wait"]
 
 
 @dataclass

@@ -6,8 +6,9 @@ torchrun, by srun or by --gpus (verglas.cli.launch), never by verglas itself; `m
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from verglas.distributed.meter import Kind, Meter, pickled_size, record_of
 from verglas.distributed.place import LAST_WORDS
+from verglas.distributed.ways import Ways
 from verglas.errors import VerglasError
 
 T = TypeVar("T")
@@ -29,7 +31,8 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Ranks:
     """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
-    that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given."""
+    that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given;
+    ways: what is switched off."""
 
     rank: int = 0
     size: int = 1
@@ -37,6 +40,7 @@ class Ranks:
     store: dist.Store | None = None
     sequence: Iterator[int] = field(default_factory=count)
     meter: Meter = field(default_factory=Meter)
+    ways: Ways = field(default_factory=Ways)
 
     @property
     def is_lead(self) -> bool:
@@ -66,12 +70,30 @@ class Ranks:
 
     def of_lead(self, tensor: Tensor, name: str) -> Tensor:
         """The lead's tensor, on all ranks; theirs has the same shape."""
-        if self.size == 1:
-            return tensor
-        tensor = tensor.contiguous()
-        with self._sending("broadcast", name, tensor.nbytes, tensor.device):
-            dist.broadcast(tensor, 0)
+        return self.of_rank(0, tensor.contiguous(), name)
+
+    def of_rank(self, rank: int, tensor: Tensor, name: str) -> Tensor:
+        """A rank's tensor, on all ranks: in place of theirs, which are contiguous and have the same shape."""
+        if self.size > 1:
+            with self._sending("broadcast", name, tensor.nbytes, tensor.device):
+                dist.broadcast(tensor, rank)
         return tensor
+
+    def add_up_at(self, rank: int, tensor: Tensor, name: str) -> Tensor:
+        """Sum over all ranks on one of them, in place; elsewhere nothing of use is left in the tensor."""
+        if self.size > 1:
+            with self._sending("reduce", name, tensor.nbytes, tensor.device):
+                dist.reduce(tensor, rank)
+        return tensor
+
+    def exchanged(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str) -> list[Tensor]:
+        """Each rank's part for each: parts[q] goes to rank q; what comes from rank q has shapes[q]."""
+        sent = torch.cat([part.flatten() for part in parts])
+        counts = [math.prod(shape) for shape in shapes]
+        found = sent.new_empty(sum(counts))
+        with self._sending("all-to-all", name, sent.nbytes, sent.device):
+            dist.all_to_all_single(found, sent, counts, [part.numel() for part in parts])
+        return [one.view(shape) for one, shape in zip(found.split(counts), shapes, strict=True)]
 
     def add_up(self, tensor: Tensor, name: str) -> Tensor:
         """Sum over all ranks, in place and returned. All get the same bits: each part is added up in one place."""

@@ -82,8 +82,8 @@ def shell_sums_cpu(
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _divide(data, weight, prior, floor, gain, start, length, half, radius2, padding, out):
-    size, columns = out.shape[0], out.shape[2]
+def _divide(data, weight, prior, floor, gain, start, length, half, radius2, padding, place, out):
+    size, columns = out.shape[1], out.shape[2]
     last = len(prior) - 1
     for plane in numba.prange(2 * half + 1):
         z = plane - half
@@ -99,27 +99,31 @@ def _divide(data, weight, prior, floor, gain, start, length, half, radius2, padd
                 w = max(weight[voxel + x] + prior[shell], floor[min(np.int64(r), last)])
                 if w > 0:
                     scale = 1 / max(w * gain[shell], 1e-30)
-                    out[z % size, y % size, x, 0] = data[voxel + x, 0] * scale
-                    out[z % size, y % size, x, 1] = data[voxel + x, 1] * scale
+                    out[place[plane], y % size, x, 0] = data[voxel + x, 0] * scale
+                    out[place[plane], y % size, x, 1] = data[voxel + x, 1] * scale
 
 
 def divide_cpu(
-    data_V2: Tensor, weight_V: Tensor, rows: RowTable, padding: float, curves_S: tuple[Tensor, Tensor, Tensor], out_ZYX2: Tensor
-) -> None:
-    """Write data / (max(weight + prior, floor) gain) into a half transform of zeros; curves: (prior, floor, gain)."""
+    data_V2: Tensor, weight_V: Tensor, rows: RowTable, padding: float, curves_S: tuple[Tensor, Tensor, Tensor], out_ZYX2: Tensor,
+    place_E: Tensor,
+) -> None:  # fmt: skip
+    """Write data / (max(weight + prior, floor) gain) into a half transform of zeros; curves: (prior, floor, gain).
+
+    place_E: plane of `out` for each z of -half..half.
+    """
     prior, floor, gain = (curve.double().numpy() for curve in curves_S)
     _divide(
         data_V2.numpy(), weight_V.numpy(), prior, floor, gain, rows.start_ZY.numpy(), rows.length_ZY.numpy(), rows.half,
-        int(rows.radius**2), padding, out_ZYX2.numpy(),
+        int(rows.radius**2), padding, place_E.numpy(), out_ZYX2.numpy(),
     )  # fmt: skip
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _sum_unpadded(data, weight, start, length, nearest, first_plane, out):
+def _sum_unpadded(data, weight, start, length, nearest, first, last, out):
     half = (len(nearest) - 1) // 2
-    small = out.shape[0] // 2
+    small = out.shape[1] // 2
     for plane in numba.prange(out.shape[0]):
-        for z in range(first_plane[plane], first_plane[plane + 1]):
+        for z in range(first[plane], last[plane]):
             for y in range(len(nearest)):
                 voxel = start[z, y]
                 for x in range(length[z, y]):
@@ -129,13 +133,15 @@ def _sum_unpadded(data, weight, start, length, nearest, first_plane, out):
                     place[2] += weight[voxel + x]
 
 
-def sum_unpadded_cpu(data_V2: Tensor, weight_V: Tensor, rows: RowTable, nearest_E: Tensor, out_ZYX3: Tensor) -> None:
-    """Add (re, im, weight) of each voxel to out[nearest(z), nearest(y), nearest(x)].
+def sum_unpadded_cpu(
+    data_V2: Tensor, weight_V: Tensor, rows: RowTable, nearest_E: Tensor, plane_U: Tensor, out_UYX3: Tensor
+) -> None:
+    """Add (re, im, weight) of each voxel to out[plane, nearest(y), nearest(x)], if nearest(z) is plane_U[plane].
 
-    nearest_E: index on the coarser grid of each of -half..half, ascending; `out` is centred in z and y.
+    nearest_E: index on the coarser grid of each of -half..half, ascending; `out` is centred in y.
     """
-    nearest = nearest_E.numpy()
-    first_plane = np.searchsorted(nearest, np.arange(len(out_ZYX3) + 1) - len(out_ZYX3) // 2)
+    nearest, plane = nearest_E.numpy(), plane_U.numpy()
+    first, last = np.searchsorted(nearest, plane), np.searchsorted(nearest, plane + 1)
     _sum_unpadded(
-        data_V2.numpy(), weight_V.numpy(), rows.start_ZY.numpy(), rows.length_ZY.numpy(), nearest, first_plane, out_ZYX3.numpy()
+        data_V2.numpy(), weight_V.numpy(), rows.start_ZY.numpy(), rows.length_ZY.numpy(), nearest, first, last, out_UYX3.numpy()
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.distributed.ranks import Ranks
 from verglas.kernels.backproject import backproject
+from verglas.maximization.slabs import Slabs
 from verglas.projection.volume import padded_size, sampling_matrices
 
 VOXELS_AT_ONCE = 8_000_000  # that travel between ranks: 96 MB in single precision
@@ -32,6 +33,7 @@ class Accumulator:
         self.rows: RowTable = packed_sphere(float(int(self.radius * self.padding + 0.5)), device)
         self.running_V4 = torch.zeros(self.rows.count, 4, dtype=dtype, device=device)
         self.settled_V3: Tensor | None = None
+        self.slabs: Slabs | None = None  # which part of the sums of all ranks this is, once they are added up
         self.slices = 0
         self._since_flush = 0
         # A slice samples every `padding` voxels, so at most (2 / padding + 1)^2 of its samples share a voxel.
@@ -83,16 +85,35 @@ class Accumulator:
             self._since_flush += other._since_flush
         self.slices += other.slices
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: Ranks, share: bool = False) -> None:
         """Add the sums of all ranks, in place. What travels is (re, im, weight) of the voxels within the radius, in the precision
-        that slices are added in."""
+        that slices are added in. share: each rank keeps its slab alone, if there are planes enough."""
         if ranks.size == 1:
+            return
+        slabs = Slabs.of(self.rows, self.padding, self.box, ranks) if share and ranks.ways.share_solving else None
+        if slabs is not None:
+            self._add_up_slabs(slabs)
             return
         total_V = self.total()
         for first in range(0, len(total_V), VOXELS_AT_ONCE):
             part = slice(first, first + VOXELS_AT_ONCE)
             self.running_V4[part, :3] = ranks.add_up(total_V[part, :3].to(self.running_V4.dtype).contiguous(), "sums of slices")
         self.settled_V3 = None
+        self.slices = sum(ranks.everyones(self.slices))
+        self._since_flush = self.slices
+
+    def _add_up_slabs(self, slabs: Slabs) -> None:
+        ranks, total_V, first = slabs.ranks, self.total(), 0
+        mine_V4 = self.running_V4.new_zeros(slabs.rows.count, 4)
+        for rank in range(ranks.size):
+            for run in slabs.runs_of(rank):
+                for start in range(run.start, run.stop, VOXELS_AT_ONCE):
+                    part = total_V[start : min(run.stop, start + VOXELS_AT_ONCE), :3].to(self.running_V4.dtype).contiguous()
+                    ranks.add_up_at(rank, part, "sums of slices")
+                    if rank == ranks.rank:
+                        mine_V4[first : first + len(part), :3] = part
+                        first += len(part)
+        self.rows, self.slabs, self.running_V4, self.settled_V3 = slabs.rows, slabs, mine_V4, None
         self.slices = sum(ranks.everyones(self.slices))
         self._since_flush = self.slices
 

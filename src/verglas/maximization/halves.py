@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verglas.core.rows import RowTable
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.reconstruction import add
@@ -42,13 +41,13 @@ class Solution:
 
 def solve_halves(
     sums: tuple[Accumulator, Accumulator], symmetry: str, join_shell: int, tau2_fudge: float = 1.0,
-    fsc_S: Tensor | FscOfMaps | None = None,
+    fsc_S: Tensor | FscOfMaps | None = None, support_ZYX: Tensor | None = None,
 ) -> tuple[list[Solution], Tensor]:  # fmt: skip
     """The next reference of each half-set, and the FSC of the halves that their priors come from.
 
     join_shell: up to it both halves get the mean of their sums, so that they do not drift apart (FSC 1 there).
     fsc_S: a curve to use, or a function of the two unregularised maps; None: of the averages, unmasked.
-    The accumulators are used up.
+    The accumulators are used up. support_ZYX: bool, the voxels that are wanted of maps that ranks share (`SolvedSums.map`).
     """
     halves = gathered_halves(sums, symmetry)
     join_low_shells(halves, join_shell)
@@ -56,7 +55,7 @@ def solve_halves(
         curve_S = fsc_of_sums(halves)
     else:
         curve_S = fsc_S([half.map() for half in halves]) if callable(fsc_S) else fsc_S
-    return [_solve_with_fsc(half, curve_S, tau2_fudge, joined=False) for half in halves], curve_S
+    return [_solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX) for half in halves], curve_S
 
 
 def solve_joined(
@@ -76,19 +75,22 @@ def solve_joined(
     else:
         curve_S = fsc_S(half_maps) if callable(fsc_S) else fsc_S
     del halves
-    return _solve_with_fsc(whole, curve_S, tau2_fudge, joined=True), half_maps, curve_S
+    return _solve_with_fsc(whole, curve_S, tau2_fudge, True), half_maps, curve_S
 
 
-def solve_single(sums: Accumulator, symmetry: str, reference_tau2_S: Tensor, tau2_fudge: float = 1.0) -> Solution:
+def solve_single(
+    sums: Accumulator, symmetry: str, reference_tau2_S: Tensor, tau2_fudge: float = 1.0, support_ZYX: Tensor | None = None
+) -> Solution:
     """Without half-sets: the prior's power is that of the reference the particles were compared with (facts 4.3).
 
     reference_tau2_S: from `reference.reference_spectrum`. A shell where it is 0 comes out empty. `sums` is used up.
+    support_ZYX: as in `solve_halves`.
     """
     gathered = gather_sums([sums], symmetry, consume=True)
     sigma2_S = _noise_power(gathered)
     tau2_S = reference_tau2_S[: len(sigma2_S)].to(sigma2_S)
     ssnr_S = torch.where(sigma2_S > 0, tau2_fudge * tau2_S / sigma2_S, 0)
-    return _solution(gathered, tau2_S, sigma2_S, ssnr_S, tau2_fudge)
+    return _solution(gathered, (tau2_S, sigma2_S, ssnr_S), tau2_fudge, support_ZYX)
 
 
 def gathered_halves(sums: tuple[Accumulator, Accumulator], symmetry: str) -> list[SolvedSums]:
@@ -126,8 +128,10 @@ def fsc_of_sums(halves: list[SolvedSums]) -> Tensor:
     def total(values: Tensor) -> Tensor:
         return torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
 
-    cross = total((average_a * average_b).sum(1))
-    norm = (total(average_a.square().sum(1)) * total(average_b.square().sum(1))).sqrt()
+    cross, power_a, power_b = first.of_all(
+        (total((average_a * average_b).sum(1)), total(average_a.square().sum(1)), total(average_b.square().sum(1)))
+    )
+    norm = (power_a * power_b).sqrt()
     fsc_S = cross.new_zeros(first.box // 2 + 1)
     fsc_S[: first.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
     fsc_S[0] = 1.0
@@ -143,10 +147,12 @@ def ssnr_of_fsc(fsc_S: Tensor, tau2_fudge: float = 1.0, joined: bool = False) ->
     return tau2_fudge * f / (1 - f)
 
 
-def _solve_with_fsc(sums: SolvedSums, fsc_S: Tensor, tau2_fudge: float, joined: bool) -> Solution:
+def _solve_with_fsc(
+    sums: SolvedSums, fsc_S: Tensor, tau2_fudge: float, joined: bool, support_ZYX: Tensor | None = None
+) -> Solution:
     sigma2_S = _noise_power(sums)
     ssnr_S = ssnr_of_fsc(fsc_S[: len(sigma2_S)].to(sigma2_S), tau2_fudge, joined)
-    return _solution(sums, ssnr_S * sigma2_S, sigma2_S, ssnr_S, tau2_fudge)
+    return _solution(sums, (ssnr_S * sigma2_S, sigma2_S, ssnr_S), tau2_fudge, support_ZYX)
 
 
 def _noise_power(sums: SolvedSums) -> Tensor:
@@ -155,8 +161,13 @@ def _noise_power(sums: SolvedSums) -> Tensor:
     return torch.where(weight_S > 0, 1 / weight_S.clamp_min(1e-300), 0)
 
 
-def _solution(sums: SolvedSums, tau2_S: Tensor, sigma2_S: Tensor, ssnr_S: Tensor, tau2_fudge: float) -> Solution:
-    """Solve with 1 / tau^2 in units of the weight. The fudge counts twice where it is in tau^2 already, as in RELION."""
+def _solution(
+    sums: SolvedSums, powers: tuple[Tensor, Tensor, Tensor], tau2_fudge: float, support_ZYX: Tensor | None
+) -> Solution:
+    """Solve with 1 / tau^2 in units of the weight; powers: (tau2_S, sigma2_S, ssnr_S).
+
+    The fudge counts twice where it is in tau^2 already, as in RELION."""
+    tau2_S, sigma2_S, ssnr_S = powers
     inverse_tau2_S = 1 / (sums.padding**3 * tau2_fudge * tau2_S)  # infinite where no signal is expected: the map is 0 there
     coverage_S = sums.coverage(inverse_tau2_S)
 
@@ -166,7 +177,7 @@ def _solution(sums: SolvedSums, tau2_S: Tensor, sigma2_S: Tensor, ssnr_S: Tensor
         return out
 
     curves = [padded(curve_S) for curve_S in (tau2_S, sigma2_S, ssnr_S, coverage_S)]
-    return Solution(sums.map(inverse_tau2_S), *curves)
+    return Solution(sums.map(inverse_tau2_S, support_ZYX=support_ZYX), *curves)
 
 
 def _padded_radius(shell: int, padding: float) -> int:
@@ -175,32 +186,40 @@ def _padded_radius(shell: int, padding: float) -> int:
 
 def _unpadded_average(sums: SolvedSums) -> Tensor:
     """Data over weight (re, im) on the grid of `_unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
-    edge, columns = _unpadded_grid(sums.rows, sums.padding)
-    total = torch.zeros(edge * edge * columns, 3, dtype=torch.float64, device=sums.weight_V.device)
+    plane_U, edge, columns = _unpadded_grid(sums)
+    total = torch.zeros(len(plane_U) * edge * columns, 3, dtype=torch.float64, device=sums.weight_V.device)
     half = edge // 2
     axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=total.device)
     nearest_E = torch.where(axis < 0, -1, 1) * (axis.abs().double() / sums.padding + 0.5).floor().long()
     if voxels.compiled(total):
-        voxels.sum_unpadded_cpu(sums.data_V2, sums.weight_V, sums.rows, nearest_E, total.view(edge, edge, columns, 3))
+        shape = (len(plane_U), edge, columns, 3)
+        voxels.sum_unpadded_cpu(sums.data_V2, sums.weight_V, sums.rows, nearest_E, plane_U, total.view(shape))
     else:
+        place_E = torch.searchsorted(plane_U, nearest_E)
         for part, coordinates in coordinate_chunks(sums.rows):
-            x, y, z = nearest_E[coordinates.long() + sums.rows.half]
+            x, y, _ = nearest_E[coordinates.long() + sums.rows.half]
+            plane = place_E[coordinates[2].long() + sums.rows.half]
             values = torch.cat([sums.data_V2[part], sums.weight_V[part, None]], 1)
-            total.index_add_(0, ((z + half) * edge + y + half) * columns + x, values.double())
+            total.index_add_(0, (plane * edge + y + half) * columns + x, values.double())
     return torch.where(total[:, 2:] > 0, total[:, :2] / total[:, 2:].clamp_min(1e-300), 0)
 
 
-def _unpadded_grid(rows: RowTable, padding: float) -> tuple[int, int]:
-    """(edge along z and y, columns along x) of the unpadded grid that takes every stored voxel."""
-    half = int(rows.half / padding + 0.5)
-    return 2 * half + 1, half + 1
+def _unpadded_grid(sums: SolvedSums) -> tuple[Tensor, int, int]:
+    """(z of its planes, edge along y, columns along x) of the unpadded grid that takes every stored voxel."""
+    half = int(sums.rows.half / sums.padding + 0.5)
+    z = torch.arange(-half, half + 1, device=sums.weight_V.device)
+    if sums.slabs is not None:
+        first, end = sums.slabs.mine
+        low, high = (int(plane / sums.padding + 0.5) for plane in (first, end - 1))
+        z = z[(z.abs() >= low) & (z.abs() <= high)]
+    return z, 2 * half + 1, half + 1
 
 
 def _unpadded_shells(sums: SolvedSums) -> tuple[Tensor, Tensor]:
     """Shell round(r) of each voxel of that grid (no more than the radius), and whether r <= radius; flat."""
-    edge, columns = _unpadded_grid(sums.rows, sums.padding)
+    plane_U, edge, columns = _unpadded_grid(sums)
     device = sums.weight_V.device
     axis = torch.arange(edge, device=device, dtype=torch.float64) - edge // 2
     x = torch.arange(columns, device=device, dtype=torch.float64)
-    r = (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + x**2).sqrt().flatten()
+    r = (plane_U.double()[:, None, None] ** 2 + axis[None, :, None] ** 2 + x**2).sqrt().flatten()
     return (r + 0.5).long().clamp_max(sums.radius), r <= sums.radius

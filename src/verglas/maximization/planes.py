@@ -73,8 +73,8 @@ class PlaneAccumulator:
         total_3CYX[:, :, 1:, 0] += partner_3CY[:, :, 1:]
         return total_3CYX
 
-    def add_up(self, ranks: Ranks) -> None:
-        """Add the sums of all ranks, in place."""
+    def add_up(self, ranks: Ranks, share: bool = False) -> None:
+        """Add the sums of all ranks, in place. share: without effect, planes are solved quickly."""
         if ranks.size > 1:
             self._settle()
             self.running_V4[:, :3] = ranks.add_up(self.running_V4[:, :3].contiguous(), "sums of slices")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ def add(halves: list[SolvedSums]) -> SolvedSums:
     for other in others:
         data_V2 += other.data_V2
         weight_V += other.weight_V
-    return SolvedSums(data_V2, weight_V, first.rows, first.box, first.radius, first.padding)
+    return replace(first, data_V2=data_V2, weight_V=weight_V)
 
 
 def frequency_S(reconstruction: Reconstruction) -> Tensor:

@@ -16,6 +16,7 @@ from verglas.core.rows import RowTable
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.point_group import apply_point_group
+from verglas.maximization.slabs import Slabs, stays_in_planes
 from verglas.projection.volume import (
     coordinate_chunks,
     cropped_map,
@@ -32,7 +33,10 @@ FIRST_REGULARISED_SHELL = 5
 
 @dataclass(frozen=True)
 class SolvedSums:
-    """Symmetrised sums of one set of particles. data [V, 2], weight [V] on `rows`; shells in image frequencies."""
+    """Symmetrised sums of one set of particles. data [V, 2], weight [V] on `rows`; shells in image frequencies.
+
+    slabs: where ranks share them, `rows` are this one's; curves and maps are then of all, and asked for by all.
+    """
 
     data_V2: Tensor
     weight_V: Tensor
@@ -40,6 +44,7 @@ class SolvedSums:
     box: int
     radius: int
     padding: float
+    slabs: Slabs | None = None
 
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
@@ -51,13 +56,16 @@ class SolvedSums:
         _, count_S, covered_S = self._shell_sums(prior_S=inverse_tau2_S)
         return covered_S / count_S.clamp_min(1)
 
-    def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Tensor:
+    def map(
+        self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False, support_ZYX: Tensor | None = None
+    ) -> Tensor:
         """Map [N, N, N]: data / (weight + 1/tau2), the weight never under a thousandth of its shell's mean.
 
         inverse_tau2_S: in units of the weight, per shell (from `wiener_term`), added from shell 5 on; None for none.
         Voxels at the very radius are left out; RELION divides them without a prior, which puts noise into the last shells.
         keep_scale: divide each shell by its mean weight / (weight + 1/tau2): voxels are then weighted by how well they
         were seen, but the fall-off of the map with resolution is that of the unregularised one (for half maps).
+        support_ZYX: bool, the voxels that are wanted, if ranks share the map: the others are 0 then.
         """
         floor_S = self._weight_floor()
         prior_S = torch.zeros_like(floor_S) if inverse_tau2_S is None else inverse_tau2_S.to(floor_S)
@@ -65,24 +73,48 @@ class SolvedSums:
         gain_S = torch.ones_like(floor_S)
         if keep_scale:
             gain_S = self._shell_mean(lambda w, shell: w / (w + prior_S.to(w)[shell]).clamp_min(1e-30)).clamp_min(1e-12)
+        if self.slabs is not None:
+            return self._map_of_all(self.slabs, (prior_S, floor_S, gain_S), support_ZYX)
         fourier = empty_transform(padded_size(self.box, self.padding), self.weight_V)
-        self._divide((prior_S, floor_S, gain_S), fourier)
+        z = torch.arange(-self.rows.half, self.rows.half + 1, device=fourier.device)
+        self._divide((prior_S, floor_S, gain_S), fourier, z % len(fourier))
         real = cropped_map(torch.view_as_complex(fourier), self.box).float()
         del fourier
         real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
         return real / gridding_correction(self.box, self.padding, real.device)
 
-    def _divide(self, curves_S: tuple[Tensor, Tensor, Tensor], fourier_ZYX2: Tensor) -> None:
-        """Write data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain)."""
+    def _map_of_all(self, slabs: Slabs, curves_S: tuple[Tensor, Tensor, Tensor], support_ZYX: Tensor | None) -> Tensor:
+        """The map that all ranks work on: each from its planes to its rows along y of the map."""
+        plane_Z, size = slabs.planes(), padded_size(self.box, self.padding)
+        columns = min(int(self.rows.radius), size // 2 + 1)
+        fourier = torch.zeros(len(plane_Z), size, columns, 2, dtype=self.weight_V.dtype, device=self.weight_V.device)
+        place_E = torch.full((self.rows.edge,), -1)
+        place_E[plane_Z + self.rows.half] = torch.arange(len(plane_Z))
+        self._divide(curves_S, fourier, place_E.to(fourier.device))
+        real = slabs.cropped_map(torch.view_as_complex(fourier), self.box).float()
+        del fourier
+        mine = slabs.rows_along_y(self.box)
+        inside = soft_sphere(self.box, self.box / 2, 3, real.device)[:, mine]
+        outside = 1 - inside
+        total, weight = slabs.ranks.add_up(torch.stack([(real * outside).sum(), outside.sum()]).double(), "curves")
+        real = real * inside + (total / weight.clamp_min(1e-12)).float() * outside  # as `fill_outside`
+        real /= gridding_correction(self.box, self.padding, real.device)[:, mine]
+        return slabs.whole_map(real, support_ZYX)
+
+    def _divide(self, curves_S: tuple[Tensor, Tensor, Tensor], fourier_ZYX2: Tensor, place_E: Tensor) -> None:
+        """Write data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain).
+
+        place_E: plane of the transform for each z of -half..half.
+        """
         if voxels.compiled(self.weight_V):
-            voxels.divide_cpu(self.data_V2, self.weight_V, self.rows, self.padding, curves_S, fourier_ZYX2)
+            voxels.divide_cpu(self.data_V2, self.weight_V, self.rows, self.padding, curves_S, fourier_ZYX2, place_E)
             return
         prior_S, floor_S, gain_S = (curve.to(self.weight_V) for curve in curves_S)
         for part, coordinates, r, inside in self._radii():
             shell, floor_shell = (r + 0.5).long(), r.long()
             weight = torch.maximum(self.weight_V[part] + prior_S[shell], floor_S[floor_shell])
             scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S[shell]).clamp_min(1e-30), 0)
-            deposit(fourier_ZYX2, coordinates, self.data_V2[part] * scale[:, None])
+            deposit(fourier_ZYX2, coordinates, self.data_V2[part] * scale[:, None], place_E)
 
     def _weight_floor(self) -> Tensor:
         """A thousandth of the mean weight of the voxels with floor(r / padding) = shell; the last repeats its neighbour."""
@@ -95,7 +127,7 @@ class SolvedSums:
         """Sum of the weight, voxels, and voxels with weight >= prior of each shell floor(r / padding + rounding)."""
         shells = self.radius + 1
         if voxels.compiled(self.weight_V):
-            return voxels.shell_sums_cpu(self.weight_V, self.rows, self.padding, shells, rounding, prior_S)
+            return self.of_all(voxels.shell_sums_cpu(self.weight_V, self.rows, self.padding, shells, rounding, prior_S))
         total, count, covered = torch.zeros(3, shells, dtype=torch.float64, device=self.weight_V.device)
         prior = torch.zeros_like(total) if prior_S is None else prior_S.to(total)
         for part, _, r, inside in self._radii():
@@ -104,7 +136,14 @@ class SolvedSums:
             total += torch.bincount(shell, torch.where(inside, weight, 0), shells)
             count += torch.bincount(shell, inside.double(), shells)
             covered += torch.bincount(shell, (inside & (weight >= prior[shell])).double(), shells)
-        return total, count, covered
+        return self.of_all((total, count, covered))
+
+    def of_all(self, curves: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums per shell of all ranks' planes."""
+        if self.slabs is None:
+            return curves
+        first, second, third = self.slabs.ranks.add_up(torch.stack(curves), "curves")
+        return first, second, third
 
     def _shell_mean(self, value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Mean of value(weight, shell) over the voxels of each shell round(r / padding)."""
@@ -114,6 +153,7 @@ class SolvedSums:
             shell = (r + 0.5).long()
             total += torch.bincount(shell, torch.where(inside, value(self.weight_V[part], shell), 0).double(), len(total))
             count += torch.bincount(shell, inside.double(), len(total))
+        total, count, _ = self.of_all((total, count, count))
         return total / count.clamp_min(1)
 
     def _radii(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -136,8 +176,12 @@ def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1", consume: 
     for other in accumulators[1:]:
         sums[:, :3] += other.total()[:, :3]
     add_friedel_partners(sums, first.rows)
-    sums = apply_point_group(sums, first.rows, symmetry)
-    return SolvedSums(sums[:, :2], sums[:, 2], first.rows, first.box, first.radius, first.padding)
+    slabs = first.slabs
+    if slabs is None or stays_in_planes(symmetry):
+        sums = apply_point_group(sums, first.rows, symmetry)
+    else:
+        sums = slabs.cut(apply_point_group(slabs.joined(sums[:, :3]), slabs.whole, symmetry))
+    return SolvedSums(sums[:, :2], sums[:, 2], first.rows, first.box, first.radius, first.padding, slabs)
 
 
 def add_friedel_partners(sums_V: Tensor, rows: RowTable) -> None:
@@ -149,7 +193,8 @@ def add_friedel_partners(sums_V: Tensor, rows: RowTable) -> None:
     partner = rows.start_ZY.flip(0, 1)[rows.length_ZY > 0].long()
     conjugate = sums_V.new_tensor([1.0, -1.0, 1.0])
     sums_V[start, :3] = sums_V[start, :3] + sums_V[partner, :3] * conjugate
-    sums_V[rows.start_ZY[rows.half, rows.half], :3] /= 2
+    if int(rows.length_ZY[rows.half, rows.half]) > 0:
+        sums_V[rows.start_ZY[rows.half, rows.half], :3] /= 2
 
 
 def wiener_term(fsc_S: Tensor, shell_weight_S: Tensor, joined: bool) -> Tensor:

@@ -240,12 +240,16 @@ def empty_transform(size: int, like: Tensor) -> Tensor:
     return torch.zeros(size, size, size // 2 + 1, 2, dtype=like.dtype, device=like.device)
 
 
-def deposit(fourier_ZYX2: Tensor, coordinates_3V: Tensor, values_V2: Tensor) -> None:
-    """Add voxel values into a half transform; what lies outside its range must be 0 (it lands on the origin)."""
-    size, columns = fourier_ZYX2.shape[0], fourier_ZYX2.shape[2]
+def deposit(fourier_ZYX2: Tensor, coordinates_3V: Tensor, values_V2: Tensor, place_E: Tensor | None = None) -> None:
+    """Add voxel values into a half transform; what lies outside its range must be 0 (it lands on the origin).
+
+    place_E: plane of the transform for each z of -half..half, if it has not all of them; -1: none.
+    """
+    size, columns = fourier_ZYX2.shape[1], fourier_ZYX2.shape[2]
     x, y, z = coordinates_3V.long()
-    fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2)
-    target = torch.where(fits, ((z % size) * size + y % size) * columns + x, 0)
+    plane = z % size if place_E is None else place_E[z + len(place_E) // 2]
+    fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2) & (plane >= 0)
+    target = torch.where(fits, (plane * size + y % size) * columns + x, 0)
     # Added, not copied: -P/2 and +P/2 are one index of the transform, and one of them holds 0.
     fourier_ZYX2.view(-1, 2).index_add_(0, target, values_V2)
 

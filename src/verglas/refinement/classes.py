@@ -18,7 +18,6 @@ from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.expectation.sampling import OffsetGrid
 from verglas.io.mrc import Map, read_map
-from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import Solution, solve_single
 from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr, low_pass, volume_spectrum
 from verglas.maximization.sums import joined_classes
@@ -40,6 +39,7 @@ from verglas.refinement.step import (
     expect,
     measure_accuracy,
     plan_of,
+    reference_mask,
     updated_model,
 )
 
@@ -87,7 +87,11 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
     """As many iterations as the configuration asks for, from the session's state on."""
     config = session.config
     assert isinstance(config, ClassifyConfig)
-    return repeated(session, lambda state: iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet))
+
+    def after(state: State) -> Iteration:
+        return iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet)
+
+    return repeated(session, after, maps=False)
 
 
 def iterate(
@@ -197,12 +201,12 @@ def maximise(
         volumes = [one for part in parts for one in part.volumes]
     shared = updated_model(state.halves[0], sums, state, state.poses, 1, correlate, config)
     priors_CD = shared.direction_prior_D.view(len(accumulators), -1)
-    mask = _mask(state, config, mask_ZYX, accumulators[0])
+    mask = reference_mask(state, config, mask_ZYX, accumulators[0].running_V4.device)
     models = []
     for k, (sums_of_class, volume) in enumerate(zip(accumulators, volumes, strict=True)):
         solution = None
         if float(priors_CD[k].sum()) > 0:
-            solution = solve_single(sums_of_class, config.symmetry, volume_spectrum(volume), config.tau2_fudge)
+            solution = solve_single(sums_of_class, config.symmetry, volume_spectrum(volume), config.tau2_fudge, mask > 0)
         models.append(_next_model(shared, state.halves[k], priors_CD[k], solution, mask))
     if correlate:
         models = [_blurred(model, config, state.pixel_size, volumes[0]) for model in models]
@@ -246,14 +250,6 @@ def _next_model(
         return replace(shared, map_ZYX=old.map_ZYX, direction_prior_D=prior_D, **own)
     own = {name: getattr(solution, name).cpu() for name in names}
     return replace(shared, map_ZYX=(solution.map_ZYX * mask_ZYX).float(), direction_prior_D=prior_D, **own)
-
-
-def _mask(state: State, config: ClassifyConfig, mask_ZYX: Tensor | None, like: Accumulator) -> Tensor:
-    """The user's mask, or a soft sphere of the particle's diameter, where the sums are."""
-    device = like.running_V4.device
-    if mask_ZYX is not None:
-        return mask_ZYX.to(device)
-    return soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge, device)
 
 
 def _blurred(model: HalfModel, config: ClassifyConfig, pixel_size: float, like: FourierVolume) -> HalfModel:

@@ -180,18 +180,19 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
         done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
-        state = same_everywhere(done.state, session.on.ranks)
+        state = same_everywhere(done.state, session.on.ranks, maps=False)
         yield replace(done, state=state, communication=session.on.ranks.communication())
 
 
-def repeated(session: Session, iterate: Callable[[State], Iteration]) -> Iterator[Iteration]:
-    """As many iterations as the configuration asks for, from the session's state on. iterate: makes the one after a state."""
+def repeated(session: Session, iterate: Callable[[State], Iteration], maps: bool = True) -> Iterator[Iteration]:
+    """As many iterations as the configuration asks for, from the session's state on. iterate: makes the one after a state;
+    maps: as of `same_everywhere`."""
     state = session.state
     while state.iteration < session.config.max_iterations:
         if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
             torch.cuda.empty_cache()
         done = iterate(state)
-        state = same_everywhere(done.state, session.on.ranks)
+        state = same_everywhere(done.state, session.on.ranks, maps)
         yield replace(done, state=state, communication=session.on.ranks.communication())
 
 

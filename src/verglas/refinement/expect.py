@@ -180,11 +180,11 @@ class HalfExpectation:
         self._slices.clear()
         self.sums = self.sums.cpu()
 
-    def add_up(self) -> None:
-        """Add up the sums of all ranks, after `release`."""
+    def add_up(self, share: bool = False) -> None:
+        """Add up the sums of all ranks, after `release`. share: ranks may share the solving (`Accumulator.add_up`)."""
         self.sums = self.sums.added_up(self.on.ranks)
         for one in self.sums_of_slices():
-            one.add_up(self.on.ranks)
+            one.add_up(self.on.ranks, share)
 
     def sums_of_slices(self) -> Sequence[Accumulator | PlaneAccumulator]:
         """All that slices were added to."""

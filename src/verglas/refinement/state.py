@@ -173,19 +173,23 @@ class State:
         return self.box * self.pixel_size / shell if shell else float("inf")
 
 
-def same_everywhere(state: State, ranks: Ranks) -> State:
+def same_everywhere(state: State, ranks: Ranks, maps: bool = True) -> State:
     """The lead's state on all ranks (poses are gathered from all, and alike): rounding on one device must not let ranks decide
-    differently."""
+    differently. maps: those, too, which each rank has otherwise solved for or been given."""
     if ranks.size == 1:
         return state
     nothing = torch.zeros(0)
     bare = [replace(model, map_ZYX=nothing) for model in state.halves]
     no_poses = Poses(**{name: getattr(state.poses, name)[:0] for name in state.poses.__dataclass_fields__})
     agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]), "state")
+
+    def of_lead(tensor: Tensor, name: str) -> Tensor:
+        return ranks.of_lead(tensor, name) if maps else tensor
+
     pairs = zip(agreed.halves, state.halves, strict=True)
-    halves = [replace(one, map_ZYX=ranks.of_lead(model.map_ZYX, "references")) for one, model in pairs]
+    halves = [replace(one, map_ZYX=of_lead(model.map_ZYX, "references")) for one, model in pairs]
     more = (state.running, state.candidates)
-    running, candidates = ([ranks.of_lead(one, "running sums") for one in several] for several in more)
+    running, candidates = ([of_lead(one, "running sums") for one in several] for several in more)
     return replace(agreed, halves=halves, poses=state.poses, running=running, candidates=candidates)
 
 

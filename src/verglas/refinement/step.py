@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verglas.core.masks import soft_sphere
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.accuracy import expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.maximization.gather import BatchResult
 from verglas.maximization.halves import Solution, solve_halves, solve_joined
-from verglas.maximization.reference import flatten, low_pass
+from verglas.maximization.reference import low_pass
 from verglas.maximization.solvent import corrected_fsc
 from verglas.maximization.sums import (
     Sums,
@@ -195,7 +196,7 @@ def expect(
             progress("expectation", done, total)
         half.release()
         on.ranks.meet("expectation")
-        half.add_up()
+        half.add_up(share=True)
         store(new, found, on.ranks)
         finished.append(half)
     return finished, new
@@ -259,16 +260,23 @@ def maximise(
         joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
         joined = replace(joined, map_ZYX=joined.map_ZYX.cpu())
         return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [half.cpu() for half in unfil])
-    solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve)
-    models = [with_map(model, solution, state, config, mask_ZYX) for model, solution in zip(state.halves, solutions)]
+    mask = reference_mask(state, config, mask_ZYX, sums[0].running_V4.device)
+    solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve, mask > 0)
+    models = [with_map(model, solution, mask) for model, solution in zip(state.halves, solutions)]
     return replace(state, halves=models, fsc_S=fsc_S.cpu()), None
 
 
-def with_map(model: HalfModel, solution: Solution, state: State, config: RefineConfig, mask_ZYX: Tensor | None) -> HalfModel:
+def reference_mask(state: State, config: RefineConfig, mask_ZYX: Tensor | None, device: torch.device) -> Tensor:
+    """The user's mask, or a soft sphere of the particle's diameter, on a device."""
+    if mask_ZYX is not None:
+        return mask_ZYX.to(device)
+    return soft_sphere(state.box, config.diameter / 2 / state.pixel_size, config.mask_edge, device)
+
+
+def with_map(model: HalfModel, solution: Solution, mask_ZYX: Tensor) -> HalfModel:
     """The model with its new map, masked, and the map's spectra."""
-    map_ZYX = flatten(solution.map_ZYX, config.diameter / 2 / state.pixel_size, config.mask_edge, mask_ZYX)
     spectra = {name: getattr(solution, name).cpu() for name in ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")}
-    return replace(model, map_ZYX=map_ZYX.float(), **spectra)
+    return replace(model, map_ZYX=(solution.map_ZYX * mask_ZYX).float(), **spectra)
 
 
 def restarted(state: State, config: RefineConfig) -> State:

@@ -1,0 +1,121 @@
+"""How long the sums of slices travel between GPUs, and how long maps are solved from them, at several boxes.
+
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.communication [--boxes 128 256 360] [--device cuda]
+
+Prints one table per box: megabytes, milliseconds (median of 5, after one to warm up) of each collective and stage of solving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from verglas.distributed.meeting import joined
+from verglas.distributed.place import place_of
+from verglas.maximization import halves as solving
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.reference import flatten
+from verglas.projection.volume import FourierVolume
+
+REPEATS = 5
+
+
+def median_ms(work: Callable[[], object], device: torch.device) -> float:
+    """Median of the milliseconds that `work` takes, each time begun by all ranks together."""
+    took = []
+    for _ in range(REPEATS + 1):
+        if dist.is_initialized():
+            dist.all_reduce(torch.zeros(1))
+        wait(device)
+        started = time.perf_counter()
+        work()
+        wait(device)
+        took.append(1000 * (time.perf_counter() - started))
+    return statistics.median(took[1:])
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done everything."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def made_up(box: int, device: torch.device) -> Accumulator:
+    """Sums of noise that cover all voxels."""
+    sums = Accumulator(box, None, 2.0, device)
+    sums.running_V4.normal_(generator=torch.Generator(device).manual_seed(1))
+    sums.running_V4[:, 2] = sums.running_V4[:, 2].abs() + 0.1
+    return sums
+
+
+def collectives(sums: Accumulator, device: torch.device, size: int) -> dict[str, float]:
+    """Milliseconds of each way of adding up one half-set's sums, and of giving out one map."""
+    whole = sums.running_V4[:, :3].contiguous()
+    part = -(-len(whole) // size)
+    padded = whole.new_zeros(size * part, 3)
+    padded[: len(whole)] = whole
+    mine, map_ZYX = whole.new_empty(part, 3), torch.zeros((sums.box,) * 3, device=device)
+    halves = padded.half()
+    mine_half = halves[:part].clone()
+    ways: dict[str, Callable[[], object]] = {
+        "copy of columns": lambda: sums.running_V4[:, :3].contiguous(),
+        "all-reduce": lambda: dist.all_reduce(whole),
+        "reduce": lambda: dist.reduce(whole, 0),
+        "reduce-scatter": lambda: dist.reduce_scatter_tensor(mine, padded),
+        "reduce-scatter, float16": lambda: dist.reduce_scatter_tensor(mine_half, halves),
+        "broadcast of a map": lambda: dist.broadcast(map_ZYX, 0),
+    }
+    if device.type == "cpu":  # gloo has none
+        ways = {name: way for name, way in ways.items() if "scatter" not in name}
+    return {name: median_ms(way, device) for name, way in ways.items()}
+
+
+def stages(box: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of the stages of solving both half maps."""
+    first, second = made_up(box, device), made_up(box, device)
+    halves = solving.gathered_halves((first, second), "C1")
+    one = halves[0]
+    prior_S = torch.full((one.radius + 1,), 0.1, dtype=torch.float64, device=device)
+    map_ZYX = one.map(prior_S)
+    return {
+        "both half-sets": median_ms(lambda: solving.solve_halves((first, second), "C1", box // 8), device),
+        "Friedel partners": median_ms(lambda: solving.gathered_halves((first, second), "C1"), device),
+        "join": median_ms(lambda: solving.join_low_shells(halves, box // 8), device),
+        "FSC": median_ms(lambda: solving.fsc_of_sums(halves), device),
+        "power of the noise": median_ms(one.shell_weight, device),
+        "coverage": median_ms(lambda: one.coverage(prior_S), device),
+        "map": median_ms(lambda: one.map(prior_S), device),
+        "mask": median_ms(lambda: flatten(map_ZYX, 0.35 * box, 5), device),
+        "map to CPU": median_ms(map_ZYX.cpu, device),
+        "transform of the reference": median_ms(lambda: FourierVolume.from_map(map_ZYX, None, 2.0, device), device),
+    }
+
+
+def main() -> None:
+    """One table per box, printed by the first rank."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--boxes", type=int, nargs="+", default=[128, 256, 360])
+    options.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    chosen, place = options.parse_args(), place_of(os.environ)
+    device = torch.device("cuda", place.local if place else 0) if chosen.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with joined(place, device) as ranks:
+        for box in chosen.boxes:
+            sums = made_up(box, device)
+            found = {"sums, MB": sums.rows.count * 12 / 1e6}
+            found |= collectives(sums, device, ranks.size) if ranks.size > 1 else {}
+            del sums
+            found |= stages(box, device)
+            if ranks.is_lead:
+                print(f"{box} px, {ranks.size} ranks, {device.type}", *(f"  {v:10.2f}  {k}" for k, v in found.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""How ranks do what they could do in more than one way: switches in the environment, for measuring what each is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from verglas.errors import InputError
+
+PREFIX = "VERGLAS_"
+
+
+@dataclass(frozen=True)
+class Ways:
+    """share_solving: each rank adds up and solves its slab of a map; else all do everything."""
+
+    share_solving: bool = True
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Ways:
+        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1. InputError for other values."""
+        said = {}
+        for one in fields(cls):
+            name = PREFIX + one.name.upper()
+            value = environment.get(name, "1")
+            if value not in ("0", "1"):
+                raise InputError(name, f"'{value}' in the environment", "0 or 1", "Leave it out to use what is best.")
+            said[one.name] = value == "1"
+        return cls(**said)

@@ -1,0 +1,117 @@
+"""Ranks that share the sums and the solving find the maps and curves that one process finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from verglas.core.rows import packed_sphere
+from verglas.distributed.ranks import ALONE, Ranks
+from verglas.kernels import voxels
+from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.halves import solve_halves, solve_joined, solve_single
+from verglas.maximization.slabs import Slabs, stays_in_planes
+
+BOX, SIZE = 20, 3
+CASES = {  # symmetry, radius, padding, precision
+    "C1": ("C1", 10, 2.0, torch.float32), "C3": ("C3", 7, 2.0, torch.float32), "D2": ("D2", 10, 1.5, torch.float64),
+    "D7": ("D7", 10, 2.0, torch.float32), "O": ("O", 9, 2.0, torch.float32),
+}  # fmt: skip
+
+
+def sums_of(rank: int, half: int, case: str) -> Accumulator:
+    """What one rank has added up of a half-set: noise, and a part that the halves share."""
+    _, radius, padding, dtype = CASES[case]
+    out = Accumulator(BOX, radius, padding, dtype=dtype)
+    for seed, scale in ((100 * half + rank, 1.0), (1000 + rank, 2.0)):
+        out.running_V4 += scale * torch.randn(out.running_V4.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    out.running_V4[:, 2] = out.running_V4[:, 2].abs() + 0.1
+    return out
+
+
+def support() -> torch.Tensor:
+    axis = torch.arange(BOX) - BOX // 2
+    return (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) < 36
+
+
+def solved(case: str, ranks: Ranks, mine: list[int]) -> dict[str, Any]:
+    """Everything that is solved for, from the sums of some ranks."""
+    symmetry = CASES[case][0]
+
+    def halves() -> tuple[Accumulator, Accumulator]:
+        pair = []
+        for half in (1, 2):
+            first, *others = (sums_of(rank, half, case) for rank in mine)
+            for other in others:
+                first.merge(other)
+            first.add_up(ranks, share=True)
+            pair.append(first)
+        return pair[0], pair[1]
+
+    solutions, curve_S = solve_halves(halves(), symmetry, 2, support_ZYX=support())
+    mean = solve_halves(halves(), symmetry, 0, fsc_S=lambda maps: torch.full((BOX // 2 + 1,), float(maps[0].mean() ** 2)))
+    joined, unfil, joined_S = solve_joined(halves(), symmetry, join_shell=2)
+    single = solve_single(halves()[0], symmetry, torch.ones(BOX // 2 + 1))
+    found = {"fsc": curve_S, "joined fsc": joined_S, "unfiltered": unfil[1], "judged": mean[0][1].map_ZYX}
+    for name, one in (("first", solutions[0]), ("second", solutions[1]), ("joined", joined), ("single", single)):
+        found |= {f"{name} {what}": value for what, value in vars(one).items()}
+    return found
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meeting", SIZE), rank=rank, world_size=SIZE)
+    ranks, found = Ranks(rank, SIZE), {}
+    for case in CASES:
+        found[case] = solved(case, ranks, [rank])
+    voxels.compiled = lambda values: False
+    found["plain"] = solved("C1", ranks, [rank])
+    found["sent"] = ranks.communication()
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(work, (str(folder),), SIZE)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+
+
+@pytest.mark.parametrize("case", [*CASES, "plain"])
+def test_ranks_find_what_one_process_finds(case: str, of_ranks: list[dict[str, Any]]) -> None:
+    expected = solved("C1" if case == "plain" else case, ALONE, list(range(SIZE)))
+    inside = support()
+    for name, value in expected.items():
+        found = of_ranks[1][case][name]
+        scale = float(value.abs().max())
+        if name.endswith("map_ZYX") and name.split()[0] in ("first", "second"):
+            assert float(found[~inside].abs().max()) == 0  # not asked for, not sent
+            found, value = found[inside], value[inside]
+        assert torch.allclose(found, value.to(found.dtype), atol=2e-5 * scale), name
+        assert all(torch.equal(of_ranks[1][case][name], other[case][name]) for other in of_ranks), name
+
+
+@pytest.mark.parametrize(("size", "radius"), [(2, 64), (3, 41), (8, 64), (5, 20)])
+def test_slabs_hold_every_voxel_once_and_are_alike(size: int, radius: int) -> None:
+    whole = packed_sphere(float(radius))
+    slabs = [Slabs.of(whole, 2.0, 64, Ranks(rank, size)) for rank in range(size)]
+    values = torch.arange(whole.count)
+    assert all(one is not None and one.rows.count == len(one.cut(values)) for one in slabs)
+    assert torch.equal(torch.cat([one.cut(values) for one in slabs if one]).sort().values, values)
+    for one in slabs:
+        assert one is not None
+        coordinates = whole.coordinates_V3()[one.cut(values)]
+        assert torch.equal(one.rows.coordinates_V3(), coordinates)  # in the order of the rank's own table
+        assert one.rows.count < 2.2 * whole.count / size
+    assert Slabs.of(packed_sphere(8.0), 2.0, 64, Ranks(0, 8)) is None
+
+
+def test_groups_that_stay_in_a_slab() -> None:
+    assert all(stays_in_planes(name) for name in ("C1", "C3", "C7", "D2", "D3", "D7"))
+    assert not any(stays_in_planes(name) for name in ("T", "O", "I"))
