@@ -127,7 +127,7 @@ def test_fits_with_more_of_the_model(part: str) -> None:
     done = last(scan, **options)
     assert done.error < 2e-3
     if part in ("probe modes", "changing probe"):
-        assert done.error < 0.3 * last(scan, engine="cg", passes=40).error
+        assert done.error < 0.4 * last(scan, engine="cg", passes=40).error
 
 
 def test_limits_and_total_variation() -> None:

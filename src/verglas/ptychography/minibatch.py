@@ -24,25 +24,27 @@ LEAST_SQUARES_DAMPING = 0.1
 
 
 class MiniBatches:
-    """The engines "epie", "rpie" and "lsq". memory: the change of the last pass, fields "change.NAME"."""
+    """The engines "epie", "rpie" and "lsq", and the first passes of "cg", which go as "rpie". memory: the change of the last pass, fields "change.NAME"."""
 
     def __init__(self, problem: Problem, memory: dict[str, Tensor]) -> None:
         self.problem, self.memory = problem, memory
         options = problem.options
-        self.damping = {"epie": 1.0, "rpie": options.relaxation or RELAXATION, "lsq": LEAST_SQUARES_DAMPING}[options.engine]
+        rpie = (options.relaxation if options.engine == "rpie" else 0.0) or RELAXATION
+        self.damping = {"epie": 1.0, "lsq": LEAST_SQUARES_DAMPING}.get(options.engine, rpie)
+        self.momentum = 0.0 if options.engine == "cg" else options.momentum
 
     def run_pass(self, x: Unknowns, number: int) -> tuple[Unknowns, float]:
         """One pass; returns the new unknowns and the mean error of the batches, each before it changed anything."""
         names = self.problem.fitted(number)
         change = {name.partition(".")[2]: value for name, value in self.memory.items()}
         start = x
-        if self.problem.options.momentum:
-            x = x.plus(Unknowns(**change), self.problem.options.momentum)
+        if self.momentum:
+            x = x.plus(Unknowns(**change), self.momentum)
         mismatch = counted = 0.0
         for rows_B in self.batches(x, number):
             x, missed, seen = self._step(x, names, rows_B)
             mismatch, counted = mismatch + missed, counted + seen
-        if self.problem.options.momentum:
+        if self.momentum:
             self.memory = {f"change.{name}": value for name, value in x.only(*names).plus(start.only(*names), -1.0).items()}
         return x, mismatch / counted
 
@@ -53,7 +55,7 @@ class MiniBatches:
     def batches(self, x: Unknowns, number: int) -> list[Tensor]:
         """Mini-batches of a pass, in random order: neighbours ("compact") or positions far from one another ("sparse")."""
         options, total = self.problem.options, len(self.problem.scan)
-        size = options.batch_size or max(16, -(-total // 10))
+        size = options.batch_size or max(16, -(-total // 30))
         count = max(1, -(-total // size))
         draw = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
         if options.batches == "compact":
@@ -65,11 +67,15 @@ class MiniBatches:
 
     def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, float, float]:
         sums = self.problem.sums(x, names, rows_B)
-        poisson = isinstance(self.problem.noise, Poisson)  # twice the curvature (noise.py)
-        step = preconditioned(sums.gradient, sums.curvature, self.damping).scaled(-0.5 if poisson else -1.0)
+        length = 0.5 if isinstance(self.problem.noise, Poisson) else 1.0  # twice the curvature (noise.py)
+        fields = len(names) - 1 + x["object_OLYX"].shape[1]  # that each answer for the whole misfit; two may
+        step = preconditioned(sums.gradient, sums.curvature, self.damping).scaled(-length * min(1.0, 2 / fields))
         if self.problem.options.engine == "lsq":
             step = self._least_squares(x, step, rows_B)
-        return x.plus(step), sums.mismatch, sums.counted
+        x = x.plus(step)
+        if "background_YX" in names:  # a negative one would make intensities of 0, where slopes have no bound
+            x = x.changed(background_YX=x["background_YX"].clamp_min(0))
+        return x, sums.mismatch, sums.counted
 
     def _least_squares(self, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Unknowns:
         """The step with the lengths that serve the positions best."""

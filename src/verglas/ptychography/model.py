@@ -93,8 +93,9 @@ class Model:
             return probe
         weight = [one[:, :, None, None] for one in line.of("opr_BK", place.rows_B)]
         change = [one.sum(1, keepdim=True) for one in times(weight, [one[None] for one in line.of("eigen_KYX")])]
-        first = plus([one[:, :1] for one in probe], change)
-        others = [one[:, 1:].expand(len(first[0]), -1, -1, -1) for one in probe]
+        count = len(place.rows_B)
+        first = [one.expand(count, -1, -1, -1) for one in plus([one[:, :1] for one in probe], change)]
+        others = [one[:, 1:].expand(count, -1, -1, -1) for one in probe]
         others += [torch.zeros_like(others[0])] * (len(first) - len(others))
         return [torch.cat(both, 1) for both in zip(first, others, strict=True)]
 

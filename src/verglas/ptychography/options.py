@@ -28,9 +28,11 @@ class PtychoOptions:
     opr_modes: int = 0
     """modes by which the probe may differ between positions (orthogonal probe relaxation; cg and lsq)"""
     batches: Literal["sparse", "compact"] = "sparse"
-    """mini-batches of lsq, rpie, epie: positions far from one another, or neighbours"""
+    """mini-batches of lsq, rpie, epie and of cg's first passes: positions far from one another, or neighbours"""
     batch_size: int = 0
-    """positions of a mini-batch; 0: a tenth of all, at least 16 (cg, dm, raar always use all)"""
+    """positions of a mini-batch; 0: a thirtieth of all, at least 16 (dm and raar always use all)"""
+    warm_up: int = 5
+    """first passes of cg that go by mini-batches, as rpie does: far from the fit they get further than any step of all positions"""
     probe_from: int = 1
     """first pass that changes the probe; 0: never"""
     positions_from: int = 0
@@ -55,7 +57,7 @@ class PtychoOptions:
     """fixes mini-batches and first guesses of modes"""
 
     def __post_init__(self) -> None:
-        not_negative = ("opr_modes", "batch_size", "probe_from", "positions_from", "total_variation", "amplitude_limit")
+        not_negative = ("opr_modes", "batch_size", "warm_up", "probe_from", "positions_from", "total_variation", "amplitude_limit")
         for name in ("passes", "probe_modes", "object_modes", *not_negative):
             least = 0 if name in not_negative else 1
             if getattr(self, name) < least:

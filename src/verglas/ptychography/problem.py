@@ -12,7 +12,7 @@ from torch.fft import irfft2, rfft2
 from verglas.core.memory import free_device_memory
 from verglas.ptychography.counts import Counts
 from verglas.ptychography.model import Model, Waves
-from verglas.ptychography.noise import noise_named
+from verglas.ptychography.noise import FLOOR, noise_named
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.scan import Scan
 from verglas.ptychography.total_variation import TotalVariation
@@ -106,7 +106,7 @@ class Problem:
             counts_BYX = self.counts.rows(some_B)
             slope_BYX = self.noise.slope(waves.intensity[0], counts_BYX) * self.counts.weight_YX
             self.model.add_gradient(Line(x), waves, slope_BYX, gradient)
-            self._add_curvature(waves, x, curvature)
+            self._add_curvature(waves, counts_BYX, x, curvature)
             loss = self.noise.loss(waves.intensity[0], counts_BYX) * self.counts.weight_YX
             counted = (counts_BYX * self.counts.weight_YX).sum(dtype=torch.float64)
             totals_3 += torch.stack([loss.sum(dtype=torch.float64), self.mismatch(waves, counts_BYX), counted])
@@ -149,14 +149,15 @@ class Problem:
             map_N.index_add_(0, first_B + row * width + column, weight_B * scale_B)
         return map_N.view(height, width)
 
-    def _add_curvature(self, waves: Waves, x: Unknowns, curvature: Unknowns) -> None:
-        """Those of scale and background: of sqrt(I), s^2 / (4 I) with s the derivative of I."""
+    def _add_curvature(self, waves: Waves, counts_BYX: Tensor, x: Unknowns, curvature: Unknowns) -> None:
+        """Those of scale and background: for the first, where the fit is good, s^2 / (4 I) with s the derivative of I; for the
+        second the secant's from I to n, 1 / (2 sqrt(I) (sqrt(I) + sqrt(n))): dark pixels are far from any fit."""
         if curvature.scale_B is not None:
             rows_B = waves.place.rows_B
             curvature.scale_B[rows_B] += waves.power[0].sum((1, 2)) / (4 * x["scale_B"][rows_B])
         if curvature.background_YX is not None:
-            intensity_BYX = waves.intensity[0]
-            curvature.background_YX.add_((0.25 / intensity_BYX.clamp_min(1e-2 * float(intensity_BYX.mean()))).sum(0))
+            root_BYX = waves.intensity[0].clamp_min(FLOOR).sqrt()
+            curvature.background_YX.add_((0.5 / (root_BYX * (root_BYX + counts_BYX.clamp_min(0).sqrt()))).sum(0))
 
 
 def preconditioned(gradient: Unknowns, curvature: Unknowns, damping: float) -> Unknowns:
