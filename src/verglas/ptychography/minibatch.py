@@ -24,7 +24,8 @@ LEAST_SQUARES_DAMPING = 0.1
 
 
 class MiniBatches:
-    """The engines "epie", "rpie" and "lsq", and the first passes of "cg", which go as "rpie". memory: the change of the last pass, fields "change.NAME"."""
+    """The engines "epie", "rpie" and "lsq", and the first passes of "cg", which go as "rpie". memory: the change of the last
+    pass, fields "change.NAME"."""
 
     def __init__(self, problem: Problem, memory: dict[str, Tensor]) -> None:
         self.problem, self.memory = problem, memory

@@ -28,11 +28,11 @@ class PtychoOptions:
     opr_modes: int = 0
     """modes by which the probe may differ between positions (orthogonal probe relaxation; cg and lsq)"""
     batches: Literal["sparse", "compact"] = "sparse"
-    """mini-batches of lsq, rpie, epie and of cg's first passes: positions far from one another, or neighbours"""
+    """mini-batches of lsq, rpie, epie and cg's first passes: positions far from one another, or neighbours"""
     batch_size: int = 0
     """positions of a mini-batch; 0: a thirtieth of all, at least 16 (dm and raar always use all)"""
     warm_up: int = 5
-    """first passes of cg that go by mini-batches, as rpie does: far from the fit they get further than any step of all positions"""
+    """first passes of cg that go by mini-batches, as rpie does: far from the fit they get further than steps of all positions"""
     probe_from: int = 1
     """first pass that changes the probe; 0: never"""
     positions_from: int = 0
@@ -57,7 +57,8 @@ class PtychoOptions:
     """fixes mini-batches and first guesses of modes"""
 
     def __post_init__(self) -> None:
-        not_negative = ("opr_modes", "batch_size", "warm_up", "probe_from", "positions_from", "total_variation", "amplitude_limit")
+        first = ("warm_up", "probe_from", "positions_from")
+        not_negative = ("opr_modes", "batch_size", "total_variation", "amplitude_limit", *first)
         for name in ("passes", "probe_modes", "object_modes", *not_negative):
             least = 0 if name in not_negative else 1
             if getattr(self, name) < least:
