@@ -34,6 +34,9 @@ class PtychoReconstruct:
     """Go on with a run that was stopped; everything but --device and --threads is kept."""
     halves: Flag = False
     """Reconstruct two independent halves of the positions as well, for the resolution; takes twice as long."""
+    beam_width: Annotated[float | None, arg(metavar="F", help_behavior_hint="(default: the file's probe, else by trials)")] = None
+    """First guess of the probe in a far field: light with the mean pattern's cone that is so wide on the object, in widths of
+    the window; below 0: its focus lies behind the object, 0: in it. Trials take some passes over a part of the scan."""
     unwrap: Flag = False
     """Show the phase without jumps of 2 pi."""
     checkpoint_every: Annotated[int, arg(metavar="N")] = 5
@@ -57,11 +60,13 @@ class PtychoReconstruct:
                 raise InputError(f"--{name}", "not given", "it, for a new run", "Or go on with a run: --continue DIR.")
         if self.checkpoint_every < 1:
             raise InputError("--checkpoint-every", str(self.checkpoint_every), "1 or more")
+        if self.beam_width is not None and not abs(self.beam_width) < 1:
+            raise InputError("--beam-width", f"{self.beam_width:g}", "above -1, below 1: the window must hold the beam")
         check_seed(self.fit.seed)
         assert self.scan is not None and self.out is not None
         read = self.read if self.read.mask is None else replace(self.read, mask=absolute(self.read.mask))
         PtychoRun(PtychoJob(
-            scan=absolute(self.scan), out=self.out, halves=self.halves, unwrap=self.unwrap,
+            scan=absolute(self.scan), out=self.out, halves=self.halves, unwrap=self.unwrap, beam_width=self.beam_width,
             checkpoint_every=self.checkpoint_every, fit=self.fit, read=read, overwrite=self.overwrite,
             device=self.computing.device, threads=self.computing.threads,
         )).run()  # fmt: skip

@@ -7,15 +7,19 @@ checkpoints of its own.
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from verglas.cli.behind import Behind
 from verglas.cli.run_loop import way_on, withdrawn_if_refused
 from verglas.errors import InputError
+from verglas.io.progress import rate_text
 from verglas.io.runfolder import RunFolder
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.read_options import ReadOptions
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 COMMAND = "ptycho reconstruct"
 PARTS = {"all": "all positions", "half1": "every second position", "half2": "the other positions"}
 RESULTS = {"all": "result.cxi", "half1": "half1.cxi", "half2": "half2.cxi"}
+KEPT = ("halves", "beam_width", "unwrap", "checkpoint_every")  # of a job, as they stand in a record
 PAGE_SHARE, PAGE_INTERVAL = 0.05, 10.0  # of the time that pages may take; s between two at least
 Record = dict[str, Any]
 
@@ -42,6 +47,7 @@ class PtychoJob:
     fit: PtychoOptions = field(default_factory=PtychoOptions)
     read: ReadOptions = field(default_factory=ReadOptions)
     halves: bool = False
+    beam_width: float | None = None
     unwrap: bool = False
     checkpoint_every: int = 5
     overwrite: bool = False
@@ -61,7 +67,7 @@ def job_of_run(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int |
         options = content["options"]
         read, fit = options["read"], PtychoOptions(**options["fit"])
         mask = None if read["mask"] is None else Path(read["mask"])
-        kept = {one.name: options[one.name] for one in fields(PtychoJob) if one.name in ("halves", "unwrap", "checkpoint_every")}
+        kept = {one.name: options[one.name] for one in fields(PtychoJob) if one.name in KEPT}
         return PtychoJob(scan=Path(options["scan"]), out=out, fit=fit, read=ReadOptions(**{**read, "mask": mask}), device=device,
                          threads=threads, **kept)  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
@@ -115,6 +121,8 @@ class PtychoRun:
 
     def _part(self, run: RunFolder, part: str, scan: Scan, device: torch.device) -> Reconstruction:
         """Reconstruct one part, from its last checkpoint on if there is one; its result file is written at the end."""
+        import torch
+
         from verglas.ptychography import checkpoint
         from verglas.ptychography.files_result import read_result, write_result
         from verglas.ptychography.reconstruct import reconstruct
@@ -126,35 +134,55 @@ class PtychoRun:
         mark, passes = checkpoint.fingerprint(scan), self.job.fit.passes
         last = checkpoint.newest(run.target, part, mark, run.log) if self.resumed else None
         done_before = 0 if last is None else last.number
-        if last is not None:
+        if last is None:
+            scan = self._lit(run, scan, device)
+        else:
             run.log(f"{PARTS[part]}: going on after pass {done_before}")
         self.history[part] = [record for record in self.history[part] if record["pass"] <= done_before]
-        with run.progress(f"Reconstructing {PARTS[part]}", passes - done_before, "passes") as bar:
+        title = f"Reconstructing {PARTS[part]}"
+        # A GPU goes on while files are written; on a CPU both would want the same cores.
+        with run.progress(title, passes - done_before, "passes") as bar, Behind(torch.device(device).type == "cuda") as later:
             for done in reconstruct(scan, self.job.fit, device, last):
                 last = done
                 self.history[part].append(record_of(last, len(scan)))
                 run.event("pass", part=part, **self.history[part][-1])
-                if last.number % self.job.checkpoint_every == 0 and last.number < passes:
-                    checkpoint.save(run.target, part, last, mark)
-                bar.describe(f"error {last.error:.4g}, object {last.object_change:.1e}, probe {last.probe_change:.1e}")
+                bar.describe(progress_text(self.history[part][-1]))
                 bar.advance()
-                self._page_on_the_way(run, scan, part, last)
+                if last.number % self.job.checkpoint_every == 0 and last.number < passes:
+                    later.do(partial(checkpoint.save, run.target, part, on_the_cpu(last), mark))
+                if part == "all" and last.number < passes and time.monotonic() > self._page_not_before:
+                    self._page_not_before = math.inf  # until that one is written
+                    records = list(self.history[part])
+                    later.do(partial(self._page_on_the_way, run, scan, on_the_cpu(last), records))
         assert last is not None
         found = last.found.to("cpu")
         write_result(result, found, run.facts(), overwrite=True)
         checkpoint.remove(run.target, part)
         return found
 
-    def _page_on_the_way(self, run: RunFolder, scan: Scan, part: str, last: PassDone) -> None:
-        """Rewrite report.html unless that would cost more than its share of the time."""
+    def _lit(self, run: RunFolder, scan: Scan, device: torch.device) -> Scan:
+        """The scan with a first guess of its probe, where the file has none or the user says how wide the beam is."""
+        from verglas.ptychography.beam import guessed_beam
+
+        width = self.job.beam_width
+        if scan.geometry.kind == "near" and width is not None:
+            raise InputError("--beam-width", f"{width:g} for a near field", "a far field",
+                             "A near field starts with its mean pattern.")  # fmt: skip
+        if scan.geometry.kind == "near" or (scan.probe_MYX is not None and width is None):
+            return scan
+        beam = guessed_beam(scan, device, width)
+        tried = "" if width is not None else f"; error of its trial {beam.error[0]:.3g}, of the next best {beam.error[1]:.3g}"
+        run.log(f"first guess of the probe: light with the mean pattern's cone, {beam.width:g} windows wide on the object{tried}")
+        return replace(scan, probe_MYX=beam.probe_MYX)
+
+    def _page_on_the_way(self, run: RunFolder, scan: Scan, last: PassDone, records: list[Record]) -> None:
+        """Rewrite report.html, and say when the next one may come: pages take no more than their share of the time."""
         from verglas.cli.ptycho_page import Shown, write_page
 
         started = time.monotonic()
-        if part != "all" or started < self._page_not_before:
-            return
         note_figures(run, scan, last.found)
-        write_page(run.path("report.html"), Shown(scan.positions_B2.numpy(), last.found.to("cpu"), self.history, self.job.unwrap),
-                   run.figures, run.facts(), f"Ptychography: pass {last.number}")  # fmt: skip
+        shown = Shown(scan.positions_B2.numpy(), last.found, {"all": records}, self.job.unwrap)
+        write_page(run.path("report.html"), shown, run.figures, run.facts(), f"Ptychography: pass {last.number}")
         now = time.monotonic()
         self._page_not_before = now + max(PAGE_INTERVAL, (now - started) / PAGE_SHARE)
 
@@ -170,6 +198,18 @@ class PtychoRun:
         write_positions(run.path("positions.csv"), scan, found["all"])
         write_errors(run.path("error.csv"), self.history)
         write_page(run.path("report.html"), shown, run.figures, run.facts(), "Ptychography")
+
+
+def on_the_cpu(done: PassDone) -> PassDone:
+    """The same pass, apart from what the engine goes on with."""
+    memory = {name: value.detach().to("cpu", copy=True) for name, value in done.memory.items()}
+    return replace(done, found=done.found.to("cpu"), memory=memory)
+
+
+def progress_text(record: Record) -> str:
+    """'error 0.0312, changes: object 2.1e-03, probe 4e-04; 5,120 patterns/s'."""
+    changes = f"object {record['object_change']:.1e}, probe {record['probe_change']:.1e}"
+    return f"error {record['error']:.4g}, changes: {changes}; {rate_text(record['patterns_per_second'], 1.0, 'patterns')}"
 
 
 def record_of(done: PassDone, positions: int) -> Record:
