@@ -14,6 +14,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 FINE_STEPS = 30  # of the search for shift and phase slope
+FITTED = 200_000  # pixels, about, that this search looks at
 SETTLED = 1e-6  # px, and rad over the whole width: a search that moves less is over
 PADDING = 32  # px, mirrored, about an object that is moved
 SSIM_WINDOW = 7  # px
@@ -67,12 +68,15 @@ def aligned(found_YX: np.ndarray, truth_YX: np.ndarray, seen_YX: np.ndarray) -> 
     slope_2 = _coarse_slope(shifted(found_YX, shift_2), truth_YX, weight_YX)
     rows, columns = (np.arange(edge) - edge / 2 for edge in truth_YX.shape)
     y_YX, x_YX = np.meshgrid(rows, columns, indexing="ij")
+    fitted_YX = seen_YX & (np.cumsum(seen_YX).reshape(seen_YX.shape) % (1 + seen_YX.sum() // FITTED) == 0)
     for _ in range(FINE_STEPS):
         now_YX = shifted(found_YX, shift_2) * np.exp(1j * (slope_2[0] * y_YX + slope_2[1] * x_YX))
         dy_YX, dx_YX = np.gradient(now_YX)
-        columns_N5 = np.stack([now_YX, -dy_YX, -dx_YX, 1j * y_YX * now_YX, 1j * x_YX * now_YX], -1)[seen_YX]
-        factor = np.vdot(columns_N5[:, 0], truth_YX[seen_YX]) / np.vdot(columns_N5[:, 0], columns_N5[:, 0])
-        step_4 = _real_step(factor * columns_N5, truth_YX[seen_YX] - factor * columns_N5[:, 0])
+        now_N, target_N = now_YX[fitted_YX], truth_YX[fitted_YX]
+        slopes = (-dy_YX[fitted_YX], -dx_YX[fitted_YX], 1j * y_YX[fitted_YX] * now_N, 1j * x_YX[fitted_YX] * now_N)
+        columns_N5 = np.stack([now_N, *slopes], -1)
+        factor = np.vdot(now_N, target_N) / np.vdot(now_N, now_N)
+        step_4 = _real_step(factor * columns_N5, target_N - factor * now_N)
         shift_2, slope_2 = shift_2 + step_4[:2], slope_2 + step_4[2:]
         if np.abs(step_4[:2]).max() < SETTLED and np.abs(step_4[2:]).max() * max(truth_YX.shape) < SETTLED:
             break
@@ -92,14 +96,14 @@ def _real_step(columns_N5: np.ndarray, residual_N: np.ndarray) -> np.ndarray:
 def shifted(object_YX: np.ndarray, shift_2: np.ndarray | tuple[float, float]) -> np.ndarray:
     """The object moved by shift_2 px towards larger rows and columns, by a phase slope of its transform, so that noise stays what
     it is; about it, its mirror image fades into its mean, so that nothing rings at the edges."""
-    pad = PADDING + int(np.abs(shift_2).max())
-    fades = [np.concatenate([_rise(pad), np.ones(edge), _rise(pad)[::-1]]) for edge in object_YX.shape]
+    least = PADDING + int(np.abs(shift_2).max())
+    pads = [(least, fft.next_fast_len(edge + 2 * least) - edge - least) for edge in object_YX.shape]
+    fades = [np.concatenate([_rise(a), np.ones(edge), _rise(b)[::-1]]) for edge, (a, b) in zip(object_YX.shape, pads)]
     mean = object_YX.mean()
-    wave_YX = fft.fft2(np.pad(object_YX - mean, pad, "symmetric") * np.outer(*fades))
-    for axis in (0, 1):
-        ramp = np.exp(-2j * math.pi * fft.fftfreq(wave_YX.shape[axis]) * shift_2[axis])
-        wave_YX = wave_YX * (ramp[:, None] if axis == 0 else ramp)
-    return mean + fft.ifft2(wave_YX)[pad:-pad, pad:-pad]
+    wave_YX = fft.fft2(np.pad(object_YX - mean, pads, "symmetric") * np.outer(*fades))
+    ramps = [np.exp(-2j * math.pi * fft.fftfreq(edge) * shift) for edge, shift in zip(wave_YX.shape, shift_2)]
+    moved_YX = fft.ifft2(wave_YX * np.outer(*ramps))
+    return mean + moved_YX[least : least + object_YX.shape[0], least : least + object_YX.shape[1]]
 
 
 def _coarse_shift(found_YX: np.ndarray, truth_YX: np.ndarray, weight_YX: np.ndarray) -> np.ndarray:
