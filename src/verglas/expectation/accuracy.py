@@ -50,19 +50,27 @@ class Accuracy:
         return float(self.offset_B.mean())
 
 
-def expected_accuracy(slices: Slices, rotation_B33: Tensor, weight_BK: Tensor, pixels: PixelList, seed: int = 0) -> Accuracy:
+def expected_accuracy(
+    slices: Slices, rotation_B33: Tensor, weight_BK: Tensor, pixels: PixelList, seed: int = 0, axes_2B: Tensor | None = None
+) -> Accuracy:
     """Accuracy of the first 100 of these particles (all of one optics group).
 
     slices: the reference at `pixels` (half precision will do); weight_BK: C^2 / sigma^2 of each coefficient in
-    the unit of these slices, sigma^2 per component, 0 for the origin; seed: chooses the axes of the errors.
+    the unit of these slices, sigma^2 per component, 0 for the origin; seed: chooses the axes of the errors; axes_2B: that were
+    drawn for them among others (`drawn_axes`).
     """
     n = min(len(rotation_B33), MOST_PARTICLES)
-    generator = torch.Generator().manual_seed(seed)
-    draw_2B = torch.rand(2, n, generator=generator)
+    axes_2B = drawn_axes(n, seed) if axes_2B is None else axes_2B
     weight_BK = weight_BK[:n]
-    angle_B = angle_errors(slices, rotation_B33[:n], weight_BK, (3 * draw_2B[0]).long())
-    offset_B = offset_errors(slices(rotation_B33[:n].to(weight_BK.device)), weight_BK, pixels, (2 * draw_2B[1]).long())
+    angle_B = angle_errors(slices, rotation_B33[:n], weight_BK, axes_2B[0])
+    offset_B = offset_errors(slices(rotation_B33[:n].to(weight_BK.device)), weight_BK, pixels, axes_2B[1])
     return Accuracy(angle_B, offset_B)
+
+
+def drawn_axes(n: int, seed: int) -> Tensor:
+    """Which Euler angle (0 rot, 1 tilt, 2 psi) and which offset (0 x, 1 y) of each of n particles is changed, int64 [2, n]."""
+    draw_2B = torch.rand(2, n, generator=torch.Generator().manual_seed(seed))
+    return (torch.tensor([[3.0], [2.0]]) * draw_2B).long()
 
 
 def angle_errors(slices: Slices, rotation_B33: Tensor, weight_BK: Tensor, axis_B: Tensor) -> Tensor:

@@ -144,12 +144,12 @@ class ImagePreparer:
         fourier_BYX = torch.fft.rfft2(fill_outside(image_BYX, self.mask_YX), norm="forward")
         power_BS, finer_B = self._power(fourier_BYX)
         scored_BK = self._coefficients(fourier_BYX)
-        contrast_BK, scale_B1 = self._contrast(ctf, len(image_BYX)), scale_B.to(self.device, self.dtype)[:, None]
-        # Premultiplied images hold C X: they are compared with C^2 P, and C X is what the map's sums need.
-        seen_BK = scale_B1 * (contrast_BK.square() if self.group.ctf_premultiplied else contrast_BK)
+        scale_B1 = scale_B.to(self.device, self.dtype)[:, None]
+        contrast_BK = self._contrast(ctf, len(image_BYX))
+        seen_BK = self._seen(contrast_BK, scale_B1)
         added_BK = scale_B1 if self.group.ctf_premultiplied else seen_BK
         factor_K = (spectra.common_S / spectra.sigma2_S)[self.shell_K].to(self.dtype)
-        weight_K = (spectra.common_S**2 / spectra.sigma2_S)[self.shell_K].to(self.dtype)
+        weight_K = self._weight(spectra)
         scored_S = torch.arange(self.grid.shells, device=self.device) <= self.grid.last_scored
         inverse_S = torch.where(scored_S, 0.5 / spectra.sigma2_S, 0)
         inverse_S[0] = 0
@@ -159,6 +159,20 @@ class ImagePreparer:
             (scale_B1 * contrast_BK).square() * (weight_K * self.counts_K), power_BS @ inverse_S, power_BS,
             finer_B, scored_BK[:, self.origin].real.double(), seen_BK[:, self.origin].double(),
         )  # fmt: skip
+
+    def weights(self, ctf: CtfParameters | None, scale_B: Tensor, spectra: NoiseSpectra) -> Tensor:
+        """`Prepared.weight_BK` of particles whose images nobody needs."""
+        seen_BK = self._seen(self._contrast(ctf, len(scale_B)), scale_B.to(self.device, self.dtype)[:, None])
+        return seen_BK.square() * (self._weight(spectra) * self.scored_K)
+
+    def _seen(self, contrast_BK: Tensor, scale_B1: Tensor) -> Tensor:
+        """What slices are multiplied with: premultiplied images hold C X, are compared with C^2 P, and C X is what the map's sums
+        need."""
+        return scale_B1 * (contrast_BK.square() if self.group.ctf_premultiplied else contrast_BK)
+
+    def _weight(self, spectra: NoiseSpectra) -> Tensor:
+        """sigma_c^2 / sigma^2 of each coefficient [K]."""
+        return (spectra.common_S**2 / spectra.sigma2_S)[self.shell_K].to(self.dtype)
 
     def _coefficients(self, fourier_BYX: Tensor) -> Tensor:
         """Kept coefficients about the centre, without odd aberrations, complex [B, K]."""

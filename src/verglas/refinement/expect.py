@@ -174,6 +174,14 @@ class HalfExpectation:
         searcher = self.searcher_of(group)
         return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
 
+    def weights(self, rows: Tensor, group: int) -> tuple[Searcher, Tensor]:
+        """The searcher of an optics group, and C^2 / sigma^2 of some of its particles as they are compared [B, K]: without their
+        images, which may be another rank's."""
+        searcher, row_B = self.searcher_of(group), rows.to(self.on.device)
+        ctf = None if self.ctf is None else self.ctf[row_B]
+        spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
+        return searcher, searcher.preparer.weights(ctf, self.scale_M[self.micrograph_B[row_B]], spectra)
+
     def release(self) -> None:
         """Give back the memory of slices; accumulators stay, sums go to the host."""
         self._searchers.clear()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verglas.core.masks import soft_sphere
 from verglas.distributed.ranks import ALONE, Ranks
-from verglas.expectation.accuracy import expected_accuracy
+from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.maximization.gather import BatchResult
@@ -143,25 +143,25 @@ def resampled(state: State, config: RefineConfig) -> State:
 def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
     """Expected accuracy of angles (degrees) and offsets (Å), from the first half-set's model and 100 of its particles.
 
-    In a classification: of the largest class, whose particles' poses it is, too. The lead looks for all ranks.
+    In a classification: of the largest class, whose particles' poses it is, too. Ranks share the particles.
     """
-    return on.ranks.agreed(_measured_accuracy(state, data, config, on) if on.ranks.is_lead else state.schedule, "accuracy")
-
-
-def _measured_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
     best = max(range(len(state.halves)), key=lambda k: float(state.halves[k].direction_prior_D.sum())) if state.classified else 0
     mine_B = state.poses.class_B == best if state.classified else state.poses.half_B == int(state.poses.half_B.min())
     first = mine_B.nonzero().squeeze(1)
     if len(first) == 0:
         return state.schedule
-    first = first[data.group_B[first] == data.group_B[first[0]]][:100]
-    group = int(data.group_B[first[0]])
-    half = HalfExpectation([state.halves[best]], data, state.poses, plan_of(state, config, False), config, on)
-    searcher, prepared = half.prepared(first, group)
-    found = expected_accuracy(searcher.full, state.poses.rotation_B33[first], prepared.weight_BK, searcher.preparer.pixels,
-                              config.seed)  # fmt: skip
-    offset = found.offset * data.groups[group].pixel_size
-    return replace(state.schedule, accuracy_angles=found.angle, accuracy_offsets=offset)
+    first = first[data.group_B[first] == data.group_B[first[0]]][:MOST_PARTICLES]
+    group, turn = int(data.group_B[first[0]]), slice(on.ranks.rank, None, on.ranks.size)
+    error_2B = torch.zeros(2, len(first), dtype=torch.float64)
+    if len(mine := first[turn]):
+        half = HalfExpectation([state.halves[best]], data, state.poses, plan_of(state, config, False), config, on)
+        searcher, weight_BK = half.weights(mine, group)
+        axes_2B = drawn_axes(len(first), config.seed)[:, turn]
+        found = expected_accuracy(searcher.full, state.poses.rotation_B33[mine], weight_BK, searcher.preparer.pixels, 0, axes_2B)
+        error_2B[:, turn] = torch.stack([found.angle_B, found.offset_B])
+    on.ranks.meet("accuracy: all")
+    angle, offset = on.ranks.add_up(error_2B, "accuracy").mean(1).tolist()
+    return replace(state.schedule, accuracy_angles=angle, accuracy_offsets=offset * data.groups[group].pixel_size)
 
 
 @dataclass(frozen=True)
