@@ -32,6 +32,7 @@ from verglas.distributed.meeting import joined
 from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.io.mrc import read_map
+from verglas.maximization.slabs import Slabs
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import coordinate_chunks, radius2
 from verglas.refinement import checkpoint, driver, step
@@ -48,16 +49,25 @@ NUMBER_BYTES, VOXEL_NUMBERS, REFERENCE_NUMBERS = 4, 3, 2  # float32; data (re, i
 @dataclass
 class Found:
     """What an expectation found, before maps were solved from it. sums: (re, im, weight) [V, 3] of each half-set, `rows` says
-    where, `padding` of which transform; poses of all particles."""
+    where, `padding` of which transform; poses of all particles. slabs: which part of the sums of all ranks a rank has here, None:
+    all."""
 
     sums: list[Tensor]
     rows: RowTable
     padding: float
     poses: Poses
+    slabs: Slabs | None = None
 
     def moved(self, device: torch.device) -> Found:
         """The same, on `device`."""
         return replace(self, sums=[one.to(device) for one in self.sums], rows=self.rows.to(device))
+
+    def beside(self, whole: Found) -> Found:
+        """Of what a process alone found, the part that this rank has, where this rank has it."""
+        if self.slabs is None:
+            return whole.moved(self.rows.device)
+        sums = [self.slabs.cut(one).to(self.rows.device) for one in whole.sums]
+        return replace(whole, sums=sums, rows=self.rows)
 
 
 @dataclass
@@ -88,34 +98,39 @@ def recorded(found: list[Found]) -> Iterator[None]:
         halves, poses = expect(*arguments, **options)
         accumulators = [half.accumulators[0] for half in halves]
         sums = [one.total()[:, :3].float().clone() for one in accumulators]
-        found.append(Found(sums, accumulators[0].rows, accumulators[0].padding, poses))
+        found.append(Found(sums, accumulators[0].rows, accumulators[0].padding, poses, accumulators[0].slabs))
         return halves, poses
 
     with patch.object(step, "expect", recording):
         yield
 
 
-def compared(one: Found, other: Found) -> dict[str, float]:
-    """Largest relative difference over shells of data and of weights, and the share of particles with the same pose."""
-    differences = [shell_differences(a, b, one.rows, one.padding) for a, b in zip(one.sums, other.sums, strict=True)]
-    data, weight = torch.stack(differences).amax((0, 1)).tolist()
+def compared(one: Found, other: Found, ranks: Ranks) -> dict[str, float]:
+    """Largest relative difference over shells of data and of weights, and the share of particles with the same pose. other: of
+    the same voxels; all ranks compare."""
+    squares_H2S2 = torch.stack([shell_squares(a, b, one.rows, one.padding) for a, b in zip(one.sums, other.sums, strict=True)])
+    if one.slabs is not None:
+        ranks.add_up(squares_H2S2, "comparison")
+    difference_S2, norm_S2 = squares_H2S2.unbind(1)
+    share = torch.where(norm_S2 > 0, difference_S2 / norm_S2.clamp_min(1e-300), 0).sqrt()
+    data, weight = share.amax((0, 1)).tolist()
     turned_B = (one.poses.rotation_B33 - other.poses.rotation_B33).abs().amax((1, 2))
     moved_B = (one.poses.origin_B2 - other.poses.origin_B2).abs().amax(1)
     same = (turned_B < SAME_ANGLE) & (moved_B < SAME_OFFSET)
     return {"data": data, "weight": weight, "same poses": float(same.double().mean())}
 
 
-def shell_differences(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: float) -> Tensor:
-    """|one - other| / |other| of every shell of the map, of the data and of the weights [S, 2]; 0 where nothing was added."""
+def shell_squares(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: float) -> Tensor:
+    """|one - other|^2 and |other|^2 of every shell of the map, each of the data and of the weights: float64 [2, S, 2]."""
     shells = int(rows.radius / padding + 0.5) + 1
-    difference_S2, norm_S2 = (torch.zeros(shells, 2, dtype=torch.float64, device=one_V3.device) for _ in range(2))
+    total_2S2 = torch.zeros(2, shells, 2, dtype=torch.float64, device=one_V3.device)
     for part, coordinates in coordinate_chunks(rows):
         radius = radius2(coordinates).double().sqrt()
         shell = (radius / padding + 0.5).long().clamp_max(shells - 1)
-        for total_S2, value_V3 in ((difference_S2, one_V3[part] - other_V3[part]), (norm_S2, other_V3[part])):
+        for total_S2, value_V3 in zip(total_2S2, (one_V3[part] - other_V3[part], other_V3[part]), strict=True):
             square_V3 = value_V3.double().square()
             total_S2.index_add_(0, shell, torch.stack([square_V3[:, :2].sum(1), square_V3[:, 2]], 1))
-    return torch.where(norm_S2 > 0, difference_S2 / norm_S2.clamp_min(1e-300), 0).sqrt().cpu()
+    return total_2S2.cpu()
 
 
 def least_bytes(rows: RowTable, padding: float, box: int, ranks: int) -> float:
@@ -170,12 +185,11 @@ def measured(session: driver.Session, state: State, number: int, folder: Path, t
     timed = Timed(number, kind, count, seconds, done.seconds, done.communication, least, done.state.current_size, significant)
     path = folder / f"found_{number:02d}.pt"
     if ranks.size == 1:
-        timed.again = compared(found[1], found[0])
+        timed.again = compared(found[1], found[0], ranks)
         if len(found[0].poses.half_B) == len(session.data) and not path.exists():
             torch.save(found[0].moved(torch.device("cpu")), path)
-    elif ranks.is_lead:
-        alone = torch.load(path, weights_only=False)
-        timed.against_one = compared(found[0], alone.moved(session.on.device)) if same_particles(alone, found[0]) else {}
+    elif same_particles(alone := torch.load(path, weights_only=False), found[0]):
+        timed.against_one = compared(found[0], found[0].beside(alone), ranks)
     if trace:
         timed.kernels = kernels_of(session, state)
     return timed, done
