@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling [iterations] [alike] [whole] --model MODEL [--ranks 1 2 4 8] [--work DIR] [--out FIGURES.json]
 
-iterations  one iteration of every sampling, from the same states with every number of ranks: whether sums and poses are the same,
-            strong and weak scaling (--particles on the largest number of ranks), shares of the time, bytes that travel
+iterations  one iteration of every sampling, from the same states with every number of ranks, in the order of --ranks: whether
+            sums and poses are the same, strong and weak scaling (--particles on the most ranks), shares of the time, bytes
 alike       whole refinements of --small particles: 1 rank, 1 rank again, the most ranks; how far apart they are
 whole       whole refinements of --whole particles as users start them, with every number of ranks
 
@@ -67,6 +67,7 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
         passes = "1" if thinner == 1 else f"1,{thinner}"
         words = ["--data", data, "--states", options.work / "states", "--diameter", options.diameter, "--passes", passes,
                  "--trace", ",".join(map(str, options.trace)), "--most", options.most, "--device", options.device,
+                 "--numbers", ",".join(map(str, options.numbers)),
                  "--begun", time.time(), "--out", out]  # fmt: skip
         command = [sys.executable, *several(ranks), "benchmarks.scaling_rank", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment(ranks))
@@ -164,6 +165,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--diameter", type=float, default=240.0)
     parser.add_argument("--most", type=int, default=99, help="samplings, at most")
     parser.add_argument("--max-iterations", type=int, default=RefineConfig.max_iterations, help="of whole refinements")
+    parser.add_argument("--numbers", type=int, nargs="*", default=list(range(99)),
+                        help="of iterations that are compared; after the first of --ranks only these are done")  # fmt: skip
     parser.add_argument("--trace", type=int, nargs="*", default=[2, 5], help="numbers of iterations done once more under CUPTI")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path)

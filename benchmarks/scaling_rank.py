@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node P -m benchmarks.scaling_rank --data DIR --states DIR --diameter Å --out FILE
 
-A process alone finds no states: it goes through the samplings, one iteration on each, and keeps the state before each iteration
-and what it found from it (sums of slices, poses). All others begin their iterations from these states and compare their finds.
+Who comes first finds no states: it goes through the samplings, one iteration on each, and keeps the state before each iteration
+and what was found from it (sums of slices, poses). All others begin their iterations from these states and compare their finds.
 """
 
 from __future__ import annotations
@@ -62,8 +62,14 @@ class Found:
         """The same, on `device`."""
         return replace(self, sums=[one.to(device) for one in self.sums], rows=self.rows.to(device))
 
+    def whole(self) -> Found:
+        """All of it; all ranks ask for it."""
+        if self.slabs is None:
+            return self
+        return replace(self, sums=[self.slabs.joined(one) for one in self.sums], rows=self.slabs.whole, slabs=None)
+
     def beside(self, whole: Found) -> Found:
-        """Of what a process alone found, the part that this rank has, where this rank has it."""
+        """Of what others found, the part that this rank has, where this rank has it."""
         if self.slabs is None:
             return whole.moved(self.rows.device)
         sums = [self.slabs.cut(one).to(self.rows.device) for one in whole.sums]
@@ -84,7 +90,7 @@ class Timed:
     least_bytes: float
     size_px: int
     significant: float
-    against_one: dict[str, float] = field(default_factory=dict)
+    against_first: dict[str, float] = field(default_factory=dict)
     again: dict[str, float] = field(default_factory=dict)
     kernels: dict[str, float] = field(default_factory=dict)
 
@@ -169,12 +175,9 @@ def kernels_of(session: driver.Session, state: State) -> dict[str, float]:
     return {name: sum(one[name] for one in everyones) / len(everyones) for name in mine}
 
 
-def measured(session: driver.Session, state: State, number: int, folder: Path, trace: bool) -> tuple[Timed, Iteration]:
-    """An iteration from a state, done twice (kernels are compiled in the first one): the second one's time counts. What the
-    first one found is compared with what a process alone found; if this is that process, with the second one's.
-
-    folder: keeps what a process alone found; trace: once more under CUPTI.
-    """
+def measured(session: driver.Session, state: State, number: int, options: argparse.Namespace) -> tuple[Timed, Iteration]:
+    """An iteration from a state, done twice (kernels are compiled in the first one): the second one's time counts. What the first
+    one found is compared with the second one's, and with what is kept of this number, or kept itself."""
     ranks, found = session.on.ranks, list[Found]()
     with recorded(found):
         iteration(session, state)
@@ -183,14 +186,16 @@ def measured(session: driver.Session, state: State, number: int, folder: Path, t
     significant = float(done.state.poses.significant_B.double().mean())
     least = least_bytes(found[0].rows, found[0].padding, state.box, ranks.size)
     timed = Timed(number, kind, count, seconds, done.seconds, done.communication, least, done.state.current_size, significant)
-    path = folder / f"found_{number:02d}.pt"
-    if ranks.size == 1:
-        timed.again = compared(found[1], found[0], ranks)
-        if len(found[0].poses.half_B) == len(session.data) and not path.exists():
-            torch.save(found[0].moved(torch.device("cpu")), path)
-    elif same_particles(alone := torch.load(path, weights_only=False), found[0]):
-        timed.against_one = compared(found[0], found[0].beside(alone), ranks)
-    if trace:
+    timed.again = compared(found[1], found[0], ranks)
+    path = options.states / f"found_{number:02d}.pt"
+    if number in options.numbers:
+        if not ranks.agreed(path.exists()):
+            whole = found[0].whole()
+            if ranks.is_lead:
+                torch.save(whole.moved(torch.device("cpu")), path)
+        elif same_particles(kept := torch.load(path, weights_only=False), found[0]):
+            timed.against_first = compared(found[0], found[0].beside(kept), ranks)
+    if number in options.trace:
         timed.kernels = kernels_of(session, state)
     return timed, done
 
@@ -201,11 +206,12 @@ def same_particles(one: Found, other: Found) -> bool:
 
 
 def through_samplings(session: driver.Session, options: argparse.Namespace) -> list[Timed]:
-    """A process alone: every sampling once, from coarse to fine; the state before each iteration is kept."""
+    """Every sampling once, from coarse to fine; the state before each iteration is kept."""
     state, found = session.state, list[Timed]()
     while not state.solved and len(found) < options.most:
-        checkpoint.save(state_path(options.states, len(found)), state, session.config, "")
-        timed, done = measured(session, state, len(found), options.states, len(found) in options.trace)
+        if session.on.ranks.is_lead:
+            checkpoint.save(state_path(options.states, len(found)), state, session.config, "")
+        timed, done = measured(session, state, len(found), options)
         found.append(timed)
         state = pushed(done.state, done.state.iteration > 1)
     return found
@@ -214,13 +220,11 @@ def through_samplings(session: driver.Session, options: argparse.Namespace) -> l
 def from_states(session: driver.Session, options: argparse.Namespace, every: int) -> list[Timed]:
     """The same iterations from the states that are kept; every: with one of so many particles."""
     found = list[Timed]()
-    for number in range(options.most):
+    for number in options.numbers:
         path = state_path(options.states, number)
-        if not path.exists():
-            break
-        state, _, _ = checkpoint.load(path)
-        trace = every == 1 and number in options.trace
-        found.append(measured(session, thinned(state, every), number, options.states, trace)[0])
+        if path.exists():
+            state, _, _ = checkpoint.load(path)
+            found.append(measured(session, thinned(state, every), number, options)[0])
     return found
 
 
@@ -254,6 +258,7 @@ def passes(options: argparse.Namespace, device: torch.device, ranks: Ranks) -> I
         session = prepared(options, device, ranks, every)
         preparing = time.perf_counter() - begin
         made = ranks.agreed(state_path(options.states, 0).exists())
+        options.trace = options.trace if every == 1 else []
         found = from_states(session, options, every) if made else through_samplings(session, options)
         yield {"ranks": ranks.size, "particles": len(session.data), "preparing s": preparing,
                "iterations": [asdict(one) for one in found]}  # fmt: skip
@@ -266,6 +271,8 @@ def main() -> None:
     parser.add_argument("--diameter", type=float, required=True)
     parser.add_argument("--passes", type=lambda text: [int(one) for one in text.split(",")], default=[1],
                         help="one of how many particles each pass takes")  # fmt: skip
+    parser.add_argument("--numbers", type=lambda text: [int(one) for one in text.split(",")], default=list(range(99)),
+                        help="iterations that are compared, and done by those that do not come first")  # fmt: skip
     parser.add_argument("--trace", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
                         help="numbers of iterations that are done once more under CUPTI")  # fmt: skip
     parser.add_argument("--most", type=int, default=99, help="iterations")

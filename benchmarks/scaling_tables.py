@@ -18,10 +18,17 @@ def figures_of(passes: Sequence[Pass]) -> Figures:
     everything = max(one["particles"] for one in passes)
     strong = [one for one in passes if one["particles"] == everything]
     fewest = min(one["particles"] for one in passes)
-    found |= efficiencies("strong", strong) | efficiencies("weak", [one for one in passes if is_weak(one, fewest)])
+    passes = alike(passes)
+    found |= efficiencies("strong", alike(strong)) | efficiencies("weak", [one for one in passes if is_weak(one, fewest)])
     for one in strong:
         found |= shares(one)
     return found | fixed(passes)
+
+
+def alike(passes: Sequence[Pass]) -> list[Pass]:
+    """The passes with those iterations only that all of them did."""
+    numbers = set.intersection(*({it["number"] for it in one["iterations"]} for one in passes))
+    return [{**one, "iterations": [it for it in one["iterations"] if it["number"] in numbers]} for one in passes]
 
 
 def is_weak(one: Pass, fewest: int) -> bool:
@@ -100,16 +107,17 @@ def kernel_shares(iterations: Iterable[Mapping[str, Any]]) -> Figures:
     return {"share of computing kernels": computing, "share of NCCL kernels alone": alone, "share of idle GPU": rest}
 
 
-def same_sums(passes: Iterable[Pass]) -> Figures:
-    """Largest difference of a shell of the sums and smallest share of equal poses: to one rank, and of one rank from itself."""
-    found: Figures = {}
+def same_sums(passes: Sequence[Pass]) -> Figures:
+    """Largest difference of a shell of the sums and smallest share of equal poses: of a number of ranks from itself, and from the
+    number that came first."""
+    first, found = passes[0]["ranks"], Figures()
     for one in passes:
-        field = "again" if one["ranks"] == 1 else "against_one"
-        compared = [it[field] for it in one["iterations"] if it[field]]
-        title = f"same iterations, {one['ranks']} ranks" + (" again" if one["ranks"] == 1 else "")
-        if compared and f"{title}, largest difference of a shell" not in found:
-            found[f"{title}, largest difference of a shell"] = max(max(it["data"], it["weight"]) for it in compared)
-            found[f"{title}, smallest share of same poses"] = min(it["same poses"] for it in compared)
+        for field, title in (("again", f"{one['ranks']} ranks again"), ("against_first", f"{one['ranks']} ranks and {first}")):
+            compared = [it[field] for it in one["iterations"] if it[field]]
+            if compared and one["particles"] == passes[0]["particles"]:
+                differences = [max(it["data"], it["weight"]) for it in compared]
+                found[f"same iterations, {title}, largest difference of a shell"] = max(differences)
+                found[f"same iterations, {title}, smallest share of same poses"] = min(it["same poses"] for it in compared)
     return found
 
 
@@ -137,7 +145,7 @@ def table(passes: Iterable[Pass]) -> list[str]:
 
 def line(one: Pass, it: Mapping[str, Any]) -> str:
     """One iteration."""
-    took, sent, differs = it["took"], it["communication"], it["against_one"] or it["again"]
+    took, sent, differs = it["took"], it["communication"], it["against_first"] or it["again"]
     text = (f"{one['ranks']:5d} {one['particles']:9d}  {it['kind']:17s} {it['size_px']:4d} {it['significant']:8.1f} "
             f"{it['seconds']:8.3f} {took['accuracy']:7.3f} {took['expectation']:7.3f} {took['maximization']:6.3f}")  # fmt: skip
     if sent:
