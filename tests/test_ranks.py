@@ -59,6 +59,18 @@ def test_gpus_that_are_not_there_are_refused(text: str) -> None:
         gpus_wanted(text)
 
 
+def test_gpus_are_counted_among_those_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5a,7")
+    assert gpus_wanted("0,2") == (2, "4,7") and gpus_wanted("1,0") == (2, "GPU-5a,4") and gpus_wanted("all") == (3, None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpus_wanted("0,2") == (2, "0,2")
+    for name, value in {"STEP_NUM_TASKS": "2", "PROCID": "0", "LOCALID": "0", "STEP_NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(InputError, match="srun"):
+        gpus_wanted("2")
+
+
 def test_ranks_own_equal_runs_of_every_half_set() -> None:
     order_B = torch.randperm(1003, generator=torch.Generator().manual_seed(0))
     half_B = 1 + (torch.arange(1003) % 3 == 0).long()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from test_ranks_meeting import free_port
 from verglas.cli.main import main
 from verglas.io.mrc import Stack, StackWriter, read_map
 from verglas.particles.table import ParticleTable
@@ -66,6 +67,15 @@ def test_two_processes_reconstruct_what_one_does(simulated: Path, tmp_path: Path
     assert figures(tmp_path / "one" / "map") == pytest.approx(figures(tmp_path / "two" / "map"))
 
 
+def started_by_srun(port: int, rank: int, *words: object) -> subprocess.Popen[str]:
+    """The first or the second of two tasks, as srun starts them: nobody ends one when the other one has ended."""
+    step = {"NUM_TASKS": "2", "NODELIST": "localhost", "TASKS_PER_NODE": "2"}
+    environment = {f"SLURM_STEP_{name}": value for name, value in step.items()} | {"SLURM_PROCID": str(rank)}
+    environment |= {"SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "7", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "verglas", *map(str, words)]
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+
+
 def test_unusable_images_of_any_share_are_told_once(simulated: Path, tmp_path: Path) -> None:
     """The second half of the file is read by the second process."""
     table = ParticleTable.read(simulated / "truth.star")
@@ -74,9 +84,38 @@ def test_unusable_images_of_any_share_are_told_once(simulated: Path, tmp_path: P
     with StackWriter(tmp_path / "particles.mrcs", len(table), image_BYX.shape[1:], 6.0) as writer:
         writer.append(image_BYX)
     (tmp_path / "truth.star").write_bytes((simulated / "truth.star").read_bytes())
-    left_out = reconstruct(tmp_path / "truth.star", tmp_path / "left", "--skip-bad")
-    done = together(left_out, reconstruct(tmp_path / "truth.star", tmp_path / "refused"))
-    assert done.returncode != 0 and done.stderr.count("expected an image with finite") == 1
-    assert "exitcode  : 2 " in done.stderr and "crash" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["left"]
+    port, words = free_port(), reconstruct(tmp_path / "truth.star", tmp_path / "refused")
+    tasks = [started_by_srun(port, rank, *words) for rank in (0, 1)]
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [2, 2] and said[1] == ""
+    assert said[0].count("expected an image with finite") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    done = together(reconstruct(tmp_path / "truth.star", tmp_path / "left", "--skip-bad"))
+    assert done.returncode == 0, done.stderr[-2000:]
     assert figures(tmp_path / "left")["particles"] == 80 and figures(tmp_path / "left")["images_left_out"] == 1
+
+
+REFINE_TWICE = """
+import sys, verglas
+particles, start = sys.argv[1:]
+for seed in (1, 2):
+    one = verglas.refine(particles, start, diameter=150, initial_resolution=40, healpix_order=1, max_iterations=1, seed=seed,
+                         device="cpu", threads=1)
+    found = one.run()
+    print(seed, one.ranks.rank, one.ranks.size, found.resolution, found.map.data_ZYX.std(), len(found.particles))
+"""
+
+
+def test_every_process_of_a_script_gets_the_result_of_all(simulated: Path) -> None:
+    """verglas.refine, twice in the same processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [sys.executable, "-c", REFINE_TWICE, str(simulated / "particles.star"), str(simulated / "start.mrc")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    alone, both = (subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
+                   for words in (command, [*start, *command]))  # fmt: skip
+    assert alone.returncode == 0 == both.returncode, both.stderr[-2000:]
+    rows, rows_of_both = (sorted([*map(float, line.split())] for line in done.stdout.splitlines()) for done in (alone, both))
+    assert [row[:3] for row in rows_of_both] == [[1, 0, 2], [1, 1, 2], [2, 0, 2], [2, 1, 2]]
+    for found, expected in zip(rows_of_both, [rows[0], rows[0], rows[1], rows[1]], strict=True):
+        assert found[3:] == pytest.approx(expected[3:], rel=0.01)  # one particle of 81 may be on an edge between two samples
+    assert both.stderr == ""

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
+from verglas.distributed.place import place_of
 from verglas.errors import InputError
 
 
 def gpus_wanted(gpus: str) -> tuple[int, str | None]:
-    """(how many, CUDA_VISIBLE_DEVICES or None for the first ones) of 'all', '4' or '0,2'. InputError if they are not there."""
+    """(how many, CUDA_VISIBLE_DEVICES or None for the first ones) of 'all', '4' or '0,2', of the visible ones: in a job of Slurm
+    its own. InputError if they are not there, or if srun started several processes already."""
     import torch
 
+    if place_of(os.environ) is not None:
+        raise InputError("--gpus", f"'{gpus}' beside several processes of srun", "one of the two",
+                         "Let srun start one process per GPU, without --gpus, or one in all (--ntasks 1).")  # fmt: skip
     there = torch.cuda.device_count()
     if gpus == "all":
         count, visible = there, None
@@ -19,7 +24,7 @@ def gpus_wanted(gpus: str) -> tuple[int, str | None]:
         numbers = [one.strip() for one in gpus.split(",") if one.strip()]
         if not numbers or not all(one.isdigit() for one in numbers) or len(set(numbers)) < len(numbers):
             raise InputError("--gpus", f"'{gpus}'", "all, a number, or numbers of GPUs such as 0,1")
-        count, visible = len(numbers), ",".join(numbers)
+        count, visible = len(numbers), ",".join(visible_names(numbers))
         if max(map(int, numbers)) >= there:
             raise InputError("--gpus", f"'{gpus}'", f"numbers below {there}, which is how many GPUs PyTorch finds here")
     elif gpus.isdigit():
@@ -30,6 +35,12 @@ def gpus_wanted(gpus: str) -> tuple[int, str | None]:
         raise InputError("--gpus", f"'{gpus}'", f"at most {there}, which is how many GPUs PyTorch finds here",
                          "Leave it out to compute in this process.")  # fmt: skip
     return count, visible
+
+
+def visible_names(numbers: list[str]) -> list[str]:
+    """What CUDA calls the GPUs of these numbers, if only some of the computer's are visible."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [visible[int(one)] if int(one) < len(visible) and visible != [""] else one for one in numbers]
 
 
 def launch(gpus: str, command: list[str]) -> int:
