@@ -182,6 +182,17 @@ def test_counts_that_cannot_be_are_named(tmp_path: Path, made: tuple[Truth, np.n
     assert "no good pixel" in refused(tmp_path, tike(made, mask=~np.ones((32, 32), bool)))
 
 
+def test_markers_of_bad_pixels_are_masked(tmp_path: Path, made: tuple[Truth, np.ndarray]) -> None:
+    truth, counts_BYX = made
+    marked_BYX = counts_BYX.astype(np.uint32)
+    marked_BYX[:, 9, 8] = np.iinfo(np.uint32).max
+    marked_BYX[3, 2, 1] = np.iinfo(np.uint32).max
+    write_scan(tmp_path / "a.cxi", truth.geometry, truth.recorded_B2, [marked_BYX], np.uint32)
+    scan, notices = read_scan(tmp_path / "a.cxi")
+    assert scan.mask_YX is not None and sorted(map(tuple, (~scan.mask_YX).nonzero().tolist())) == [(2, 1), (9, 8)]
+    assert scan.patterns_BYX.dtype == torch.uint16 and "2 pixels hold 4294967295" in notices[0]
+
+
 def test_sizes_that_do_not_fit_are_named(tmp_path: Path, made: tuple[Truth, np.ndarray]) -> None:
     ragged = np.empty(2, object)
     ragged[:] = [np.ones((3, 3)), np.ones((4, 4))]

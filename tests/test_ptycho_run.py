@@ -21,6 +21,7 @@ from verglas.ptychography import checkpoint
 from verglas.ptychography.files import read_scan
 from verglas.ptychography.files_result import read_result
 from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.read_options import ReadOptions
 from verglas.ptychography.reconstruct import reconstruct
 
 PASSES = 24
@@ -151,3 +152,13 @@ def test_folders_are_not_overwritten(star: Path, found: Path, capsys: pytest.Cap
     assert "ptycho simulate" in capsys.readouterr().err
     assert main(["ptycho", "report", str(star)]) == 2
     assert "no result.cxi" in capsys.readouterr().err
+
+
+def test_the_real_near_field_set_fits_with_its_own_axes(shared: Path) -> None:
+    path = shared / "data" / "ptycho" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
+    errors = {}
+    for axes in ("", "-y-x", "xy"):
+        scan, _ = read_scan(path, ReadOptions(near_field=True, focus=3.65e-3, first=60, position_axes=axes))
+        *_, last = reconstruct(scan, PtychoOptions(engine="rpie", passes=4))
+        errors[axes] = last.error
+    assert errors[""] < 0.6 * min(errors["-y-x"], errors["xy"])

@@ -20,55 +20,68 @@ LOOKED_AT = 500  # patterns of which the centre of mass is taken
 CONCENTRATED = 0.15  # length of the mean direction from which a centre of mass tells where the beam is
 ISOLATED = 0.9  # of a window's edge: no other position is nearer
 FEW_ISOLATED = 0.05  # share of positions that may be isolated by an error of their own; more mean wrong units
+MARKER = np.iinfo(np.uint32).max
 LARGEST_OBJECT = 2**29  # px, 4 GB as complex64
 
 
 def counts(
     path: Path, patterns_BYX: np.ndarray, mask_YX: np.ndarray | None, clip: bool, notices: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Patterns without negative counts, and the mask without pixels that never count. InputError for NaN and, unless
-    clip, for counts below 0 in good pixels."""
+    """Patterns without negative counts and with 0 in bad pixels, and the mask, to which pixels are added that hold a detector's
+    marker of bad ones. InputError for NaN and, unless clip, for counts below 0 in good pixels."""
+    mask_YX = _without_marked(patterns_BYX, mask_YX, notices)
     good_YX = np.ones(patterns_BYX.shape[1:], bool) if mask_YX is None else mask_YX
     if not good_YX.any():
-        raise InputError(
-            path,
-            "the mask leaves no good pixel",
-            "pixels that are not 0 where the detector is good",
-            "If it marks bad pixels instead, invert it and give it with --mask.",
-        )
-    negative, lowest, first, empty = 0, 0.0, -1, []
+        raise InputError(path, "the mask leaves no good pixel", "pixels that are not 0 where the detector is good",
+                         "If it marks bad pixels instead, invert it and give it with --mask.")  # fmt: skip
+    below_B, lowest, empty_B = _looked_through(path, patterns_BYX, good_YX)
+    if empty_B.all():
+        raise InputError(path, "all patterns are empty", "counts above 0")
+    if empty_B.any():
+        first = int(np.flatnonzero(empty_B)[0])
+        notices.append(f"{empty_B.sum()} of {len(patterns_BYX)} patterns are empty, the first is number {first}")
+    negative = int(below_B.sum())
+    if negative and not clip:
+        first = int(np.flatnonzero(below_B)[0])
+        found = f"{negative} counts below 0 in good pixels, down to {lowest:g}, first in pattern {first}"
+        raise InputError(path, found, "counts of 0 or more", "--clip-negative sets them to 0; bad pixels that are marked so "
+                         "belong into a mask (--mask).")  # fmt: skip
+    if negative:
+        notices.append(f"{negative} counts below 0 were set to 0")
+    if negative or (mask_YX is not None and patterns_BYX.dtype != np.uint16):
+        patterns_BYX = np.where(good_YX, np.maximum(patterns_BYX, 0), 0)  # bad pixels may hold anything, also NaN
+    return patterns_BYX, mask_YX
+
+
+def _without_marked(patterns_BYX: np.ndarray, mask_YX: np.ndarray | None, notices: list[str]) -> np.ndarray | None:
+    """The mask without pixels that ever hold the greatest 32-bit number: so some detectors mark bad ones."""
+    if patterns_BYX.dtype != np.uint32:
+        return mask_YX
+    marked_YX = np.zeros(patterns_BYX.shape[1:], bool)
+    for start in range(0, len(patterns_BYX), AT_ONCE):
+        marked_YX |= (patterns_BYX[start : start + AT_ONCE] == MARKER).any(0)
+    if mask_YX is not None:
+        marked_YX &= mask_YX
+    if not marked_YX.any():
+        return mask_YX
+    notices.append(f"{marked_YX.sum()} pixels hold {MARKER}, a detector's marker of bad ones, and are masked")
+    return ~marked_YX if mask_YX is None else mask_YX & ~marked_YX
+
+
+def _looked_through(path: Path, patterns_BYX: np.ndarray, good_YX: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """(number of counts below 0 of each pattern, the lowest count, which patterns are empty), of good pixels; InputError for
+    NaN."""
+    below, empty, lowest = [], [], 0.0
     for start in range(0, len(patterns_BYX), AT_ONCE):
         chosen_BP = patterns_BYX[start : start + AT_ONCE][:, good_YX]
         if chosen_BP.dtype.kind == "f" and not np.isfinite(chosen_BP).all():
             row = start + int(np.flatnonzero(~np.isfinite(chosen_BP).all(1))[0])
-            raise InputError(
-                path,
-                f"pattern {row} holds NaN or infinite counts",
-                "finite counts in good pixels",
-                "Mask these pixels (--mask), or use the patterns before it (--first).",
-            )
-        below_B = (chosen_BP < 0).sum(1)
-        if below_B.any():
-            first = start + int(np.flatnonzero(below_B)[0]) if first < 0 else first
-            negative, lowest = negative + int(below_B.sum()), min(lowest, float(chosen_BP.min()))
-        empty += (start + np.flatnonzero(chosen_BP.max(1) <= 0)).tolist()
-    if len(empty) == len(patterns_BYX):
-        raise InputError(path, "all patterns are empty", "counts above 0")
-    if empty:
-        notices.append(f"{len(empty)} of {len(patterns_BYX)} patterns are empty, the first is number {empty[0]}")
-    if negative and not clip:
-        found = f"{negative} counts below 0 in good pixels, down to {lowest:g}, first in pattern {first}"
-        raise InputError(
-            path,
-            found,
-            "counts of 0 or more",
-            "--clip-negative sets them to 0; bad pixels that are marked so belong into a mask (--mask).",
-        )
-    if negative:
-        notices.append(f"{negative} counts below 0 were set to 0")
-    if patterns_BYX.dtype.kind != "u" and (negative or mask_YX is not None):
-        patterns_BYX = np.where(good_YX, np.maximum(patterns_BYX, 0), 0)  # bad pixels may hold anything, also NaN
-    return patterns_BYX, mask_YX
+            raise InputError(path, f"pattern {row} holds NaN or infinite counts", "finite counts in good pixels",
+                             "Mask these pixels (--mask), or use the patterns before it (--first).")  # fmt: skip
+        below.append((chosen_BP < 0).sum(1))
+        empty.append(chosen_BP.max(1) <= 0)
+        lowest = min(lowest, float(chosen_BP.min()))
+    return np.concatenate(below), lowest, np.concatenate(empty)
 
 
 def direct_beam(
