@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from verglas.ptychography.model import Model
 from verglas.ptychography.noise import noise_named
 from verglas.ptychography.polynomial import value
 from verglas.ptychography.reference import loss_reference, pattern_reference
+from verglas.ptychography.simulation import Setting, make_truth, patterns
+from verglas.ptychography.simulation_options import DetectorOptions, PathOptions
 from verglas.ptychography.unknowns import Line, Unknowns
 
 
@@ -133,3 +136,21 @@ def test_degrees_along_a_step() -> None:
     unknowns, model = unknowns_of(one), model_of(one)
     for names, coefficients in ((("object_OLYX",), 3), (("object_OLYX", "probe_MYX"), 5)):
         assert len(model.waves(Line(unknowns, unknowns.only(*names)), everything(one)).intensity) == coefficients
+
+
+@pytest.mark.parametrize("near_field", [False, True])
+def test_simulated_scans_are_what_the_model_predicts(near_field: bool) -> None:
+    """The simulation has code of its own, splits positions by rounding down, and so moves probes by up to a whole pixel."""
+    setting = Setting(
+        path=PathOptions(positions=6), detector=DetectorOptions(window=64, noiseless=True, near_field=near_field),
+    )  # fmt: skip
+    truth = make_truth(setting)
+    counts = torch.from_numpy(np.concatenate(list(patterns(truth, setting)))).double()
+    object_OLYX, probe_MYX = torch.from_numpy(truth.object_YX)[None, None], torch.from_numpy(truth.probe_MYX)
+    numbers = Unknowns(
+        object_OLYX, probe_MYX, torch.ones(6).double(), torch.zeros(64, 64).double(), torch.from_numpy(truth.position_B2)
+    )
+    model = Model(truth.geometry, (64, 64), truth.geometry.object_pixel((64, 64)), counts)
+    (found,) = model.waves(Line(numbers), torch.arange(6)).intensity
+    found = found if near_field else fftshift(found, (1, 2))
+    assert (found.sqrt() - counts.sqrt()).square().sum() < 1e-4 * counts.sum()

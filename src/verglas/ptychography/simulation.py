@@ -162,7 +162,8 @@ def patterns(truth: Truth, setting: Setting) -> Iterator[np.ndarray]:
     """Batches of patterns in the order of the positions, [b, Y, X] with the direct beam in the middle: counts, uint16 or uint32,
     which saturate, or with `noiseless` expected intensities, float32.
 
-    A position of y + f (f from 0 to 1) px shows the object from pixel y on through the probe moved by f px.
+    A position of y + f (f from 0 to 1) px shows the object from pixel y on through the probe moved by f px; a near field is moved
+    back by f, so that the probe stands still and the object moves.
     """
     random = np.random.default_rng((setting.seed, 1))
     at_once = max(1, int(AT_ONCE_BYTES / (16 * truth.probe_MYX.size)))
@@ -189,16 +190,21 @@ def intensities(truth: Truth, position_B2: np.ndarray, scale_B: np.ndarray) -> n
     probe_BMYX = moved(truth.probe_MYX, position_B2 - whole_B2)
     wave_BMYX = fft.fft2(probe_BMYX * patch_BYX[:, None], norm="ortho")
     if truth.geometry.kind == "near":
-        wave_BMYX = fft.ifft2(wave_BMYX * fresnel(truth.geometry, window), norm="ortho")
+        back_BYX = phase_slopes(window, whole_B2 - position_B2)  # the detector stands still
+        wave_BMYX = fft.ifft2(wave_BMYX * back_BYX[:, None] * fresnel(truth.geometry, window), norm="ortho")
         return scale_B[:, None, None] * (np.abs(wave_BMYX) ** 2).sum(1)
     return scale_B[:, None, None] * fft.fftshift((np.abs(wave_BMYX) ** 2).sum(1), axes=(-2, -1))
 
 
 def moved(probe_MYX: np.ndarray, shift_B2: np.ndarray) -> np.ndarray:
     """The probe moved by each shift (px, towards larger rows and columns), [B, M, Y, X], exact for what the window samples."""
-    frequency = fft.fftfreq(probe_MYX.shape[-1])
-    ramp_BYX = np.exp(-2j * math.pi * (shift_B2[:, 0, None, None] * frequency[:, None] + shift_B2[:, 1, None, None] * frequency))
-    return fft.ifft2(fft.fft2(probe_MYX) * ramp_BYX[:, None])
+    return fft.ifft2(fft.fft2(probe_MYX) * phase_slopes(probe_MYX.shape[-1], shift_B2)[:, None])
+
+
+def phase_slopes(window: int, shift_B2: np.ndarray) -> np.ndarray:
+    """What moves a field by each shift (px) when it multiplies its transform, in the order of the FFT, [B, Y, X]."""
+    frequency = fft.fftfreq(window)
+    return np.exp(-2j * math.pi * (shift_B2[:, 0, None, None] * frequency[:, None] + shift_B2[:, 1, None, None] * frequency))
 
 
 def fresnel(geometry: Geometry, window: int) -> np.ndarray:
