@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +14,10 @@ import torch
 
 from verglas.cli.launch import gpus_wanted
 from verglas.cli.main import main
-from verglas.distributed.handout import Handout, owners
 from verglas.distributed.place import Place, first_host, place_of
-from verglas.distributed.ranks import Ranks
 from verglas.errors import InputError
 from verglas.io.mrc import Stack, read_map
 from verglas.particles.table import ParticleTable
-
-
-@dataclass
-class Counters:
-    """A store of one process."""
-
-    values: dict[str, int] = field(default_factory=dict)
-
-    def add(self, key: str, amount: int) -> int:
-        self.values[key] = self.values.get(key, 0) + amount
-        return self.values[key]
 
 
 def test_places_are_read_from_torchrun_and_srun() -> None:
@@ -69,42 +55,6 @@ def test_gpus_are_counted_among_those_of_the_job(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(f"SLURM_{name}", value)
     with pytest.raises(InputError, match="srun"):
         gpus_wanted("2")
-
-
-def test_ranks_own_equal_runs_of_every_half_set() -> None:
-    order_B = torch.randperm(1003, generator=torch.Generator().manual_seed(0))
-    half_B = 1 + (torch.arange(1003) % 3 == 0).long()
-    owner_B = owners(order_B, half_B, 4)
-    for half in (1, 2):
-        counts = torch.bincount(owner_B[half_B == half], minlength=4)
-        assert int(counts.max() - counts.min()) <= 1
-        mine = order_B[half_B[order_B] == half]
-        assert bool((owner_B[mine].diff() >= 0).all())  # a rank reads its part of the files in one go
-
-
-@pytest.mark.parametrize("turns", [(1, 1, 1), (10, 1, 1), (1, 10, 0)])
-def test_every_row_is_worked_on_once_whoever_is_slow(turns: tuple[int, ...]) -> None:
-    """turns: blocks that each rank works off in the time of one round; 0: it starts when the others are done."""
-    rows = torch.randperm(1000, generator=torch.Generator().manual_seed(1))
-    owner_B, store = torch.arange(1000) % 3, Counters()
-    workers = [Handout.of(rows, owner_B, Ranks(rank, 3, 3, store)).blocks(50) for rank in range(3)]  # type: ignore[arg-type]
-    done: list[list[torch.Tensor]] = [[], [], []]
-    for _ in range(1000):
-        for rank in range(3):
-            done[rank] += [block for _, block in zip(range(turns[rank]), workers[rank])]
-    done[2] += list(workers[2])
-    found = torch.cat([block for blocks in done for block in blocks])
-    assert sorted(found.tolist()) == list(range(1000))
-    assert all(len(owner_B[block].unique()) == 1 for blocks in done for block in blocks)
-    if turns[0] == 10:  # the quick one has done more than its own third
-        assert sum(map(len, done[0])) > 400
-    if turns[2] == 0:  # and nothing but the last pieces was left to the one that slept
-        assert sum(map(len, done[2])) <= 12
-
-
-def test_a_process_alone_takes_its_rows_in_order() -> None:
-    rows = torch.arange(25)
-    assert torch.equal(torch.cat(list(Handout.of(rows, None, Ranks()).blocks(10))), rows)
 
 
 WORDS = {

@@ -150,7 +150,7 @@ def share(table: ParticleTable, half_B: np.ndarray, ranks: Ranks) -> np.ndarray:
     """The rows whose images this rank adds up: an equal part of every half-set, one piece of the order of the files."""
     import torch
 
-    from verglas.distributed.handout import owners
+    from verglas.distributed.shares import owners
 
     import numpy as np  # isort: skip
 

@@ -6,76 +6,152 @@ one addition to it, so that no row is taken twice and nobody waits. What is adde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 
-from verglas.distributed.ranks import Ranks
+from verglas.distributed.shares import Block, Shares
 
-SMALLEST = 0.25  # of a block: no smaller pieces are taken, their fixed costs would be felt
-KEPT_BACK = 2.0  # blocks from an owner's last ones on it takes half of what is left, so that others can help
+MOST_FIXED = 0.2  # of a piece's time: no smaller ones are taken
+KEPT_BACK = 1.5  # blocks from an owner's last ones on it takes half of what is left, so that others can help
+TAKEN_OF_FAIR = 0.5  # of the part of another rank's rows with which both would be done at once
+LOOKED_AT = 16  # other ranks that one without work looks at before it helps
 
 
-def owners(order_B: Tensor, set_B: Tensor, size: int) -> Tensor:
-    """Which rank reads and keeps which row [B]: equal shares of every set of rows, each a run of the order of the files.
-
-    order_B: rows in that order; set_B: number of each row's set (half-set), so that all ranks have as much to do in each.
-    """
-    owner_B = torch.zeros(len(order_B), dtype=torch.int64)
-    for number in set_B.unique():
-        mine = order_B[set_B[order_B] == number]
-        owner_B[mine] = torch.arange(len(mine)) * size // max(1, len(mine))
-    return owner_B
+Piece = tuple[int, slice]  # an owner, and some of its rows that one rank works on
 
 
 @dataclass(frozen=True)
+class Line:
+    """The rows of an owner in the order in which they are to be worked on; cost_n: running sum of their costs; samples_n: of
+    their samples."""
+
+    row_n: Tensor
+    cost_n: Tensor
+    samples_n: Tensor
+
+    def left(self, taken: int) -> float:
+        """Cost of the rows that were not taken."""
+        return float(self.cost_n[-1] - self._before(taken)) if taken < len(self.row_n) else 0.0
+
+    @property
+    def mean(self) -> float:
+        """Cost of a mean row."""
+        return float(self.cost_n[-1]) / len(self.row_n)
+
+    def next(self, taken: int, cost: float) -> int:
+        """How many rows of about that cost come next, at least 1."""
+        wanted = torch.tensor(self._before(taken) + cost, dtype=torch.float64)
+        return max(1, int(torch.searchsorted(self.cost_n, wanted, right=True)) - taken)
+
+    def _before(self, taken: int) -> float:
+        return float(self.cost_n[taken - 1]) if taken else 0.0
+
+
 class Handout:
-    """Rows of every owner, to be given out in blocks. Made by all ranks alike: number names the counters."""
+    """Rows of every owner, to be given out in blocks. Made by all ranks alike. clock: seconds."""
 
-    rows_of_rank: list[Tensor]
-    ranks: Ranks
-    number: int
+    def __init__(
+        self, rows: Tensor, shares: Shares, samples_B: Tensor, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """rows: of the table, in the order in which they are to be worked on; samples_B: of all rows of the table, as `Shares`
+        counts them. Rows that an owner read at the start come first: the others' images may not be there yet."""
+        self.shares, self.ranks, self.clock, self.number = shares, shares.ranks, clock, next(shares.ranks.sequence)
+        self._random = Random(self.ranks.rank)
+        moved_n = (shares.owner_B[rows] != shares.home_B[rows]).long()
+        rows = rows[torch.argsort(moved_n, stable=True)]
+        owner_n = shares.owner_B[rows]
+        self.lines = [self._line(rows[owner_n == rank], samples_B) for rank in range(shares.ranks.size)]
 
-    @classmethod
-    def of(cls, rows: Tensor, owner_B: Tensor | None, ranks: Ranks) -> Handout:
-        """Of rows in the order in which they are to be worked on. owner_B: of all rows of the table; None: this rank's."""
-        if ranks.size == 1 or owner_B is None:
-            return cls([rows], ranks, 0)
-        owner_n = owner_B[rows]
-        return cls([rows[owner_n == rank] for rank in range(ranks.size)], ranks, next(ranks.sequence))
+    def _line(self, row_n: Tensor, samples_B: Tensor) -> Line:
+        samples_n = samples_B[row_n].double()
+        return Line(row_n, self.shares.pace.cost(samples_n).cumsum(0), samples_n)
 
     def own(self) -> Tensor:
         """The rows that this rank begins with."""
-        return self.rows_of_rank[self.ranks.rank if len(self.rows_of_rank) > 1 else 0]
+        return self.lines[self.ranks.rank].row_n
 
-    def blocks(self, size: int) -> Iterator[Tensor]:
-        """Blocks of at most `size` rows until nobody has any left; the rows of a block have one owner."""
-        if len(self.rows_of_rank) == 1:
-            yield from self.rows_of_rank[0].split(size)
-            return
-        me, least = self.ranks.rank, max(1, int(SMALLEST * size))
-        while (left := self._left(me)) > 0:
-            yield from self._take(me, size if left > KEPT_BACK * size else min(size, max(least, -(-left // 2))))
-        while True:
-            left_R = [self._left(rank) for rank in range(self.ranks.size)]
-            slowest = max(range(self.ranks.size), key=left_R.__getitem__)
-            if left_R[slowest] <= least:  # its owner has taken the next piece before help would come
-                return
-            yield from self._take(slowest, min(size, max(least, left_R[slowest] // 2)))
+    def blocks(self, size: int, announce: Callable[[Tensor], None] | None = None) -> Iterator[Tensor]:
+        """Blocks of at most `size` rows until nobody has any left; the rows of a block have one owner.
 
-    def _key(self, rank: int) -> str:
-        return f"taken/{self.number}/{rank}"
+        announce: is told other ranks' rows before the block that comes ahead of them is handed out, so that their images can be
+        read meanwhile.
+        """
+        for owner, part in self._pieces(size, announce):
+            line, begin = self.lines[owner], self.clock()
+            yield line.row_n[part]
+            samples = float(line.samples_n[part].sum())
+            self.shares.worked(Block(len(line.row_n[part]), samples, self.clock() - begin))
 
-    def _left(self, rank: int) -> int:
+    def best(self, size: int) -> int:
+        """Rows of a block, at most `size`: the more, the fewer fixed costs, and the longer others wait for a last one.
+
+        n / size blocks of `fixed` and half a block of waiting are least at sqrt(2 n fixed); half of that is waited for where
+        speeds are known.
+        """
+        pace, rows = self.shares.pace, max(len(line.row_n) for line in self.lines)
+        waits = 1 if pace.fixed is None else 0.5
+        return max(1, min(size, int((2 * rows * pace.fixed_rows(size) / waits) ** 0.5)))
+
+    def _pieces(self, size: int, announce: Callable[[Tensor], None] | None) -> Iterator[Piece]:
+        """This rank's own rows, then those of others, of which a piece is taken ahead."""
+        piece = self._own_piece(size)
+        piece = self._stolen(size, announce) if piece is None else piece
+        while piece is not None:
+            ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce)
+            yield piece
+            piece = ahead or self._own_piece(size) or self._stolen(size, announce)
+
+    def _own_piece(self, size: int) -> Piece | None:
+        me = self.ranks.rank
+        left = self._left(me)
+        if left == 0:
+            return None
+        many = left > KEPT_BACK * size * self.lines[me].mean  # as many rows in each, as was announced
+        return self._take(me, math.inf if many else left / 2, size)
+
+    def _stolen(self, size: int, announce: Callable[[Tensor], None] | None) -> Piece | None:
+        """Some rows of the rank that would be busy longest, so that both would be done at once if this was taken twice."""
+        me, speed_R = self.ranks.rank, self.shares.pace.speed_R.tolist()
+        others = [rank for rank in range(self.ranks.size) if rank != me and len(self.lines[rank].row_n)]
+        if len(others) > LOOKED_AT:
+            others = self._random.sample(others, LOOKED_AT)
+        while others:
+            left_R = {rank: self._left(rank) for rank in others}
+            slowest = max(others, key=lambda rank: left_R[rank] / speed_R[rank])
+            fair = left_R[slowest] * speed_R[me] / (speed_R[me] + speed_R[slowest])
+            if fair < self._least(size) * self.lines[slowest].mean:  # its owner has taken the next piece before help would come
+                return None
+            piece = self._take(slowest, TAKEN_OF_FAIR * fair, size)
+            if piece is not None:
+                if announce is not None:
+                    announce(self.lines[slowest].row_n[piece[1]])
+                return piece
+        return None
+
+    def _least(self, size: int) -> int:
+        """Rows of the smallest piece."""
+        return max(1, min(size, int(self.shares.pace.fixed_rows(size) / MOST_FIXED)))
+
+    def _take(self, rank: int, cost: float, size: int) -> Piece | None:
+        """The next rows of an owner of about that cost, if any are left."""
+        line, least, taken = self.lines[rank], self._least(size), self._taken_of(rank, 0)
+        wanted = min(size, max(least, line.next(taken, cost)))
+        if len(line.row_n) - taken - wanted < least / 2:  # no crumbs
+            wanted = max(wanted, min(size, len(line.row_n) - taken))
+        last = self._taken_of(rank, wanted)
+        first, last = last - wanted, min(last, len(line.row_n))
+        return (rank, slice(first, last)) if first < last else None
+
+    def _left(self, rank: int) -> float:
+        return self.lines[rank].left(self._taken_of(rank, 0))
+
+    def _taken_of(self, rank: int, more: int) -> int:
+        """How many rows of an owner are taken, with `more` that are taken now."""
         assert self.ranks.store is not None
-        return len(self.rows_of_rank[rank]) - self.ranks.store.add(self._key(rank), 0)
-
-    def _take(self, rank: int, wanted: int) -> Iterator[Tensor]:
-        """The next rows of an owner, if any are left."""
-        assert self.ranks.store is not None
-        last = self.ranks.store.add(self._key(rank), wanted)
-        block = self.rows_of_rank[rank][last - wanted : last]
-        if len(block):
-            yield block
+        return self.ranks.store.add(f"taken/{self.number}/{rank}", more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,14 +39,20 @@ class ImageStream:
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="verglas-ahead")
         self._seen_B = np.zeros(len(files.table), bool)  # images that were checked
-        self._order_B, self._size, self._next = torch.zeros(0, dtype=torch.int64), 0, 0
+        self._queue: deque[Tensor] = deque()  # rows of the batches that come next
         self._waiting: _Batch | None = None
 
     def announce(self, row_B: Tensor, size: int) -> None:
         """Say in which order rows of one optics group will be asked for, `size` at a time: the first batch is begun at once."""
         self._forget()
-        self._order_B, self._size, self._next = row_B, size, 0
+        self._queue = deque(row_B.split(size) if len(row_B) else ())
         self._begin_next()
+
+    def announce_next(self, row_B: Tensor) -> None:
+        """Say which batch comes after the one that is asked for next, instead of what was announced before."""
+        self._queue = deque([row_B])
+        if self._waiting is None:
+            self._begin_next()
 
     def take(self, row_B: Tensor) -> Tensor:
         """Images of these rows on the device, in the group's type [B, Y, X]. On a CPU they are good until the next call.
@@ -55,10 +62,11 @@ class ImageStream:
         """
         batch = self._waiting
         if batch is None or not torch.equal(batch.row_B, row_B):
+            if batch is not None:
+                self._queue.appendleft(batch.row_B)
             self._forget()
             batch = self._begin(row_B)
-            places = (self._order_B == row_B[-1]).nonzero()
-            self._next = int(places[0]) + 1 if len(places) else len(self._order_B)
+            self._pass_by(int(row_B[-1]))
         image_BYX, event = batch.ready.result()
         if event is not None:
             current = torch.cuda.current_stream(self.device)
@@ -73,9 +81,16 @@ class ImageStream:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _begin_next(self) -> None:
-        row_B = self._order_B[self._next : self._next + self._size]
-        self._waiting = self._begin(row_B) if len(row_B) else None
-        self._next += len(row_B)
+        self._waiting = self._begin(self._queue.popleft()) if self._queue else None
+
+    def _pass_by(self, row: int) -> None:
+        """Drop what was announced up to a row that was asked for out of turn; all of it stays if that row was not announced."""
+        for number, rows in enumerate(self._queue):
+            places = (rows == row).nonzero()
+            if len(places):
+                rest = rows[int(places[0]) + 1 :]
+                self._queue = deque(([rest] if len(rest) else []) + list(self._queue)[number + 1 :])
+                return
 
     def _begin(self, row_B: Tensor) -> _Batch:
         self._turn = 1 - self._turn

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from verglas.distributed.handout import owners
 from verglas.distributed.ranks import ALONE, Ranks, each_its_part
+from verglas.distributed.shares import Shares
 from verglas.optics.ctf import CtfParameters
 from verglas.optics.group import OpticsGroup
 from verglas.particles.files import ImageFiles
@@ -22,6 +22,7 @@ from verglas.particles.resident import read_all
 from verglas.particles.streaming import ImageStream
 from verglas.particles.table import ParticleTable
 from verglas.refinement.residency import Residency, images_at_once
+from verglas.refinement.taken_over import TakenOver, unscaled
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,9 +32,9 @@ class Dataset:
     """images: one tensor [n, Y, X] per optics group, in the order of the files (none if they are read anew each time); place_B:
     where each particle's image is in its group's tensor; group_B: number of its optics group; ctf: None where the images need
     none. scales: (deviation, mean) [n, 2] of groups whose images were rescaled; stream: hands out the images that do not stay
-    on the device; budget: bytes of two batches, image_bytes: of a pixel in them. owner_B: the rank that keeps each image (its
-    place_B is -1 elsewhere: such images are read when they are asked for), None: this process keeps all; on_device: where they
-    stay.
+    on the device; budget: bytes of two batches, image_bytes: of a pixel in them. shares: which rank begins with which particles,
+    and at first keeps their images (place_B is -1 elsewhere: such images are read when they are asked for), None: this process
+    has all; taken_over: images that came to this rank later; on_device: where images stay.
     """
 
     table: ParticleTable
@@ -46,7 +47,8 @@ class Dataset:
     stream: ImageStream | None = None
     budget: float = math.inf
     image_bytes: int = 4
-    owner_B: Tensor | None = None
+    shares: Shares | None = None
+    taken_over: TakenOver | None = None
     on_device: bool = True
 
     @classmethod
@@ -62,36 +64,57 @@ class Dataset:
         residency, device = residency or Residency(), torch.device(device)
         files, group_B = ImageFiles(table), torch.from_numpy(table.group_index_B.copy())
         image_bytes = max(dtype.itemsize for dtype in files.dtype_of_group.values())
-        owner_B = None
+        shares = None
         if ranks.size > 1:
             order_B = torch.from_numpy(files.in_file_order(np.arange(len(table))))
-            owner_B = owners(order_B, group_B if set_B is None else set_B * len(table.groups) + group_B, ranks.size)
+            shares = Shares(order_B, group_B if set_B is None else set_B * len(table.groups) + group_B, ranks)
         data = cls(table, [], torch.full((len(table),), -1), group_B, contrast(table), table.groups, budget=residency.budget,
-                   image_bytes=image_bytes, owner_B=owner_B, on_device=residency.home == "device")  # fmt: skip
+                   image_bytes=image_bytes, shares=shares, on_device=residency.home == "device")  # fmt: skip
         if residency.home != "disk":
-            mine_B = np.ones(len(table), bool) if owner_B is None else (owner_B == ranks.rank).numpy()
+            mine_B = np.ones(len(table), bool) if shares is None else (shares.owner_B == ranks.rank).numpy()
             with each_its_part(ranks):
                 data._fill(files, mine_B, device, residency, progress)
-        if not residency.streams and owner_B is None:
+        if not residency.streams and shares is None:
             files.close()
             return data
         source = partial(data._copy, files) if residency.home == "host" else None
-        return replace(data, stream=ImageStream(files, device, source))
+        stream, home = ImageStream(files, device, source), residency.place(device)
+        later = None if shares is None or home is None else TakenOver(files, home, residency.rounded, residency.room)
+        return replace(data, stream=stream, taken_over=later)
 
     def __len__(self) -> int:
         return len(self.place_B)
 
     def images_of(self, row_B: Tensor, group: int) -> Tensor:
         """Images of rows of one optics group [B, Y, X], in their own type or float32; good until the next call."""
-        if self.stream is not None and not self._stay(row_B):
+        if self.stream is not None and not bool(self._stay(row_B).all()):
             return self.stream.take(row_B)
+        later_B = self.place_B[row_B] < 0
+        if not bool(later_B.any()):
+            return self._kept(row_B, group)
+        assert self.taken_over is not None
+        later_BYX = self.taken_over.images_of(row_B[later_B], group)
+        image_BYX = later_BYX.new_empty(len(row_B), *later_BYX.shape[1:])
+        image_BYX[later_B.to(later_BYX.device)] = later_BYX
+        image_BYX[~later_B.to(later_BYX.device)] = self._kept(row_B[~later_B], group)
+        return image_BYX
+
+    def _kept(self, row_B: Tensor, group: int) -> Tensor:
+        """Images that were read at the start."""
         images = self.images[group]
         place_B = self.place_B[row_B].to(images.device)
-        image_BYX = images[place_B]
-        if group in self.scales:
-            scale_B2 = self.scales[group][place_B]
-            image_BYX = image_BYX.float().mul_(scale_B2[:, 0, None, None]).add_(scale_B2[:, 1, None, None])
-        return image_BYX
+        return unscaled(images[place_B], self.scales[group][place_B] if group in self.scales else None)
+
+    def follow_speed(self, samples_B: Tensor) -> list[str]:
+        """Between iterations, by all ranks: particles move from slow ranks to quick ones, if that pays; the images of those that
+        come to this one are read from now on, behind its back. samples_B: significant samples of each particle. Returns notices.
+        """
+        if self.shares is None:
+            return []
+        mine = self.shares.follow(samples_B)
+        if self.taken_over is not None:
+            self.taken_over.begin(mine[self.place_B[mine] < 0])
+        return list(self.shares.said)
 
     def largest_batch(self, group: int) -> int:
         """Particles of an optics group at once, at most."""
@@ -99,8 +122,13 @@ class Dataset:
 
     def announce(self, row_B: Tensor, size: int) -> None:
         """Say which rows of one optics group will be asked for next, in order, `size` at a time: they are read ahead."""
-        if self.stream is not None and not self._stay(row_B):
-            self.stream.announce(row_B, size)
+        if self.stream is not None:
+            self.stream.announce(row_B[~self._stay(row_B)], size)
+
+    def announce_next(self, row_B: Tensor) -> None:
+        """Say which rows of one optics group come after the batch that is asked for next."""
+        if self.stream is not None and not bool(self._stay(row_B).all()):
+            self.stream.announce_next(row_B)
 
     def batches(self, row_B: np.ndarray, size: int = 64) -> Iterator[ImageBatch]:
         """The images of any rows, group by group, float32 on the device."""
@@ -112,9 +140,12 @@ class Dataset:
             for part in mine.split(at_once):
                 yield ImageBatch(part.numpy(), self.images_of(part, group).float(), self.groups[group], group)
 
-    def _stay(self, row_B: Tensor) -> bool:
-        """Whether all these images stay on the device."""
-        return self.on_device and bool((self.place_B[row_B] >= 0).all())
+    def _stay(self, row_B: Tensor) -> Tensor:
+        """Which of these images stay on the device."""
+        if not self.on_device:
+            return torch.zeros(len(row_B), dtype=torch.bool)
+        here_B = self.place_B[row_B] >= 0
+        return here_B if self.taken_over is None else here_B | self.taken_over.has(row_B)
 
     def _fill(
         self, files: ImageFiles, mine_B: np.ndarray, device: torch.device, residency: Residency, progress: Progress | None
@@ -128,23 +159,27 @@ class Dataset:
             if progress is not None:
                 progress("reading images", done * len(self) // max(1, int(mine_B.sum())), len(self))
 
-        home = device if residency.home == "device" else torch.device("cpu")
-        rescale = residency.home == "device" and residency.image_bytes == 2
+        home = residency.place(device)
+        assert home is not None
         for group in range(len(self.groups)):
             row_n = files.in_file_order(np.flatnonzero(mine_B & (files.table.group_index_B == group)))
             self.place_B[torch.from_numpy(row_n)] = torch.arange(len(row_n))
-            image_nYX, scale_n2 = read_all(files, row_n, home, rescale, advance) if len(row_n) else (torch.empty(0), None)
+            image_nYX, scale_n2 = torch.empty(0), None
+            if len(row_n):
+                image_nYX, scale_n2 = read_all(files, row_n, home, residency.rounded, advance)
             self.images.append(image_nYX)
             if scale_n2 is not None:
                 self.scales[group] = scale_n2
 
     def _copy(self, files: ImageFiles, row_B: np.ndarray, out_BYX: np.ndarray) -> None:
         """Fill an array with images of one optics group that are in memory of the host; of other ranks', from the files."""
-        if (self.place_B[row_B] < 0).any():
+        row_n, out_nYX = torch.from_numpy(row_B), torch.from_numpy(out_BYX)
+        if bool((self.place_B[row_n] >= 0).all()):
+            torch.index_select(self.images[int(self.group_B[row_n[0]])], 0, self.place_B[row_n], out=out_nYX)
+        elif self.taken_over is not None and bool(self.taken_over.has(row_n).all()):
+            out_nYX.copy_(self.taken_over.images_of(row_n, int(self.group_B[row_n[0]])))
+        else:
             files.read(row_B, out_BYX)
-            return
-        images = self.images[int(self.group_B[row_B[0]])]
-        torch.index_select(images, 0, self.place_B[row_B], out=torch.from_numpy(out_BYX))
 
 
 def contrast(table: ParticleTable) -> CtfParameters | None:

@@ -139,11 +139,19 @@ class HalfExpectation:
             searcher = self.searcher_of(group)
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
-            handout = Handout.of(mine, self.data.owner_B, self.on.ranks)
-            step = self.batch_size(searcher, group)
-            self.data.announce(handout.own(), step)
-            for block in handout.blocks(step):
+            for block in self._blocks(mine, self.batch_size(searcher, group)):
                 yield from self._block(searcher, block, group)
+
+    def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """All rows, at most `size` at a time; of several ranks those that this one gets to work on."""
+        if self.data.shares is None:
+            self.data.announce(rows, size)
+            yield from rows.split(size)
+            return
+        handout = Handout(rows, self.data.shares, self.poses.significant_B)
+        size = handout.best(size)
+        self.data.announce(handout.own(), size)
+        yield from handout.blocks(size, self.data.announce_next)
 
     def _block(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
         """A batch, or, where the device runs out of memory, its parts."""

@@ -189,7 +189,10 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     working = LARGEST_WORKING[machine.kind]
     while working > max(free / 3, SMALLEST_WORKING):  # by halves: a little more or less memory free leaves results the same
         working /= 2
-    return _with_iterations(replace(draft, working_memory=working), sizes)
+    made = _with_iterations(replace(draft, working_memory=working), sizes)
+    where: Where = "host" if made.residency.home == "host" else works_on
+    room = max(0.0, (1 - KEPT_FREE) * made.memory(where) - made.peak(where))
+    return replace(made, residency=replace(made.residency, room=room))
 
 
 def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:

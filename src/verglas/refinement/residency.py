@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.costs import GB
 from verglas.refinement.plan_sizes import Machine, Problem, operand_bytes
@@ -22,18 +24,30 @@ class Residency:
 
     image_bytes: of a pixel there, None: as in the files; 2 where the files hold float32: rescaled and rounded (particles/
     resident.py). budget: bytes of images that two batches may hold, in the files' type; streamed images take no more memory of
-    the host. reason: why this was chosen.
+    the host. room: bytes free for images of other ranks' particles that come later. reason: why this was chosen.
     """
 
     home: Home = "device"
     image_bytes: int | None = None
     budget: float = math.inf
     reason: str = "all images are in the memory of the device that computes"
+    room: float = math.inf
 
     @property
     def streams(self) -> bool:
         """Whether batches are handed out by an `ImageStream`."""
         return self.home != "device"
+
+    @property
+    def rounded(self) -> bool:
+        """Whether images are kept in half precision, rescaled."""
+        return self.home == "device" and self.image_bytes == 2
+
+    def place(self, device: torch.device) -> torch.device | None:
+        """The memory that images stay in; None: their files."""
+        if self.home == "disk":
+            return None
+        return device if self.home == "device" else torch.device("cpu")
 
 
 def images_at_once(budget: float, image_bytes: int) -> int:

@@ -187,6 +187,7 @@ def expect(
 ) -> tuple[list[HalfExpectation], Poses]:  # fmt: skip
     """The expectation of all sets: their sums, and the new poses of all particles. kind: what works through a set."""
     new, done, finished, total = copied(poses), 0, [], sum(len(one.rows) for one in sets)
+    notices = data.follow_speed(poses.significant_B)
     for one in sets:
         half = kind(one.models, data, poses, plan, config, on)
         found: list[tuple[Tensor, BatchResult]] = []
@@ -199,6 +200,7 @@ def expect(
         half.add_up(share=True)
         store(new, found, on.ranks)
         finished.append(half)
+    finished[0].notices[:0] = notices
     return finished, new
 
 

@@ -1,0 +1,197 @@
+"""How quick the ranks of a run are, what a row costs, and which rows each begins with: rows move from slow ranks to quick ones.
+
+A block of rows takes (fixed + a rows + b samples) / speed seconds, where the samples are those that its particles had in the
+iteration before. All of it is measured in every iteration, by all ranks from the same numbers: they come to the same shares.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from verglas.distributed.ranks import Ranks
+
+NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less is not worth reading images again
+REMEMBERED = 200  # last blocks that are measured
+FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
+LEAST_FIXED = 0.01  # of it: less is not believed
+LARGEST_PART = 0.9  # of a row's seconds: samples' part
+WHOLE = 0.5  # of the largest block: smaller ones cost more a row
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that was worked on: its rows, the samples its particles had before, and the seconds it took."""
+
+    rows: int
+    samples: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """speed_R: of every rank, 1 on average; fixed, per_row, per_sample: seconds at speed 1, of a block, and for each row and
+    sample in it (fixed None: not measured); mean_row: of a row with as many samples as the mean. At first all ranks are alike."""
+
+    speed_R: Tensor
+    per_row: float = 1.0
+    per_sample: float = 0.0
+    fixed: float | None = None
+    mean_row: float = 1.0
+
+    def fixed_rows(self, size: int) -> float:
+        """The rows that take as long as what a block takes beside its rows; size: of the largest block, for a first guess."""
+        return FIRST_GUESS * size if self.fixed is None else max(self.fixed / self.mean_row, LEAST_FIXED * size)
+
+    def cost(self, samples_B: Tensor) -> Tensor:
+        """Seconds of rows at speed 1, float64 [B]."""
+        return self.per_row + self.per_sample * samples_B.double()
+
+
+class Shares:
+    """owner_B: the rank that begins with each row; home_B: the one that read it at the start, and has its image ever since.
+
+    order_B: rows in the order of the files; set_B: number of each row's set (half-set): ranks have as much to do in each.
+    """
+
+    def __init__(self, order_B: Tensor, set_B: Tensor, ranks: Ranks) -> None:
+        self.order_B, self.set_B, self.ranks = order_B, set_B, ranks
+        self.pace = Pace(torch.ones(ranks.size, dtype=torch.float64))
+        self.owner_B = self.home_B = owners(order_B, set_B, ranks.size)
+        self.said: list[str] = []
+        self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
+
+    def worked(self, block: Block) -> None:
+        """Remember how long a block took this rank."""
+        self._blocks.append(block)
+
+    def follow(self, samples_B: Tensor) -> Tensor:
+        """Measure anew and move rows if that pays; all ranks call it between iterations. Returns the rows that this one gets.
+
+        samples_B: of each particle, as the coming iteration is expected to have them. `said` tells people about it.
+        """
+        self.said.clear()
+        before_B, everyones = self.owner_B, self.ranks.everyones(list(self._blocks), "paces")
+        if not any(everyones):
+            return before_B[:0]
+        self._blocks.clear()
+        self.pace = measured(everyones, self.pace)
+        cost_B = self.pace.cost(samples_B)
+        if load(before_B, cost_B, self.pace.speed_R) > NOTICED:
+            self.owner_B = reassigned(before_B, self.home_B, self, cost_B)
+            speeds = ", ".join(f"{speed:.2f}" for speed in self.pace.speed_R.tolist())
+            moved = int((self.owner_B != before_B).sum())
+            self.said.append(f"The ranks' speeds are {speeds} of their mean: {moved} particles went to quicker ones.")
+        me = self.ranks.rank
+        return ((self.owner_B == me) & (before_B != me)).nonzero().squeeze(1)
+
+
+def owners(order_B: Tensor, set_B: Tensor, size: int) -> Tensor:
+    """Which of `size` ranks begins with which row [B]: equal shares of every set of rows, each a run of the order of the files.
+
+    order_B: rows in that order; set_B: number of each row's set (half-set), so that all ranks have as much to do in each.
+    """
+    owner_B = torch.zeros(len(order_B), dtype=torch.int64)
+    for number in set_B.unique():
+        mine = order_B[set_B[order_B] == number]
+        owner_B[mine] = torch.arange(len(mine)) * size // max(1, len(mine))
+    return owner_B
+
+
+def load(owner_B: Tensor, cost_B: Tensor, speed_R: Tensor) -> float:
+    """Time of the rank that needs longest for its own rows, relative to that of the best division."""
+    owned_R = torch.zeros_like(speed_R).index_add_(0, owner_B, cost_B)
+    return float((owned_R / speed_R).max() * speed_R.sum() / cost_B.sum())
+
+
+def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
+    """Speeds and costs from the blocks that every rank worked on; a rank without any keeps its speed. Medians: the first block of
+    a rank also compiles.
+
+    y, seconds a row, is (1 + k x) / v in the blocks of a rank, where x are samples a row. The slope of y relative to its median
+    is q = k / (1 + k X), X the median of x, whatever v is; so k = q / (1 - q X): the median over all pairs of blocks is taken.
+    """
+    most_R = [max((block.rows for block in blocks), default=0) for blocks in blocks_R]
+    whole_R = [[one for one in blocks if one.rows >= WHOLE * most] for blocks, most in zip(blocks_R, most_R, strict=True)]
+    y_R = [torch.tensor([one.seconds / one.rows for one in blocks], dtype=torch.float64) for blocks in whole_R]
+    x_R = [torch.tensor([one.samples / one.rows for one in blocks], dtype=torch.float64) for blocks in whole_R]
+    k_p = torch.cat([_relative_cost(x_n, y_n) for x_n, y_n in zip(x_R, y_R, strict=True)])
+    k = float(k_p.median()) if len(k_p) else 0.0
+    speed_R = torch.stack([((1 + k * x_n) / y_n).median() if len(y_n) else y_n.sum() for x_n, y_n in zip(x_R, y_R, strict=True)])
+    known_R = speed_R > 0
+    mean = float(speed_R[known_R].mean())
+    speed_R = torch.where(known_R, speed_R / mean, before.speed_R)
+    pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, (1 + k * float(torch.cat(x_R).mean())) / mean)
+    return replace(pace, fixed=_fixed(blocks_R, most_R, pace, before))
+
+
+def _relative_cost(x_n: Tensor, y_n: Tensor) -> Tensor:
+    """k (see `measured`) from every pair of blocks of a rank that differ in x."""
+    first_p, second_p = torch.triu_indices(len(x_n), len(x_n), 1)
+    run_p = x_n[second_p] - x_n[first_p]
+    differ_p = run_p != 0
+    if not bool(differ_p.any()):
+        return x_n[:0]
+    middle = float(x_n.median().clamp_min(1e-9))
+    q_p = ((y_n[second_p] - y_n[first_p])[differ_p] / run_p[differ_p] / y_n.median()).clamp(0, LARGEST_PART / middle)
+    return q_p / (1 - q_p * middle)
+
+
+def _fixed(blocks_R: list[list[Block]], most_R: list[int], pace: Pace, before: Pace) -> float | None:
+    """Seconds of a block beside its rows. t = fixed + c n, and fixed / N + c a row in whole blocks: t - n (fixed / N + c) =
+    fixed (1 - n / N)."""
+    over = [
+        (float(speed) * one.seconds - pace.per_row * one.rows - pace.per_sample * one.samples) / (1 - one.rows / most)
+        for blocks, most, speed in zip(blocks_R, most_R, pace.speed_R, strict=True) for one in blocks if one.rows < WHOLE * most
+    ]  # fmt: skip
+    return max(0.0, statistics.median(over)) if over else before.fixed
+
+
+def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) -> Tensor:
+    """Owners [B] with whom all ranks are done at once, in every set: whoever has too much gives away its last rows, first those
+    that it did not read at the start; they go to ranks that read them then, and what is left in runs of the files' order."""
+    new_B = owner_B.clone()
+    for number in shares.set_B.unique():
+        row_n = shares.order_B[shares.set_B[shares.order_B] == number]
+        room_R = targets(float(cost_B[row_n].sum()), shares.pace)
+        new_B[row_n] = _balanced(owner_B[row_n], home_B[row_n], cost_B[row_n], room_R)
+    return new_B
+
+
+def targets(total: float, pace: Pace) -> Tensor:
+    """Costs of all ranks' own rows that add up to `total`, so that all end at one time t: speed t - fixed. None where that is
+    less than nothing: a rank that would have to do a block for a few rows."""
+    fixed, used_R = pace.fixed or 0.0, torch.ones(len(pace.speed_R), dtype=torch.bool)
+    while True:
+        end = (total + fixed * int(used_R.sum())) / float(pace.speed_R[used_R].sum())
+        room_R = pace.speed_R * end - fixed
+        late_R = used_R & (room_R <= 0)
+        if not bool(late_R.any()):
+            return torch.where(used_R, room_R, 0.0)
+        used_R &= ~late_R
+
+
+def _balanced(owner_n: Tensor, home_n: Tensor, cost_n: Tensor, room_R: Tensor) -> Tensor:
+    """New owners of the rows of a set, in the order of the files. room_R: cost of each rank's own rows; it is used up."""
+    new_n = torch.full_like(owner_n, -1)
+
+    def give(rank: int, candidate_n: Tensor) -> None:
+        """As many of these rows, from the first on, as the rank has room for."""
+        running_n = cost_n[candidate_n].cumsum(0)
+        kept_n = candidate_n[running_n - 0.5 * cost_n[candidate_n] <= room_R[rank]]
+        new_n[kept_n] = rank
+        room_R[rank] -= cost_n[kept_n].sum()
+
+    for rank in range(len(room_R)):
+        own_n = (owner_n == rank).nonzero().squeeze(1)
+        give(rank, own_n[torch.argsort((home_n[own_n] != rank).long(), stable=True)])
+    for rank in range(len(room_R)):
+        give(rank, ((new_n < 0) & (home_n == rank)).nonzero().squeeze(1))
+    left_n = (new_n < 0).nonzero().squeeze(1)
+    middle_n = cost_n[left_n].cumsum(0) - 0.5 * cost_n[left_n]
+    new_n[left_n] = torch.searchsorted(room_R.clamp_min(0).cumsum(0), middle_n).clamp_max(len(room_R) - 1)
+    return new_n

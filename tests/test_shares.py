@@ -1,0 +1,201 @@
+"""Who works on which particles: nothing twice, nobody waits long, whoever is slow; and their images are there."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from tests.test_streaming import shuffled
+from torch import Tensor
+
+from verglas.distributed.handout import Handout
+from verglas.distributed.ranks import Ranks
+from verglas.distributed.shares import Block, Shares, load, measured
+from verglas.refinement.dataset import Dataset
+from verglas.refinement.residency import Residency
+
+
+@dataclass
+class Counters:
+    """A store of one process."""
+
+    values: dict[str, int] = field(default_factory=dict)
+
+    def add(self, key: str, amount: int) -> int:
+        self.values[key] = self.values.get(key, 0) + amount
+        return self.values[key]
+
+
+class Together:
+    """Several ranks in one process, each a line of its own in time. Sets: even and odd rows."""
+
+    def __init__(self, n: int, speeds: list[float]) -> None:
+        self.now, self.speeds, store = 0.0, speeds, Counters()
+        self.set_B = torch.arange(n) % 2
+        ranks = [Ranks(rank, len(speeds), len(speeds), store) for rank in range(len(speeds))]  # type: ignore[arg-type]
+        self.shares = [Shares(torch.arange(n), self.set_B, one) for one in ranks]
+
+    def iteration(self, cost_B: Tensor, fixed: float, size: int) -> float:
+        """Seconds of an iteration, relative to those of ranks that never wait and have blocks of the largest size.
+
+        cost_B: seconds of rows at speed 1, which have cost_B - 0.5 samples; fixed: seconds of a block.
+        """
+        begin = self.now
+        for number in (0, 1):
+            rows = (self.set_B == number).nonzero().squeeze(1)
+            handouts = [Handout(rows, one, cost_B - 0.5, lambda: self.now) for one in self.shares]
+            workers = [one.blocks(one.best(size)) for one in handouts]
+            waiting, done, ends = [(self.now, rank) for rank in range(len(workers))], [], [self.now]
+            while waiting:
+                self.now, rank = heapq.heappop(waiting)
+                ends.append(self.now)
+                block = next(workers[rank], None)
+                if block is not None:
+                    done.append(block)
+                    seconds = (fixed + float(cost_B[block].sum())) / self.speeds[rank]
+                    heapq.heappush(waiting, (self.now + seconds, rank))
+            assert torch.equal(torch.cat(done).sort().values, rows), "every row once"
+            self.now = max(ends)
+        return (self.now - begin) / (float(cost_B.sum() + fixed * len(cost_B) / size) / sum(self.speeds))
+
+    def follow(self, samples_B: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+        """What happens between iterations; the rows that each rank gets."""
+        everyones = [list(one._blocks) for one in self.shares]
+        monkeypatch.setattr(Ranks, "everyones", lambda self, value, name: everyones)
+        return [one.follow(samples_B) for one in self.shares]
+
+
+def test_ranks_own_equal_runs_of_every_half_set() -> None:
+    order_B = torch.randperm(1003, generator=torch.Generator().manual_seed(0))
+    half_B = 1 + (torch.arange(1003) % 3 == 0).long()
+    shares = Shares(order_B, half_B, Ranks(0, 4))
+    for half in (1, 2):
+        counts = torch.bincount(shares.owner_B[half_B == half], minlength=4)
+        assert int(counts.max() - counts.min()) <= 1
+        mine = order_B[half_B[order_B] == half]
+        assert bool((shares.owner_B[mine].diff() >= 0).all())  # a rank reads its part of the files in one go
+
+
+@pytest.mark.parametrize(("ranks", "slow"), [(2, 1.0), (2, 0.5), (8, 0.5), (8, 0.1), (4, 0.01)])
+def test_a_slow_rank_costs_its_own_part_alone(ranks: int, slow: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second iteration on, when speeds are known, an iteration takes at most 1.15 times the ideal."""
+    together = Together(3000 * ranks, [1.0] * (ranks - 1) + [slow])
+    cost_B = torch.ones(3000 * ranks, dtype=torch.float64)
+    first = together.iteration(cost_B, 30.0, 300)
+    assert first < 1.5 or slow < 0.5
+    gained = together.follow(cost_B - 0.5, monkeypatch)
+    assert all(torch.equal(one.owner_B, together.shares[0].owner_B) for one in together.shares)
+    assert (sum(map(len, gained)) > 0) == (slow < 1)
+    assert len(gained[-1]) == 0
+    assert together.iteration(cost_B, 30.0, 300) < 1.15
+
+
+def test_samples_that_cost_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last rows take three times as long: their rank is as quick as the other, and still gives some away."""
+    together = Together(8000, [1.0, 1.0])
+    draw = torch.Generator().manual_seed(0)
+    cost_B = torch.where(torch.arange(8000) < 4000, 1.0, 3.0).double() * (0.6 + 0.8 * torch.rand(8000, generator=draw))
+    together.iteration(cost_B, 10.0, 100)
+    together.follow(cost_B - 0.5, monkeypatch)
+    shares = together.shares[0]
+    owned_R = torch.zeros(2, dtype=torch.float64).index_add_(0, shares.owner_B, cost_B)
+    assert float((owned_R / owned_R.mean() - 1).abs().max()) < 0.1
+    assert together.iteration(cost_B, 10.0, 100) < 1.1
+
+
+def test_speeds_and_costs_are_found_again() -> None:
+    draw = np.random.default_rng(0)
+    blocks_R = []
+    for speed in (2.0, 1.0, 0.5):
+        rows = np.array([200] * 30 + [50, 25] * 5)
+        samples = rows * draw.uniform(5, 15, len(rows))
+        seconds = (0.3 + 0.01 * rows + 0.002 * samples) / speed * draw.uniform(0.99, 1.01, len(rows))
+        seconds[0] += 20  # compiles
+        blocks_R.append([Block(int(n), float(s), float(t)) for n, s, t in zip(rows, samples, seconds)])
+    shares = Shares(torch.arange(10), torch.zeros(10), Ranks(0, 3))
+    pace = measured(blocks_R, shares.pace)
+    assert torch.allclose(pace.speed_R, torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64) / (3.5 / 3), rtol=0.03)
+    unit = 3.5 / 3  # speeds are relative to their mean
+    assert pace.per_sample * unit == pytest.approx(0.002, rel=0.15)
+    assert pace.per_row * unit == pytest.approx(0.01 + 0.3 / 200, rel=0.15)
+    assert pace.fixed is not None and pace.fixed * unit == pytest.approx(0.3, rel=0.25)
+
+
+def test_rows_go_back_to_whom_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that is as quick as the others again takes its own back: it still has their images."""
+    together = Together(4000, [1.0, 0.5])
+    cost_B = torch.ones(4000, dtype=torch.float64)
+    together.iteration(cost_B, 10.0, 100)
+    gained = together.follow(cost_B, monkeypatch)[0]
+    together.speeds[1] = 1.0
+    together.iteration(cost_B, 10.0, 100)
+    back = together.follow(cost_B, monkeypatch)[1]
+    shares = together.shares[1]
+    assert len(back) > 0.8 * len(gained) and bool((shares.home_B[back] == 1).all())
+    assert load(shares.owner_B, cost_B, torch.ones(2, dtype=torch.float64)) < 1.05
+
+
+def test_little_is_not_worth_moving(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Together(4000, [1.0, 0.95])
+    cost_B = torch.ones(4000, dtype=torch.float64)
+    together.iteration(cost_B, 10.0, 100)
+    assert not any(map(len, together.follow(cost_B, monkeypatch)))
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 of two, of which the other one has nothing to say."""
+    monkeypatch.setattr(Ranks, "everyones", lambda self, value, name="counts": [value, None])
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value, name="decisions": value)
+
+
+@pytest.mark.parametrize("residency", [Residency(), Residency("host", None, 2560), Residency("disk", None, 2560)])
+@pytest.mark.parametrize("room", [float("inf"), 10 * 8 * 8 * 4.0])
+def test_images_that_come_later_are_those_of_the_files(tmp_path, residency, room, alone, monkeypatch) -> None:
+    """A rank gets rows from a slow one: it reads them once, as far as there is room, and every row gets its image."""
+    table, expected = shuffled(tmp_path)
+    ranks = Ranks(0, 2, 2, Counters())  # type: ignore[arg-type]
+    residency = Residency(residency.home, None, residency.budget, "", room)
+    data = Dataset.read(table, "cpu", residency, ranks=ranks)
+    assert data.shares is not None and data.stream is not None
+    before = int((data.shares.owner_B == 0).sum())
+    paces = [[Block(10, 0.0, seconds)] * 3 for seconds in (1.0, 3.0)]
+    monkeypatch.setattr(Ranks, "everyones", lambda self, value, name: paces)
+    assert "1.50, 0.50" in data.follow_speed(torch.zeros(len(table)))[0]
+    own = (data.shares.owner_B == 0).nonzero().squeeze(1)
+    assert len(own) > before
+    if data.taken_over is not None:
+        later = int(data.taken_over.has(own).sum())
+        assert later == (len(own) - before if room == float("inf") else 10)
+    rows = torch.from_numpy(np.random.default_rng(3).permutation(len(table)))
+    for part in rows.split(7):
+        assert np.array_equal(data.images_of(part, 0).numpy(), expected[part.numpy()])
+    read: list[Tensor] = []
+    if residency.home == "device":
+        data.stream.source = lambda row_B, out: (read.append(row_B), plain(row_B, out))
+        plain = data.stream.files.read
+        for part in own.split(7):
+            data.images_of(part, 0)
+        assert (len(read) > 0) == (room < float("inf"))
+
+
+def test_pieces_of_others_are_read_ahead(tmp_path, alone) -> None:
+    table, expected = shuffled(tmp_path)
+    store = Counters()
+    data = Dataset.read(table, "cpu", ranks=Ranks(0, 2, 2, store))  # type: ignore[arg-type]
+    assert data.shares is not None and data.stream is not None
+    begun: list[list[int]] = []
+    plain = data.stream.files.read
+    data.stream.source = lambda row_B, out: (begun.append(row_B.tolist()), plain(row_B, out))
+    rows = torch.arange(len(table))
+    handout = Handout(rows, data.shares, torch.zeros(len(table)))
+    data.announce(handout.own(), 10)
+    asked = []
+    for block in handout.blocks(10, data.announce_next):
+        assert np.array_equal(data.images_of(block, 0).numpy(), expected[block.numpy()])
+        asked.append(block.tolist())
+    foreign = [block for block in asked if int(data.shares.owner_B[block[0]]) == 1]
+    assert begun == foreign and len(foreign) > 2  # each piece once: it was announced as it was asked for
