@@ -86,7 +86,7 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"], place: Place | None =
 def refuse_beside_continue(options: Any) -> None:
     """InputError for options (a command's dataclass) that --continue takes from the run; where it runs may change."""
     plain = type(options)()
-    given = [one.name for one in fields(options) if one.name not in ("continue_from", "computing")]
+    given = [one.name for one in fields(options) if one.name not in ("continue_from", "elastic", "computing")]
     given = [name for name in given if getattr(options, name) != getattr(plain, name)]
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
+from verglas.distributed.beat import LOST
 from verglas.distributed.place import place_of
 from verglas.errors import InputError
+from verglas.io.progress import say
+
+RESTARTS = 3  # of a run that is to go on by itself
 
 
 def gpus_wanted(gpus: str) -> tuple[int, str | None]:
@@ -43,22 +48,46 @@ def visible_names(numbers: list[str]) -> list[str]:
     return [visible[int(one)] if int(one) < len(visible) and visible != [""] else one for one in numbers]
 
 
-def launch(gpus: str, command: list[str]) -> int:
-    """Run `verglas COMMAND` with one process per GPU; the exit code, of the first process that failed if one did."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
+def launch(gpus: str, command: list[str], elastic: bool = False) -> int:
+    """Run `verglas COMMAND` with one process per GPU; the exit code. elastic: when a process was lost, start it again (it goes on
+    by itself), up to `RESTARTS` times, on as many GPUs as there are then."""
     count, visible = gpus_wanted(gpus)
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+
+    def left() -> int:
+        import torch
+
+        return min(count, torch.cuda.device_count())
+
+    return run(left, command, RESTARTS if elastic else 0)
+
+
+def run(processes: Callable[[], int], command: list[str], restarts: int) -> int:
+    """Run `verglas COMMAND` in so many processes of this computer, and again after one was lost. processes: asked before each."""
+    count = processes()
+    while (code := run_once(count, command)) == LOST and restarts > 0 and (count := processes()) > 0:
+        restarts -= 1
+        say(f"Going on by itself in {count} processes; after that, up to {restarts} times more.")
+    return code
+
+
+def run_once(processes: int, command: list[str]) -> int:
+    """The exit code of the process that failed first, `LOST` if it was killed; 0 if none did."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
         monitor_interval=0.2,
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "verglas", *command)
     except ChildFailedError as error:
         first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        return int(first.exitcode)
+        return int(first.exitcode) if first.exitcode > 0 else LOST
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
     return 0

@@ -1,6 +1,7 @@
 """The command `verglas`: finds the sub-command, reads its options, runs it, and turns every end into an exit code.
 
-0 done; 1 a defect of verglas (crash log written); 2 wrong options, bad input or output that cannot be written;
+0 done; 1 a defect of verglas (crash log written); 2 wrong options, bad input or output that cannot be written; 3 another process
+of the run was lost, or held it up;
 130 / 143 stopped by Ctrl-C / SIGTERM; 141 the reader of a pipe went away.
 """
 
@@ -107,6 +108,8 @@ def process() -> int:
     if place_of(os.environ) is not None and os.environ.get("VERGLAS_DEBUG") != "1":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its C++ tells of a failed meeting would bury our message
     code = main()
+    if (meeting := sys.modules.get("verglas.distributed.meeting")) is not None:
+        meeting.part(code)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized() and sys.getprofile() is None and sys.gettrace() is None:
         sys.stdout.flush()
@@ -176,7 +179,7 @@ def run_words(name: str, arguments: list[str]) -> int:
         if computing.gpus is not None and "RANK" not in os.environ:  # else this is one of the processes that were started for it
             from verglas.cli.launch import launch
 
-            return launch(computing.gpus, [*name.split(), *arguments])
+            return launch(computing.gpus, [*name.split(), *arguments], getattr(options, "elastic", False))
     elif place is not None and place.rank > 0:  # this command's work is not shared: the first process does it
         return 0
     options.run()
@@ -260,6 +263,8 @@ def _print_error(kind: str, text: str, everyone: bool = False) -> None:
     if place is not None and place.rank > 0:
         if not _have_met() and not everyone:
             time.sleep(LAST_WORDS)  # whoever started the ranks ends all when the first one goes
+            return
+        if kind == "stopped":
             return
         text = f"rank {place.rank}: {text}"
     from rich.text import Text

@@ -246,8 +246,18 @@ class Watch(AbstractContextManager["Watch"]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self, reason: str = "") -> str:
+        """Take the live view away; nothing is to be said beside the reason of an end."""
         if self.live is not None:
             self.live.stop()
+        return ""
+
+    @property
+    def iteration(self) -> int:
+        """Number of the running one."""
+        return self.history[-1]["iteration"] + 1 if self.history else 1
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` particles have passed `stage` of the running iteration."""
@@ -297,5 +307,4 @@ class Watch(AbstractContextManager["Watch"]):
             end = end_text(seconds_left(self.history, time.monotonic() - self.iteration_started))
             if end:
                 grid.add_row("end", end)
-        title = f"iteration {last['iteration'] + 1 if last else 1}"
-        return Group(Panel(grid, title=title, title_align="left", border_style="cyan", expand=False))
+        return Group(Panel(grid, title=f"iteration {self.iteration}", title_align="left", border_style="cyan", expand=False))

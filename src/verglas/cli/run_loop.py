@@ -84,6 +84,7 @@ class IterativeOptions(Protocol):
     """What the command line said to a command that iterates."""
 
     continue_from: Path | None
+    elastic: bool
     computing: SharedComputing
 
     def job(self) -> Job:
@@ -115,7 +116,8 @@ class Run(Iterator["Iteration"]):
             return cls(job_of_run(kind, options.continue_from, where.device, where.threads), resumed=True)
         job = options.job()
         job.check()
-        return cls(job)
+        again = options.elastic or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        return cls(job, resumed=again and was_begun(job))
 
     def __next__(self) -> Iteration:
         return next(self._events)
@@ -199,11 +201,14 @@ class Run(Iterator["Iteration"]):
 
         threads = set_threads(self.job.threads)
         with ranks_here(self.job.device) as (self.ranks, device, reason):
+            self.resumed = self.ranks.agreed(self.resumed)  # others may look at the folder a moment later
+            self.ranks.doing("reading input", part="")
             with lead_first(self.ranks):
                 run = self._run_folder() if self.ranks.is_lead else None
                 table = self.inputs()
                 planned = self.plan(table, device)
-            with run or nullcontext(), withdrawn_if_refused(run, self.resumed), way_on(run, self.job.command):
+            going_on = way_on(run, self.job.command, self.ranks, self.job.out)
+            with run or nullcontext(), withdrawn_if_refused(run, self.resumed), going_on:
                 yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
 
     def _run_folder(self) -> RunFolder | None:
@@ -222,11 +227,16 @@ class Run(Iterator["Iteration"]):
 
         device, threads, reason = computing
         if run is None:
-            session = self.prepare(table, device, threads, None, planned)
+            session = self.prepare(table, device, threads, lambda *at: self.ranks.doing("reading images", at[1]), planned)
             self.notices += session.notices
             return self._resumed(None, table, session) if self.resumed else session
         with run.progress("Reading images", len(table), "particles") as bar:
-            session = self.prepare(table, device, threads, lambda _, done, total: bar.advance(done - bar.done), planned)
+
+            def advance(_: str, done: int, total: int) -> None:
+                self.ranks.doing("reading images", done)
+                bar.advance(done - bar.done)
+
+            session = self.prepare(table, device, threads, advance, planned)
         self.notices += session.notices
         chosen = dict(session.chosen)
         reasons = "; ".join(text for text in (reason, chosen.get("residency"), chosen.get("reason")) if text)
@@ -259,12 +269,19 @@ class Run(Iterator["Iteration"]):
         behind = session.on.device.type == "cuda"
         with (
             _painters(behind and run is not None) as draw, Behind(behind) as later,
-            Watch(say_line, self.history, quiet=run is None) as watch,
+            Watch(say_line, self.history, quiet=run is None) as watch, self.ranks.ending(watch.close),
         ):  # fmt: skip
+
+            def progress(stage: str, done: int, total: int) -> None:
+                self.ranks.doing(stage, done)
+                watch.progress(stage, done, total)
+
             if run is not None:
                 later.do(partial(self._open_report, run, draw))
-            for iteration in self.iterations(session, watch.progress):
+            self.ranks.doing("beginning", part=f"iteration {watch.iteration}")
+            for iteration in self.iterations(session, progress):
                 watch.finished(self.record(iteration, table))
+                self.ranks.doing("beginning", part=f"iteration {watch.iteration}")
                 if run is not None:
                     later.do(partial(self._write, run, table, iteration, list(self.history)))
                 yield iteration
@@ -329,13 +346,22 @@ def withdrawn_if_refused(run: RunFolder | None, resumed: bool) -> Iterator[None]
 
 
 @contextmanager
-def way_on(run: RunFolder | None, command: str) -> Iterator[None]:
-    """Say how to go on when the user stops a run."""
+def way_on(run: RunFolder | None, command: str, ranks: Ranks | None = None, out: Path | None = None) -> Iterator[None]:
+    """Say how to go on when the user stops a run, or when it ends because one of its processes was lost. out: of all ranks."""
+    where = run.out if run is not None else out
+    text = f"The run can go on: verglas {command} --continue {where}"
+
+    def farewell(reason: str) -> str:
+        if run is not None:
+            run.stopped(reason)
+        return "" if where is None else text
+
     try:
-        yield
+        with nullcontext() if ranks is None else ranks.ending(farewell):
+            yield
     except KeyboardInterrupt:
         if run is not None:
-            say(f"The run can go on: verglas {command} --continue {run.out}")
+            say(text)
         raise
 
 
@@ -375,6 +401,16 @@ def job_of_run(kind: type[AnyJob], out: Path, device: Literal["auto", "cpu", "cu
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(where, f"it cannot be understood ({error})", f"the file that {command} wrote",
                          "Start the run again.") from error  # fmt: skip
+
+
+def was_begun(job: Job) -> bool:
+    """Whether a run with these very options is under way in the job's folder, device and threads apart."""
+    if job.out is None or not (job.out / "config.json").is_file() or (job.out / "result.json").exists():
+        return False
+    try:
+        return job_of_run(type(job), job.out, job.device, job.threads) == replace(job, overwrite=False)
+    except InputError:
+        return False
 
 
 def _from_json(value: Any, is_path: bool = True) -> Any:

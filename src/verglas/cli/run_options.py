@@ -46,6 +46,9 @@ class ParticleOptions:
     """Go on even if references or images look inverted (protein dark)."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
+    elastic: Flag = False
+    """Go on by itself after a lost process: with --gpus up to three times, on the GPUs that are left. Whoever starts the same
+    command again (torchrun --max-restarts, sbatch --requeue) goes on with the run in --out, if its options are these."""
     computing: SharedComputing = field(default_factory=SharedComputing)
 
     def require(self, *names: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,67 +19,126 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
+from verglas.distributed.beat import patience_of
 from verglas.distributed.place import LeadMissing, Place
+from verglas.distributed.pulse import Pulse
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.distributed.ways import Ways
 from verglas.errors import VerglasError
 
 MEETING = timedelta(minutes=5)  # from the first process at the meeting point to the last one
-PATIENCE = timedelta(minutes=10)  # a collective that takes longer is taken to hang; the slowest wait is for files
+LONGEST = timedelta(hours=6)  # of a collective; ranks that do not get on are found sooner (verglas.distributed.pulse)
+LOOK = 0.05  # s between two looks for processes that are not there yet
 _RUNS = count()  # in this process: all ranks run the same ones in the same order
+_pulse: Pulse | None = None  # of this process, once it has met the others
 
 
 @contextmanager
 def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     """The ranks of one run, for as long as the `with`; place None: this process is alone. device: what it computes on.
 
-    VerglasError if they do not all come, or if two would compute on the same GPU.
+    VerglasError if they do not all come, or if two would compute on the same GPU. When one is lost, all end.
     """
     if place is None:
         yield ALONE
         return
-    if not dist.is_initialized():
-        cuda = device.type == "cuda"
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=meet(place, device), rank=place.rank, world_size=place.size,
-            timeout=PATIENCE, device_id=device if cuda else None,
-        )  # fmt: skip
-        atexit.register(dist.destroy_process_group)
+    if _pulse is None:
+        _begin(place, device)
+    assert _pulse is not None
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
     try:
-        yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ))
-    except BaseException:
-        atexit.unregister(dist.destroy_process_group)  # the others may be waiting in the middle of something
+        yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), pulse=_pulse)
+    except BaseException as error:
+        _pulse.last_words(error)
         raise
 
 
-def meet(place: Place, device: torch.device) -> dist.Store:
-    """The store that all ranks share, when all of them are there."""
+def _begin(place: Place, device: torch.device) -> None:
+    """Meet the others, and make one group of all."""
+    global _pulse
+    patience, cuda = patience_of(os.environ), device.type == "cuda"
+    store, own, lead_holds_it = meet(place, device)
+    pulse = Pulse(place.rank, place.size, own, patience, lead_holds_it)
+    pulse.start()
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # else NCCL aborts processes before it is told who was lost
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=LONGEST,
+            device_id=device if cuda else None,
+        )  # fmt: skip
+    except RuntimeError:
+        pulse.wait_for_end(pulse.judge.silence)
+        raise
+    _pulse = pulse
+    atexit.register(part)
+
+
+def part(code: int = 0) -> None:
+    """This process ends, with that exit code. Its group is taken down only if all went well: else others may be in the middle of
+    something."""
+    if _pulse is None or _pulse.over:
+        return
+    if code:
+        _pulse.last_words(SystemExit(code))
+        return
+    _pulse.leave()
+    dist.destroy_process_group()
+
+
+def meet(place: Place, device: torch.device) -> tuple[dist.Store, dist.Store, bool]:
+    """Two connections to the store that all ranks share, when all are there; whether it is the lead's, and ends with it."""
     host, port = place.meeting or (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's, else the lead holds it
+    lead_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
     point = f"{host}:{port}"
     try:
-        found = dist.TCPStore(
-            host, port, place.size, place.rank == 0 and not of_agent, MEETING, wait_for_workers=False, multi_tenant=True
+        found, again = (
+            dist.TCPStore(host, port, place.size, serves, MEETING, wait_for_workers=False, multi_tenant=True)
+            for serves in (lead_holds_it and place.rank == 0, False)
         )
+        name = name_of_start(found, place.rank)
     except dist.DistError as error:
         raise LeadMissing(
             f"Nobody answered at {point}, where the {place.size} processes (ranks) of this run are to meet "
             f"({str(error).splitlines()[0].rstrip('.')}). {WAYS_TO_MEET}"
         ) from error
     keys = [f"here/{rank}" for rank in range(place.size)]
-    store = dist.PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", found)
+    store = dist.PrefixStore(name, found)
     store.set(keys[place.rank], whereabouts(device))
-    try:
-        store.wait(keys, MEETING)
-        check_apart([store.get(key).decode() for key in keys])
-    except dist.DistError as error:
-        missing = [str(rank) for rank, key in enumerate(keys) if place.rank == 0 and not store.check([key])]
+    missing = missing_after_answers(found, name, keys) if place.rank == 0 else []
+    if missing:
         raise VerglasError(
             f"{len(missing)} of the {place.size} processes (ranks) of this run did not come to {point} within "
-            f"{MEETING.total_seconds():g} s: {', '.join(missing)}. {WAYS_TO_MEET}"
-        ) from error
-    return store
+            f"{MEETING.total_seconds():g} s: {', '.join(map(str, missing))}. {WAYS_TO_MEET}"
+        )
+    try:
+        store.wait(keys, MEETING)
+    except dist.DistError as error:
+        raise VerglasError(f"Not all processes (ranks) of this run came to {point}.") from error
+    check_apart([store.get(key).decode() for key in keys])
+    return store, dist.PrefixStore(name, again), lead_holds_it
+
+
+def name_of_start(store: dist.Store, rank: int) -> str:
+    """A name that all ranks of this start know, and no earlier one did: torchrun keeps its store when it starts them again, with
+    all that those before left in it. Each says hello by a word never used before; the lead answers each by the name."""
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        return mine
+    store.set(f"hello/{rank}", mine)
+    store.wait([f"answer/{mine}"], MEETING)
+    return store.get(f"answer/{mine}").decode()
+
+
+def missing_after_answers(store: dist.Store, name: str, keys: list[str]) -> list[int]:
+    """Answer every rank's hello by the name of this start until all are there; those that are not when time is up."""
+    until, missing = time.monotonic() + MEETING.total_seconds(), list(range(1, len(keys)))
+    while missing and time.monotonic() < until:
+        for rank in missing:
+            if store.check([f"hello/{rank}"]):
+                store.set(f"answer/{store.get(f'hello/{rank}').decode()}", name)
+        time.sleep(LOOK)
+        missing = [rank for rank in missing if not store.check([f"{name}/{keys[rank]}"])]
+    return missing
 
 
 WAYS_TO_MEET = (

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Generic, TypeVar
 
@@ -63,5 +63,6 @@ class Orders(Generic[T]):
     def _next(self, said: tuple[str, T | None] | None) -> tuple[str, T]:
         box = [said]
         if self._group is not None:
-            dist.broadcast_object_list(box, 0, group=self._group)
+            with nullcontext() if self._ranks.is_lead else self._ranks.idle():
+                dist.broadcast_object_list(box, 0, group=self._group)
         return box[0]  # type: ignore[return-value]

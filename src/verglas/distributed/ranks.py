@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from verglas.distributed.meter import Kind, Meter, pickled_size, record_of
 from verglas.distributed.place import LAST_WORDS
+from verglas.distributed.pulse import Farewell, Pulse
 from verglas.distributed.ways import Ways
 from verglas.errors import VerglasError
 
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 class Ranks:
     """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
     that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given;
-    ways: what is switched off."""
+    ways: what is switched off; pulse: tells the others that this one lives, and ends it when another one is lost."""
 
     rank: int = 0
     size: int = 1
@@ -41,11 +42,28 @@ class Ranks:
     sequence: Iterator[int] = field(default_factory=count)
     meter: Meter = field(default_factory=Meter)
     ways: Ways = field(default_factory=Ways)
+    pulse: Pulse | None = None
 
     @property
     def is_lead(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
+
+    def doing(self, stage: str, done: int = 0, part: str | None = None) -> None:
+        """Tell the others what this rank is at, how many particles of that are done, and in which part of the run (until another
+        is named). One that says nothing new for long while others wait for it is taken to be stuck."""
+        if self.pulse is not None:
+            self.pulse.doing(stage, done, part)
+
+    @contextmanager
+    def ending(self, farewell: Farewell) -> Iterator[None]:
+        """Within, if this process is ended because another one was lost, farewell(reason) is called; what it returns is said."""
+        with nullcontext() if self.pulse is None else self.pulse.ending(farewell):
+            yield
+
+    def idle(self) -> AbstractContextManager[None]:
+        """Within, this rank waits for something to do: however long that takes, nobody is stuck."""
+        return nullcontext() if self.pulse is None else self.pulse.idle()
 
     def agreed(self, value: T, name: str = "decisions") -> T:
         """The lead's value, on all ranks. Not for large tensors: it is pickled."""
@@ -54,7 +72,8 @@ class Ranks:
         self.meet(f"{name}: the lead")
         box = [value]
         started = time.perf_counter()
-        dist.broadcast_object_list(box, 0, device=CPU)
+        with self._together(name):
+            dist.broadcast_object_list(box, 0, device=CPU)
         seconds = time.perf_counter() - started
         self.meter.count("broadcast", name, pickled_size(box[0]), self.size).seconds += seconds
         return box[0]
@@ -130,8 +149,13 @@ class Ranks:
             return None
         return record_of(self.everyones(self.meter.read(), "meters"), self.rank)
 
-    def _sending(self, kind: Kind, name: str, payload: int, on: torch.device | None = None) -> AbstractContextManager[None]:
-        return self.meter.standing(self.meter.count(kind, name, payload, self.size), on or CPU)
+    @contextmanager
+    def _sending(self, kind: Kind, name: str, payload: int, on: torch.device | None = None) -> Iterator[None]:
+        with self._together(name), self.meter.standing(self.meter.count(kind, name, payload, self.size), on or CPU):
+            yield
+
+    def _together(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.pulse is None else self.pulse.collective(name)
 
 
 ALONE = Ranks()

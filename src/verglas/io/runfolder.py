@@ -92,8 +92,7 @@ class RunFolder:
                 raise
             return
         if self.resumable:
-            with suppress(OSError):
-                self.event("stopped", reason=f"{type(error).__name__}: {error}")
+            self.stopped(f"{type(error).__name__}: {error}")
         self._discard()
         if isinstance(error, OSError) and staging.is_disk_full(error):
             raise OutputError(staging.disk_full_text(self.out)) from error
@@ -114,6 +113,11 @@ class RunFolder:
         """Append one line to events.jsonl: {"event", "seconds" since the start, and the facts}."""
         record = {"event": name, "seconds": round(time.time() - self.started, 3), **facts}
         self._append("events.jsonl", json.dumps(facts_of.plain(record), ensure_ascii=False, allow_nan=False))
+
+    def stopped(self, reason: str) -> None:
+        """The last event of a run that ends before it is finished; errors of the disk are not raised."""
+        with suppress(OSError):
+            self.event("stopped", reason=reason)
 
     def log(self, text: str) -> None:
         """One line to run.log (with the time) and to the terminal."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from verglas.core.processes import birth, is_alive
 from verglas.errors import OutputError
 from verglas.io.progress import say
 
@@ -37,7 +38,7 @@ def siblings(target: Path, kind: str) -> list[Path]:
 
 def sign(folder: Path) -> None:
     """Write into `folder` that this process works there."""
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": birth(os.getpid())}
     (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
@@ -144,20 +145,4 @@ def _is_here(owner: dict[str, Any]) -> bool:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """A process lives if its number is in use and, where the system tells, was given at the same time (numbers are reused)."""
-    pid = int(owner.get("pid", 0))
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass
-    except OSError:
-        return False
-    return _process_start(pid) == owner.get("process_start", "")
-
-
-def _process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot (Linux: field 22 of /proc/<pid>/stat), else ''."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return is_alive(int(owner.get("pid", 0)), owner.get("process_start", ""))

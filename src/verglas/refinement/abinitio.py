@@ -136,7 +136,7 @@ def gradient_round(
     state: State, data: Dataset, config: AbInitioConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
 ) -> Iteration:
     """`STEPS_PER_ROUND` gradient steps; a new random start before the first one of a restart."""
-    watch, notes, first = Stopwatch(on.device), list[str](), state.iteration * STEPS_PER_ROUND
+    watch, notes, first = Stopwatch(on), list[str](), state.iteration * STEPS_PER_ROUND
     restart, round_of = divmod(state.iteration, rounds(config))
     if round_of == 0 and restart > 0:
         state = _random_start(state, config, restart)

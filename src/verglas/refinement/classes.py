@@ -98,7 +98,7 @@ def iterate(
     state: State, data: Dataset, config: ClassifyConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
 ) -> Iteration:
     """The iteration after `state`; `state` itself stays as it is. mask_ZYX: the user's, None for a sphere."""
-    watch, notes = Stopwatch(on.device), list[str]()
+    watch, notes = Stopwatch(on), list[str]()
     number, division = state.iteration + 1, None
     if settle.is_settling(state, config):
         with watch("division"):

@@ -124,7 +124,7 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
 
 def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing, progress: Progress) -> Iteration:
     """The iteration after `state`; `state` itself stays as it is."""
-    watch = Stopwatch(on.device)
+    watch = Stopwatch(on)
     number = state.iteration + 1
     state, notes = grown(state, config)
     schedule = sampling.perturb(state.schedule, config, number)

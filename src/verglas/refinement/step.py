@@ -62,17 +62,18 @@ class Iteration:
 
 
 class Stopwatch:
-    """Seconds per stage; `with watch("expectation"): ...`."""
+    """Seconds per stage, and other ranks told of it; `with watch("expectation"): ...`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, on: Computing) -> None:
         self.seconds: dict[str, float] = {}
-        self.device = device
+        self.on = on
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        self.on.ranks.doing(stage)
         start = time.perf_counter()
         yield
-        if self.device.type == "cuda":
+        if self.on.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
@@ -81,7 +82,7 @@ def iterate(
     state: State, data: Dataset, config: RefineConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
 ) -> Iteration:
     """The iteration after `state`; `state` itself stays as it is. mask_ZYX: the user's, None for a sphere."""
-    watch, notes = Stopwatch(on.device), []
+    watch, notes = Stopwatch(on), []
     number = state.iteration + 1
     state = replace(
         state, iteration=number, schedule=replace(state.schedule, converged=sampling.is_converged(state.schedule, config))
