@@ -125,13 +125,14 @@ def write_page(
 
 def object_shown(shown: Shown) -> list[Section]:
     """Amplitude and phase."""
-    blank_YX = np.where(shown.seen_YX, 1.0, np.nan)
-    amplitude_YX = np.abs(shown.object_YX) * blank_YX
+    rows, columns = (np.flatnonzero(shown.seen_YX.any(axis)) for axis in (1, 0))
+    lit = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    blank_YX = np.where(shown.seen_YX, 1.0, np.nan)[lit]
     phase_YX, cyclic = shown_phase(shown)
     what = "Without jumps of 2 pi. " if shown.unwrap else ""
     caption = f"{what}A constant and a linear slope, which the data leave open, are taken off. Blank: hardly any light."
-    return [Field("Amplitude", amplitude_YX, "transmission", shown.pixel),
-            Field("Phase", phase_YX * blank_YX, "phase / rad", shown.pixel, cyclic=cyclic, caption=caption)]  # fmt: skip
+    return [Field("Amplitude", np.abs(shown.object_YX)[lit] * blank_YX, "transmission", shown.pixel),
+            Field("Phase", phase_YX[lit] * blank_YX, "phase / rad", shown.pixel, cyclic=cyclic, caption=caption)]  # fmt: skip
 
 
 def probe_shown(shown: Shown) -> Section:
