@@ -84,7 +84,10 @@ STAR_BYTES, POSE_BYTES = 400, 150  # on disk, per particle: in the STAR file of 
 SHELL_BYTES = 160  # on disk, per shell of a map's spectra
 
 STARTING_SECONDS = {"cpu": 6.0, "cuda": 9.0}  # program, reading; beside it, a GPU's kernels are compiled once, 25 s
-ITERATION_SECONDS = {"cpu": 0.3, "cuda": 0.3}  # of every iteration: accuracy, files, report
+ITERATION_SECONDS = {"cpu": 0.3, "cuda": 0.06}  # of every iteration: accuracy, files, report
+# Voxels of padded transforms per second, of references that are made ready and sums that are begun: by every rank, whatever the
+# number of particles. (On a CPU it is little beside the rest.)
+MADE_READY = {"cpu": float("inf"), "cuda": 1.3e9}
 
 # Between ranks: bytes per second that one sends (NVLink; processes of one host), seconds of an iteration for all meetings, and
 # the share of an iteration that the first to be done waits for the last.
@@ -114,8 +117,9 @@ class Rates:
     read: float
 
 
-# On a CPU per core (two cores of an EPYC); on a GPU altogether (H100).
+# On a CPU per core (two cores of an EPYC); on a GPU altogether, fitted to iterations of 12,500 and 25,000 x 256 px (H200) and of
+# 105,247 x 360 px (H100), which it meets within a factor of 1.6 (benchmarks/NOTES.md, "Several GPUs").
 RATES = {
     "cpu": Rates(90e9, 1.5e8, 40e9, 50e6, 25e6, 20e6, 5e8, 3e7, 2e8),
-    "cuda": Rates(300e12, 5e9, 20e12, 40e9, 4e9, 2e9, 2e11, 1e9, 1e9),
+    "cuda": Rates(450e12, 6e10, 120e12, 1e11, 1.6e10, 8e9, 1e12, 3e9, 1.8e9),
 }

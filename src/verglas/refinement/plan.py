@@ -328,13 +328,15 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     coarse_slices = costs.LOCAL_OWN * references_of(config) * n if local else sets * sizes.orientations
     coarse_slices = 0 if sizes.kind == "given" and sizes.offsets == 1 else coarse_slices  # nothing is searched
     solved = (1 if sizes.classes else maps) * (1 + group_order(config.symmetry) / 8) * 2 * transform_size(problem, config)
+    made_ready = 2 * transform_size(problem, config) / costs.MADE_READY[kind]
+    solved /= 1 if sizes.classes else run.machine.ranks  # each rank its slab
     seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
         "slices": (coarse_slices * coarse_k + (batches if sizes.listed else sets) * needed * k) / rates.samples / cores,
         "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
         "fine": n * (3 * fine_shifts(sizes, config) * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
         "map": batches * weighted * k / rates.added / cores,
-        "other": costs.ITERATION_SECONDS[kind],
+        "other": costs.ITERATION_SECONDS[kind] + (1 if sizes.classes else maps) * made_ready,
         "solve": solved / rates.transformed / cores,
     }  # fmt: skip
     if run.machine.ranks > 1:
@@ -345,12 +347,15 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
 
 
 def _seconds_between_ranks(run: RunPlan, sizes: Sizes, computing: float) -> float:
-    """Sums are added up and new maps sent; who is done waits for the others. computing: seconds of the rest of the iteration."""
-    sums = classes_of(run.config) * reference_voxels(sizes, run.config) * 3 * sum_bytes(run.config)
-    maps = 4.0 * classes_of(run.config) * map_pixels(run.problem, run.config)
-    share = (run.machine.ranks - 1) / run.machine.ranks
-    kind = run.machine.kind
-    return share * (2 * sums + maps) / costs.LINK[kind] + costs.MEETING_SECONDS[kind] + costs.WAITING_SHARE * computing
+    """Ranks exchange sums, transforms and new maps (docs/clusters.md); who is done waits for the others. computing: seconds of
+    the rest of the iteration."""
+    problem, config, machine = run.problem, run.config, run.machine
+    sums = reference_voxels(sizes, config) * 3 * sum_bytes(config)
+    lines = 0.0 if sizes.classes else math.pi / 2 * (sizes.radius * config.padding) ** 2  # of a transform, along y
+    transforms = lines * problem.box * 16 / machine.ranks
+    payload = classes_of(config) * (sums + transforms) + 4.0 * classes_of(config) * map_pixels(problem, config)
+    sent = payload * (machine.ranks - 1) / machine.ranks
+    return sent / costs.LINK[machine.kind] + costs.MEETING_SECONDS[machine.kind] + costs.WAITING_SHARE * computing
 
 
 def reading_seconds(problem: Problem, machine: Machine) -> float:
