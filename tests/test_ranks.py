@@ -97,6 +97,7 @@ def test_two_processes_find_what_one_finds(name: str, simulated: Path, tmp_path:
     assert main(command(name, simulated, tmp_path / "one")) == 0
     done = together(command(name, simulated, tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "Warning" not in done.stderr and done.stderr.count(f"{name}: done in") == 1
     tables = [ParticleTable.read(sorted((tmp_path / folder).glob("run*_data.star"))[-1]) for folder in ("one", "two")]
     turned_B = (tables[0].rotations() - tables[1].rotations()).abs().amax((1, 2))
     assert float((turned_B < 1e-4).double().mean()) >= 0.97  # of 80: two may be on an edge between two samples
