@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,10 @@ def command(name: str, folder: Path, out: Path) -> list[str]:
             "--out", str(out), *words]  # fmt: skip
 
 
-def together(words: list[str], ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "verglas"]
+def together(words: list[str], ranks: int = 2, start: Sequence[str] = ("-m", "verglas")) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *start]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, *words], capture_output=True, text=True, check=False, env=one_thread, timeout=300)
+    return subprocess.run([*launch, *words], capture_output=True, text=True, check=False, env=one_thread, timeout=300)
 
 
 def result(path: Path) -> np.ndarray:

@@ -67,6 +67,8 @@ class Classification(Run):
 
     job: ClassifyJob
 
+    found: ClassVar[tuple[str, ...]] = ("_references",)
+
     def inputs(self) -> ParticleTable:
         """Particles and references, checked."""
         from verglas.io.mrc import read_map

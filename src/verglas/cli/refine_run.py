@@ -66,6 +66,7 @@ class Refinement(Run):
     """
 
     job: RefineJob
+    found: ClassVar[tuple[str, ...]] = ("_reference",)
 
     def __init__(
         self, job: RefineJob, table: ParticleTable | None = None, reference: Map | None = None, resumed: bool = False

@@ -57,6 +57,7 @@ class Job:
     config: RefineConfig
     out: Path | None = None
     folder: Path | None = None
+    scratch: Path | None = None
     skip_bad: bool = False
     ignore_contrast: bool = False
     overwrite: bool = False
@@ -95,8 +96,11 @@ class Run(Iterator["Iteration"]):
     """A run under way: iterate for one event per iteration. What a command fills in: `inputs`, `prepare`, `iterations`, and,
     where it differs, `plan`, `record`, `note_figures`, `write_files`, `report`.
 
-    table: used instead of reading the particles that the job names; resumed: go on with the run in job.out.
+    table: used instead of reading the particles that the job names; resumed: go on with the run in job.out. found: names of what
+    `inputs` sets.
     """
+
+    found: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, job: Job, table: ParticleTable | None = None, resumed: bool = False) -> None:
         self.job, self.resumed = job, resumed
@@ -144,7 +148,12 @@ class Run(Iterator["Iteration"]):
         made.check()
         peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
         self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
-        return made
+        if self.job.scratch is None:
+            return made
+        if self.ranks.size == 1 and not made.residency.streams:
+            self.notices.append("--scratch is not needed: images are read once, and stay in memory.")
+            return made
+        return replace(made, residency=made.residency.copied_to(self.job.scratch))
 
     def prepare(
         self, table: ParticleTable, device: torch.device, threads: int, progress: Progress | None, planned: RunPlan
@@ -203,13 +212,25 @@ class Run(Iterator["Iteration"]):
         with ranks_here(self.job.device) as (self.ranks, device, reason):
             self.resumed = self.ranks.agreed(self.resumed)  # others may look at the folder a moment later
             self.ranks.doing("reading input", part="")
+            run, table, planned = None, None, None
             with lead_first(self.ranks):
-                run = self._run_folder() if self.ranks.is_lead else None
-                table = self.inputs()
-                planned = self.plan(table, device)
+                if self.ranks.is_lead:
+                    run, table = self._run_folder(), self.inputs()
+                    planned = self.plan(table, device)
+            table = self._of_lead(table)
+            planned = self.plan(table, device) if planned is None else planned
             going_on = way_on(run, self.job.command, self.ranks, self.job.out)
             with run or nullcontext(), withdrawn_if_refused(run, self.resumed), going_on:
                 yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
+
+    def _of_lead(self, table: ParticleTable | None) -> ParticleTable:
+        """The particles, and what else `inputs` found, on all ranks: the lead alone reads files before the images."""
+        found = {name: getattr(self, name) for name in self.found} if self.ranks.is_lead else {}
+        all_found, table = self.ranks.agreed((found, table), "inputs")
+        for name, value in all_found.items():
+            setattr(self, name, value)
+        assert table is not None
+        return table
 
     def _run_folder(self) -> RunFolder | None:
         job = self.job

@@ -38,6 +38,9 @@ class ParticleOptions:
     """Of the GPU (of the computer with --device cpu), all that may be used."""
     image_memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
     """For images. What does not fit is read from the files again in every iteration, while the last batch is compared."""
+    scratch: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """Folder on a fast disk of the computer: images are copied there once and read from there, if the files are on a slow or
+    shared disk. The copies are removed at the end. On several computers each copies those of its own ranks."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
@@ -70,8 +73,8 @@ class ParticleOptions:
         return {
             "particles": absolute(self.particles), "out": self.out,
             "folder": absolute(self.folder) if self.folder else None, "skip_bad": self.skip_bad,
-            "ignore_contrast": self.ignore_contrast, "overwrite": self.overwrite, "device": self.computing.device,
-            "threads": self.computing.threads,
+            "scratch": absolute(self.scratch) if self.scratch else None, "ignore_contrast": self.ignore_contrast,
+            "overwrite": self.overwrite, "device": self.computing.device, "threads": self.computing.threads,
         }  # fmt: skip
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from verglas.errors import InputError
+from verglas.io.mrc import Stack
 from verglas.io.mrc_header import read_header
 from verglas.particles.loader import BadImage, check_boxes, open_stacks, refusal, unusable_images
 from verglas.particles.stacks import StackReader
@@ -22,10 +27,12 @@ class ImageFiles:
     box_of_group: px; dtype_of_group: what its images can be read as without loss (float32 where its files differ).
     """
 
-    def __init__(self, table: ParticleTable) -> None:
+    def __init__(self, table: ParticleTable, stacks: list[Stack | None] | None = None) -> None:
+        """stacks: of `opened`, by this process or another one; None: their headers are read now."""
         rows = np.arange(len(table))
         self.table, self.locations = table, table.image_locations()
-        self._stacks = open_stacks(table, self.locations, rows)
+        self._stacks = opened(table) if stacks is None else stacks
+        self._stack_B, self._image_B = self.locations.stack_index_B.copy(), self.locations.image_index_B.copy()
         self.box_of_group = check_boxes(table, self.locations, rows, self._stacks)
         self.dtype_of_group = {group: self._dtype(group) for group in self.box_of_group}
         self._reader = StackReader(self._stacks)
@@ -40,7 +47,23 @@ class ImageFiles:
 
     def read(self, row_B: np.ndarray, out_BYX: np.ndarray) -> None:
         """Fill out_BYX with the images of rows of one optics group, in the order given; values are not checked."""
-        self._reader.read(self.locations.stack_index_B[row_B], self.locations.image_index_B[row_B], out_BYX)
+        self._reader.read(self._stack_B[row_B], self._image_B[row_B], out_BYX)
+
+    def read_from(self, path: Path, row_n: np.ndarray) -> None:
+        """Read these rows of one optics group from another file from now on, which holds nothing but their images, in that order
+        and in the group's type. InputError if it is not as long as that."""
+        group = int(self.table.group_index_B[row_n[0]])
+        if path.stat().st_size != len(row_n) * self.image_bytes_of(group):
+            raise InputError(path, f"{path.stat().st_size} bytes long", f"{len(row_n)} images", "Start the run again.")
+        like, box = self._stacks[self.locations.stack_index_B[row_n[0]]], self.box_of_group[group]
+        assert like is not None
+        header = replace(like.header, shape=(len(row_n), box, box), dtype=self.numpy_dtype_of(group), offset=0)
+        self._stack_B[row_n], self._image_B[row_n] = len(self._stacks), np.arange(len(row_n))
+        self._stacks.append(Stack(path, header))
+
+    def numpy_dtype_of(self, group: int) -> np.dtype:
+        """`dtype_of_group` in numpy's terms."""
+        return torch.empty(0, dtype=self.dtype_of_group[group]).numpy().dtype
 
     def refuse(self, row_B: np.ndarray) -> None:
         """Raise InputError that says what is wrong with these images; they were found unusable."""
@@ -58,6 +81,11 @@ class ImageFiles:
         stacks = [self._stacks[i] for i in np.unique(self.locations.stack_index_B[self.table.group_index_B == group])]
         types = {stack.header.dtype for stack in stacks if stack is not None}
         return KEPT.get(types.pop(), torch.float32) if len(types) == 1 else torch.float32
+
+
+def opened(table: ParticleTable) -> list[Stack | None]:
+    """Headers of all stacks of a table, for `ImageFiles`; InputError for stacks that are missing or truncated."""
+    return open_stacks(table, table.image_locations(), np.arange(len(table)))
 
 
 def unusable(image_BYX: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ from verglas.distributed.ranks import ALONE, Ranks, each_its_part
 from verglas.distributed.shares import Shares
 from verglas.optics.ctf import CtfParameters
 from verglas.optics.group import OpticsGroup
-from verglas.particles.files import ImageFiles
+from verglas.particles.files import ImageFiles, opened
 from verglas.particles.loader import ImageBatch
 from verglas.particles.resident import read_all
 from verglas.particles.streaming import ImageStream
 from verglas.particles.table import ParticleTable
+from verglas.refinement.on_scratch import move_to_scratch
 from verglas.refinement.residency import Residency, images_at_once
 from verglas.refinement.taken_over import TakenOver, unscaled
 
@@ -58,16 +59,22 @@ class Dataset:
     ) -> Dataset:  # fmt: skip
         """Read all images of `table`, or only open them, as `residency` says (None: into memory of `device`, in their own type).
 
-        Of several ranks each reads its share, and the share of every set of rows (set_B, half-sets) is alike. Raises InputError
-        for stacks or images that cannot be used; images that are streamed from files are checked as they come.
+        Of several ranks each reads its share, and the share of every set of rows (set_B, half-sets) is alike; the lead alone
+        reads headers. Raises InputError for stacks or images that cannot be used; images that are streamed from files are checked
+        as they come.
         """
         residency, device = residency or Residency(), torch.device(device)
-        files, group_B = ImageFiles(table), torch.from_numpy(table.group_index_B.copy())
+        with each_its_part(ranks):
+            stacks = opened(table) if ranks.is_lead else None
+        files = ImageFiles(table, ranks.agreed(stacks, "headers"))
+        group_B = torch.from_numpy(table.group_index_B.copy())
         image_bytes = max(dtype.itemsize for dtype in files.dtype_of_group.values())
         shares = None
         if ranks.size > 1:
             order_B = torch.from_numpy(files.in_file_order(np.arange(len(table))))
             shares = Shares(order_B, group_B if set_B is None else set_B * len(table.groups) + group_B, ranks)
+        if residency.scratch is not None:
+            move_to_scratch(files, residency.scratch, shares, ranks)
         data = cls(table, [], torch.full((len(table),), -1), group_B, contrast(table), table.groups, budget=residency.budget,
                    image_bytes=image_bytes, shares=shares, on_device=residency.home == "device")  # fmt: skip
         if residency.home != "disk":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,7 +25,8 @@ class Residency:
 
     image_bytes: of a pixel there, None: as in the files; 2 where the files hold float32: rescaled and rounded (particles/
     resident.py). budget: bytes of images that two batches may hold, in the files' type; streamed images take no more memory of
-    the host. room: bytes free for images of other ranks' particles that come later. reason: why this was chosen.
+    the host. room: bytes free for images of other ranks' particles that come later. scratch: folder that
+    they are copied to first, None: they are not. reason: why this was chosen.
     """
 
     home: Home = "device"
@@ -32,6 +34,7 @@ class Residency:
     budget: float = math.inf
     reason: str = "all images are in the memory of the device that computes"
     room: float = math.inf
+    scratch: Path | None = None
 
     @property
     def streams(self) -> bool:
@@ -42,6 +45,10 @@ class Residency:
     def rounded(self) -> bool:
         """Whether images are kept in half precision, rescaled."""
         return self.home == "device" and self.image_bytes == 2
+
+    def copied_to(self, scratch: Path) -> Residency:
+        """The same with all images copied to a folder first."""
+        return replace(self, scratch=scratch, reason=f"{self.reason}; copied to {scratch} first")
 
     def place(self, device: torch.device) -> torch.device | None:
         """The memory that images stay in; None: their files."""
