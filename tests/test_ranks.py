@@ -93,20 +93,39 @@ def result(path: Path) -> np.ndarray:
     return np.asarray(stack.read(np.arange(stack.n)))
 
 
+def check_same(folder: Path) -> None:
+    """The runs `one` and `two` in a folder ended alike."""
+    tables = [ParticleTable.read(sorted((folder / name).glob("run*_data.star"))[-1]) for name in ("one", "two")]
+    turned_B = (tables[0].rotations() - tables[1].rotations()).abs().amax((1, 2))
+    assert float((turned_B < 1e-4).double().mean()) >= 0.97  # of 80: two may be on an edge between two samples
+    one, two = (result(sorted((folder / name).glob("run*_class*.mrc*"))[-1]) for name in ("one", "two"))
+    assert np.abs(one - two).max() < 0.02 * one.std()
+
+
 @pytest.mark.parametrize("name", WORDS)
 def test_two_processes_find_what_one_finds(name: str, simulated: Path, tmp_path: Path) -> None:
     assert main(command(name, simulated, tmp_path / "one")) == 0
     done = together(command(name, simulated, tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Warning" not in done.stderr and done.stderr.count(f"{name}: done in") == 1
-    tables = [ParticleTable.read(sorted((tmp_path / folder).glob("run*_data.star"))[-1]) for folder in ("one", "two")]
-    turned_B = (tables[0].rotations() - tables[1].rotations()).abs().amax((1, 2))
-    assert float((turned_B < 1e-4).double().mean()) >= 0.97  # of 80: two may be on an edge between two samples
-    one, two = (result(sorted((tmp_path / folder).glob("run*_class*.mrc*"))[-1]) for folder in ("one", "two"))
-    assert np.abs(one - two).max() < 0.02 * one.std()
+    check_same(tmp_path)
     events = [json.loads(line) for line in (tmp_path / "two" / "events.jsonl").read_text().splitlines()]
     sent = [event["communication"] for event in events if event["event"] == "iteration"]
     assert all(one["ranks"] == 2 and min(one["bytes_of_ranks"]) > 0 and "poses" in one["by_name"] for one in sent)
+
+
+def test_a_slow_rank_gives_particles_away_and_the_result_stays(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two ranks takes five times as long for every block; images stay in their files, so that all are read anew."""
+    words = [*command("refine", simulated, tmp_path / "one"), "--image-memory", "0.0001"]
+    assert main(words) == 0
+    words[words.index("--out") + 1] = str(tmp_path / "two")
+    monkeypatch.setenv("VERGLAS_SLOW_RANK", "1:0.2")
+    done = together(["as-rank", *words], start=["-m", "benchmarks.slow_rank"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "particles went to quicker ones" in (tmp_path / "two" / "run.log").read_text()
+    check_same(tmp_path)
 
 
 def test_only_the_lead_says_what_is_wrong(simulated: Path, tmp_path: Path) -> None:
