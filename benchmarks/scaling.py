@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.figures import publish
 from benchmarks.refinement_run import Run, mean_fsc, opening, refined
-from benchmarks.scaling_tables import figures_of, table, texts, whole_figures
+from benchmarks.scaling_tables import figures_of, texts, whole_figures
 from benchmarks.simulated import AS_RELION, simulated
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
@@ -67,16 +67,13 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
         passes = "1" if thinner == 1 else f"1,{thinner}"
         words = ["--data", data, "--states", options.work / "states", "--diameter", options.diameter, "--passes", passes,
                  "--trace", ",".join(map(str, options.trace)), "--most", options.most, "--device", options.device,
-                 "--numbers", ",".join(map(str, options.numbers)),
+                 "--numbers", ",".join(map(str, options.numbers)), "--compare", ",".join(map(str, options.compare)),
                  "--begun", time.time(), "--out", out]  # fmt: skip
         command = [sys.executable, *several(ranks), "benchmarks.scaling_rank", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment(ranks))
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment(ranks))
         if done.returncode:
-            raise SystemExit(f"{ranks} ranks failed:\n{done.stdout[-1000:]}{done.stderr[-6000:]}")
+            raise SystemExit(f"{ranks} ranks failed:\n{done.stderr[-6000:]}")
         found += json.loads(out.read_text())
-        print(*table(found[-len(passes.split(",")):]), sep="\n", flush=True)
-        beginning = {name: found[-1][name] for name in ("process start s", "joining s", "preparing s")}
-        print(f"{ranks} ranks: {texts(beginning)}", flush=True)
     (options.work / "iterations.json").write_text(json.dumps(found) + "\n")
     about = {"particles": options.particles, "box px": options.box, "pixel Å": FIELD / options.box}
     return about | {"diameter Å": options.diameter} | figures_of(found)
@@ -166,7 +163,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=99, help="samplings, at most")
     parser.add_argument("--max-iterations", type=int, default=RefineConfig.max_iterations, help="of whole refinements")
     parser.add_argument("--numbers", type=int, nargs="*", default=list(range(99)),
-                        help="of iterations that are compared; after the first of --ranks only these are done")  # fmt: skip
+                        help="of iterations that are done by all but the first of --ranks")  # fmt: skip
+    parser.add_argument("--compare", type=int, nargs="*", default=[2, 4, 6], help="numbers of iterations whose sums are compared")
     parser.add_argument("--trace", type=int, nargs="*", default=[2, 5], help="numbers of iterations done once more under CUPTI")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path)

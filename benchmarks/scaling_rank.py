@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.gpu_busy import traced, union
 from benchmarks.iteration_kinds import kind_of, pushed
+from benchmarks.scaling_tables import HEADING, lines, texts
 from verglas.cli.common import resolve_device, set_threads
 from verglas.cli.plan import this_machine
 from verglas.core.rows import RowTable
@@ -188,7 +189,7 @@ def measured(session: driver.Session, state: State, number: int, options: argpar
     timed = Timed(number, kind, count, seconds, done.seconds, done.communication, least, done.state.current_size, significant)
     timed.again = compared(found[1], found[0], ranks)
     path = options.states / f"found_{number:02d}.pt"
-    if number in options.numbers:
+    if number in options.compare:
         if not ranks.agreed(path.exists()):
             whole = found[0].whole()
             if ranks.is_lead:
@@ -197,6 +198,8 @@ def measured(session: driver.Session, state: State, number: int, options: argpar
             timed.against_first = compared(found[0], found[0].beside(kept), ranks)
     if number in options.trace:
         timed.kernels = kernels_of(session, state)
+    if ranks.is_lead:
+        print(*lines(ranks.size, len(session.data), asdict(timed)), sep="\n", flush=True)  # kept if a later one does not end
     return timed, done
 
 
@@ -272,7 +275,9 @@ def main() -> None:
     parser.add_argument("--passes", type=lambda text: [int(one) for one in text.split(",")], default=[1],
                         help="one of how many particles each pass takes")  # fmt: skip
     parser.add_argument("--numbers", type=lambda text: [int(one) for one in text.split(",")], default=list(range(99)),
-                        help="iterations that are compared, and done by those that do not come first")  # fmt: skip
+                        help="iterations that are done by those who do not come first")  # fmt: skip
+    parser.add_argument("--compare", type=lambda text: [int(one) for one in text.split(",")], default=[],
+                        help="iterations whose sums and poses are kept and compared")  # fmt: skip
     parser.add_argument("--trace", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
                         help="numbers of iterations that are done once more under CUPTI")  # fmt: skip
     parser.add_argument("--most", type=int, default=99, help="iterations")
@@ -289,9 +294,13 @@ def main() -> None:
     with joined(place, device) as ranks:
         ranks.everyones(0)
         setup = {"process start s": started, "joining s": time.perf_counter() - begin}
-        found = [one | setup for one in passes(options, device, ranks)]
         if ranks.is_lead:
-            options.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            print(f"{ranks.size} ranks: {texts(setup)}", HEADING, sep="\n", flush=True)
+        found = []
+        for one in passes(options, device, ranks):
+            found.append(one | setup)
+            if ranks.is_lead:
+                options.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from benchmarks.figures import number_text
 
 Pass = Mapping[str, Any]  # what benchmarks.scaling_rank publishes of a pass
 Figures = dict[str, float]
+HEADING = ("ranks particles  kind              size  signif.  seconds  accur. expect. maxim."
+           "  sending hidden waiting    MB least MB  differs  poses")  # fmt: skip
 FIRST_WEIGHED = 1  # number of the first iteration that weighs poses by their probability
 
 
@@ -133,20 +135,10 @@ def whole_figures(runs: Mapping[int, Mapping[str, float]]) -> Figures:
     return found
 
 
-def table(passes: Iterable[Pass]) -> list[str]:
-    """A line for each iteration of each pass."""
-    lines = ["ranks particles  kind              size  signif.  seconds  accur. expect. maxim.  sending hidden waiting"
-             "     MB least MB  differs  poses"]  # fmt: skip
-    for one in passes:
-        lines += [line(one, it) for it in one["iterations"]]
-        lines += [f"  traced, {it['kind']}: " + texts(it["kernels"]) for it in one["iterations"] if it["kernels"]]
-    return lines
-
-
-def line(one: Pass, it: Mapping[str, Any]) -> str:
-    """One iteration."""
+def lines(ranks: int, particles: int, it: Mapping[str, Any]) -> list[str]:
+    """One iteration as it is shown under HEADING; what was traced below it."""
     took, sent, differs = it["took"], it["communication"], it["against_first"] or it["again"]
-    text = (f"{one['ranks']:5d} {one['particles']:9d}  {it['kind']:17s} {it['size_px']:4d} {it['significant']:8.1f} "
+    text = (f"{ranks:5d} {particles:9d}  {it['kind']:17s} {it['size_px']:4d} {it['significant']:8.1f} "
             f"{it['seconds']:8.3f} {took['accuracy']:7.3f} {took['expectation']:7.3f} {took['maximization']:6.3f}")  # fmt: skip
     if sent:
         seconds = [mean(sent[f"{name}seconds_of_ranks"]) for name in ("", "hidden_", "waiting_")]
@@ -154,7 +146,8 @@ def line(one: Pass, it: Mapping[str, Any]) -> str:
         text += f" {max(sent['bytes_of_ranks']) / 1e6:6.1f} {it['least_bytes'] / 1e6:7.1f}"
     else:
         text += " " * 38
-    return text + (f"  {max(differs['data'], differs['weight']):.1e} {differs['same poses']:.4f}" if differs else "")
+    text += f"  {max(differs['data'], differs['weight']):.1e} {differs['same poses']:.4f}" if differs else ""
+    return [text, f"  traced: {texts(it['kernels'])}"] if it["kernels"] else [text]
 
 
 def texts(figures: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.plan_vs_measured import compare_ranks
 from benchmarks.scaling import main
 from benchmarks.scaling_rank import half_ball, least_bytes, shell_squares
-from benchmarks.scaling_tables import figures_of, table, whole_figures
+from benchmarks.scaling_tables import HEADING, figures_of, lines, whole_figures
 
 from verglas.core.rows import packed_sphere
 
@@ -42,7 +42,8 @@ def test_efficiencies_are_those_of_definition() -> None:
     assert found["same iterations, 2 ranks and 1, largest difference of a shell"] == 2e-6
     assert found["same iterations, 1 ranks again, smallest share of same poses"] == 0.9995
     assert found["whatever the particles, 1 global order 2, whole s"] == 0
-    assert len(table(passes)) == 3 + 6 - 2  # a heading, two lines of each pass
+    (shown,) = lines(2, 1000, passes[2]["iterations"][0])  # type: ignore[index]
+    assert shown.endswith("2.0e-06 0.9995") and len(shown) == len(HEADING)  # numbers under their names
 
 
 def test_efficiency_of_whole_runs_leaves_the_start_out() -> None:
@@ -86,13 +87,13 @@ def test_the_plan_of_ranks_is_put_beside_what_was_measured(capsys: pytest.Captur
     assert "75.0%" in capsys.readouterr().out
 
 
-def test_two_processes_measure_themselves_against_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_measure_themselves_against_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["iterations", "--model", "demo", "--ranks", "2", "1", "--device", "cpu", "--particles", "40", "--box", "32",
-             "--most", "2", "--numbers", "1", "--diameter", "150", "--work", str(tmp_path)]  # fmt: skip
+             "--most", "2", "--numbers", "1", "--compare", "1", "--diameter", "150", "--work", str(tmp_path)]  # fmt: skip
     main([*words, "--out", str(tmp_path / "figures.json")])
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["same iterations, 2 ranks again, largest difference of a shell"] < 1e-5
     assert found["same iterations, 1 ranks and 2, largest difference of a shell"] < 1e-4
     assert found["same iterations, 1 ranks and 2, smallest share of same poses"] >= 0.95  # of 40: two may be on an edge
     assert found["2 ranks, worst bytes of least"] > 1 and found["weak, 2 ranks, efficiency, expectation"] > 0
-    assert "global order 2" in capsys.readouterr().out
+    assert "global order 2" in capfd.readouterr().out
