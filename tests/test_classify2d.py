@@ -42,7 +42,7 @@ from verglas.testing.made_up import shell_of_domains
 
 BOX, PIXEL, VIEWS, EACH, SNR = 32, 5.0, 6, 100, 0.3
 DIRECTIONS_2V = torch.tensor([[0.0, 0.0, 90.0, 45.0, 0.0, 90.0], [0.0, 90.0, 90.0, 55.0, 45.0, 45.0]]).double()  # rot, tilt
-CONFIG = Classify2dConfig(diameter=130, classes=VIEWS, max_iterations=25, psi_step=24, gradient=False)
+CONFIG = Classify2dConfig(diameter=130, classes=VIEWS, max_iterations=25, psi_step=24, gradient=False, select="score>=0.7")
 GRADIENT = replace(CONFIG, gradient=True, batch=25)
 
 

@@ -53,8 +53,8 @@ class Classify2d(ParticleOptions):
     no_centring: Annotated[bool, arg(metavar="")] = False
     """Leave averages where they are, instead of moving the centre of mass of their positive pixels to the centre."""
     select: Annotated[str, arg(metavar="RULE")] = "auto"
-    """Classes whose particles go to particles_selected.star: auto (score at least 0.7, less the
-    particles picked far from the centres), score>=X, or numbers such as 1,4,7-9."""
+    """What goes to particles_selected.star: auto (each particle is judged by its class, by a quick map made of the classes with a
+    score of at least 0.7, and by its distance from the centre), or whole classes: score>=X, or numbers such as 1,4,7-9."""
 
     def run(self) -> None:
         """Check the options, then classify, or go on with a stopped run."""

@@ -30,7 +30,7 @@ MOST_CLASSES = 500
 PSI_STEPS = 1.0, 60.0  # degrees
 SELECTED, RANKING, MONTAGE = "particles_selected.star", "class_ranking.star", "class_averages.png"
 MONTAGE_COLUMNS = 10
-OFF_CENTRE = "left_out_far_from_the_centre"  # figure of result.json
+LEFT_OUT = "left_out_of_these_classes"  # figure of result.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Classification2d(Run):
         selected = set(state.poses.class_B[rows].tolist())
         run.figure("selected", len(rows), "particles")
         run.figure("selected_classes", len(selected))
-        run.figure(OFF_CENTRE, sum(last["averages"][k]["particles"] for k in selected) - len(rows), "particles of these classes")
+        run.figure(LEFT_OUT, sum(last["averages"][k]["particles"] for k in selected) - len(rows), "particles")
         run.figure("empty_classes", sum(one["particles"] == 0 for one in last["averages"]))
         run.figure("best_resolution_at_SSNR_1", rounded(state.current_resolution), "Å")
         run.figure("iterations", state.iteration)

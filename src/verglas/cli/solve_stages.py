@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verglas.cli import solve_choices as choices
-from verglas.cli.classify2d_run import OFF_CENTRE
+from verglas.cli.classify2d_run import LEFT_OUT
 from verglas.cli.solve_run import NothingFound, SolveJob, Story
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def select(story: Story) -> None:
         )
     story.particles = out / "particles_selected.star"
     kept = len(table_of(story.particles))
-    off_centre = int(figures_of(out).get(OFF_CENTRE, 0))
-    story.discarded["2-D classes that do not look like particles"] = story.facts["particles"] - kept - off_centre
-    if off_centre:
-        story.discarded["picked far from the centre of the particle"] = off_centre
+    left_over = int(figures_of(out).get(LEFT_OUT, 0))
+    story.discarded["2-D classes that do not look like particles"] = story.facts["particles"] - kept - left_over
+    if left_over:
+        story.discarded["in good 2-D classes, but far from the centre or unlike a map of these"] = left_over
     left_out = len(ranking) - good
     reason = "the averages of the others score too low: noise, ice, edges, or empty" if left_out else "every average is good"
     story.decide("Selection", f"{kept:,} particles of {good} classes kept, {left_out} classes left out", reason)

@@ -12,8 +12,15 @@ between two, of ice, and of noise lack details, or everything else: 0.3 to 0.7. 
                                        below `LEAST_CONTRAST`; R: radius of the mask, rim: its outer fifth. Noise has 1 to 3.5
     empty classes, and all classes before the last iteration, when there are no fits yet
 
-Within good classes a particle is left out if it was picked far from where its class has its centre: `FARTHEST` times the median
-distance of all that are selected. There the box holds part of a neighbour, or half of a particle.
+Classes alone do not tell particles from all that looks like one: half of one, a gap between two, a particle far off the centre
+have averages of their own, or share those of particles. So every particle is judged, too, by a map that is made of the good
+classes (`model_fit`), and by how far from the centre of its class it was picked; there the box holds part of a neighbour:
+
+    score of its class + `OF_GAIN` sqrt(gain) - `OF_MISFIT` misfit - `OF_DISTANCE` distance     at least `GOOD_PARTICLE`
+
+Gain and distance are in units of the medians of the particles of good classes near their centres; misfit is its logarithm, less
+the median and in units of the spread of these. No particle of classes below `POOR_SCORE` is taken. Where no map can be made, good
+classes are selected, less the particles picked further from the centre than `FARTHEST` times the median of all of those.
 
 The limits were chosen on simulated picks alone (`python -m benchmarks.class2d simulated`), whose truth is known.
 """
@@ -27,6 +34,7 @@ from torch import Tensor
 
 from verglas.core.masks import radius_grid
 from verglas.errors import InputError
+from verglas.expectation.latent import MAD_TO_DEVIATION
 from verglas.refinement.classes import last_shell
 from verglas.refinement.state import State
 
@@ -34,6 +42,8 @@ RIM, MIDDLE, BRIGHTEST = 0.8, 0.65, 0.95  # of the radius, of the radius, of the
 BETTER = 0.75  # share of the particles whose class has at most a score of 1
 GOOD_SCORE = 0.7  # from which on a class is selected by default
 STRONGEST, LEAST_CONTRAST, FARTHEST = 1.5, 4.5, 2.5
+POOR_SCORE = 0.5  # of classes of which no particle is selected by default
+OF_GAIN, OF_MISFIT, OF_DISTANCE, GOOD_PARTICLE = 1.3, 0.27, 0.11, 1.3
 
 
 @dataclass(frozen=True)
@@ -102,13 +112,40 @@ def chosen_classes(rule: str, qualities: list[ClassQuality]) -> list[int]:
 
 
 def chosen_particles(rule: str, qualities: list[ClassQuality], state: State) -> Tensor:
-    """Rows of the particles that a rule selects, ascending: those of its classes; with "auto" those near their centres alone."""
-    chosen = torch.tensor(chosen_classes(rule, qualities), dtype=torch.int64) - 1
-    selected_B = torch.isin(state.poses.class_B, chosen)
-    if rule == "auto" and bool(selected_B.any()):
-        distance_B = distances(state)
-        selected_B &= distance_B <= FARTHEST * distance_B[selected_B].median()
+    """Rows of the particles that a rule selects, ascending: those of its classes; with "auto" see the module's text."""
+    if rule != "auto":
+        chosen = torch.tensor(chosen_classes(rule, qualities), dtype=torch.int64) - 1
+        return torch.isin(state.poses.class_B, chosen).nonzero().squeeze(1)
+    central_B = central(qualities, state)
+    if state.model_fit_B2 is None or not bool(central_B.any()):
+        return central_B.nonzero().squeeze(1)
+    score_B = torch.tensor([one.score for one in qualities], dtype=torch.float64)[state.poses.class_B]
+    selected_B = (score_B >= POOR_SCORE) & (score_B + particle_merits(state, central_B) >= GOOD_PARTICLE)
     return selected_B.nonzero().squeeze(1)
+
+
+def central(qualities: list[ClassQuality], state: State) -> Tensor:
+    """Which particles are of good classes, and near their centres, bool [B]."""
+    good_B = torch.tensor([one.score >= GOOD_SCORE for one in qualities])[state.poses.class_B]
+    if not bool(good_B.any()):
+        return good_B
+    distance_B = distances(state)
+    return good_B & (distance_B <= FARTHEST * distance_B[good_B].median())
+
+
+def particle_merits(state: State, typical_B: Tensor) -> Tensor:
+    """What counts for and against each particle, beside its class (see the module's text) [B]. typical_B: bool, the particles
+    that the others are measured by; the state has figures of a map."""
+    assert state.model_fit_B2 is not None
+    gain_B, misfit_B = state.model_fit_B2.unbind(1)
+    gain_B = gain_B / gain_B[typical_B].median().clamp_min(1e-12)
+    log_B = misfit_B.clamp_min(1e-12).log()
+    middle = log_B[typical_B].median()
+    spread = MAD_TO_DEVIATION * (log_B[typical_B] - middle).abs().median().clamp_min(1e-12)
+    distance_B = distances(state)
+    distance_B = distance_B / distance_B[typical_B].median().clamp_min(1e-12)
+    strange_B = ((log_B - middle) / spread).clamp(-2, 6)
+    return OF_GAIN * gain_B.clamp(0, 2).sqrt() - OF_MISFIT * strange_B - OF_DISTANCE * distance_B.clamp_max(5)
 
 
 def distances(state: State) -> Tensor:

@@ -42,6 +42,7 @@ from verglas.particles.table import ParticleTable
 from verglas.projection.planes import FourierPlanes
 from verglas.refinement import schedule as sampling
 from verglas.refinement.class_fit import class_fits
+from verglas.refinement.class_quality import central, class_qualities
 from verglas.refinement.classes import changes, empty_classes, last_shell
 from verglas.refinement.classify2d_schedule import (
     DIVIDING,
@@ -56,6 +57,7 @@ from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.driver import Session, computing, first_noise, initial_poses, quiet, repeated
 from verglas.refinement.expect import Computing, Plan
+from verglas.refinement.model_fit import model_fits
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.plane_expect import PlaneExpectation
 from verglas.refinement.residency import Residency
@@ -145,6 +147,10 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
     if number == config.max_iterations:
         with watch("fit"):
             new = replace(new, fit_B2=class_fits(new, data, plan, config, on))
+        if config.select == "auto":
+            with watch("model"):
+                good = central(class_qualities(new, config.diameter), new).nonzero().squeeze(1)
+                new = replace(new, model_fit_B2=model_fits(good, data, config, on, progress))
     notes += [*half.notices, *empty_classes(state, new)]
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
 

@@ -14,7 +14,7 @@ from verglas.refinement.state import Poses, State
 
 # Unknown to RELION, which carries such columns along as text; docs/conventions.md says what they are.
 ENTROPY_LABEL, GAIN_LABEL, ALIGNABILITY_LABEL = "vglPosteriorEntropy", "vglLogLikelihoodGain", "vglAlignability"
-FIT_LABELS = "vglClassFit", "vglClassDetailFit"
+FIT_LABELS, MODEL_LABELS = ("vglClassFit", "vglClassDetailFit"), ("vglModelGain", "vglModelMisfit")
 PIXEL_ORIGINS = ("rlnOriginX", "rlnOriginY")
 
 
@@ -58,6 +58,7 @@ def updated_table(state: State, table: ParticleTable) -> ParticleTable:
         ALIGNABILITY_LABEL: poses.alignability_B.numpy(),
     }
     columns |= {} if state.fit_B2 is None else dict(zip(FIT_LABELS, state.fit_B2.numpy().T))
+    columns |= {} if state.model_fit_B2 is None else dict(zip(MODEL_LABELS, state.model_fit_B2.numpy().T))
     return named_from_here(table.with_columns(**columns))
 
 

@@ -132,7 +132,8 @@ class State:
     [3, P, P/2 + 1]). Of a search for first models only: candidates, maps of the restarts that are done, class after class;
     found_group, the point group that its maps show ("": not looked for yet), and found_agreement, with the worst of their turned
     copies.
-    Of a finished 2-D classification only: fit_B2, how well each particle fits its class (`class_fit`), float64.
+    Of a finished 2-D classification only, float64: fit_B2, how well each particle fits its class (`class_fit`); model_fit_B2, how
+    well a map of the good classes (`model_fit`), None if there was none made.
     """
 
     iteration: int
@@ -154,6 +155,7 @@ class State:
     rest: int = -1
     apart_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     fit_B2: Tensor | None = None
+    model_fit_B2: Tensor | None = None
 
     @property
     def split(self) -> bool:
