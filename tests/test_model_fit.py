@@ -56,8 +56,8 @@ def test_particles_that_the_map_does_not_hold_are_left_out(mixed: tuple[Session,
     count = len(state.poses.class_B)
     origin_B2 = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     class_B = torch.arange(count) % 3
-    fit_B2 = torch.tensor([40.0, 0.8]).double() * torch.linspace(0.9, 1.1, count)[:, None].double()
-    fit_B2[:30, 0] = 0.1  # class by class: as likely noise, much left over, neither
+    fit_B2 = torch.tensor([[40.0, 0.8]]).double() * (1 + 0.1 * torch.rand(count, 2, dtype=torch.float64))
+    fit_B2[:30, 0] = 0.1  # as likely noise; much left over
     fit_B2[30:60, 1] = 3
     poses = replace(state.poses, class_B=class_B, origin_B2=origin_B2)
     state = replace(state, poses=poses, model_fit_B2=fit_B2, halves=[state.halves[0]] * 3)

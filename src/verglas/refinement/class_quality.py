@@ -18,9 +18,9 @@ classes (`model_fit`), and by how far from the centre of its class it was picked
 
     score of its class + `OF_GAIN` sqrt(gain) - `OF_MISFIT` misfit - `OF_DISTANCE` distance     at least `GOOD_PARTICLE`
 
-Gain and distance are in units of the medians of the particles of good classes near their centres; misfit is its logarithm, less
-the median and in units of the spread of these. No particle of classes below `POOR_SCORE` is taken. Where no map can be made, good
-classes are selected, less the particles picked further from the centre than `FARTHEST` times the median of all of those.
+Gain and distance are in units of the medians of the particles of good classes near their centres; misfit is how far its logarithm
+lies above the median, in units of the spread of these. No particle of classes below `POOR_SCORE` is taken. Where no map can be
+made, good classes are selected, less the particles picked further off the centre than `FARTHEST` times the median of those.
 
 The limits were chosen on simulated picks alone (`python -m benchmarks.class2d simulated`), whose truth is known.
 """
@@ -43,7 +43,8 @@ BETTER = 0.75  # share of the particles whose class has at most a score of 1
 GOOD_SCORE = 0.7  # from which on a class is selected by default
 STRONGEST, LEAST_CONTRAST, FARTHEST = 1.5, 4.5, 2.5
 POOR_SCORE = 0.5  # of classes of which no particle is selected by default
-OF_GAIN, OF_MISFIT, OF_DISTANCE, GOOD_PARTICLE = 1.3, 0.27, 0.11, 1.3
+OF_GAIN, OF_MISFIT, OF_DISTANCE, GOOD_PARTICLE = 1.5, 0.3, 0.2, 1.3
+MOST_GAIN, MOST_MISFIT, MOST_DISTANCE = 2.0, 6.0, 5.0  # beyond these, more makes no difference
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,9 @@ def particle_merits(state: State, typical_B: Tensor) -> Tensor:
     spread = MAD_TO_DEVIATION * (log_B[typical_B] - middle).abs().median().clamp_min(1e-12)
     distance_B = distances(state)
     distance_B = distance_B / distance_B[typical_B].median().clamp_min(1e-12)
-    strange_B = ((log_B - middle) / spread).clamp(-2, 6)
-    return OF_GAIN * gain_B.clamp(0, 2).sqrt() - OF_MISFIT * strange_B - OF_DISTANCE * distance_B.clamp_max(5)
+    strange_B = ((log_B - middle) / spread).clamp(0, MOST_MISFIT)
+    near_B = distance_B.clamp_max(MOST_DISTANCE)
+    return OF_GAIN * gain_B.clamp(0, MOST_GAIN).sqrt() - OF_MISFIT * strange_B - OF_DISTANCE * near_B
 
 
 def distances(state: State) -> Tensor:
