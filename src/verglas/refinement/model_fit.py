@@ -33,8 +33,10 @@ FEWEST, MOST = 100, 3000  # particles: no map of fewer is made; a map has enough
 def model_fits(rows: Tensor, data: Dataset, config: Classify2dConfig, on: Computing, progress: Progress) -> Tensor | None:
     """(gain, misfit) of every particle, float64 [B, 2]; None if there are fewer than `FEWEST` to make a map of.
 
-    rows: of the particles of the good classes; data: all particles.
+    rows: of the particles of the good classes (of several ranks those of the lead count); data: all particles.
     """
+    draw = torch.Generator().manual_seed(config.seed)
+    rows = on.ranks.agreed(rows[torch.randperm(len(rows), generator=draw)[:MOST]].sort().values, "particles of a map")
     if len(rows) < FEWEST:
         return None
     own = model_config(config)
@@ -56,9 +58,7 @@ def model_config(config: Classify2dConfig) -> AbInitioConfig:
 
 
 def first_model(rows: Tensor, data: Dataset, config: AbInitioConfig, on: Computing) -> Tensor:
-    """A map of some of the particles [Z, Y, X]."""
-    draw = torch.Generator().manual_seed(config.seed)
-    drawn = rows[torch.randperm(len(rows), generator=draw)[:MOST]].sort().values
-    session = abinitio.prepare(data.table.select(drawn.numpy()), config, on.device, ranks=on.ranks)
+    """A map of these particles [Z, Y, X]."""
+    session = abinitio.prepare(data.table.select(rows.numpy()), config, on.device, ranks=on.ranks)
     *_, last = abinitio.iterations(replace(session, on=on))
     return last.state.halves[0].map_ZYX
