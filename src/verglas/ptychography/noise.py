@@ -8,6 +8,7 @@ Both have their minimum at I = n and curvature 1 / (2 n), 1 / n there: an `ampli
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -29,21 +30,32 @@ class Noise(Protocol):
         """Second derivative."""
 
 
+@dataclass(frozen=True)
 class Amplitude:
-    """Gaussian noise of the square root of counts."""
+    """Gaussian noise of the square root of counts.
+
+    offset: counts added to both I and n. 3/8 makes the variance of sqrt(n) nearly that of a Gaussian down to single counts
+    (Anscombe 1948). Without any, the slope in a pixel that nothing is predicted for hangs on the phase of a wave of rounding
+    errors: single and double precision went ways of their own there.
+    """
+
+    offset: float = 0.0
 
     def loss(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """(sqrt(I) - sqrt(n))^2"""
-        return (intensity.clamp_min(FLOOR).sqrt() - counts.sqrt()).square()
+        return (self._root(intensity) - (counts + self.offset).sqrt()).square()
 
     def slope(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """1 - sqrt(n / I)"""
-        return 1 - (counts / intensity.clamp_min(FLOOR)).sqrt()
+        return 1 - (counts + self.offset).sqrt() / self._root(intensity)
 
     def curvature(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """sqrt(n / I) / (2 I)"""
-        intensity = intensity.clamp_min(FLOOR)
-        return (counts / intensity).sqrt() / (2 * intensity)
+        root = self._root(intensity)
+        return (counts + self.offset).sqrt() / (2 * root * root * root)
+
+    def _root(self, intensity: Tensor) -> Tensor:
+        return (intensity + self.offset).clamp_min(FLOOR).sqrt()
 
 
 class Poisson:
@@ -63,6 +75,6 @@ class Poisson:
         return counts / intensity.clamp_min(FLOOR).square()
 
 
-def noise_named(name: Literal["amplitude", "poisson"]) -> Noise:
-    """The likelihood of that name."""
-    return Poisson() if name == "poisson" else Amplitude()
+def noise_named(name: Literal["amplitude", "poisson"], offset: float = 0.0) -> Noise:
+    """The likelihood of that name; offset: of `Amplitude`."""
+    return Poisson() if name == "poisson" else Amplitude(offset)

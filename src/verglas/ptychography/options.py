@@ -32,7 +32,8 @@ class PtychoOptions:
     batch_size: int = 0
     """positions of a mini-batch; 0: a thirtieth of all, at least 16 (dm and raar always use all)"""
     warm_up: int = 5
-    """first passes of cg that go by mini-batches, as rpie does: far from the fit they get further than steps of all positions"""
+    """first passes of cg that go by mini-batches, as rpie does, which get further while far from the fit;
+    none where the probe is known (--probe-from 0)"""
     probe_from: int = 1
     """first pass that changes the probe; 0: never"""
     positions_from: int = 0

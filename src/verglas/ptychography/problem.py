@@ -23,6 +23,7 @@ GPU_NUMBERS = 2**26
 # Poisson's slope 1 - n / I is ruled by pixels that next to nothing is predicted for; far from the fit these lead astray: on
 # counted photons 60 passes that began with 20 of the amplitudes came to a greater likelihood than 60 of Poisson's.
 AMPLITUDE_PASSES = 20
+ANSCOMBE, SMALL = 0.375, 0.01  # counts added to both sides before square roots are taken, and its largest share of the mean
 ARRAYS = 16  # as large as a chunk's exit waves, that are there at the same time
 
 
@@ -45,7 +46,9 @@ class Problem:
         self.scan, self.options = scan, options
         self.like = torch.zeros(1, dtype=torch.float64 if options.double else torch.float32, device=device)
         self.counts = Counts.of(scan, self.like)
-        self.noise = noise_named(options.noise)
+        # Files may hold other units than counts: there the offset is what is small beside the mean.
+        self.offset = min(ANSCOMBE, SMALL * self.counts.total / (len(scan) * float(self.counts.weight_YX.sum())))
+        self.noise = noise_named(options.noise, self.offset)
         whole = bool((scan.positions_B2 == scan.positions_B2.round()).all())
         moves = options.subpixel and not (whole and not options.positions_from)
         self.model = Model(scan.geometry, scan.window, scan.object_pixel, self.like, moves)
@@ -65,7 +68,7 @@ class Problem:
     def begin(self, number: int) -> bool:
         """Choose the likelihood of pass `number` (1 is the first); whether it is another one than before."""
         if self.options.noise == "poisson":
-            self.noise = noise_named("amplitude" if number <= AMPLITUDE_PASSES else "poisson")
+            self.noise = noise_named("amplitude" if number <= AMPLITUDE_PASSES else "poisson", self.offset)
         return self.options.noise == "poisson" and number == AMPLITUDE_PASSES + 1
 
     def fitted(self, number: int) -> tuple[str, ...]:
