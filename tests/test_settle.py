@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from verglas.cli.main import main
-from verglas.expectation.latent import STRANGE, Gaussians, Latents, classes_of, moments, strangeness
+from verglas.expectation.latent import (
+    STRANGE,
+    Gaussians,
+    Latents,
+    Mixture,
+    classes_of,
+    compared,
+    compared_at_once,
+    moments,
+    strangeness,
+)
 from verglas.io.mrc import Map, read_map, write_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement import classes, settle
@@ -35,7 +45,7 @@ def test_evidence_and_posterior_are_the_integrals() -> None:
 
     latents = Latents(tensor([[1.3]]), tensor([[[0.8]]]), tensor([1.0]), tensor([1.0]))
     gaussians = Gaussians(tensor([[0.4], [-2.0]]), tensor([[[0.5]], [[1.5]]]))
-    log_BM, mean_BMQ, covariance_BMQQ = gaussians.seen_by(latents)
+    log_BM, mean_QBM, covariance_QQBM = gaussians.seen_by(latents)
     z = torch.linspace(-20, 20, 40001, dtype=torch.float64)
     for m in range(2):
         mean, variance = float(gaussians.mean_MQ[m, 0]), float(gaussians.covariance_MQQ[m, 0, 0])
@@ -44,8 +54,8 @@ def test_evidence_and_posterior_are_the_integrals() -> None:
         total = float(torch.trapezoid(joint, z))
         assert float(log_BM[0, m]) == pytest.approx(np.log(total), abs=1e-9)
         middle, square = (float(torch.trapezoid(z**power * joint, z)) / total for power in (1, 2))
-        assert float(mean_BMQ[0, m, 0]) == pytest.approx(middle, abs=1e-9)
-        assert float(covariance_BMQQ[0, m, 0, 0]) == pytest.approx(square - middle**2, abs=1e-9)
+        assert float(mean_QBM[0, 0, m]) == pytest.approx(middle, abs=1e-9)
+        assert float(covariance_QQBM[0, 0, 0, m]) == pytest.approx(square - middle**2, abs=1e-9)
 
 
 def test_strange_particles_do_not_hide_each_other() -> None:
@@ -65,7 +75,7 @@ def test_a_mixture_finds_groups_of_unequal_size_and_spread() -> None:
     latents = points(z_BQ, 40.0, draw)
     wide = Gaussians(torch.zeros(1, 2).double(), torch.eye(2)[None].double())
     mean_BQ, covariance_BQQ = wide.posterior(latents)
-    overall = moments(mean_BQ[:, None], covariance_BQQ[:, None], torch.ones(750, 1).double())
+    overall = moments(mean_BQ, covariance_BQQ, torch.ones(750, 1).double())
     for seed in (1, 2):
         probability_BK, _ = classes_of(latents, overall, torch.zeros(750).double(), 3, seed)
         class_B = probability_BK.argmax(1)
@@ -168,3 +178,20 @@ def test_particles_that_fit_no_class_count_for_the_rest_alone(mixture: Path) -> 
     assert bool((poses.class_B[:80] == 1).all())
     unsure = replace(poses, gain_B=0.1 * poses.gain_B)
     assert settle.with_apart(replace(state, poses=unsure, rest=1)).apart_B.sum() == 50
+
+
+def test_compiled_comparison_with_a_mixture_is_the_plain_one() -> None:
+    draw = torch.Generator().manual_seed(5)
+    n, q, starts, classes = 70, 4, 3, 2
+    mixed_BQQ = torch.randn(n, q, 2 * q, generator=draw, dtype=torch.float64)
+    overlap_BQ, misfit_B = torch.randn(n, q, generator=draw, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    latents = Latents(overlap_BQ, mixed_BQQ @ mixed_BQQ.transpose(1, 2), misfit_B, misfit_B)
+    spread_MQQ = torch.randn(starts * classes, q, 2 * q, generator=draw, dtype=torch.float64)
+    gaussians = Gaussians(torch.randn(starts * classes, q, generator=draw, dtype=torch.float64), spread_MQQ @ spread_MQQ.mT)
+    middle_SK = torch.randn(starts, classes, generator=draw, dtype=torch.float64)
+    mixture = Mixture(torch.full((starts, classes), 0.5), gaussians, middle_SK, middle_SK.square() + 0.1)
+    strange_B = torch.randn(n, generator=draw, dtype=torch.float64)
+    compiled, plain = compared(latents, strange_B, mixture), compared_at_once(latents, strange_B, mixture)
+    for one, other in zip(vars(compiled[0]).values(), vars(plain[0]).values(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(compiled[1], plain[1]) and torch.allclose(compiled[2], plain[2])

@@ -16,13 +16,14 @@ soon explains those that made it. A kind of particle that differs much is not lo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from verglas.core.fourier import centred_irfft3, centred_rfft3, crop_half_volume
 from verglas.core.masks import soft_sphere
-from verglas.expectation.images import Prepared
+from verglas.expectation.images import ModelGrid, Prepared
 from verglas.expectation.latent import STRANGE, Gaussians, Latents, moments, strangeness
 from verglas.expectation.search import Searcher
 from verglas.maximization.accumulate import Accumulator
@@ -33,7 +34,9 @@ from verglas.refinement.dataset import Progress
 from verglas.refinement.expect import BYTES, HalfExpectation
 
 ROUNDS = 20
-LARGEST_BATCH = 512
+LARGEST_BATCH = {"cpu": 512, "cuda": 8192}
+VOXELS_A_SHELL = 3  # edge of the maps: enough that masking them reflects nothing into the shells that count
+KEPT_SHARE = 0.5  # of the memory for batches: prepared images that take no more are kept from round to round
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,15 @@ class _Search:
 
     def __init__(self, half: HalfExpectation, count: int, mask_ZYX: Tensor | None) -> None:
         self.half, self.count = half, count
-        self.grid, self.device, self.dtype = half.plan.model_grid, half.on.device, half.on.dtype
-        self.maps = [half.model.map_ZYX.to(self.device)]
+        self.device, self.dtype = half.on.device, half.on.dtype
+        self.grid = _small(half.plan.model_grid)
+        self.kept: list[tuple[Tensor, Searcher, Prepared]] | None = None
+        whole_ZYX = half.model.map_ZYX.to(self.device)
+        self.maps = [cropped(whole_ZYX, self.grid.box) * (len(whole_ZYX) / self.grid.box)]  # slices are as strong as they were
         radius_px = half.config.diameter / 2 / self.grid.pixel_size
-        sphere_ZYX = soft_sphere(self.grid.box, radius_px, half.config.mask_edge, self.device)
-        self.mask_ZYX = sphere_ZYX if mask_ZYX is None else mask_ZYX.to(self.device)
+        edge_px = half.config.mask_edge * self.grid.box / len(whole_ZYX)
+        sphere_ZYX = soft_sphere(self.grid.box, radius_px, edge_px, self.device)
+        self.mask_ZYX = sphere_ZYX if mask_ZYX is None else cropped(mask_ZYX.to(self.device), self.grid.box).clamp(0, 1)
         self.cut()
         tau2_S = volume_spectrum(self.volumes[0])[: self.grid.radius + 1]
         self.inverse_tau2_S = 1 / (self.volumes[0].padding ** 3 * tau2_S)  # a difference is no stronger than the map itself
@@ -89,6 +96,7 @@ class _Search:
             second_BQQ = torch.diag_embed(z_BQ[row_B].square())
             self.add(sums, searcher, prepared, row_B, (self.slices(searcher, row_B), z_BQ[row_B], second_BQQ))
         self.solve(sums)
+        self.cut()
 
     def round(self) -> None:
         """Directions and distribution of z from those before; particles that are left unexplained count less in the next."""
@@ -103,7 +111,7 @@ class _Search:
         latents = gathered.joined()
         mean_BQ, covariance_BQQ = self.overall.posterior(latents)
         self.solve(sums)
-        self.overall = moments(mean_BQ[:, None], covariance_BQQ[:, None], self.weight_B[:, None])
+        self.overall = moments(mean_BQ, covariance_BQQ, self.weight_B[:, None])
         self.whiten()
         self.trim(latents.misfit_at(mean_BQ))
 
@@ -126,13 +134,28 @@ class _Search:
 
     def batches(self) -> Iterator[tuple[Tensor, Searcher, Prepared]]:
         """All particles: rows of the table (on the device), searcher and images of each batch."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept, room = [], KEPT_SHARE * self.half.on.memory
+        for batch in self.prepared():
+            room -= sum(tensor.nbytes for tensor in vars(batch[2]).values())
+            kept.append(batch)
+            if room < 0:
+                kept.clear()
+            yield batch
+        if room >= 0:
+            self.kept = kept
+
+    def prepared(self) -> Iterator[tuple[Tensor, Searcher, Prepared]]:
+        """`batches`, made from the images."""
         half = self.half
         for group in range(len(half.data.groups)):
             mine = (half.data.group_B == group).nonzero().squeeze(1)
             if not len(mine):
                 continue
             each = 2 * half.searcher_of(group).preparer.pixels.count * BYTES[self.dtype] * (3 * self.count + 6)
-            step = max(1, min(int(half.on.memory / each), half.data.largest_batch(group), LARGEST_BATCH))
+            step = max(1, min(int(half.on.memory / each), half.data.largest_batch(group), LARGEST_BATCH[self.device.type]))
             half.data.announce(mine, step)
             for rows in mine.split(step):
                 searcher, prepared = half.prepared(rows, group)
@@ -168,12 +191,11 @@ class _Search:
             accumulator.add((data_B2K * inverse_K).contiguous(), weight_BK, rotation_B33, searcher.preparer.coordinates_K3)
 
     def solve(self, sums: list[Accumulator]) -> None:
-        """Directions from their sums."""
+        """Directions from their sums; not `cut` yet."""
         del self.maps[1:]
         for accumulator in sums:
             gathered = gather_sums([accumulator], self.half.config.symmetry, consume=True)
             self.maps.append((gathered.map(self.inverse_tau2_S) * self.mask_ZYX).float())
-        self.cut()
 
     def whiten(self) -> None:
         """Turn and scale the directions so that their z have no correlation and variance 1."""
@@ -191,6 +213,17 @@ class _Search:
         """Transforms of the maps, ready to be sliced."""
         grid = self.grid
         self.volumes = [FourierVolume.from_map(one, grid.radius, grid.padding, self.device, self.dtype) for one in self.maps]
+
+
+def _small(grid: ModelGrid) -> ModelGrid:
+    """The same shells on as few voxels as that needs."""
+    box = min(grid.box, VOXELS_A_SHELL * grid.radius // 2 * 2 + 2)
+    return replace(grid, box=box, pixel_size=grid.pixel_size * grid.box / box)
+
+
+def cropped(map_ZYX: Tensor, box: int) -> Tensor:
+    """A map on so many voxels in the same field, without what these do not resolve."""
+    return map_ZYX if len(map_ZYX) == box else centred_irfft3(crop_half_volume(centred_rfft3(map_ZYX), box), box)
 
 
 def latents_of(slices_QB2K: Tensor, prepared: Prepared) -> Latents:
