@@ -16,7 +16,7 @@ from torch import Tensor
 from verglas.core.masks import soft_sphere
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import InputError
-from verglas.expectation.sampling import OffsetGrid
+from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.io.mrc import Map, read_map
 from verglas.maximization.halves import Solution, solve_single
 from verglas.maximization.reference import check_mask, initial_reference, initial_ssnr, low_pass, volume_spectrum
@@ -42,6 +42,8 @@ from verglas.refinement.step import (
     reference_mask,
     updated_model,
 )
+
+FINE_ITERATIONS = 2  # the last ones
 
 __all__ = ["Session", "class_figures", "iterations", "prepare"]
 
@@ -109,8 +111,7 @@ def iterate(
     correlate = number == 1 and not config.absolute_greyscale
     size = sampling.image_size(state, config)
     with watch("accuracy"):
-        schedule = perturbed(state.schedule, config, number)
-        state = replace(state, iteration=number, schedule=schedule, current_size=size)
+        state = replace(sampled(state, config, number), iteration=number, current_size=size)
         if number > 1:
             state = replace(state, schedule=measure_accuracy(state, data, config, on))
     plan = classes_plan(state, config, correlate)
@@ -129,15 +130,24 @@ def iterate(
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
 
 
-def perturbed(schedule: sampling.Schedule, config: ClassifyConfig, number: int) -> sampling.Schedule:
-    """With the grids' displacement in an iteration: none in the last one of several, whose classes and poses are the result.
+def sampled(state: State, config: ClassifyConfig, number: int) -> State:
+    """With the grids of iteration `number`: displaced, but for the last ones of several, whose classes and poses are the result.
 
     A grid of an asymmetric unit that is turned by a whole step leaves out a part of the unit's rim; particles seen from there
-    get wrong poses and, 2 to 4 % of those in D2, wrong classes.
+    get wrong poses and, 2 to 4 % of those in D2, wrong classes. The last grids are also finer by one order, searched about the
+    poses found so far: how well a particle fits should not depend on how far from a grid's point it lies, or what lies far
+    counts as fitting no class.
     """
-    if 1 < number == config.max_iterations:
-        return replace(schedule, perturbation=0.0)
-    return sampling.perturb(schedule, config, number)
+    left = config.max_iterations - number
+    if config.max_iterations == 1 or left >= FINE_ITERATIONS:
+        return replace(state, schedule=sampling.perturb(state.schedule, config, number))
+    if config.align != "all" or state.schedule.local_sigma or number == 1:
+        return replace(state, schedule=replace(state.schedule, perturbation=0.0))
+    schedule = sampling.finer_about_poses(state.schedule)
+    count = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, 0.0).n_directions
+    halves = [replace(one, direction_prior_D=torch.full((count,), float(one.direction_prior_D.sum()) / count, dtype=torch.float64))
+              for one in state.halves]  # fmt: skip
+    return replace(state, schedule=schedule, halves=halves)
 
 
 def name_classes(poses: Poses, sets: list[ParticleSet], rest: int) -> None:

@@ -145,6 +145,15 @@ def update_sampling(state: State, config: RefineConfig) -> Schedule:
     return replace(finer, local_sigma=_local_sigma(finer, config))
 
 
+def finer_about_poses(schedule: Schedule) -> Schedule:
+    """Undisplaced grids with steps half as large, searched locally about the poses that particles have."""
+    reach, step = min(schedule.offset_range, 1.5 * schedule.offset_step), schedule.offset_step / 2
+    finer = replace(
+        schedule, healpix_order=schedule.healpix_order + 1, offset_range=reach, offset_step=step, perturbation=0.0
+    )
+    return replace(finer, local_sigma=2 * finer.fine_angular_step)
+
+
 def explain_sampling(state: State, config: RefineConfig) -> str:
     """One line for the log: what `update_sampling` makes of this state, and why."""
     old, new, verdict = state.schedule, update_sampling(state, config), _verdict(state)
