@@ -61,6 +61,6 @@ def consistency_of(state: State, classes: int) -> float:
     restarts = [maps[first : first + classes] for first in range(0, len(maps), classes)]
     found = []
     for one, other in combinations(restarts, 2):
-        pairs = [[align(a, b, CONSISTENCY_ROTATIONS, either_hand=True).correlation for b in other] for a in one[:MOST_COMPARED]]
+        pairs = [[align(a, b, CONSISTENCY_ROTATIONS, True, smooth=True).correlation for b in other] for a in one[:MOST_COMPARED]]
         found += [max(row) for row in pairs]
     return sum(found) / len(found)

@@ -136,29 +136,36 @@ def best_placed(
 
 
 @few_threads()
-def align(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int = 4608, either_hand: bool = False) -> Alignment:
+def align(
+    moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int = 4608, either_hand: bool = False, smooth: bool = False
+) -> Alignment:
     """Rotation and shift that lay `moving` on `reference` (equal boxes and pixel sizes); 4,608 rotations are 15 degrees apart.
 
-    either_hand: try the mirror image as well and keep the better one.
+    either_hand: try the mirror image as well and keep the better one; smooth: the maps hold nothing beyond 20 Å or so, what the
+    coarse maps say is all (four times as fast).
     """
     best: Alignment | None = None
     for mirrored in (False, True) if either_hand else (False,):
         start = flip_hand(moving_ZYX) if mirrored else moving_ZYX
-        found = _align_one(start, reference_ZYX, n_rotations)
+        found = _align_one(start, reference_ZYX, n_rotations, smooth)
         if best is None or found[0] > best.correlation:
             best = Alignment(found[1], found[2], found[0], mirrored)
     assert best is not None
     return best
 
 
-def _align_one(moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int) -> tuple[float, Tensor, Tensor]:
+def _align_one(
+    moving_ZYX: Tensor, reference_ZYX: Tensor, n_rotations: int, smooth: bool
+) -> tuple[float, Tensor, Tensor]:
     box, device = moving_ZYX.shape[0], moving_ZYX.device
     coarse, fine = min(_COARSE_BOX, box), min(_FINE_BOX, box)
     moving_ZYX, reference_ZYX = moving_ZYX.cpu(), reference_ZYX.cpu()
     moving, reference = _prepared(moving_ZYX, coarse), _prepared(reference_ZYX, coarse)
     starts = _coarse(moving.to(device), reference.to(device), n_rotations)
     candidates = [_polish(moving, reference, rotation, shift, _FEW_ROUNDS) for _, rotation, shift in starts]
-    _, rotation, shift = max(candidates, key=lambda candidate: candidate[0])
+    value, rotation, shift = max(candidates, key=lambda candidate: candidate[0])
+    if smooth:
+        return value, rotation, shift * (box / coarse)
     moving, reference = _prepared(moving_ZYX, fine), _prepared(reference_ZYX, fine)
     value, rotation, shift = _polish(moving, reference, rotation, shift * (fine / coarse))
     return value, rotation, shift * (box / fine)
