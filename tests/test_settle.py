@@ -77,8 +77,7 @@ def test_a_mixture_finds_groups_of_unequal_size_and_spread() -> None:
     mean_BQ, covariance_BQQ = wide.posterior(latents)
     overall = moments(mean_BQ, covariance_BQQ, torch.ones(750, 1).double())
     for seed in (1, 2):
-        probability_BK, _ = classes_of(latents, overall, torch.zeros(750).double(), 3, seed)
-        class_B = probability_BK.argmax(1)
+        class_B = classes_of(latents, overall, torch.zeros(750).double(), 3, seed).probability_BK.argmax(1)
         names = [int(torch.mode(class_B[truth_B == k]).values) for k in range(3)]
         assert sorted(names) == [0, 1, 2]
         for k, least in enumerate((0.97, 0.95, 0.7)):

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from verglas.core.small import inverse_and_log
 
-STARTS, FIRST_ROUNDS, CONTINUED, LAST_ROUNDS = 16, 10, 2, 60  # of mixtures: many a little way, the best of them to the end
+STARTS, FIRST_ROUNDS, CONTINUED, LAST_ROUNDS = 16, 10, 3, 60  # of mixtures: many a little way, the best of them to the end
 FIRST_PARTICLES = 5_000  # of which the many are fitted
 ELEMENTS_AT_ONCE = 2**18  # particles times Gaussians, whose matrices are there at once
 PRIOR_PARTICLES, PRIOR_SPREAD = 5.0, 1e-3  # every Gaussian has as many particles more, of that share of the overall covariance
 MAD_TO_DEVIATION = 1.4826
 STRANGE = 3.0  # robust standard deviations: a particle beyond fits worse than chance allows
+TYPICAL_JUNK = STRANGE / 2  # strangeness of the middle of a class that consists of it; others have middles near 0
 CLIPPINGS = 5
 
 
@@ -103,6 +104,14 @@ class Mixture:
     gaussians: Gaussians
     middle_SK: Tensor
     variance_SK: Tensor
+
+    @property
+    def surplus_S(self) -> Tensor:
+        """How many of the classes consist of strange particles, beyond one.
+
+        What fits nothing differs more than anything that fits: a second class of it is always likelier than the truth.
+        """
+        return ((self.middle_SK > TYPICAL_JUNK).sum(1) - 1).clamp_min(0)
 
     def chosen(self, number_S: Tensor) -> Mixture:
         """Some of the mixtures."""
@@ -200,20 +209,35 @@ def fitted(
     return mixture, log_S, class_BSK
 
 
-def classes_of(latents: Latents, overall: Gaussians, strange_B: Tensor, classes: int, seed: int) -> tuple[Tensor, float]:
-    """Probabilities of so many classes [B, K] from the likeliest of several mixtures, and ln of its likelihood.
+@dataclass(frozen=True)
+class Division:
+    """probability_BK of K classes; surplus: classes of strange particles beyond one; log: ln of the likelihood."""
 
-    overall: of z over all particles. The starts are drawn as k-means++ draws them: far from each other.
+    probability_BK: Tensor
+    surplus: int
+    log: float
+
+    @property
+    def merit(self) -> tuple[int, float]:
+        """Of several the largest counts."""
+        return -self.surplus, self.log
+
+
+def classes_of(latents: Latents, overall: Gaussians, strange_B: Tensor, classes: int, seed: int) -> Division:
+    """The best of several mixtures of so many classes. overall: of z over all particles.
+
+    The starts are drawn as k-means++ draws them: far from each other.
     """
     draw = torch.Generator().manual_seed(seed)
     some_B = torch.randperm(len(strange_B), generator=draw)[:FIRST_PARTICLES].sort().values.to(strange_B.device)
     some = latents[some_B], strange_B[some_B]
     mixture = _starts(*some, overall, classes, draw)
     mixture, log_S, _ = fitted(*some, mixture, overall, FIRST_ROUNDS)
-    mixture = mixture.chosen(log_S.topk(CONTINUED).indices)
-    _, log_S, class_BSK = fitted(latents, strange_B, mixture, overall, LAST_ROUNDS)
-    best = int(log_S.argmax())
-    return class_BSK[:, best], float(log_S[best])
+    merit_S = zip((-mixture.surplus_S).tolist(), log_S.tolist(), range(STARTS))
+    mixture = mixture.chosen(torch.tensor([number for *_, number in sorted(merit_S)[-CONTINUED:]]).to(strange_B.device))
+    mixture, log_S, class_BSK = fitted(latents, strange_B, mixture, overall, LAST_ROUNDS)
+    found = [Division(class_BSK[:, s], int(mixture.surplus_S[s]), float(log_S[s])) for s in range(CONTINUED)]
+    return max(found, key=lambda one: one.merit)
 
 
 def _starts(latents: Latents, strange_B: Tensor, overall: Gaussians, classes: int, draw: torch.Generator) -> Mixture:

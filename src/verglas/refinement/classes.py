@@ -43,7 +43,7 @@ from verglas.refinement.step import (
     updated_model,
 )
 
-FINE_ITERATIONS = 2  # the last ones
+FINE_ITERATIONS, FINE_SHARE = 4, 4  # the last ones, but no more than a quarter
 
 __all__ = ["Session", "class_figures", "iterations", "prepare"]
 
@@ -139,7 +139,7 @@ def sampled(state: State, config: ClassifyConfig, number: int) -> State:
     counts as fitting no class.
     """
     left = config.max_iterations - number
-    if config.max_iterations == 1 or left >= FINE_ITERATIONS:
+    if config.max_iterations == 1 or left >= min(FINE_ITERATIONS, max(1, config.max_iterations // FINE_SHARE)):
         return replace(state, schedule=sampling.perturb(state.schedule, config, number))
     if config.align != "all" or state.schedule.local_sigma or number == 1:
         return replace(state, schedule=replace(state.schedule, perturbation=0.0))

@@ -33,7 +33,7 @@ from verglas.projection.volume import FourierVolume
 from verglas.refinement.dataset import Progress
 from verglas.refinement.expect import BYTES, HalfExpectation
 
-ROUNDS = 20
+ROUNDS, ADMITTED = 20, 10  # from that round on what the directions explain counts, before what the common map does
 LARGEST_BATCH = {"cpu": 512, "cuda": 8192}
 VOXELS_A_SHELL = 3  # edge of the maps: enough that masking them reflects nothing into the shells that count
 KEPT_SHARE = 0.5  # of the memory for batches: prepared images that take no more are kept from round to round
@@ -61,7 +61,7 @@ def find_components(
     drawn_BQ = torch.randn(len(half.data), count, generator=draw, dtype=torch.float64)
     search.begin(torch.cat([torch.zeros_like(drawn_BQ[:, :1]), drawn_BQ], 1).to(half.on.device))
     for number in range(ROUNDS):
-        search.round()
+        search.round(number)
         if progress is not None:
             progress("division", (number + 1) * len(half.data) // ROUNDS, len(half.data))
     return search.found()
@@ -98,7 +98,7 @@ class _Search:
         self.solve(sums)
         self.cut()
 
-    def round(self) -> None:
+    def round(self, number: int) -> None:
         """Directions and distribution of z from those before; particles that are left unexplained count less in the next."""
         sums, gathered = self.accumulators(), _Gathered()
         for row_B, searcher, prepared in self.batches():
@@ -113,7 +113,8 @@ class _Search:
         self.solve(sums)
         self.overall = moments(mean_BQ, covariance_BQQ, self.weight_B[:, None])
         self.whiten()
-        self.trim(latents.misfit_at(mean_BQ))
+        if number >= ADMITTED:
+            self.trim(latents.misfit_at(mean_BQ))
 
     def trim(self, misfit_B: Tensor) -> None:
         """How much particles count: fully up to a usual misfit, then less and less."""

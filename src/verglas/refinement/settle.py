@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verglas.expectation.images import detail_shell
-from verglas.expectation.latent import STRANGE, classes_of, strangeness
+from verglas.expectation.latent import STRANGE, TYPICAL_JUNK, classes_of, strangeness
 from verglas.expectation.sampling import OffsetGrid
 from verglas.io.mrc import read_map
 from verglas.maximization.accumulate import Accumulator
@@ -33,10 +33,9 @@ from verglas.refinement.step import ParticleSet, plan_of
 SETTLING = "One class until the poses have settled; then the particles are divided."
 PATIENCE = 2  # iterations without better resolution after which poses have settled; 1 where they are given
 LONGEST_SETTLING = 0.6  # of all iterations
-TYPICAL_JUNK = STRANGE / 2  # median of a class that consists of it; others have medians near 0
 FAINT, SURE = 0.1, 20.0  # gain of a particle of which little is seen, as a share of the typical one; nats, if that is above
 SURE_DIVISION = 0.9  # certainty; particles all alike are divided along noise with 0.86
-STARTS = 2  # searches for directions; the likeliest division counts
+STARTS = 3  # searches for directions; the best division counts
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def divided(
 def _division(
     state: State, data: Dataset, config: ClassifyConfig, on: Computing, mask_ZYX: Tensor | None, progress: Progress
 ) -> Division:
-    """The likeliest division of `STARTS`."""
+    """The best division of `STARTS`."""
     if config.focus_mask is not None:
         mask_ZYX = check_mask(read_map(config.focus_mask), state.box, state.pixel_size, str(config.focus_mask))
     at_rest = replace(config, align="none", limit_resolution=None)
@@ -113,11 +112,11 @@ def _division(
 
 def _one_division(
     half: HalfExpectation, config: ClassifyConfig, number: int, mask_ZYX: Tensor | None, progress: Progress
-) -> tuple[Division, float]:
-    """The division from one random start, and ln of its likelihood."""
+) -> tuple[Division, tuple[int, float]]:
+    """The division from one random start, and how good it is."""
     found = find_components(half, config.classes + 1, config.seed + number, mask_ZYX, progress)
-    probability_BK, log = classes_of(found.latents, found.overall, found.strange_B, config.classes, config.seed)
-    return division_of(probability_BK.cpu(), found.strange_B.cpu()), log
+    best = classes_of(found.latents, found.overall, found.strange_B, config.classes, config.seed)
+    return division_of(best.probability_BK.cpu(), found.strange_B.cpu()), best.merit
 
 
 def division_of(probability_BK: Tensor, strange_B: Tensor) -> Division:
