@@ -135,6 +135,8 @@ BOTH = ["truth_class001.mrc", "truth_class002.mrc"]
 def test_two_references_draw_their_own_particles(simulated: Path) -> None:
     *_, last = classes.iterations(session_of(simulated, BOTH, max_iterations=5))
     assert last.state.iteration == 5 and accuracy(simulated, last.state) >= 0.95
+    schedule = last.state.schedule
+    assert (schedule.healpix_order, schedule.perturbation) == (2, 0.0) and schedule.local_sigma > 0  # about the poses, finer
     figures = classes.class_figures(last.state)
     assert sum(one.share for one in figures) == pytest.approx(1) and sum(one.particles for one in figures) == 200
     for one, name in zip(last.state.halves, BOTH):

@@ -142,7 +142,7 @@ def align(
     """Rotation and shift that lay `moving` on `reference` (equal boxes and pixel sizes); 4,608 rotations are 15 degrees apart.
 
     either_hand: try the mirror image as well and keep the better one; smooth: the maps hold nothing beyond 20 Å or so, what the
-    coarse maps say is all (four times as fast).
+    coarse maps say is all, and costs a fraction of the time.
     """
     best: Alignment | None = None
     for mirrored in (False, True) if either_hand else (False,):

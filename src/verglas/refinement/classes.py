@@ -145,8 +145,8 @@ def sampled(state: State, config: ClassifyConfig, number: int) -> State:
         return replace(state, schedule=replace(state.schedule, perturbation=0.0))
     schedule = sampling.finer_about_poses(state.schedule)
     count = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, 0.0).n_directions
-    halves = [replace(one, direction_prior_D=torch.full((count,), float(one.direction_prior_D.sum()) / count, dtype=torch.float64))
-              for one in state.halves]  # fmt: skip
+    flat_D = torch.full((count,), 1 / count, dtype=torch.float64)
+    halves = [replace(one, direction_prior_D=float(one.direction_prior_D.sum()) * flat_D) for one in state.halves]
     return replace(state, schedule=schedule, halves=halves)
 
 
