@@ -180,7 +180,7 @@ def compared_at_once(latents: Latents, strange_B: Tensor, mixture: Mixture) -> t
 
 def _compared_cpu(latents: Latents, strange_B: Tensor, mixture: Mixture) -> tuple[_Shares, Tensor, Tensor]:
     """`compared` by compiled loops."""
-    from verglas.expectation.latent_cpu import TASKS, compare
+    from verglas.expectation.latent_cpu import sums_of_particles
 
     starts, classes = mixture.share_SK.shape
     gaussians, middle_M, variance_M = mixture.gaussians, mixture.middle_SK.flatten(), mixture.variance_SK.flatten()
@@ -188,15 +188,12 @@ def _compared_cpu(latents: Latents, strange_B: Tensor, mixture: Mixture) -> tupl
     pull_QM = (inverse_QQM * gaussians.mean_MQ.T).sum(1)
     own_M = mixture.share_SK.log().flatten() - 0.5 * ((pull_QM * gaussians.mean_MQ.T).sum(0) + log_M + variance_M.log())
     count, size = gaussians.mean_MQ.shape
-    class_BM = torch.empty(len(strange_B), count, dtype=torch.float64)
-    sums_TMW = torch.zeros(TASKS, count, 3 + size + size**2, dtype=torch.float64)
-    log_TS = torch.zeros(TASKS, starts, dtype=torch.float64)
     arrays = (latents.gram_BQQ, latents.overlap_BQ, strange_B, inverse_QQM.movedim(-1, 0), pull_QM.T, own_M, middle_M, variance_M)
-    compare(*(one.double().contiguous().numpy() for one in arrays), class_BM.numpy(), sums_TMW.numpy(), log_TS.numpy())
-    mass_M, strange_M, square_M, first_MQ, second_MW = sums_TMW.sum(0).split([1, 1, 1, size, size**2], 1)
+    sums_MW, log_S, class_BM = sums_of_particles(arrays, starts)
+    mass_M, strange_M, square_M, first_MQ, second_MW = sums_MW.split([1, 1, 1, size, size**2], 1)
     second_QQM = second_MW.view(count, size, size).movedim(0, -1)
     shares = _Shares(mass_M[:, 0], first_MQ.T, second_QQM, strange_M[:, 0], square_M[:, 0])
-    return shares, log_TS.sum(0), class_BM.view(-1, starts, classes)
+    return shares, log_S, class_BM.view(-1, starts, classes)
 
 
 def fitted(

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
 TASKS = 64  # of all particles: each has its own sums
+
+
+def sums_of_particles(arrays: tuple[Tensor, ...], starts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over particles [M, 3 + Q + Q^2], ln of the likelihoods of so many mixtures [S], class probabilities [B, M]; arrays:
+    the first ones of `compare`."""
+    n, size = arrays[1].shape
+    count = len(arrays[4])
+    class_BM = np.empty((n, count))
+    sums_TMW, log_TS = np.zeros((TASKS, count, 3 + size + size**2)), np.zeros((TASKS, starts))
+    gram, overlap, strange, inverse, pull, own, middle, variance = (one.double().contiguous().numpy() for one in arrays)
+    compare(gram, overlap, strange, inverse, pull, own, middle, variance, class_BM, sums_TMW, log_TS)
+    return torch.from_numpy(sums_TMW.sum(0)), torch.from_numpy(log_TS.sum(0)), torch.from_numpy(class_BM)
 
 
 @numba.njit(inline="always", boundscheck=False)
