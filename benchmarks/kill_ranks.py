@@ -1,0 +1,172 @@
+"""A rank of `verglas refine` killed with SIGKILL at random moments; the run is then continued on one rank less, or on as many.
+
+    python -m benchmarks.kill_ranks [--ranks 2] [--kills 10] [--device cuda|cpu] [--together 5] [--seed 0]
+        [--particles STAR --reference MRC --diameter D] [--keep DIR]
+
+Moments are drawn from the whole time of an undisturbed run, process start and last iteration included; `--together` runs share
+the device. Of each kill is printed whether all other processes ended, how soon, with which exit code and message, and how far the
+map that came out in the end is from the first undisturbed one: root mean square of the difference over that of the map, and the
+largest 1 - FSC up to its resolution. Those of a second undisturbed run are the measure: sums of GPUs, and of another number of
+ranks, are added in another order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from verglas.core.shells import fsc
+from verglas.io.mrc import read_map
+
+MAP = "run_class001.mrc"
+SIMULATED = {"n": 2000, "box": 64, "pixel": 3, "snr": 0.3, "seed": 1}
+SIMULATED_DIAMETER = 150.0
+LONGEST, SOON = 600.0, 60.0  # s of a run; until all processes have ended after a kill
+ON_CPU = "import sys; from verglas.cli.launch import run; sys.exit(run(lambda: int(sys.argv[1]), sys.argv[2:], 0))"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How runs are started: words of a new one without --out; each writes into a folder of its own below `folder`."""
+
+    words: list[str]
+    folder: Path
+    device: str
+    ranks: int
+
+    def start(self, name: str, ranks: int, resumed: bool = False) -> subprocess.Popen[bytes]:
+        """The launcher of the run `name`, new or continued."""
+        given = ["--continue", str(self.out(name))] if resumed else [*self.words, "--out", str(self.out(name))]
+        words = ["refine", *given, "--device", self.device]
+        if self.device == "cuda":
+            command = [sys.executable, "-m", "verglas", *words, "--gpus", str(ranks)]
+        else:
+            command = [sys.executable, "-c", ON_CPU, str(ranks), *words, "--threads", "1"]
+        with self.said(name).open("ab") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output)
+
+    def finish(self, name: str, ranks: int, resumed: bool = False) -> float:
+        """Run to the end; seconds. SystemExit with the last words of a run that fails."""
+        begin = time.monotonic()
+        if self.start(name, ranks, resumed).wait(LONGEST):
+            raise SystemExit(f"run {name} failed:\n{self.said(name).read_text(errors='replace')[-3000:]}")
+        return time.monotonic() - begin
+
+    def out(self, name: str) -> Path:
+        return self.folder / name
+
+    def said(self, name: str) -> Path:
+        return self.folder / f"{name}.txt"
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Rank -> process of the ranks that a launcher has started."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != launcher:
+                continue
+            words = dict(one.split("=", 1) for one in (entry / "environ").read_text(errors="replace").split("\0") if "=" in one)
+        except (OSError, IndexError, ValueError):  # no process, or it has ended since
+            continue
+        if "RANK" in words:
+            found[int(words["RANK"])] = int(entry.name)
+    return found
+
+
+def kill_one(case: Case, number: int, after: float, victim: int, again: int) -> str:
+    """One kill, and the run's end on `again` ranks; a line of the table."""
+    name, begin = f"killed{number}", time.monotonic()
+    launcher = case.start(name, case.ranks)
+    time.sleep(after)
+    while len(processes := ranks_of(launcher.pid)) < case.ranks and launcher.poll() is None:
+        time.sleep(0.05)
+    if launcher.poll() is not None:
+        return f"{number:4d}  it was over after {time.monotonic() - begin:.1f} s"
+    moment = time.monotonic()
+    os.kill(processes[victim], signal.SIGKILL)
+    code = launcher.wait(SOON)
+    ended = time.monotonic() - moment
+    left = [rank for rank, process in processes.items() if Path(f"/proc/{process}").exists()]
+    errors = [line for line in case.said(name).read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    named = bool(errors) and f"Rank {victim} " in errors[0]
+    begun = (case.out(name) / "config.json").exists()  # else nothing was done that could go on
+    case.finish(name, again, resumed=begun)
+    stage = errors[0].partition(" died in ")[2].partition(". ")[0] if errors else "before the ranks had met"
+    state = f"exit {code}, {ended:4.1f} s, named {'yes' if named else 'no '}, left over {left or 'none'}"
+    apart = "  ".join(f"{one:.1e}" for one in distance(case.out("whole"), case.out(name)))
+    return f"{number:4d}  {victim}  {moment - begin:6.1f} s  {state}  goes on with {again}  {apart}  {stage}"
+
+
+def distance(one: Path, two: Path) -> tuple[float, float]:
+    """(rms of the difference of two runs' maps over that of the map, largest 1 - FSC up to the resolution)."""
+    first, second = (torch.from_numpy(read_map(path / MAP).data_ZYX.copy()).double() for path in (one, two))
+    result = json.loads((one / "result.json").read_text())["figures"]
+    shell = int(first.shape[0] * result["pixel_size"]["value"] / result["resolution"]["value"])
+    same_S = fsc(first, second)[1 : shell + 1]
+    return float((first - second).norm() / first.norm()), float(1 - same_S.min())
+
+
+def case_of(options: argparse.Namespace, folder: Path) -> Case:
+    """The given particles, or simulated ones."""
+    limits = ["--max-iterations", str(options.iterations), "--memory", str(options.memory)]
+    if options.particles is not None:
+        words = ["--particles", options.particles, "--reference", options.reference, "--diameter", str(options.diameter)]
+        return Case(words + limits, folder, options.device, options.ranks)
+    given = [word for name, value in SIMULATED.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "verglas", "simulate", *given, "--model", "demo", "--out", str(folder / "set")]
+    subprocess.run([*command, "--device", options.device], check=True, capture_output=True)
+    words = ["--particles", str(folder / "set/particles.star"), "--reference", str(folder / "set/start.mrc")]
+    words += ["--diameter", str(SIMULATED_DIAMETER)]
+    return Case(words + limits, folder, options.device, options.ranks)
+
+
+def main() -> None:
+    """Read the options, kill, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"ranks": 2, "kills": 10, "together": 5, "seed": 0, "iterations": 12, "memory": 8.0}.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    for name in ("particles", "reference"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--diameter", type=float, default=SIMULATED_DIAMETER)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        case = case_of(options, folder)
+        seconds = case.finish("whole", options.ranks)
+        print(f"undisturbed run on {options.ranks} ranks: {seconds:.1f} s", flush=True)
+        with ThreadPoolExecutor(options.together) as several:
+            again = several.submit(case.finish, "again", options.ranks)
+            fewer = max(1, options.ranks - 1)
+            lines = [
+                several.submit(kill_one, case, number, draw.uniform(0, seconds), draw.randrange(options.ranks),
+                               options.ranks if number % 2 else fewer)
+                for number in range(options.kills)
+            ]  # fmt: skip
+            again.result()
+            apart = "  ".join(f"{one:.1e}" for one in distance(case.out("whole"), case.out("again")))
+            print(f"two undisturbed runs are apart (rms, 1 - FSC): {apart}", flush=True)
+            print("kill  rank  after  how it ended  ...  rms and 1 - FSC from the undisturbed run  where", flush=True)
+            for line in lines:
+                print(line.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
