@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verglas.cli.refine_watch import sent_text
+from verglas.cli.refine_report import ranks
+from verglas.cli.refine_watch import sent_text, work_lines
 from verglas.distributed.meter import Meter, record_of, share_sent
 from verglas.distributed.ranks import ALONE
 from verglas.distributed.ways import Ways
+from verglas.distributed.work import Work
 from verglas.errors import InputError
+from verglas.report import Table
 
 CPU = torch.device("cpu")
 
@@ -53,3 +56,17 @@ def test_switches_are_read_from_the_environment() -> None:
     assert Ways.of({}) == Ways() and not Ways.of({"VERGLAS_SHARE_SOLVING": "0"}).share_solving
     with pytest.raises(InputError, match="VERGLAS_SHARE_SOLVING"):
         Ways.of({"VERGLAS_SHARE_SOLVING": "no"})
+
+
+def test_what_ranks_have_worked_on_is_told() -> None:
+    mine, theirs = Work(host="one", owned=50), Work(host="two", owned=50)
+    mine.add(50, True, 2.0)
+    mine.add(10, False, 0.5)
+    theirs.add(40, True, 3.0)
+    tables = [{"ranks": 2, "work": [mine.read(), theirs.read()]}, {"ranks": 2, "work": [mine.read(), theirs.read()]}]
+    text = "  computing 2.5 s (rank 0) to 3 s (rank 1), 10 % of the particles for others"
+    assert work_lines(tables[0]["work"]) == [text]  # type: ignore[arg-type]
+    assert work_lines(tables[1]["work"]) == []  # type: ignore[arg-type]
+    (table,) = ranks(tables)
+    assert isinstance(table, Table)
+    assert [list(row) for row in table.rows] == [["0", "one", "cpu", 50, 60, 10, 2.5], ["1", "two", "cpu", 50, 40, 0, 3.0]]

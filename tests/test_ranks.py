@@ -111,6 +111,9 @@ def test_two_processes_find_what_one_finds(name: str, simulated: Path, tmp_path:
     check_same(tmp_path)
     events = [json.loads(line) for line in (tmp_path / "two" / "events.jsonl").read_text().splitlines()]
     sent = [event["communication"] for event in events if event["event"] == "iteration"]
+    if name == "refine":  # others take some of the particles at a time
+        for one in sent:
+            assert sum(work["worked"] for work in one["work"]) == sum(work["owned"] for work in one["work"]) == 80
     assert all(one["ranks"] == 2 and min(one["bytes_of_ranks"]) > 0 and "poses" in one["by_name"] for one in sent)
 
 

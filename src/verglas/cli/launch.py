@@ -86,8 +86,11 @@ def run_once(processes: int, command: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "verglas", *command)
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        return int(first.exitcode) if first.exitcode > 0 else LOST
+        rank, first = min(error.failures.items(), key=lambda failed: (failed[1].timestamp, failed[1].exitcode))
+        if first.exitcode > 0:
+            return int(first.exitcode)
+        say(f"The process of rank {rank} ({first.pid}) was ended by {first.signal_name()}.")
+        return LOST
     except SignalException as stop:
         return 128 + int(stop.sigval)
     return 0

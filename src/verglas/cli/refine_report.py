@@ -167,9 +167,23 @@ def communication(history: Sequence[Record]) -> list[Section]:
     labels = {"sending": "", "behind computing": "hidden_", "waiting for other ranks": "waiting_"}
     took = {text: np.array([np.mean(table[f"{name}seconds_of_ranks"]) for table in tables]) for text, name in labels.items()}
     return [
+        *ranks(tables),
         Stack("What a rank sent", numbers(history), sent, "iteration", "megabytes"),
         Stack(f"Seconds of {tables[-1]['ranks']} ranks, mean", numbers(history), took, "iteration", "seconds"),
     ]
+
+
+def ranks(tables: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Who has worked on what, in all iterations together that as many ranks shared as the last one. tables: of each iteration."""
+    same = [table["work"] for table in tables if "work" in table and table["ranks"] == tables[-1]["ranks"]]
+    header = ["rank", "host", "device", "particles owned", "worked on", "of others", "seconds of computing"]
+    rows = [
+        [str(rank), last["host"], last["device"], last["owned"],
+         *(sum(work[rank][name] for work in same) for name in ("worked", "helped", "seconds"))]
+        for rank, last in enumerate(same[-1] if same else [])
+    ]  # fmt: skip
+    caption = "Who is done with its own particles helps others. All iterations together."
+    return [Table("Ranks", rows, header, caption=caption)] if rows else []
 
 
 def maps_shown(iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> Section:

@@ -63,6 +63,7 @@ class Handout:
         counts them. Rows that an owner read at the start come first: the others' images may not be there yet."""
         self.shares, self.ranks, self.clock, self.number = shares, shares.ranks, clock, next(shares.ranks.sequence)
         self._random = Random(self.ranks.rank)
+        self.ranks.work.owned = int((shares.owner_B == self.ranks.rank).sum())
         moved_n = (shares.owner_B[rows] != shares.home_B[rows]).long()
         rows = rows[torch.argsort(moved_n, stable=True)]
         owner_n = shares.owner_B[rows]
@@ -86,7 +87,9 @@ class Handout:
             line, begin = self.lines[owner], self.clock()
             yield line.row_n[part]
             samples = float(line.samples_n[part].sum())
-            self.shares.worked(Block(len(line.row_n[part]), samples, self.clock() - begin))
+            rows, seconds = len(line.row_n[part]), self.clock() - begin
+            self.shares.worked(Block(rows, samples, seconds))
+            self.ranks.work.add(rows, owner == self.ranks.rank, seconds)
 
     def best(self, size: int) -> int:
         """Rows of a block, at most `size`: the more, the fewer fixed costs, and the longer others wait for a last one.

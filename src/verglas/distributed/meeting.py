@@ -24,6 +24,7 @@ from verglas.distributed.place import LeadMissing, Place
 from verglas.distributed.pulse import Pulse
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.distributed.ways import Ways
+from verglas.distributed.work import Work
 from verglas.errors import VerglasError
 
 MEETING = timedelta(minutes=5)  # from the first process at the meeting point to the last one
@@ -47,7 +48,7 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     assert _pulse is not None
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
     try:
-        yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), pulse=_pulse)
+        yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device), pulse=_pulse)
     except BaseException as error:
         _pulse.last_words(error)
         raise
@@ -74,15 +75,12 @@ def _begin(place: Place, device: torch.device) -> None:
 
 
 def part(code: int = 0) -> None:
-    """This process ends, with that exit code. Its group is taken down only if all went well: else others may be in the middle of
-    something."""
-    if _pulse is None or _pulse.over:
-        return
-    if code:
-        _pulse.last_words(SystemExit(code))
-        return
-    _pulse.leave()
-    dist.destroy_process_group()
+    """Tell the others that this process ends, with that exit code."""
+    if _pulse is not None and not _pulse.over:
+        if code:
+            _pulse.last_words(SystemExit(code))
+        else:
+            _pulse.leave()
 
 
 def meet(place: Place, device: torch.device) -> tuple[dist.Store, dist.Store, bool]:

@@ -22,6 +22,7 @@ from verglas.distributed.meter import Kind, Meter, pickled_size, record_of
 from verglas.distributed.place import LAST_WORDS
 from verglas.distributed.pulse import Farewell, Pulse
 from verglas.distributed.ways import Ways
+from verglas.distributed.work import Work
 from verglas.errors import VerglasError
 
 T = TypeVar("T")
@@ -33,7 +34,8 @@ CPU = torch.device("cpu")
 class Ranks:
     """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
     that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given;
-    ways: what is switched off; pulse: tells the others that this one lives, and ends it when another one is lost."""
+    ways: what is switched off; work: what this rank has worked on; pulse: tells the others that this one lives, and ends it when
+    another one is lost."""
 
     rank: int = 0
     size: int = 1
@@ -42,6 +44,7 @@ class Ranks:
     sequence: Iterator[int] = field(default_factory=count)
     meter: Meter = field(default_factory=Meter)
     ways: Ways = field(default_factory=Ways)
+    work: Work = field(default_factory=Work)
     pulse: Pulse | None = None
 
     @property
@@ -144,10 +147,12 @@ class Ranks:
                 dist.all_reduce(torch.zeros(1))
 
     def communication(self) -> dict[str, Any] | None:
-        """What has travelled since this was last asked for, of all ranks (see docs/clusters.md); None for a process alone."""
+        """What has travelled and was worked on since this was last asked for, of all ranks (see docs/clusters.md); None for a process
+        alone."""
         if self.size == 1:
             return None
-        return record_of(self.everyones(self.meter.read(), "meters"), self.rank)
+        everyones = self.everyones((self.meter.read(), self.work.read()), "meters")
+        return record_of([meter for meter, _ in everyones], self.rank) | {"work": [work for _, work in everyones]}
 
     @contextmanager
     def _sending(self, kind: Kind, name: str, payload: int, on: torch.device | None = None) -> Iterator[None]:
