@@ -147,7 +147,7 @@ class Ranks:
                 dist.all_reduce(torch.zeros(1))
 
     def communication(self) -> dict[str, Any] | None:
-        """What has travelled and was worked on since this was last asked for, of all ranks (see docs/clusters.md); None for a process
+        """What has travelled and was worked on since this was last asked for, of all ranks (docs/clusters.md); None for a process
         alone."""
         if self.size == 1:
             return None
