@@ -64,23 +64,22 @@ class Dataset:
         as they come.
         """
         residency, device = residency or Residency(), torch.device(device)
-        with each_its_part(ranks):
-            stacks = opened(table) if ranks.is_lead else None
-        files = ImageFiles(table, ranks.agreed(stacks, "headers"))
-        group_B = torch.from_numpy(table.group_index_B.copy())
+        files, group_B = _opened(table, ranks), torch.from_numpy(table.group_index_B.copy())
         image_bytes = max(dtype.itemsize for dtype in files.dtype_of_group.values())
         shares = None
         if ranks.size > 1:
             order_B = torch.from_numpy(files.in_file_order(np.arange(len(table))))
             shares = Shares(order_B, group_B if set_B is None else set_B * len(table.groups) + group_B, ranks)
+        mine_B = np.ones(len(table), bool) if shares is None else (shares.owner_B == ranks.rank).numpy()
+        passes = (residency.scratch is not None) + (residency.home != "disk")
+        advance = _counted(progress, passes * int(mine_B.sum()), len(table))
         if residency.scratch is not None:
-            move_to_scratch(files, residency.scratch, shares, ranks)
+            move_to_scratch(files, residency.scratch, shares, ranks, advance)
         data = cls(table, [], torch.full((len(table),), -1), group_B, contrast(table), table.groups, budget=residency.budget,
                    image_bytes=image_bytes, shares=shares, on_device=residency.home == "device")  # fmt: skip
         if residency.home != "disk":
-            mine_B = np.ones(len(table), bool) if shares is None else (shares.owner_B == ranks.rank).numpy()
             with each_its_part(ranks):
-                data._fill(files, mine_B, device, residency, progress)
+                data._fill(files, mine_B, device, residency, advance)
         if not residency.streams and shares is None:
             files.close()
             return data
@@ -155,17 +154,9 @@ class Dataset:
         return here_B if self.taken_over is None else here_B | self.taken_over.has(row_B)
 
     def _fill(
-        self, files: ImageFiles, mine_B: np.ndarray, device: torch.device, residency: Residency, progress: Progress | None
+        self, files: ImageFiles, mine_B: np.ndarray, device: torch.device, residency: Residency, advance: Callable[[int], None]
     ) -> None:
         """Read the images of this process, group by group; says where each is."""
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress("reading images", done * len(self) // max(1, int(mine_B.sum())), len(self))
-
         home = residency.place(device)
         assert home is not None
         for group in range(len(self.groups)):
@@ -187,6 +178,26 @@ class Dataset:
             out_nYX.copy_(self.taken_over.images_of(row_n, int(self.group_B[row_n[0]])))
         else:
             files.read(row_B, out_BYX)
+
+
+def _opened(table: ParticleTable, ranks: Ranks) -> ImageFiles:
+    """The files of a table, whose headers the lead alone reads."""
+    with each_its_part(ranks):
+        stacks = opened(table) if ranks.is_lead else None
+    return ImageFiles(table, ranks.agreed(stacks, "headers"))
+
+
+def _counted(progress: Progress | None, count: int, total: int) -> Callable[[int], None]:
+    """Counts up to `count` images of this process, and tells `progress` so as if all ranks had got as far, of `total`."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress("reading images", done * total // max(1, count), total)
+
+    return advance
 
 
 def contrast(table: ParticleTable) -> CtfParameters | None:
