@@ -182,6 +182,22 @@ def test_images_that_come_later_are_those_of_the_files(tmp_path, residency, room
         assert (len(read) > 0) == (room < float("inf"))
 
 
+def test_batches_that_are_not_all_here_are_read_ahead(tmp_path, alone) -> None:
+    """A rank goes through all rows, of which it has half: what it lacks a part of is read as announced, and nothing else."""
+    table, expected = shuffled(tmp_path)
+    data = Dataset.read(table, "cpu", ranks=Ranks(0, 2, 2, Counters()))  # type: ignore[arg-type]
+    assert data.shares is not None and data.stream is not None
+    begun: list[Tensor] = []
+    plain = data.stream.files.read
+    data.stream.source = lambda row_B, out: (begun.append(torch.from_numpy(row_B)), plain(row_B, out))
+    rows = torch.argsort(data.shares.owner_B, stable=True)
+    missing = [part for part in rows.split(7) if bool((data.shares.owner_B[part] == 1).any())]
+    data.announce(rows, 7)
+    for part in rows.split(7):
+        assert np.array_equal(data.images_of(part, 0).numpy(), expected[part.numpy()])
+    assert len(begun) == len(missing) and all(map(torch.equal, begun, missing))
+
+
 def test_pieces_of_others_are_read_ahead(tmp_path, alone) -> None:
     table, expected = shuffled(tmp_path)
     store = Counters()

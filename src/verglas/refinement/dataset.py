@@ -129,7 +129,9 @@ class Dataset:
     def announce(self, row_B: Tensor, size: int) -> None:
         """Say which rows of one optics group will be asked for next, in order, `size` at a time: they are read ahead."""
         if self.stream is not None:
-            self.stream.announce(row_B[~self._stay(row_B)], size)
+            parts = zip(row_B.split(size), self._stay(row_B).split(size), strict=True)
+            missing = [part for part, here_B in parts if not bool(here_B.all())]
+            self.stream.announce(torch.cat(missing) if missing else row_B[:0], size)
 
     def announce_next(self, row_B: Tensor) -> None:
         """Say which rows of one optics group come after the batch that is asked for next."""
