@@ -153,6 +153,8 @@ def test_only_processes_that_can_be_seen_are_looked_for() -> None:
     here = [Beat(0, "here", me, birth(me)), Beat(1, "here", me, birth(me)), Beat(2, "there", 2**22 + 1, "5")]
     judge.begin(here)
     assert judge.gone() == []
+    quiet = [judge.hear([replace(here[0], count=1), here[1], here[2]], [], SILENCE) for _ in range(2)]
+    assert quiet[0] is not None and "Rank 2" in quiet[0].text and "Rank 1" not in quiet[0].text  # which is seen to live
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     judge.begin([*here, Beat(3, "here", child.pid, birth(child.pid))])
     child.kill()

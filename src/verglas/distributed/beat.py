@@ -13,7 +13,7 @@ from verglas.core.processes import birth, is_alive
 from verglas.errors import VerglasError
 
 BEAT = 1.0  # s between two beats
-SILENCE = 30.0  # s without a beat, after which a rank counts as lost; compiling can keep a beat back for seconds
+SILENCE = 45.0  # s without a beat, after which a rank counts as lost; compiling can keep beats back for seconds
 PATIENCE = 300.0  # s that ranks wait for one that does not get on
 NOBODY = 4.0  # times the patience: when no rank at all gets on (all may be in one long stage)
 NAMED = 3  # ranks that a message names at most
@@ -93,7 +93,7 @@ class Judge:
 
     @property
     def silence(self) -> float:
-        """Seconds without a beat after which a rank is lost."""
+        """Seconds without a beat after which a rank is lost that cannot be looked at."""
         return min(SILENCE, self.patience)
 
     def begin(self, beats: Sequence[Beat]) -> None:
@@ -115,9 +115,13 @@ class Judge:
         others = [beat for beat in beats if not beat.left and beat.rank != self.rank]
         if dead := [beat for beat in others if beat.rank in gone]:
             return End(dead_text(dead), speaker=first_without(dead, beats))
-        if silent := [beat for beat in others if self._silent[beat.rank] >= self.silence]:
-            return End(silent_text(silent, self.silence), speaker=first_without(silent, beats))
+        if silent := [beat for beat in others if self._silent[beat.rank] >= self._limit(beat)]:
+            return End(silent_text(silent, self._limit(silent[0])), speaker=first_without(silent, beats))
         return self._stuck([beat for beat in beats if not (beat.left or beat.idle)])
+
+    def _limit(self, beat: Beat) -> float:
+        """Seconds without a beat after which a rank is lost: more where its process can be seen to live."""
+        return self.patience if beat.rank in self._seen else self.silence
 
     def _after(self, so_far: Mapping[int, float], beat: Beat, unchanged: bool, seconds: float) -> float:
         return so_far.get(beat.rank, 0.0) + seconds if unchanged else 0.0
