@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verglas.kernels.along import along as misfit_along
 from verglas.ptychography.line_search import Along, minimum_along
 from verglas.ptychography.minibatch import MiniBatches
-from verglas.ptychography.polynomial import Polynomial, derivatives
 from verglas.ptychography.problem import Problem, preconditioned
 from verglas.ptychography.unknowns import Line, Unknowns
 
@@ -74,29 +74,16 @@ class ConjugateGradients:
         """The loss as a function of the length of a step, with two derivatives; keeps the coefficients of all intensities."""
         problem = self.problem
         line = Line(x, direction)
-        chunks: list[tuple[Tensor, Polynomial]] = []
-        for rows_B in problem.chunks():
-            chunks.append((rows_B, problem.model.waves(line, rows_B).intensity))
+        chunks = [(rows_B, torch.stack(problem.model.waves(line, rows_B).intensity)) for rows_B in problem.chunks()]
         shape = problem.regulariser.along(x["object_OLYX"], direction["object_OLYX"])
 
         def at(step: float) -> tuple[float, float, float]:
             totals_3 = torch.zeros(3, dtype=torch.float64, device=problem.like.device)
-            for rows_B, intensity in chunks:
-                totals_3 += self._terms(problem.counts.rows(rows_B), derivatives(intensity, step))
+            for rows_B, coefficients_DBYX in chunks:
+                counts_BYX = problem.counts.rows(rows_B)
+                totals_3 += misfit_along(coefficients_DBYX, counts_BYX, problem.counts.weight_YX, step, problem.noise)
             loss, slope, curvature = totals_3.tolist()
             a, b, c = shape
             return loss + a + (b + c * step) * step, slope + b + 2 * c * step, curvature + 2 * c
 
         return at
-
-    def _terms(self, counts_BYX: Tensor, intensity: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """[3] loss and its derivatives along the step, from those of the intensity."""
-        now, first, second = intensity
-        noise, weight_YX = self.problem.noise, self.problem.counts.weight_YX
-        slope = noise.slope(now, counts_BYX)
-        terms = (
-            noise.loss(now, counts_BYX),
-            slope * first,
-            noise.curvature(now, counts_BYX) * first.square() + slope * second,
-        )
-        return torch.stack([(term * weight_YX).sum(dtype=torch.float64) for term in terms])

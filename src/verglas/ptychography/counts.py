@@ -29,7 +29,7 @@ class Counts:
         counts = Counts(stored_BYX, weight_YX, 0.0)
         total, least = 0.0, 0.0
         for rows_B in torch.arange(len(scan), device=like.device).split(256):
-            batch_BYX = counts.rows(rows_B) * weight_YX
+            batch_BYX = counts.rows(rows_B)
             total += float(batch_BYX.sum(dtype=torch.float64))
             least = min(least, float(batch_BYX.min()))
         if least < 0:
@@ -42,11 +42,11 @@ class Counts:
         return len(self.stored_BYX)
 
     def rows(self, rows_B: Tensor) -> Tensor:
-        """[B, Y, X] counts of some positions, in the precision of the fit; bad pixels hold whatever the detector said there."""
+        """[B, Y, X] counts of some positions, in the precision of the fit, 0 in bad pixels (detectors write -1 or NaN there)."""
         some_BYX = self.stored_BYX[rows_B]
         if some_BYX.dtype == torch.int16:
             some_BYX = some_BYX.view(torch.uint16)
-        return torch.nan_to_num(some_BYX.to(self.weight_YX.dtype), 0.0, 0.0, 0.0)
+        return torch.nan_to_num(some_BYX.to(self.weight_YX.dtype), 0.0, 0.0, 0.0) * self.weight_YX
 
 
 def _signed(patterns: Tensor) -> Tensor:

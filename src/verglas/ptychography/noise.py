@@ -9,25 +9,12 @@ Both have their minimum at I = n and curvature 1 / (2 n), 1 / n there: an `ampli
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-FLOOR = 1e-10  # counts: predictions are no lower, so that a dark pixel has a finite slope
-
-
-class Noise(Protocol):
-    """A likelihood, pixel by pixel; intensity and counts broadcast against each other."""
-
-    def loss(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        """Minus the logarithm of the likelihood."""
-
-    def slope(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        """First derivative of `loss` with respect to the intensity."""
-
-    def curvature(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        """Second derivative."""
+from verglas.kernels.along import FLOOR, NoiseOfPixels
 
 
 @dataclass(frozen=True)
@@ -40,6 +27,7 @@ class Amplitude:
     """
 
     offset: float = 0.0
+    poisson: bool = False
 
     def loss(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """(sqrt(I) - sqrt(n))^2"""
@@ -58,8 +46,12 @@ class Amplitude:
         return (intensity + self.offset).clamp_min(FLOOR).sqrt()
 
 
+@dataclass(frozen=True)
 class Poisson:
     """Counted photons."""
+
+    offset: float = 0.0
+    poisson: bool = True
 
     def loss(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """I - n ln I, less its minimum n - n ln n."""
@@ -75,6 +67,6 @@ class Poisson:
         return counts / intensity.clamp_min(FLOOR).square()
 
 
-def noise_named(name: Literal["amplitude", "poisson"], offset: float = 0.0) -> Noise:
+def noise_named(name: Literal["amplitude", "poisson"], offset: float = 0.0) -> NoiseOfPixels:
     """The likelihood of that name; offset: of `Amplitude`."""
     return Poisson() if name == "poisson" else Amplitude(offset)

@@ -52,14 +52,3 @@ def value(coefficients: Sequence[Tensor], step: float) -> Tensor:
     for one in reversed(coefficients[:-1]):
         total = total * step + one
     return total
-
-
-def derivatives(coefficients: Sequence[Tensor], step: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(value, first, second derivative) at t = step."""
-    total = coefficients[-1]
-    first = second = torch.zeros_like(total)
-    for one in reversed(coefficients[:-1]):
-        second = second * step + 2 * first
-        first = first * step + total
-        total = total * step + one
-    return total, first, second

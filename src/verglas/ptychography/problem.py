@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fft import irfft2, rfft2
 
 from verglas.core.memory import free_device_memory
+from verglas.kernels.along import FLOOR
 from verglas.ptychography.counts import Counts
 from verglas.ptychography.model import Model, Waves
-from verglas.ptychography.noise import FLOOR, noise_named
+from verglas.ptychography.noise import noise_named
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.scan import Scan
 from verglas.ptychography.total_variation import TotalVariation

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from verglas.errors import InputError
+from verglas.kernels.along import FLOOR
 from verglas.ptychography.model import Waves
-from verglas.ptychography.noise import FLOOR
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.unknowns import Line, Unknowns
 
