@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ import torch
 from tests.test_ranks import command, simulated, together  # noqa: F401  simulated: a fixture
 from tests.test_streaming import shuffled
 
+from verglas.cli.refine_run import RefineJob
+from verglas.cli.run_loop import job_of_run
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.scratch import Scratch, check_space, remove_left_behind
 from verglas.errors import InputError
+from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.residency import Residency
 
@@ -68,6 +72,18 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--scratch"):
         Scratch(tmp_path / "file" / "folder")
+
+
+def test_a_run_from_before_there_was_scratch_goes_on(tmp_path: Path) -> None:
+    job = RefineJob(particles=tmp_path / "a.star", reference=tmp_path / "a.mrc", config=RefineConfig(diameter=100), out=tmp_path)
+    options = json.loads(json.dumps(asdict(job), default=str))
+    del options["scratch"]
+    (tmp_path / "config.json").write_text(json.dumps({"command": "refine", "options": options}))
+    assert job_of_run(RefineJob, tmp_path, "auto", None) == job
+    del options["reference"]
+    (tmp_path / "config.json").write_text(json.dumps({"command": "refine", "options": options}))
+    with pytest.raises(InputError, match="cannot be understood"):
+        job_of_run(RefineJob, tmp_path, "auto", None)
 
 
 SPY = """

@@ -417,7 +417,8 @@ def job_of_run(kind: type[AnyJob], out: Path, device: Literal["auto", "cpu", "cu
             raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of {command}")
         options = content["options"]
         config = kind.config_class(**{name: _from_json(value, name in PATHS) for name, value in options["config"].items()})
-        own = {one.name: _from_json(options[one.name]) for one in fields(kind) if one.name not in OF_THE_PLACE}
+        names = [one.name for one in fields(kind) if one.name not in OF_THE_PLACE and one.name in options]  # old runs have fewer
+        own = {name: _from_json(options[name]) for name in names}
         return kind(config=config, out=out, device=device, threads=threads, **own)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(where, f"it cannot be understood ({error})", f"the file that {command} wrote",
