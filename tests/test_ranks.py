@@ -134,6 +134,7 @@ def test_a_slow_rank_gives_particles_away_and_the_result_stays(
 def test_only_the_lead_says_what_is_wrong(simulated: Path, tmp_path: Path) -> None:
     words = command("refine", simulated, tmp_path / "out")
     words[words.index("--diameter") + 1] = "-5"
-    done = together(words)
-    assert done.returncode != 0 and done.stderr.count("--diameter") == 1
+    launch = [sys.executable, "-c", "import sys; from verglas.cli.launch import run; sys.exit(run(lambda: 2, sys.argv[1:], 0))"]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: --diameter: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

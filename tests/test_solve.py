@@ -206,6 +206,17 @@ def test_a_stopped_run_goes_on_at_its_stage(commands: Commands, stage: str, caps
     assert Path("out/result.json").is_file()
 
 
+def test_the_same_command_goes_on_if_it_may(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.stop = "refine"
+    assert solve("--elastic") == 130
+    commands.stop = ""
+    begun = len(commands.calls)
+    assert solve() == 2 and "--overwrite" in capsys.readouterr().err
+    assert solve("--elastic", "--seed", "1") == 2 and len(commands.calls) == begun  # another run
+    assert solve("--elastic") == 0 and commands.names()[begun:] == ["refine", "postprocess", "localres"]
+    assert solve("--elastic") == 2  # it is finished
+
+
 def test_a_stage_that_was_made_anew_makes_later_ones_anew(commands: Commands) -> None:
     assert solve() == 0
     later = Path("out/result.json").stat().st_mtime + 10

@@ -83,6 +83,11 @@ def resolve_device(choice: Literal["auto", "cpu", "cuda"], place: Place | None =
     return torch.device("cpu"), f"{absent} (--device auto)"
 
 
+def started_again(elastic: bool) -> bool:
+    """Whether processes of this very command may have been lost before: the user says so (--elastic), or torchrun."""
+    return elastic or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def refuse_beside_continue(options: Any) -> None:
     """InputError for options (a command's dataclass) that --continue takes from the run; where it runs may change."""
     plain = type(options)()

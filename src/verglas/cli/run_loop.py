@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from verglas.cli.behind import Behind
-from verglas.cli.common import SharedComputing, check_seed, refuse_beside_continue
+from verglas.cli.common import SharedComputing, check_seed, refuse_beside_continue, started_again
 from verglas.cli.disk import disk_notice
 from verglas.cli.refine_watch import Record, Watch, read_history
 from verglas.errors import InputError, OutputError
@@ -120,8 +120,7 @@ class Run(Iterator["Iteration"]):
             return cls(job_of_run(kind, options.continue_from, where.device, where.threads), resumed=True)
         job = options.job()
         job.check()
-        again = options.elastic or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        return cls(job, resumed=again and was_begun(job))
+        return cls(job, resumed=started_again(options.elastic) and was_begun(job))
 
     def __next__(self) -> Iteration:
         return next(self._events)

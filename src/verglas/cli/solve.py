@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from verglas.cli.common import Flag, SharedComputing, absolute, refuse_beside_continue
+from verglas.cli.common import Flag, SharedComputing, absolute, refuse_beside_continue, started_again
 from verglas.errors import InputError, VerglasError
 
 if TYPE_CHECKING:
@@ -54,18 +54,22 @@ class Solve:
     """Go on even if images look inverted (protein dark)."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
+    elastic: Flag = False
+    """Go on by itself after a lost process: with --gpus up to three times, on the GPUs that are left. Whoever starts the same
+    command again (torchrun --max-restarts, sbatch --requeue) goes on with the run in --out, if its options are these."""
     computing: SharedComputing = field(default_factory=SharedComputing)
 
     def run(self) -> None:
         """Check the options, then solve, or go on. VerglasError if no map came of it."""
-        from verglas.cli.solve_run import continued_job, solve
+        from verglas.cli.solve_run import continued_job, solve, was_begun
 
         if self.continue_from is not None:
             refuse_beside_continue(self)
-            job = continued_job(self.continue_from, self.computing.device, self.computing.threads)
+            job, resumed = continued_job(self.continue_from, self.computing.device, self.computing.threads), True
         else:
             job = self.job()
-        story = solve(job, resumed=self.continue_from is not None)
+            resumed = started_again(self.elastic) and was_begun(job)
+        story = solve(job, resumed)
         if story is not None and "nothing" in story.facts:
             raise VerglasError(f"No map. {story.facts['nothing']} What was done is told in {job.out / 'report.html'}.")
 

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -205,3 +205,13 @@ def continued_job(out: Path, device: Literal["auto", "cpu", "cuda"], threads: in
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(where, f"it cannot be understood ({error})", "the file that `verglas solve` wrote",
                          "Start the run again.") from error  # fmt: skip
+
+
+def was_begun(job: SolveJob) -> bool:
+    """Whether a run with these very options is under way in the job's folder, device and threads apart."""
+    if not (job.out / "config.json").is_file() or (job.out / "result.json").exists():
+        return False
+    try:
+        return continued_job(job.out, job.device, job.threads) == replace(job, out=job.out.resolve(), overwrite=False)
+    except InputError:
+        return False
