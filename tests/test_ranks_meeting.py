@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
 
 from verglas.distributed import meeting
+from verglas.distributed.beat import Beat, Judge
 from verglas.distributed.place import LeadMissing, Place
 from verglas.errors import VerglasError
 
@@ -34,3 +36,14 @@ def test_two_ranks_on_one_gpu_are_refused() -> None:
     meeting.check_apart(["one", "one"])  # processors are shared
     with pytest.raises(VerglasError, match=r"Ranks 0 and 2 .* same GPU of one"):
         meeting.check_apart(["one GPU-1", "two GPU-1", "one GPU-1"])
+
+
+def test_a_script_may_take_its_time_between_two_runs() -> None:
+    """One rank is not in a run while the other waits for it in the first collective of the next one."""
+    judge = Judge(1, patience=2)
+    beats = [Beat(0, "a", 1, ""), Beat(1, "b", 2, "", waits=True)]
+    judge.begin(beats)
+    busy, stuck = ([replace(beats[0], idle=idle), beats[1]] for idle in (True, False))
+    heard = [judge.hear([replace(beat, count=second) for beat in busy], [], 1.0) for second in range(1, 100)]
+    assert heard == [None] * 99
+    assert judge.hear([replace(beat, count=100) for beat in stuck], [], 1.0) is not None

@@ -170,10 +170,14 @@ def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> li
         announce(task, run, reason)
     count = len(task.table)
     with run.progress("Backprojecting", count, "particles") if run else nullcontext() as bar:
+        done = 0
 
-        def advance(n: int) -> None:  # shares are equal: the others are as far as this rank
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            ranks.doing("backprojecting", done)
             if bar is not None:
-                bar.advance(min(n * ranks.size, count - bar.done))
+                bar.advance(min(n * ranks.size, count - bar.done))  # shares are equal: the others are as far as this rank
 
         with each_its_part(ranks):
             ctf, device = task.options.ctf, task.device

@@ -117,7 +117,8 @@ class Judge:
             return End(dead_text(dead), speaker=first_without(dead, beats))
         if silent := [beat for beat in others if self._silent[beat.rank] >= self._limit(beat)]:
             return End(silent_text(silent, self._limit(silent[0])), speaker=first_without(silent, beats))
-        return self._stuck([beat for beat in beats if not (beat.left or beat.idle)])
+        there = [beat for beat in beats if not beat.left]
+        return None if any(beat.idle for beat in there) else self._stuck(there)
 
     def _limit(self, beat: Beat) -> float:
         """Seconds without a beat after which a rank is lost: more where its process can be seen to live."""

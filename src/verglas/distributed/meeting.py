@@ -47,11 +47,13 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
         _begin(place, device)
     assert _pulse is not None
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
+    _pulse.rest(False)
     try:
         yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device), pulse=_pulse)
     except BaseException as error:
         _pulse.last_words(error)
         raise
+    _pulse.rest(True)  # what a script does between two runs, or after them, may take its time
 
 
 def _begin(place: Place, device: torch.device) -> None:

@@ -78,14 +78,18 @@ class Pulse:
     @contextmanager
     def idle(self) -> Iterator[None]:
         """This rank waits for something to do, however long that takes."""
-        self._idle = True
+        self.rest(True)
         try:
             yield
         except RuntimeError:
             self.wait_for_end(self.judge.silence + LAST_WORDS)
             raise
         finally:
-            self._idle = False
+            self.rest(False)
+
+    def rest(self, idle: bool) -> None:
+        """Whether this rank is outside of the work that ranks share, where it may take any time."""
+        self._idle = idle
 
     @contextmanager
     def ending(self, farewell: Farewell) -> Iterator[None]:
