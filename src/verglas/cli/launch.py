@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -89,7 +90,7 @@ def run_once(processes: int, command: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "verglas", *command)
     except ChildFailedError as error:
-        rank, first = min(error.failures.items(), key=lambda failed: (failed[1].timestamp, failed[1].exitcode))
+        rank, first = min(error.failures.items(), key=lambda failed: how_early(failed[1].timestamp, failed[1].exitcode))
         if first.exitcode > 0:
             return int(first.exitcode)
         say(f"The process of rank {rank} ({first.pid}) was ended by {first.signal_name()}.")
@@ -97,3 +98,9 @@ def run_once(processes: int, command: list[str]) -> int:
     except SignalException as stop:
         return 128 + int(stop.sigval)
     return 0
+
+
+def how_early(second: int, code: int) -> tuple[bool, int, int]:
+    """Orders failures of processes: the one that ended the run comes first. Within a second a killed one (code below 0) is before
+    those that miss it; one ended by SIGTERM was most likely ended by the launcher, as another one had failed."""
+    return code == -signal.SIGTERM, second, code
