@@ -41,7 +41,7 @@ def model_fits(rows: Tensor, data: Dataset, config: Classify2dConfig, on: Comput
         return None
     own = model_config(config)
     finest = resolutions(own, data.groups[0].pixel_size)[1]
-    map_ZYX = low_pass(first_model(rows, data, own, on), finest, data.groups[0].pixel_size)
+    map_ZYX = low_pass(first_model(rows, data, own, on, progress), finest, data.groups[0].pixel_size)
     state = single.initial_state(data.table, map_ZYX, first_noise(data, own, on.ranks), own)
     state = replace(state, current_size=min(2 * (state.shell_of(finest) + EDGE), state.box))
     plan = plan_of(state, own, correlate=False)
@@ -57,8 +57,8 @@ def model_config(config: Classify2dConfig) -> AbInitioConfig:
     )  # fmt: skip
 
 
-def first_model(rows: Tensor, data: Dataset, config: AbInitioConfig, on: Computing) -> Tensor:
+def first_model(rows: Tensor, data: Dataset, config: AbInitioConfig, on: Computing, progress: Progress) -> Tensor:
     """A map of these particles [Z, Y, X]."""
     session = abinitio.prepare(data.table.select(rows.numpy()), config, on.device, ranks=on.ranks)
-    *_, last = abinitio.iterations(replace(session, on=on))
+    *_, last = abinitio.iterations(replace(session, on=on), progress)
     return last.state.halves[0].map_ZYX
