@@ -12,12 +12,17 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
+from verglas.core.masks import soft_sphere
+from verglas.core.rows import packed_sphere
 from verglas.distributed.meeting import joined
 from verglas.distributed.place import place_of
+from verglas.distributed.ranks import Ranks
+from verglas.distributed.ways import Ways
 from verglas.maximization import halves as solving
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.reference import flatten
@@ -76,6 +81,36 @@ def collectives(sums: Accumulator, device: torch.device, size: int) -> dict[str,
     return {name: median_ms(way, device) for name, way in ways.items()}
 
 
+def sharing(box: int, device: torch.device, ranks: Ranks) -> dict[str, float]:
+    """Milliseconds from the sums of all ranks to both new references on all, with shared solving and without, megabytes that each
+    rank sends meanwhile, the least that it could, and by how much the maps differ (share of the largest value)."""
+    support = soft_sphere(box, 0.35 * box, 5, device) > 0
+    found, maps = {}, []
+    for name, way in (("shared", ranks), ("not shared", replace(ranks, ways=Ways(share_solving=False)))):
+        adding, solving_ms = [], []
+        for _ in range(REPEATS + 1):
+            pair = made_up(box, device), made_up(box, device)
+            way.communication()
+            wait(device)
+            started = time.perf_counter()
+            for one in pair:
+                one.add_up(way, share=True)
+            wait(device)
+            between = time.perf_counter()
+            solutions, _ = solving.solve_halves(pair, "C1", box // 8, support_ZYX=support)
+            wait(device)
+            adding.append(1000 * (between - started))
+            solving_ms.append(1000 * (time.perf_counter() - between))
+        sent = way.communication()
+        assert sent is not None
+        found |= {f"{name}: adding up": statistics.median(adding[1:]), f"{name}: solving": statistics.median(solving_ms[1:]),
+                  f"{name}: MB sent": sent["bytes_of_ranks"][0] / 1e6}  # fmt: skip
+        maps.append(solutions[0].map_ZYX * support)
+    least = 2 * (12 * packed_sphere(float(box)).count + 4 * int(support.sum())) * (ranks.size - 1) / ranks.size
+    difference = float((maps[0] - maps[1]).abs().max() / maps[1].abs().max())
+    return {**found, "least MB": least / 1e6, "difference of the maps": difference}
+
+
 def stages(box: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of the stages of solving both half maps."""
     first, second = made_up(box, device), made_up(box, device)
@@ -110,11 +145,12 @@ def main() -> None:
         for box in chosen.boxes:
             sums = made_up(box, device)
             found = {"sums, MB": sums.rows.count * 12 / 1e6}
-            found |= collectives(sums, device, ranks.size) if ranks.size > 1 else {}
+            if ranks.size > 1:
+                found |= collectives(sums, device, ranks.size) | sharing(box, device, ranks)
             del sums
             found |= stages(box, device)
             if ranks.is_lead:
-                print(f"{box} px, {ranks.size} ranks, {device.type}", *(f"  {v:10.2f}  {k}" for k, v in found.items()), sep="\n")
+                print(f"{box} px, {ranks.size} ranks, {device.type}", *(f"  {v:10.4g}  {k}" for k, v in found.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +15,11 @@ import torch.multiprocessing as multiprocessing
 from verglas.core.rows import packed_sphere
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.kernels import voxels
+from verglas.maximization import accumulate
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import solve_halves, solve_joined, solve_single
 from verglas.maximization.slabs import Slabs, stays_in_planes
+from verglas.refinement.step import advance
 
 BOX, SIZE = 20, 3
 CASES = {  # symmetry, radius, padding, precision
@@ -62,12 +67,31 @@ def solved(case: str, ranks: Ranks, mine: list[int]) -> dict[str, Any]:
     return found
 
 
+def begun_and_finished(ranks: Ranks) -> torch.Tensor:
+    """A slab's sums that travel in pieces while ranks, each at its own pace, do other things and talk of them."""
+    ranks = replace(ranks, behind=dist.new_group())
+    accumulate.VOXELS_AT_ONCE = 500
+    sums = [sums_of(ranks.rank, half, "C1") for half in (1, 2)]
+    under_way = deque(arrivals for one in sums if (arrivals := one.begin_adding(ranks)) is not None)
+    assert len(under_way) == 2
+    for _ in range(3 * ranks.rank):  # the first rank sends nothing before the end
+        advance(under_way)
+        time.sleep(0.01)
+    ranks.meet("expectation")
+    for one in sums:
+        assert ranks.add_up(torch.ones(1), "something else") == SIZE
+        one.add_up(ranks)
+    assert sums[0].slabs is not None
+    return sums[1].slabs.joined(sums[1].running_V4)
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meeting", SIZE), rank=rank, world_size=SIZE)
     ranks, found = Ranks(rank, SIZE), {}
     for case in CASES:
         found[case] = solved(case, ranks, [rank])
+    found["behind"] = begun_and_finished(ranks)
     voxels.compiled = lambda values: False
     found["plain"] = solved("C1", ranks, [rank])
     found["sent"] = ranks.communication()
@@ -95,6 +119,14 @@ def test_ranks_find_what_one_process_finds(case: str, of_ranks: list[dict[str, A
             found, value = found[inside], value[inside]
         assert torch.allclose(found, value.to(found.dtype), atol=2e-5 * scale), name
         assert all(torch.equal(of_ranks[1][case][name], other[case][name]) for other in of_ranks), name
+
+
+def test_sums_that_travel_behind_other_things_arrive(of_ranks: list[dict[str, Any]]) -> None:
+    expected = sum(sums_of(rank, 2, "C1").running_V4 for rank in range(SIZE))
+    for found in of_ranks:
+        assert torch.allclose(found["behind"][:, :3], expected[:, :3], atol=1e-5)
+    entry = of_ranks[0]["sent"]["by_name"]["sums of slices"]
+    assert entry["kind"] == "reduce" and entry["count"] > 20 and len(of_ranks[0]["sent"]["hidden_seconds_of_ranks"]) == SIZE
 
 
 @pytest.mark.parametrize(("size", "radius"), [(2, 64), (3, 41), (8, 64), (5, 20)])

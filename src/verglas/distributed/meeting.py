@@ -48,8 +48,12 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     assert _pulse is not None
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
     _pulse.rest(False)
+    behind = None if device.type == "cuda" else dist.new_group(timeout=LONGEST)  # NCCL has nothing else to send meanwhile
     try:
-        yield Ranks(place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device), pulse=_pulse)
+        yield Ranks(
+            place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device), pulse=_pulse,
+            behind=behind,
+        )  # fmt: skip
     except BaseException as error:
         _pulse.last_words(error)
         raise

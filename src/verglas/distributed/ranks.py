@@ -35,7 +35,7 @@ class Ranks:
     """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
     that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given;
     ways: what is switched off; work: what this rank has worked on; pulse: tells the others that this one lives, and ends it when
-    another one is lost."""
+    another one is lost; behind: group of what travels while other messages do, None: that of all messages."""
 
     rank: int = 0
     size: int = 1
@@ -46,6 +46,7 @@ class Ranks:
     ways: Ways = field(default_factory=Ways)
     work: Work = field(default_factory=Work)
     pulse: Pulse | None = None
+    behind: dist.ProcessGroup | None = None
 
     @property
     def is_lead(self) -> bool:
@@ -75,7 +76,7 @@ class Ranks:
         self.meet(f"{name}: the lead")
         box = [value]
         started = time.perf_counter()
-        with self._together(name):
+        with self.together(name):
             dist.broadcast_object_list(box, 0, device=CPU)
         seconds = time.perf_counter() - started
         self.meter.count("broadcast", name, pickled_size(box[0]), self.size).seconds += seconds
@@ -99,13 +100,6 @@ class Ranks:
         if self.size > 1:
             with self._sending("broadcast", name, tensor.nbytes, tensor.device):
                 dist.broadcast(tensor, rank)
-        return tensor
-
-    def add_up_at(self, rank: int, tensor: Tensor, name: str) -> Tensor:
-        """Sum over all ranks on one of them, in place; elsewhere nothing of use is left in the tensor."""
-        if self.size > 1:
-            with self._sending("reduce", name, tensor.nbytes, tensor.device):
-                dist.reduce(tensor, rank)
         return tensor
 
     def exchanged(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str) -> list[Tensor]:
@@ -156,10 +150,11 @@ class Ranks:
 
     @contextmanager
     def _sending(self, kind: Kind, name: str, payload: int, on: torch.device | None = None) -> Iterator[None]:
-        with self._together(name), self.meter.standing(self.meter.count(kind, name, payload, self.size), on or CPU):
+        with self.together(name), self.meter.standing(self.meter.count(kind, name, payload, self.size), on or CPU):
             yield
 
-    def _together(self, name: str) -> AbstractContextManager[None]:
+    def together(self, name: str) -> AbstractContextManager[None]:
+        """Within, this rank waits for the others to do the same."""
         return nullcontext() if self.pulse is None else self.pulse.collective(name)
 
 

@@ -12,9 +12,11 @@ PREFIX = "VERGLAS_"
 
 @dataclass(frozen=True)
 class Ways:
-    """share_solving: each rank adds up and solves its slab of a map; else all do everything."""
+    """share_solving: each rank adds up and solves its slab of a map; else all do everything. overlap: the sums of one half-set
+    travel while the particles of the next one are worked on (of shared solving only)."""
 
     share_solving: bool = True
+    overlap: bool = True
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Ways:

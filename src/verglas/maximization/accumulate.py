@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable, packed_sphere
+from verglas.distributed.arrivals import Arrivals, Piece
 from verglas.distributed.ranks import Ranks
 from verglas.kernels.backproject import backproject
 from verglas.maximization.slabs import Slabs
@@ -35,6 +39,7 @@ class Accumulator:
         self.settled_V3: Tensor | None = None
         self.slabs: Slabs | None = None  # which part of the sums of all ranks this is, once they are added up
         self.slices = 0
+        self._arriving: tuple[Slabs, Tensor, Arrivals] | None = None
         self._since_flush = 0
         # A slice samples every `padding` voxels, so at most (2 / padding + 1)^2 of its samples share a voxel.
         self.flush_every = int(ADDITIONS_PER_VOXEL / (2 / self.padding + 1) ** 2)
@@ -85,14 +90,25 @@ class Accumulator:
             self._since_flush += other._since_flush
         self.slices += other.slices
 
+    def begin_adding(self, ranks: Ranks) -> Arrivals | None:
+        """Have the sums of all ranks travel: each will keep its slab alone. Until `add_up` nothing may be added.
+
+        None, and nothing is begun, if there are too few planes for all ranks, or this is not wanted (`Ways`).
+        """
+        slabs = Slabs.of(self.rows, self.padding, self.box, ranks) if ranks.size > 1 and ranks.ways.share_solving else None
+        if slabs is not None:
+            mine_V4 = self.running_V4.new_zeros(slabs.rows.count, 4)
+            self._arriving = slabs, mine_V4, Arrivals(ranks, self._pieces(slabs, mine_V4), "sums of slices")
+            return self._arriving[2]
+        return None
+
     def add_up(self, ranks: Ranks, share: bool = False) -> None:
         """Add the sums of all ranks, in place. What travels is (re, im, weight) of the voxels within the radius, in the precision
-        that slices are added in. share: each rank keeps its slab alone, if there are planes enough."""
+        that slices are added in. share: each rank keeps its slab alone, if it can (`begin_adding`)."""
         if ranks.size == 1:
             return
-        slabs = Slabs.of(self.rows, self.padding, self.box, ranks) if share and ranks.ways.share_solving else None
-        if slabs is not None:
-            self._add_up_slabs(slabs)
+        if self._arriving is not None or (share and self.begin_adding(ranks) is not None):
+            self._finish_adding(ranks)
             return
         total_V = self.total()
         for first in range(0, len(total_V), VOXELS_AT_ONCE):
@@ -102,18 +118,22 @@ class Accumulator:
         self.slices = sum(ranks.everyones(self.slices))
         self._since_flush = self.slices
 
-    def _add_up_slabs(self, slabs: Slabs) -> None:
-        ranks, total_V, first = slabs.ranks, self.total(), 0
-        mine_V4 = self.running_V4.new_zeros(slabs.rows.count, 4)
-        for rank in range(ranks.size):
+    def _pieces(self, slabs: Slabs, mine_V4: Tensor) -> Iterator[Piece]:
+        """What travels to each rank; what comes to this one goes into mine_V4, which has room for it."""
+        total_V, dtype, first = self.total(), self.running_V4.dtype, 0
+        for rank in range(slabs.ranks.size):
             for run in slabs.runs_of(rank):
                 for start in range(run.start, run.stop, VOXELS_AT_ONCE):
-                    part = total_V[start : min(run.stop, start + VOXELS_AT_ONCE), :3].to(self.running_V4.dtype).contiguous()
-                    ranks.add_up_at(rank, part, "sums of slices")
-                    if rank == ranks.rank:
-                        mine_V4[first : first + len(part), :3] = part
-                        first += len(part)
-        self.rows, self.slabs, self.running_V4, self.settled_V3 = slabs.rows, slabs, mine_V4, None
+                    part = slice(start, min(run.stop, start + VOXELS_AT_ONCE))
+                    place_V3 = mine_V4[first : first + part.stop - part.start, :3]
+                    yield Piece(rank, partial(_copy_of, total_V[part, :3], dtype), partial(_put, place_V3))
+                    first += len(place_V3) if rank == slabs.ranks.rank else 0
+
+    def _finish_adding(self, ranks: Ranks) -> None:
+        assert self._arriving is not None
+        slabs, mine_V4, arrivals = self._arriving
+        arrivals.finish()
+        self.rows, self.slabs, self.running_V4, self.settled_V3, self._arriving = slabs.rows, slabs, mine_V4, None, None
         self.slices = sum(ranks.everyones(self.slices))
         self._since_flush = self.slices
 
@@ -125,3 +145,12 @@ class Accumulator:
         if self.settled_V3 is None:
             return f"sums in float32 (at most {self.flush_every} slices: no flush needed so far)"
         return f"sums in float32, flushed into float64 every {self.flush_every} slices"
+
+
+def _copy_of(values_V3: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in memory of their own, one after another."""
+    return torch.empty(values_V3.shape, dtype=dtype, device=values_V3.device).copy_(values_V3)
+
+
+def _put(place_V3: Tensor, values_V3: Tensor) -> None:
+    place_V3.copy_(values_V3)

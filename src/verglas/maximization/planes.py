@@ -73,6 +73,9 @@ class PlaneAccumulator:
         total_3CYX[:, :, 1:, 0] += partner_3CY[:, :, 1:]
         return total_3CYX
 
+    def begin_adding(self, ranks: Ranks) -> None:
+        """Planes are few: nothing is begun before `add_up`."""
+
     def add_up(self, ranks: Ranks, share: bool = False) -> None:
         """Add the sums of all ranks, in place. share: without effect, planes are solved quickly."""
         if ranks.size > 1:

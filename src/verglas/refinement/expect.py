@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from verglas.distributed.arrivals import Arrivals
 from verglas.distributed.handout import Handout
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import VerglasError
@@ -195,6 +196,13 @@ class HalfExpectation:
         self._searchers.clear()
         self._slices.clear()
         self.sums = self.sums.cpu()
+
+    def begin_adding(self) -> list[Arrivals]:
+        """Have the sums of all ranks travel, after `release`, as far as ranks share the solving; `add_up` waits for them."""
+        if not self.on.ranks.ways.overlap:
+            return []
+        begun = (one.begin_adding(self.on.ranks) for one in self.sums_of_slices())
+        return [arrivals for arrivals in begun if arrivals is not None]
 
     def add_up(self, share: bool = False) -> None:
         """Add up the sums of all ranks, after `release`. share: ranks may share the solving (`Accumulator.add_up`)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import soft_sphere
+from verglas.distributed.arrivals import Arrivals
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
@@ -186,23 +188,38 @@ def expect(
     sets: list[ParticleSet], poses: Poses, data: Dataset, config: RefineConfig, on: Computing, plan: Plan, progress: Progress,
     kind: type[HalfExpectation] = HalfExpectation,
 ) -> tuple[list[HalfExpectation], Poses]:  # fmt: skip
-    """The expectation of all sets: their sums, and the new poses of all particles. kind: what works through a set."""
-    new, done, finished, total = copied(poses), 0, [], sum(len(one.rows) for one in sets)
+    """The expectation of all sets: their sums, and the new poses of all particles. kind: what works through a set.
+
+    The sums of one set travel to the ranks that solve with them while the next set is worked on.
+    """
+    new, done, finished, total = copied(poses), 0, list[HalfExpectation](), sum(len(one.rows) for one in sets)
+    found, under_way = list[tuple[Tensor, BatchResult]](), deque[Arrivals]()
     notices = data.follow_speed(poses.significant_B)
     for one in sets:
         half = kind(one.models, data, poses, plan, config, on)
-        found: list[tuple[Tensor, BatchResult]] = []
         for batch, result in half.run(one.rows):
             found.append((batch, result))
             done += len(batch)
             progress("expectation", done, total)
+            advance(under_way)
         half.release()
-        on.ranks.meet("expectation")
-        half.add_up(share=True)
-        store(new, found, on.ranks)
         finished.append(half)
+        under_way += half.begin_adding()
+    on.ranks.meet("expectation")
+    for half in finished:
+        half.add_up(share=True)
+    store(new, found, on.ranks)
     finished[0].notices[:0] = notices
     return finished, new
+
+
+def advance(under_way: deque[Arrivals]) -> None:
+    """Take in what has arrived of the first sums under way; those that have arrived as a whole make room for the next."""
+    while under_way:
+        under_way[0].advance()
+        if under_way[0].left:
+            return
+        under_way.popleft()
 
 
 def store(poses: Poses, found: list[tuple[Tensor, BatchResult]], ranks: Ranks = ALONE) -> None:
