@@ -86,7 +86,7 @@ def sharing(box: int, device: torch.device, ranks: Ranks) -> dict[str, float]:
     rank sends meanwhile, the least that it could, and by how much the maps differ (share of the largest value)."""
     support = soft_sphere(box, 0.35 * box, 5, device) > 0
     found, maps = {}, []
-    for name, way in (("shared", ranks), ("not shared", replace(ranks, ways=Ways(share_solving=False)))):
+    for name, way in (("shared", replace(ranks, ways=Ways())), ("not shared", replace(ranks, ways=Ways(share_solving=False)))):
         adding, solving_ms = [], []
         for _ in range(REPEATS + 1):
             pair = made_up(box, device), made_up(box, device)
