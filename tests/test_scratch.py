@@ -17,8 +17,8 @@ import torch
 from tests.test_ranks import command, simulated, together  # noqa: F401  simulated: a fixture
 from tests.test_streaming import shuffled
 
+from verglas.cli.job import job_of_run
 from verglas.cli.refine_run import RefineJob
-from verglas.cli.run_loop import job_of_run
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.scratch import Scratch, check_space, remove_left_behind
 from verglas.errors import InputError

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from verglas.cli.abinitio_maps import consistency_of, place_on_axes, propose_group
 from verglas.cli.classify3d_run import FEWEST_PER_CLASS, class_record
+from verglas.cli.job import Job
 from verglas.cli.refine_watch import Record
-from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
+from verglas.cli.run_loop import Run, check_classes, note_common_figures, rounded
 from verglas.cli.solve_choices import doubt_of_starts
 from verglas.errors import InputError
 from verglas.refinement.config import AbInitioConfig, RefineConfig

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from verglas.cli.job import Job
 from verglas.cli.refine_watch import Record, record_of
-from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
+from verglas.cli.run_loop import Run, check_classes, note_common_figures, rounded
 from verglas.errors import InputError
 from verglas.io.provenance import command_line
 from verglas.refinement.config import Classify2dConfig, RefineConfig

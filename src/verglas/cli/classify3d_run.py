@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from verglas.cli.job import Job
 from verglas.cli.references import check_alike
 from verglas.cli.refine_watch import Record, record_of
-from verglas.cli.run_loop import Job, Run, check_classes, note_common_figures, rounded
+from verglas.cli.run_loop import Run, check_classes, note_common_figures, rounded
 from verglas.errors import InputError
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 

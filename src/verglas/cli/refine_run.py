@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from verglas.cli.common import absolute
+from verglas.cli.job import Job
 from verglas.cli.refine_watch import Record, record_of
-from verglas.cli.run_loop import Job, Run, note_common_figures, rounded
+from verglas.cli.run_loop import Run, note_common_figures, rounded
 from verglas.errors import InputError, VerglasError
 from verglas.io.provenance import command_line
 from verglas.refinement.config import RefineConfig
