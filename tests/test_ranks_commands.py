@@ -102,7 +102,8 @@ for seed in (1, 2):
     one = verglas.refine(particles, start, diameter=150, initial_resolution=40, healpix_order=1, max_iterations=1, seed=seed,
                          device="cpu", threads=1)
     found = one.run()
-    print(seed, one.ranks.rank, one.ranks.size, found.resolution, found.map.data_ZYX.std(), len(found.particles))
+    row = seed, one.ranks.rank, one.ranks.size, found.resolution, found.map.data_ZYX.std(), len(found.particles)
+    sys.stdout.write(" ".join(map(str, row)) + chr(10))  # in one piece: the other process writes to the same pipe
 """
 
 

@@ -47,14 +47,15 @@ class Pulse:
         self._count, self._left, self._rounds = 0, False, 0
         self._over, self._ending = Event(), Lock()
         self._interval = BEAT * max(1.0, size / MANY)
+        self._threads = [Thread(target=work, name="verglas-pulse", daemon=True) for work in (self._talk, self._see_to_talk)]
 
     def start(self) -> None:
         """Hear the first beat of every rank, then go on beating."""
         self._beat()
         self.store.wait([_key(rank) for rank in range(self.size)], timedelta(seconds=self.judge.patience))
         self.judge.begin(self._beats())
-        for work in (self._talk, self._see_to_talk):
-            Thread(target=work, name="verglas-pulse", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     # What the main thread calls
 
@@ -141,6 +142,8 @@ class Pulse:
             while self.rank == 0 and not all(beat.left for beat in self._beats()):
                 time.sleep(BEAT / 10)
         self._over.set()
+        for thread in self._threads:  # one that is in the store when Python ends aborts the process
+            thread.join(FAREWELL)
 
     # The threads
 
