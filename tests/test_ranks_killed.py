@@ -42,7 +42,7 @@ def run(arguments):
         ranks.agreed(1, "beginning")
         ranks.doing("testing", part="iteration 7")
         if place.rank == culprit:
-            time.sleep(1.5)  # a beat tells the others
+            time.sleep(2.8)  # within a second it is told, within another one the others have heard it
             if deed == "hang":
                 time.sleep(600)
             if deed == "input":
