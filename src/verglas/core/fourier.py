@@ -173,6 +173,11 @@ def crop_half_plane(fourier_BYX: Tensor, box: int) -> Tensor:
     return out
 
 
+def fourier_resize(map_ZYX: Tensor, box: int) -> Tensor:
+    """The same volume on `box` px per side by cropping or padding its transform; densities are kept."""
+    return centred_irfft3(crop_half_volume(centred_rfft3(map_ZYX), box), box)
+
+
 def crop_half_volume(fourier_ZYX: Tensor, box: int) -> Tensor:
     """Fourier crop (or zero-pad) a centred 3-D half transform to `box`; amplitudes per coefficient are unchanged."""
     old = fourier_ZYX.shape[0]

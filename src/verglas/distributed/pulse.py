@@ -69,10 +69,8 @@ class Pulse:
         """What all ranks do together, waiting for each other. Its errors come from other ranks' ends: these are waited for."""
         self._number, self._name, self._waits = self._number + 1, name, True
         try:
-            yield
-        except RuntimeError:
-            self.wait_for_end(self.judge.silence + LAST_WORDS)
-            raise
+            with self._ends_heard(RuntimeError):
+                yield
         finally:
             self._waits = False
 
@@ -81,10 +79,8 @@ class Pulse:
         """This rank waits for something to do, however long that takes."""
         self.rest(True)
         try:
-            yield
-        except RuntimeError:
-            self.wait_for_end(self.judge.silence + LAST_WORDS)
-            raise
+            with self._ends_heard(RuntimeError):
+                yield
         finally:
             self.rest(False)
 
@@ -98,15 +94,22 @@ class Pulse:
         held back until that is found."""
         self._farewells.insert(0, farewell)
         try:
-            yield
+            with self._ends_heard(dist.DistError):
+                yield
         except KeyboardInterrupt:  # of a launcher that ends all, perhaps because it has seen one go
             self.wait_for_end(STOP_LOOK)
             raise
-        except dist.DistError:
-            self.wait_for_end(self.judge.silence + LAST_WORDS)
-            raise
         finally:
             self._farewells.remove(farewell)
+
+    @contextmanager
+    def _ends_heard(self, error: type[RuntimeError]) -> Iterator[None]:
+        """Within, such an error is most likely another rank's end: there is time to find out whose."""
+        try:
+            yield
+        except error:
+            self.wait_for_end(self.judge.silence + LAST_WORDS)
+            raise
 
     def wait_for_end(self, seconds: float) -> None:
         """Give the threads time to find out who was lost, and to end this process; returns if nobody was."""

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import centred_irfft3, centred_rfft3, crop_half_volume, shells_of_half_volume
+from verglas.core.fourier import centred_irfft3, centred_rfft3, fourier_resize, shells_of_half_volume
 from verglas.core.masks import low_pass_filter, radius_grid, raised_cosine, soft_sphere
 from verglas.core.symmetry import symmetry_matrices
 from verglas.errors import InputError
@@ -164,7 +164,7 @@ def symmetry_correlation(map_ZYX: Tensor, symmetry: str) -> float:
     1 for a map that has the symmetry (about 0.99 after interpolation); judged at no more than 48 px a side.
     """
     box = min(map_ZYX.shape[0], _JUDGED_BOX)
-    small = centred_irfft3(crop_half_volume(centred_rfft3(map_ZYX.float()), box), box)
+    small = fourier_resize(map_ZYX.float(), box)
     soft = raised_cosine(radius_grid(box, 3, small.device), 0.42 * box, 0.08 * box)
     axis = torch.arange(box, device=small.device, dtype=torch.float32) - box // 2
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")

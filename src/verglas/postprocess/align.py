@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verglas.core.fourier import fourier_resize
 from verglas.core.masks import radius_grid, raised_cosine
 from verglas.core.rotations import matrix_from_quaternion
 from verglas.core.threads import few_threads
-from verglas.postprocess.mapops import flip_hand, fourier_resize
+from verglas.postprocess.mapops import flip_hand
 
 _COARSE_BOX, _FINE_BOX = 32, 64
 _KEPT, _FEW_ROUNDS = 8, 12
@@ -64,7 +65,7 @@ def turned(map_ZYX: Tensor, rotation_R33: Tensor, shift_R3: Tensor | None = None
 
 def _prepared(map_ZYX: Tensor, box: int) -> Tensor:
     """Reduced to `box` px, masked to the sphere, mean 0, norm 1; float32."""
-    small = fourier_resize(map_ZYX, box).float() if box < map_ZYX.shape[0] else map_ZYX.float()
+    small = fourier_resize(map_ZYX.double(), box).float() if box < map_ZYX.shape[0] else map_ZYX.float()
     size = small.shape[0]
     soft = raised_cosine(radius_grid(size, 3), 0.42 * size, 0.08 * size)
     small = (small - (small * soft).sum() / soft.sum()) * soft

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from verglas.core.fourier import centred_irfft3, centred_rfft3, crop_half_volume
+from verglas.core.fourier import fourier_resize
 from verglas.core.masks import low_pass_filter, radius_grid
 from verglas.postprocess.curves import half_transform
 from verglas.postprocess.random_phases import squared_radius
@@ -57,11 +57,6 @@ def high_passed(map_ZYX: Tensor, pixel_size: float, cutoff: float) -> Tensor:
     radius = squared_radius(box, map_ZYX.device).double().sqrt()
     kept = 1 - low_pass_filter(radius, int(box * pixel_size / cutoff + 0.5), 2)
     return torch.fft.irfftn(half_transform(map_ZYX) * kept, s=map_ZYX.shape, norm="forward")
-
-
-def fourier_resize(map_ZYX: Tensor, box: int) -> Tensor:
-    """The same volume on `box` px per side by cropping or padding its transform; densities are kept."""
-    return centred_irfft3(crop_half_volume(centred_rfft3(map_ZYX.double()), box), box)
 
 
 def window(map_ZYX: Tensor, box: int, fill: float = 0.0) -> Tensor:

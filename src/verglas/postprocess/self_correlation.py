@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import centred_irfft3, centred_rfft3, shells_of_half_volume
+from verglas.core.fourier import centred_irfft3, centred_rfft3, fourier_resize, shells_of_half_volume
 from verglas.core.masks import low_pass_filter, radius_grid, raised_cosine
 from verglas.core.shells import shell_sum
 from verglas.postprocess.align import turned
-from verglas.postprocess.mapops import fourier_resize, window
+from verglas.postprocess.mapops import window
 
 PIXELS_PER_RESOLUTION = 2.5
 LARGEST_BOX = 64  # px
@@ -47,7 +47,7 @@ def prepare(map_ZYX: Tensor, pixel_size: float, resolution: float) -> SmallMap:
     """The small map, with detail down to `resolution` Å (coarser where the particle would need more than `LARGEST_BOX` px)."""
     edge = map_ZYX.shape[0] * pixel_size
     box = min(2 * math.ceil(PIXELS_PER_RESOLUTION * edge / resolution / 2), map_ZYX.shape[0])
-    small_ZYX = fourier_resize(map_ZYX, box)
+    small_ZYX = fourier_resize(map_ZYX.double(), box)
     pixel_size = edge / box
     fourier = centred_rfft3(small_ZYX)
     blurred = fourier * low_pass_filter(shells_of_half_volume(box).double(), edge / max(CENTRED_AT, resolution))

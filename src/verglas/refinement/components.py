@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import centred_irfft3, centred_rfft3, crop_half_volume
+from verglas.core.fourier import fourier_resize
 from verglas.core.masks import soft_sphere
 from verglas.expectation.images import ModelGrid, Prepared
 from verglas.expectation.latent import STRANGE, Gaussians, Latents, moments, strangeness
@@ -76,11 +76,12 @@ class _Search:
         self.grid = _small(half.plan.model_grid)
         self.kept: list[tuple[Tensor, Searcher, Prepared]] | None = None
         whole_ZYX = half.model.map_ZYX.to(self.device)
-        self.maps = [cropped(whole_ZYX, self.grid.box) * (len(whole_ZYX) / self.grid.box)]  # slices are as strong as they were
+        shrunk = len(whole_ZYX) / self.grid.box  # times which slices are as strong as they were
+        self.maps = [fourier_resize(whole_ZYX, self.grid.box) * shrunk]
         radius_px = half.config.diameter / 2 / self.grid.pixel_size
         edge_px = half.config.mask_edge * self.grid.box / len(whole_ZYX)
         sphere_ZYX = soft_sphere(self.grid.box, radius_px, edge_px, self.device)
-        self.mask_ZYX = sphere_ZYX if mask_ZYX is None else cropped(mask_ZYX.to(self.device), self.grid.box).clamp(0, 1)
+        self.mask_ZYX = sphere_ZYX if mask_ZYX is None else fourier_resize(mask_ZYX.to(self.device), self.grid.box).clamp(0, 1)
         self.cut()
         tau2_S = volume_spectrum(self.volumes[0])[: self.grid.radius + 1]
         self.inverse_tau2_S = 1 / (self.volumes[0].padding ** 3 * tau2_S)  # a difference is no stronger than the map itself
@@ -220,11 +221,6 @@ def _small(grid: ModelGrid) -> ModelGrid:
     """The same shells on as few voxels as that needs."""
     box = min(grid.box, VOXELS_A_SHELL * grid.radius // 2 * 2 + 2)
     return replace(grid, box=box, pixel_size=grid.pixel_size * grid.box / box)
-
-
-def cropped(map_ZYX: Tensor, box: int) -> Tensor:
-    """A map on so many voxels in the same field, without what these do not resolve."""
-    return map_ZYX if len(map_ZYX) == box else centred_irfft3(crop_half_volume(centred_rfft3(map_ZYX), box), box)
 
 
 def latents_of(slices_QB2K: Tensor, prepared: Prepared) -> Latents:
