@@ -17,7 +17,7 @@ import verglas
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path(verglas.__file__).resolve().parent
 MODULES = sorted(SOURCE.rglob("*.py"))
-MAX_LINES = 450
+MAX_LINES = 400
 
 # A package may import itself, `errors`, and what stands beside its name.
 BASE = {"core"}

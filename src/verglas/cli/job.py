@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -53,23 +55,30 @@ class Job:
             raise InputError("--healpix-order", str(c.healpix_order), "0 to 6 (60° to 0.94°)")
 
 
-def job_of_run(kind: type[AnyJob], out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> AnyJob:
-    """The job of the run in the folder `out`, from its config.json; InputError if it is not one of that kind's command."""
-    where, command = out / "config.json", f"`verglas {kind.command}`"
+@contextmanager
+def options_of_run(out: Path, command: str) -> Iterator[dict[str, Any]]:
+    """The options of the run of `verglas COMMAND` in the folder `out`, from its config.json. InputError if it is none, and for
+    options that cannot be understood within."""
+    where = out / "config.json"
     if not where.is_file():
         raise InputError("--continue", f"{out} holds no run (no config.json in it)", "the --out of a run that was stopped")
     try:
         content = json.loads(where.read_text(encoding="utf-8"))
-        if content["command"] != kind.command:
-            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of {command}")
-        options = content["options"]
+        if content["command"] != command:
+            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of `verglas {command}`")
+        yield content["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(where, f"it cannot be understood ({error})", f"the file that `verglas {command}` wrote",
+                         "Start the run again.") from error  # fmt: skip
+
+
+def job_of_run(kind: type[AnyJob], out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> AnyJob:
+    """The job of the run in the folder `out`, from its config.json; InputError if it is not one of that kind's command."""
+    with options_of_run(out, kind.command) as options:
         config = kind.config_class(**{name: _from_json(value, name in PATHS) for name, value in options["config"].items()})
         names = [one.name for one in fields(kind) if one.name not in OF_THE_PLACE and one.name in options]  # old runs have fewer
         own = {name: _from_json(options[name]) for name in names}
         return kind(config=config, out=out, device=device, threads=threads, **own)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(where, f"it cannot be understood ({error})", f"the file that {command} wrote",
-                         "Start the run again.") from error  # fmt: skip
 
 
 def was_begun(job: Job) -> bool:

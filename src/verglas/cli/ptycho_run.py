@@ -6,7 +6,6 @@ checkpoints of its own.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, field, fields, replace
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from verglas.cli.behind import Behind
+from verglas.cli.job import options_of_run
 from verglas.cli.run_loop import way_on, withdrawn_if_refused
 from verglas.errors import InputError
 from verglas.io.progress import rate_text
-from verglas.io.runfolder import RunFolder
+from verglas.io.runfolder import RunFolder, records_of
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.read_options import ReadOptions
 
@@ -57,22 +57,12 @@ class PtychoJob:
 
 def job_of_run(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> PtychoJob:
     """The job of the run in the folder `out`, from its config.json; InputError if it is none."""
-    where = out / "config.json"
-    if not where.is_file():
-        raise InputError("--continue", f"{out} holds no run (no config.json in it)", "the --out of a run that was stopped")
-    try:
-        content = json.loads(where.read_text(encoding="utf-8"))
-        if content["command"] != COMMAND:
-            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", f"one of `verglas {COMMAND}`")
-        options = content["options"]
+    with options_of_run(out, COMMAND) as options:
         read, fit = options["read"], PtychoOptions(**options["fit"])
         mask = None if read["mask"] is None else Path(read["mask"])
         kept = {one.name: options[one.name] for one in fields(PtychoJob) if one.name in KEPT}
         return PtychoJob(scan=Path(options["scan"]), out=out, fit=fit, read=ReadOptions(**{**read, "mask": mask}), device=device,
                          threads=threads, **kept)  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(where, f"it cannot be understood ({error})", f"the file that `verglas {COMMAND}` wrote",
-                         "Start the run again.") from error  # fmt: skip
 
 
 class PtychoRun:
@@ -223,13 +213,8 @@ def record_of(done: PassDone, positions: int) -> Record:
 def read_history(events: Path) -> dict[str, list[Record]]:
     """Records of the passes of each part, each in its latest version; torn lines are left out."""
     found: dict[str, dict[int, Record]] = {part: {} for part in PARTS}
-    for line in events.read_text(encoding="utf-8", errors="replace").splitlines() if events.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a kill cut off
-            continue
-        if isinstance(record, dict) and record.get("event") == "pass":
-            found[record["part"]][record["pass"]] = record
+    for record in records_of(events, "pass"):
+        found[record["part"]][record["pass"]] = record
     return {part: [records[number] for number in sorted(records)] for part, records in found.items()}
 
 

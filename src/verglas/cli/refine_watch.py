@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from verglas.io import progress as terminal
 from verglas.io.provenance import plain
+from verglas.io.runfolder import records_of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -132,14 +132,7 @@ def total_of(took: Mapping[str, float]) -> float:
 
 def read_history(events: Path, last: int) -> list[Record]:
     """Records of the iterations up to `last` from an events.jsonl, each in its latest version; torn lines are left out."""
-    found: dict[int, Record] = {}
-    for line in events.read_text(encoding="utf-8", errors="replace").splitlines() if events.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a kill cut off
-            continue
-        if isinstance(record, dict) and record.get("event") == "iteration" and record["iteration"] <= last:
-            found[record["iteration"]] = record
+    found = {record["iteration"]: record for record in records_of(events, "iteration") if record["iteration"] <= last}
     return [found[number] for number in sorted(found)]
 
 

@@ -7,7 +7,6 @@ one of whose stages was made anew by hand makes all later ones anew.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from verglas.cli.common import check_seed, ranks_here, set_threads
+from verglas.cli.job import options_of_run
 from verglas.cli.solve_choices import Decision
 from verglas.errors import InputError, VerglasError
 from verglas.io.provenance import write_json
@@ -192,19 +192,10 @@ def write_decisions(story: Story) -> None:
 
 def continued_job(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int | None) -> SolveJob:
     """The job of the run in the folder `out`, from its config.json; InputError if it is not one of `verglas solve`."""
-    where = out / "config.json"
-    if not where.is_file():
-        raise InputError("--continue", f"{out} holds no run (no config.json in it)", "the --out of a run that was stopped")
-    try:
-        content = json.loads(where.read_text(encoding="utf-8"))
-        if content["command"] != "solve":
-            raise InputError("--continue", f"{out} is a run of `verglas {content['command']}`", "one of `verglas solve`")
-        options = {one.name: content["options"][one.name] for one in fields(SolveJob)}
+    with options_of_run(out, "solve") as recorded:
+        options = {one.name: recorded[one.name] for one in fields(SolveJob)}
         paths = {name: Path(options[name]) for name in ("particles", "folder") if options[name] is not None}
         return SolveJob(**{**options, **paths, "out": out.resolve(), "device": device, "threads": threads, "overwrite": False})
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(where, f"it cannot be understood ({error})", "the file that `verglas solve` wrote",
-                         "Start the run again.") from error  # fmt: skip
 
 
 def was_begun(job: SolveJob) -> bool:

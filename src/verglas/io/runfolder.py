@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -330,3 +330,14 @@ def short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def records_of(events: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The records of one kind in an events.jsonl, oldest first, but lines that a kill cut off; none if it is not there."""
+    for line in events.read_text(encoding="utf-8", errors="replace").splitlines() if events.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("event") == kind:
+            yield record
