@@ -51,7 +51,7 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     behind = None if device.type == "cuda" else dist.new_group(timeout=LONGEST)  # NCCL has nothing else to send meanwhile
     try:
         yield Ranks(
-            place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ, device.type), work=Work.on(device),
+            place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device),
             pulse=_pulse, behind=behind,
         )  # fmt: skip
     except BaseException as error:

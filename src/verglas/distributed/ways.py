@@ -19,15 +19,12 @@ class Ways:
     overlap: bool = True
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], device: str = "cpu") -> Ways:
-        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1. InputError for other values.
-
-        On GPUs 0 unless they say otherwise: there, only sums that all add up have been seen to work (through NCCL, two H200).
-        """
-        said, usual = {}, "0" if device == "cuda" else "1"
+    def of(cls, environment: Mapping[str, str]) -> Ways:
+        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1; 1 unless they say otherwise. InputError for other values."""
+        said = {}
         for one in fields(cls):
             name = PREFIX + one.name.upper()
-            value = environment.get(name, usual)
+            value = environment.get(name, "1")
             if value not in ("0", "1"):
                 raise InputError(name, f"'{value}' in the environment", "0 or 1", "Leave it out to use what is best.")
             said[one.name] = value == "1"

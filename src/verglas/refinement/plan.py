@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from verglas.core.symmetry import order as group_order
-from verglas.distributed.ways import Ways
 from verglas.errors import InputError
 from verglas.maximization.planes import GATHERED_BYTES
 from verglas.refinement import costs
@@ -330,7 +329,7 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     coarse_slices = 0 if sizes.kind == "given" and sizes.offsets == 1 else coarse_slices  # nothing is searched
     solved = (1 if sizes.classes else maps) * (1 + group_order(config.symmetry) / 8) * 2 * transform_size(problem, config)
     made_ready = 2 * transform_size(problem, config) / costs.MADE_READY[kind]
-    solved /= run.machine.ranks if share_solving(run, sizes) else 1  # each rank its slab
+    solved /= 1 if sizes.classes else run.machine.ranks  # each rank its slab of a map
     seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
         "slices": (coarse_slices * coarse_k + (batches if sizes.listed else sets) * needed * k) / rates.samples / cores,
@@ -347,18 +346,13 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     return seconds
 
 
-def share_solving(run: RunPlan, sizes: Sizes) -> bool:
-    """Whether each rank solves its slab of a map, as ranks usually do on such devices; else all solve everything."""
-    return not sizes.classes and Ways.of({}, run.machine.kind).share_solving
-
-
 def _seconds_between_ranks(run: RunPlan, sizes: Sizes, computing: float) -> float:
-    """Ranks exchange sums, and where they share the solving transforms and new maps (docs/clusters.md); who is done waits for
-    the others. computing: seconds of the rest of the iteration."""
+    """Ranks exchange sums, and of maps, whose solving they share, transforms and new maps (docs/clusters.md); who is done waits
+    for the others. computing: seconds of the rest of the iteration."""
     problem, config, machine = run.problem, run.config, run.machine
     sums = reference_voxels(sizes, config) * 3 * sum_bytes(config)
-    each = 2 * sums  # an all-reduce
-    if share_solving(run, sizes):
+    each = 2 * sums  # an all-reduce, of planes that all solve for
+    if not sizes.classes:
         lines = math.pi / 2 * (sizes.radius * config.padding) ** 2  # of a transform, along y
         each = sums + lines * problem.box * 16 / machine.ranks + 4.0 * map_pixels(problem, config)
     payload = classes_of(config) * each
