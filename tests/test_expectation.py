@@ -167,7 +167,7 @@ def test_correlation_keeps_the_best_child_of_the_best_coarse_sample() -> None:
     """Whatever the grey scale of the reference, which is what this score is for."""
     w = world()
     searcher = Searcher(w.searcher.preparer, replace(w.searcher.space, correlate=True), w.searcher.coarse_slicer, w.searcher.full,
-                        w.searcher.fine_slices)  # fmt: skip
+                        w.searcher.fine_slices, w.searcher.some_weights)  # fmt: skip
     sigma2_S, offsets = w.problem.model.sigma2_noise_GS[0], w.problem.plan.offsets
     parents, significant_B = searcher.coarse(w.prepared, torch.zeros(3, 2, dtype=torch.float64), None, sigma2_S)
     found = searcher.fine(w.prepared, parents, significant_B, sigma2_S)
@@ -224,6 +224,21 @@ def test_half_operands_miss_the_bar_unless_strong_coefficients_are_taken_out(mon
     monkeypatch.setattr("verglas.expectation.strong.TOLERATED", math.inf)
     got = scores_of(problem, on, torch.arange(4), expected.parents, rounded=True)
     assert float(difference(got.fine_N, expected.fine_N, expected.fine_ptr_B1).largest_B.max()) > 0.05
+
+
+def test_what_is_found_for_a_particle_does_not_depend_on_its_batch() -> None:
+    """Half operands: the same coefficients are taken out whoever comes first, though particles of weak CTF alone would ask for
+    fewer."""
+    problem = strong(3000.0)
+    scale_M = torch.tensor([1.0, 0.3, 0.2, 0.1], dtype=torch.float64)
+    poses = replace(problem.poses, micrograph_B=torch.arange(4))
+    problem = replace(problem, model=replace(problem.model, scale_M=scale_M), poses=poses)
+    on, _ = computing(torch.device("cpu"), RefineConfig(diameter=100.0))
+    together = scores_of(problem, on, torch.arange(4), rounded=True)
+    for i in range(4):
+        alone = scores_of(problem, on, torch.tensor([i]), rounded=True)
+        mine_N = together.coarse_N[together.coarse_ptr_B1[i] : together.coarse_ptr_B1[i + 1]]
+        torch.testing.assert_close(alone.coarse_N - alone.coarse_N.max(), mine_N - mine_N.max(), rtol=0, atol=2e-4)
 
 
 def test_a_reference_far_from_zero_does_not_overflow_half_operands() -> None:

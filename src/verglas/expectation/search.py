@@ -8,6 +8,7 @@ pass compares only the children of coarse samples that hold `fraction` of the po
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -89,13 +90,19 @@ class Posterior:
 class Searcher:
     """Searches batches of one optics group against the references of all classes; slices of the coarse grid are made once."""
 
-    def __init__(self, preparer: ImagePreparer, space: SearchSpace, coarse: Slicer, full: Slicer, fine: FineSlices) -> None:
+    def __init__(
+        self, preparer: ImagePreparer, space: SearchSpace, coarse: Slicer, full: Slicer, fine: FineSlices,
+        some_weights: Callable[[], Tensor],
+    ) -> None:  # fmt: skip
+        """some_weights: `Prepared.weight_BK` of a few particles, the same ones whatever is searched first and by whom: what is
+        found for a particle then does not depend on the others of its batch."""
         self.preparer, self.space, self.coarse_slicer, self.full, self.fine_slices = preparer, space, coarse, full, fine
+        self.some_weights = some_weights
         self.coarse_OK: Tensor | None = None
         self.coarse_power_OK: Tensor | None = None
         self.orientations: Orientations | None = None  # of half operands, instead of these two
         self.strong: Strong | None = None
-        self.measured = space.operand != torch.float16  # strong coefficients are found with the first batch
+        self.measured = space.operand != torch.float16  # strong coefficients are found when first needed
 
     def coarse(
         self, prepared: Prepared, old_offset_B2: Tensor, local: Local | None = None, sigma2_S: Tensor | None = None
@@ -108,7 +115,7 @@ class Searcher:
         if self.space.correlate:
             assert sigma2_S is not None
             return self._coarse_by_correlation(prepared, sigma2_S, local)
-        self._take_strong(prepared)
+        self._take_strong()
         log_offset_BT = self._offset_prior(old_offset_B2).to(prepared.weight_BK)
         if local is not None:
             return self._coarse_local(prepared, log_offset_BT, local)
@@ -119,7 +126,7 @@ class Searcher:
     def given(self, prepared: Prepared, own: Local) -> tuple[Parents, Tensor]:
         """Instead of a coarse search, where nothing is searched: each particle's own orientations at its own offset."""
         if not self.space.correlate:
-            self._take_strong(prepared)
+            self._take_strong()
         one = every(len(prepared.weight_BK), 0, 1, prepared.weight_BK.device)
         blocks = Blocks.build(own.ptr_B1, own.orientation_N, one.shift_ptr_B1, one.shift_M)
         log_prior_N = own.log_prior_N.to(prepared.weight_BK)
@@ -148,12 +155,12 @@ class Searcher:
         found = significant(score_N, found_in.blocks.value_ptr_B1, self.space.fraction)
         return self._posterior(found_in, score_N, found, significant_B)
 
-    def _take_strong(self, prepared: Prepared) -> None:
-        """Find with the first batch which coefficients are compared in single precision."""
+    def _take_strong(self) -> None:
+        """Find which coefficients are compared in single precision."""
         if self.measured:
             return
         count, whole = self.preparer.coarse_count, self.fine_slices.whole
-        self.strong = find_strong(prepared.weight_BK, self.full, self.preparer.pixels, count, self.space.grid, whole)
+        self.strong = find_strong(self.some_weights(), self.full, self.preparer.pixels, count, self.space.grid, whole)
         self.measured = True
 
     def _offset_prior(self, old_offset_B2: Tensor) -> Tensor:

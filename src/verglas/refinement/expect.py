@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ OUT_OF_MEMORY = (
     "The device ran out of memory, also with batches of half the size. Other programs may use it: free it, or give verglas less "
     "with --memory, and go on with --continue."
 )
+SOME = 128  # particles that stand for all of an optics group
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 
@@ -332,8 +334,14 @@ class HalfExpectation:
                 self.data.groups[group], self.plan.model_grid, self.config.diameter, self.config.mask_edge, self.on.device,
                 self.on.dtype,
             )  # fmt: skip
-            self._searchers[group] = Searcher(preparer, self.space, *self._slices_of(preparer))
+            some = partial(self._some_weights, group)
+            self._searchers[group] = Searcher(preparer, self.space, *self._slices_of(preparer), some)
         return self._searchers[group]
+
+    def _some_weights(self, group: int) -> Tensor:
+        """`weights` of a few of an optics group's particles: of all half-sets, and of all ranks."""
+        rows = (self.data.group_B == group).nonzero().squeeze(1)
+        return self.weights(rows[:: max(1, len(rows) // SOME)][:SOME], group)[1]
 
     def _slices_of(self, preparer: ImagePreparer) -> tuple[Slicer, Slicer, FineSlices]:
         """Slicers of this geometry: coarse disc, all coefficients, children; shared by groups of one geometry."""

@@ -77,7 +77,8 @@ class RoundedSearcher(Searcher):
             return copy
 
         fine = FineSlices(rounded(searcher.full), searcher.space.grid, whole=False)
-        made = cls(searcher.preparer, searcher.space, rounded(searcher.coarse_slicer), rounded(searcher.full), fine)
+        coarse, full = rounded(searcher.coarse_slicer), rounded(searcher.full)
+        made = cls(searcher.preparer, searcher.space, coarse, full, fine, searcher.some_weights)
         made.measured = False  # strong coefficients are treated as those of real half-precision operands
         return made
 
