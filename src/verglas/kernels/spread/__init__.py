@@ -1,0 +1,66 @@
+"""`spread` and `interpolate`: values at scattered points to and from a periodic grid. README.md gives the formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verglas.kernels import choose, implementation_of
+
+BIN_XYZ = (16, 4, 4)  # cells of a bin; points are visited bin by bin
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where points lie on a grid of `shape` (Z, Y, X) cells, and the window around each.
+
+    cell_M3: int32 (x, y, z), first cell touched; fraction_M3: in the precision of the grid; order_M: int32, order of visiting;
+    first_of_bin_Z: int64, how many points come before each layer of bins along z, and all; taps_DW: README.md.
+    """
+
+    shape: tuple[int, int, int]
+    cell_M3: Tensor
+    fraction_M3: Tensor
+    order_M: Tensor
+    first_of_bin_Z: Tensor
+    taps_DW: Tensor
+
+    def __len__(self) -> int:
+        return len(self.cell_M3)
+
+    @property
+    def width(self) -> int:
+        """Taps along x and y (and z, if the grid is no plane)."""
+        return self.taps_DW.shape[1]
+
+
+def located(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto") -> Places:
+    """Places of points (x, y, z) in cells, any real numbers (the grid is periodic); fractions get the precision of the taps.
+
+    Computed in the precision of the points. A plane (Z = 1) ignores z.
+    """
+    name = choose(point_M3.device, taps_DW.dtype, implementation).name
+    if name == "cpu":
+        from verglas.kernels.spread.cpu import located_cpu
+
+        return located_cpu(point_M3, shape, taps_DW)
+    from verglas.kernels.spread.reference import located_reference
+
+    return located_reference(point_M3, shape, taps_DW)
+
+
+def spread(grid_BZYX2: Tensor, places: Places, values_BM2: Tensor, implementation: str = "auto") -> None:
+    """Add values into the grid, in place (see `spread_reference`)."""
+    run = implementation_of("spread", choose(grid_BZYX2.device, grid_BZYX2.dtype, implementation).name)
+    run(grid_BZYX2, places, values_BM2)
+
+
+def interpolate(grid_BZYX2: Tensor, places: Places, implementation: str = "auto") -> Tensor:
+    """Values [B, M, 2] at the points: the transpose of `spread`."""
+    name = choose(grid_BZYX2.device, grid_BZYX2.dtype, implementation).name
+    module = implementation_of("spread", name).__module__
+    from importlib import import_module
+
+    return getattr(import_module(module), f"interpolate_{name}")(grid_BZYX2, places)  # type: ignore[no-any-return]

@@ -1,0 +1,120 @@
+"""The fine grid between points and modes: its sizes, its pruned transforms, and what undoes the window."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from verglas.errors import InputError
+from verglas.nufft.window import Window, window_for
+
+
+@dataclass(frozen=True)
+class FineGrid:
+    """shape: of the modes, (Y, X) or (Z, Y, X); sizes: of the grid along the same axes; window: what points are spread with."""
+
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    window: Window
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls, shape: tuple[int, ...], accuracy: float, upsampling: float, device: torch.device | str, dtype: torch.dtype
+    ) -> FineGrid:
+        """For modes of `shape`; accuracy: relative error wanted (root mean square); dtype: float32 or float64, of the grid.
+
+        InputError for what no window serves.
+        """
+        least = 3e-7 if dtype == torch.float32 else 1e-14
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise InputError("nufft", f"modes of shape {tuple(shape)}", "two or three axes of at least one mode")
+        if not least <= accuracy < 1:
+            raise InputError("nufft", f"accuracy {accuracy:g} in {dtype}", f"{least:g} to 1", "Use complex128 for less error.")
+        if not 1.2 <= upsampling <= 4:
+            raise InputError("nufft", f"upsampling {upsampling:g}", "1.2 to 4")
+        try:
+            window = window_for(accuracy, upsampling, len(shape))
+        except ValueError as error:
+            raise InputError("nufft", str(error), "", "Ask for a larger upsampling.") from error
+        sizes = tuple(smooth_size(max(math.ceil(upsampling * n - 1e-9), 2 * window.width)) for n in shape)
+        return cls(tuple(shape), sizes, window, torch.device(device), dtype)
+
+    @property
+    def cells(self) -> tuple[int, int, int]:
+        """(Z, Y, X) of the grid; Z = 1 in two dimensions."""
+        z, y, x = (1, *self.sizes)[-3:]
+        return z, y, x
+
+    def zeros(self, batch: int) -> Tensor:
+        """An empty grid [B, Z, Y, X, 2]."""
+        return torch.zeros(batch, *self.cells, 2, dtype=self.dtype, device=self.device)
+
+    def taps(self) -> Tensor:
+        """The window's polynomials, for the kernels."""
+        return torch.from_numpy(self.window.taps_DW).to(self.device, self.dtype).contiguous()
+
+    def modes(self, grid_BZYX2: Tensor, sign: int) -> Tensor:
+        """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each."""
+        values = torch.view_as_complex(grid_BZYX2)
+        if len(self.shape) == 2:
+            values = values[:, 0]
+        for axis in range(len(self.shape) - 1, -1, -1):
+            values = _dft(values, axis + 1, sign)
+            values = _around(values, axis + 1, self.shape[axis]) * self._deconvolution(axis)
+        return values
+
+    def grid(self, modes: Tensor, sign: int) -> Tensor:
+        """What is to be interpolated to get the modes' sum at points: the transpose of `modes`, [B, Z, Y, X, 2]."""
+        values = modes
+        for axis, n in enumerate(self.sizes):
+            values = _dft(_padded(values * self._deconvolution(axis), axis + 1, n), axis + 1, sign)
+        if len(self.shape) == 2:
+            values = values[:, None]
+        return torch.view_as_real(values.contiguous())
+
+    def _deconvolution(self, axis: int) -> Tensor:
+        """1 / phi^(k) along one axis of the modes, shaped to multiply them."""
+        factor = 1 / self.window.transform(self.shape[axis], self.sizes[axis])
+        return torch.from_numpy(factor).to(self.device, self.dtype).view(-1, *[1] * (len(self.shape) - 1 - axis))
+
+
+@lru_cache(maxsize=256)
+def smooth_size(least: int) -> int:
+    """The smallest even size from `least` on with no prime factor but 2, 3 and 5."""
+    size = least + least % 2
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 2
+
+
+def _dft(values: Tensor, axis: int, sign: int) -> Tensor:
+    """sum_l v[l] exp(sign 2 pi i k l / n) along an axis."""
+    return torch.fft.fft(values, dim=axis) if sign < 0 else torch.fft.ifft(values, dim=axis, norm="forward")
+
+
+def _around(values: Tensor, axis: int, modes: int) -> Tensor:
+    """The modes -(N // 2) .. (N - 1) // 2 of an axis in FFT order, ascending."""
+    size = values.shape[axis]
+    below = values.narrow(axis, size - modes // 2, modes // 2)
+    return torch.cat([below, values.narrow(axis, 0, modes - modes // 2)], axis)
+
+
+def _padded(values: Tensor, axis: int, size: int) -> Tensor:
+    """The transpose of `_around`."""
+    modes, shape = values.shape[axis], list(values.shape)
+    shape[axis] = size
+    out = values.new_zeros(shape)
+    out.narrow(axis, size - modes // 2, modes // 2).copy_(values.narrow(axis, 0, modes // 2))
+    out.narrow(axis, 0, modes - modes // 2).copy_(values.narrow(axis, modes // 2, modes - modes // 2))
+    return out
