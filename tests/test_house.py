@@ -31,9 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "postprocess": BASE | {"io", "maximization"},
     "simulation": BASE | {"io", "optics", "projection", "particles"},
     "report": BASE | {"io"},
+    "nufft": BASE | {"kernels"},
     "ptychography": BASE | {"kernels", "distributed", "io"},  # stands apart from cryo-EM
     "testing": {"core", "distributed", "io", "optics", "particles", "simulation", *LADDER},
 }
+MAY_IMPORT["maximization"] |= {"nufft"}
 MAY_IMPORT["optics"] |= {"io"}  # MTF curves come in STAR files
 for name in ("expectation", "maximization", "refinement"):  # they work through batches of particles
     MAY_IMPORT[name] |= {"io", "particles"}

@@ -31,7 +31,7 @@ class FineGrid:
 
         InputError for what no window serves.
         """
-        least = 3e-7 if dtype == torch.float32 else 1e-14
+        least, rounding = (3e-7, 5e-8) if dtype == torch.float32 else (1e-14, 1e-16)
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise InputError("nufft", f"modes of shape {tuple(shape)}", "two or three axes of at least one mode")
         if not least <= accuracy < 1:
@@ -39,7 +39,7 @@ class FineGrid:
         if not 1.2 <= upsampling <= 4:
             raise InputError("nufft", f"upsampling {upsampling:g}", "1.2 to 4")
         try:
-            window = window_for(accuracy, upsampling, len(shape))
+            window = window_for(accuracy, upsampling, len(shape), rounding)
         except ValueError as error:
             raise InputError("nufft", str(error), "", "Ask for a larger upsampling.") from error
         sizes = tuple(smooth_size(max(math.ceil(upsampling * n - 1e-9), 2 * window.width)) for n in shape)

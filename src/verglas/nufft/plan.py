@@ -14,16 +14,17 @@ from verglas.kernels.spread import Places, interpolate, located, spread
 from verglas.nufft.fine import FineGrid
 from verglas.nufft.peer import peer1, peer2
 
+PEER_FROM = 1e-5  # accuracy from which finufft is the faster one in single precision, and reaches it (benchmarks/NOTES.md)
 SINGLE = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 class Plan:
     """Transforms between fixed points and modes of one shape.
 
-    point_MD: (x, y) or (x, y, z) in radians, float32 or float64 whatever the values' precision (float32 points of N modes are
-    off by about N 1e-7); shape: of the modes, (Y, X) or (Z, Y, X); accuracy: relative error wanted; upsampling: of the grid, 1.2 to 4:
-    less takes less memory and more taps; dtype: complex64 or complex128; implementation: "auto", "reference", "cpu", "triton"
-    or "finufft" (CPU). "auto" says which it took in `kernel`. InputError for shapes and accuracies that cannot be served.
+    point_MD: (x, y) or (x, y, z) in radians, float32 or float64 whatever the values' precision (rounding to float32 moves points
+    of N modes by about N 1e-7); shape: of the modes, (Y, X) or (Z, Y, X); accuracy: relative error wanted; upsampling: of the
+    grid, 1.2 to 4: less takes less memory and more taps; dtype: complex64 or complex128; implementation: "auto", "reference",
+    "cpu", "triton" or "finufft" (CPU). `kernel` says which "auto" took. InputError for what cannot be served.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class Plan:
             raise InputError("nufft", f"finufft on {point_MD.device}", "points on the CPU")
         self.dtype, self.accuracy, self.upsampling = dtype, accuracy, upsampling
         self.fine = FineGrid.of(tuple(shape), accuracy, upsampling, point_MD.device, SINGLE[dtype])
+        if implementation == "auto" and point_MD.device.type == "cpu" and dtype == torch.complex64 and accuracy >= PEER_FROM:
+            implementation = "finufft"
         self.implementation = choose(point_MD.device, SINGLE[dtype], implementation).name
         self.points = point_MD.detach()
         self._places: Places | None = None
@@ -57,8 +60,8 @@ class Plan:
     def places(self) -> Places:
         """The points on the fine grid, sorted when first needed."""
         if self._places is None:
-            cells = torch.tensor(self.fine.sizes[::-1], dtype=self.points.dtype, device=self.points.device)
-            point_M3 = torch.zeros(len(self.points), 3, dtype=self.points.dtype, device=self.points.device)
+            cells = torch.tensor(self.fine.sizes[::-1], dtype=torch.float64, device=self.points.device)
+            point_M3 = torch.zeros(len(self.points), 3, dtype=torch.float64, device=self.points.device)
             point_M3[:, : len(cells)] = self.points * (cells / (2 * math.pi))
             self._places = located(point_M3, self.fine.cells, self.fine.taps(), self.implementation)
         return self._places
@@ -85,7 +88,7 @@ class Plan:
             return (peer1 if kind == 1 else peer2)(self.points, given, self.shape, sign, self.accuracy)
         if kind == 1:
             grid = self.fine.zeros(math.prod(given.shape[:-1]))
-            spread(grid, self.places, torch.view_as_real(given.contiguous()).flatten(0, -3), self.implementation)
+            spread(grid, self.places, torch.view_as_real(given.contiguous()).view(-1, len(self.points), 2), self.implementation)
             return self.fine.modes(grid, sign).view(*given.shape[:-1], *self.shape)
         lead = given.shape[: given.ndim - len(self.shape)]
         grid = self.fine.grid(given.reshape(-1, *self.shape), sign)
@@ -131,17 +134,21 @@ def _gradient_of_points(plan: Plan, sign: int, modes: Tensor, values: Tensor) ->
 
 
 def nufft1(
-    point_MD: Tensor, values: Tensor, shape: tuple[int, ...], sign: int = -1, accuracy: float = 1e-6, upsampling: float = 2.0
-) -> Tensor:
+    point_MD: Tensor, values: Tensor, shape: tuple[int, ...], sign: int = -1, accuracy: float = 1e-6, upsampling: float = 2.0,
+    implementation: str = "auto",
+) -> Tensor:  # fmt: skip
     """Type 1, points to modes [..., *shape]; gradients for points and values. Real values count as complex. See `Plan`."""
-    plan = Plan(point_MD, shape, accuracy, upsampling, _complex(values))
+    plan = Plan(point_MD, shape, accuracy, upsampling, _complex(values), implementation)
     plan._check(values, (len(point_MD),), sign)
     return _Transform.apply(plan, 1, sign, values.to(plan.dtype), point_MD)
 
 
-def nufft2(point_MD: Tensor, modes: Tensor, sign: int = +1, accuracy: float = 1e-6, upsampling: float = 2.0) -> Tensor:
+def nufft2(
+    point_MD: Tensor, modes: Tensor, sign: int = +1, accuracy: float = 1e-6, upsampling: float = 2.0, implementation: str = "auto"
+) -> Tensor:
     """Type 2, modes [..., (Z,) Y, X] to points [..., M], as many axes as the points have; gradients for both. See `Plan`."""
-    plan = Plan(point_MD, tuple(modes.shape[modes.ndim - point_MD.shape[1] :]), accuracy, upsampling, _complex(modes))
+    shape = tuple(modes.shape[modes.ndim - point_MD.shape[1] :])
+    plan = Plan(point_MD, shape, accuracy, upsampling, _complex(modes), implementation)
     plan._check(modes, plan.shape, sign)
     return _Transform.apply(plan, 2, sign, modes.to(plan.dtype), point_MD)
 

@@ -1,7 +1,8 @@
-"""Type 1 after type 2 without points: sum_j w_j exp(i (k - k').x_j) is a convolution of the modes, hence two FFTs of twice the size.
+"""Type 1 after type 2 without points: a convolution of the modes, hence two FFTs of twice the size.
 
-With A f = type 2 of f (sign +1) and weights w, A* w A f = K * f, K[d] = sum_j w_j exp(-i d.x_j), d = -N .. N - 1 along each axis: a type 1
-on twice the modes, made once. Then each application costs FFTs however many points there are (Wajer & Pruessmann 2001, ISMRM).
+With A f = type 2 of f (sign +1) and weights w, A* w A f = K * f with K[d] = sum_j w_j exp(-i d.x_j), d = -N .. N - 1 along each
+axis: a type 1 on twice the modes, made once. Each application costs the same however many points there are (Wajer & Pruessmann
+2001, ISMRM).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ class Toeplitz:
     @classmethod
     def of(
         cls, point_MD: Tensor, weight_M: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6, upsampling: float = 2.0,
-        dtype: torch.dtype = torch.complex64,
+        dtype: torch.dtype = torch.complex64, implementation: str = "auto",
     ) -> Toeplitz:  # fmt: skip
         """For points (radians) of weights w; as `Plan`."""
-        plan = Plan(point_MD, tuple(2 * n for n in shape), accuracy, upsampling, dtype)
+        plan = Plan(point_MD, tuple(2 * n for n in shape), accuracy, upsampling, dtype, implementation)
         return cls(plan.type1(weight_M.to(dtype), sign=-1))
 
     def __call__(self, modes: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """The spreading window: Kaiser-Bessel, as wide as the wanted error asks for.
 
-phi(u) = I0(beta sqrt(1 - u²)) / I0(beta), |u| <= 1, has the transform  integral phi(u) exp(-i xi u) du = 2 sinh(s) / (s I0(beta)),
-s = sqrt(beta² - xi²). On a grid of n cells, W of them touched, mode k is multiplied by phi^(k) = W/2 times that at xi = pi k W / n.
-What another mode, k + m n, leaks into it is phi^(k + m n) / phi^(k): this sum, as root mean square over the kept modes, is the error
-that the width is chosen by (Jackson et al. 1991, IEEE Trans. Med. Imaging 10, 473; Barnett, Magland & af Klinteberg 2019, SIAM J. Sci.
-Comput. 41, C479).
+phi(u) = I0(beta sqrt(1 - u²)) / I0(beta), |u| <= 1, has the transform
+
+    integral phi(u) exp(-i xi u) du = 2 sinh(s) / (s I0(beta)),   s = sqrt(beta² - xi²)
+
+On a grid of n cells, W of them touched, mode k is multiplied by phi^(k) = W/2 times that at xi = pi k W / n. What another mode,
+k + m n, leaks into it is phi^(k + m n) / phi^(k): the root mean square over the kept modes. Rounding errors of the grid, of the
+size of its largest mode, are divided by phi^(k), too. Width and beta are chosen by both together (Jackson et al. 1991, IEEE
+Trans. Med. Imaging 10, 473; Barnett, Magland & af Klinteberg 2019, SIAM J. Sci. Comput. 41, C479).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ SHARE_OF_FIT = 0.1  # of the wanted error, that the polynomials may add
 
 @dataclass(frozen=True)
 class Window:
-    """width: cells touched along an axis; beta: shape; error: relative, expected along one axis; taps_DW: float64, polynomials
+    """width: cells touched along an axis; beta: shape; error: relative, expected over all axes; taps_DW: float64, polynomials
     of the fraction f for each tap, highest power first (kernels/spread/README.md)."""
 
     width: int
@@ -36,13 +39,16 @@ class Window:
 
 
 @lru_cache(maxsize=64)
-def window_for(accuracy: float, upsampling: float, axes: int) -> Window:
-    """The narrowest window whose error over all axes is at most `accuracy`; ValueError if none up to `WIDEST` cells is."""
-    wanted = accuracy * (1 - SHARE_OF_FIT) / np.sqrt(axes)
+def window_for(accuracy: float, upsampling: float, axes: int, rounding: float = 1e-16) -> Window:
+    """The narrowest window whose error over all axes is at most `accuracy`; ValueError if none up to `WIDEST` cells is.
+
+    rounding: relative error of a cell of the grid.
+    """
+    wanted = accuracy * (1 - SHARE_OF_FIT)
     for width in range(2, WIDEST + 1):
         best = np.pi * width * (1 - 0.5 / upsampling)
         betas = best * np.linspace(0.8, 1.05, 26)
-        errors = [_leakage(width, beta, upsampling) for beta in betas]
+        errors = [_expected(width, beta, upsampling, axes, rounding) for beta in betas]
         least = int(np.argmin(errors))
         if errors[least] <= wanted:
             taps = _polynomials(width, betas[least], SHARE_OF_FIT * accuracy / np.sqrt(axes))
@@ -57,13 +63,17 @@ def _transform(xi: np.ndarray, beta: float) -> np.ndarray:
     return 2 * np.where(np.abs(xi) < beta, np.sinh(np.where(np.abs(xi) < beta, s, 0)), np.sin(s)) / s / np.i0(beta)
 
 
-def _leakage(width: int, beta: float, upsampling: float) -> float:
-    """Root mean square over modes of what their aliases leave in them, relative."""
+def _expected(width: int, beta: float, upsampling: float, axes: int, rounding: float) -> float:
+    """Relative error over all axes: what aliases leave in modes, and rounding."""
     k = np.arange(-8, 8) / 16 / upsampling  # in units of the grid's size; sixteen modes, of which the outermost leaks most
     m = np.concatenate([np.arange(-LEAKS, 0), np.arange(1, LEAKS + 1)])
     own = _transform(np.pi * width * k, beta)
     others = _transform(np.pi * width * (k[:, None] + m), beta)
-    return float(np.sqrt(((others**2).sum(1) / own**2).mean())) if (own > 0).all() else np.inf
+    if (own <= 0).any():
+        return np.inf
+    leaks = ((others**2).sum(1) / own**2).mean()
+    amplified = (_transform(np.zeros(1), beta)[0] ** 2 / own**2).mean()
+    return float(np.sqrt(axes * leaks + rounding**2 * amplified**axes))
 
 
 def _polynomials(width: int, beta: float, error: float) -> np.ndarray:

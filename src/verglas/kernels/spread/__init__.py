@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from verglas.kernels import choose, implementation_of
@@ -39,7 +38,7 @@ class Places:
 def located(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto") -> Places:
     """Places of points (x, y, z) in cells, any real numbers (the grid is periodic); fractions get the precision of the taps.
 
-    Computed in the precision of the points. A plane (Z = 1) ignores z.
+    Computed in the precision of the points: give float64, a fraction of a cell among thousands. A plane (Z = 1) ignores z.
     """
     name = choose(point_M3.device, taps_DW.dtype, implementation).name
     if name == "cpu":

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from verglas.kernels.positions import FASTMATH
 from verglas.kernels.spread import BIN_XYZ, Places
+from verglas.kernels.spread.lines import add_line, horner_line
 
 RUN = 4096  # points of a task of the interpolation
+u = np.uintp
 
 
 @numba.njit(cache=True, boundscheck=False)
@@ -61,29 +63,26 @@ def located_cpu(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor) 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
 def _weigh(taps, f, width, out):
     for t in range(len(width)):
-        out[t] = taps[0, t]
-    for d in range(1, len(taps)):
-        for t in range(len(width)):
-            out[t] = out[t] * f + taps[d, t]
+        out[t] = taps[t]
+    for d in range(1, len(taps) // len(width)):
+        horner_line(out, u(0), taps, u(d * len(width)), f, width)
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _add_line(row, x0, line, weight, width, size):
-    """Add a line of taps (re, im alternating) to a row of the grid, around its end if need be."""
+def _add_to_row(grid, row, x0, line, weight, width, pairs, size):
+    """Add a line of taps (re, im alternating) to the row of the grid that begins at `row`, around its end if need be."""
     if x0 + len(width) <= size:
-        start = np.uintp(2 * x0)
-        for i in range(2 * len(width)):
-            row[start + np.uintp(i)] += weight * line[i]
+        add_line(grid, u(row + 2 * x0), line, u(0), weight, pairs)
     else:
         for t in range(len(width)):
-            x = (x0 + t) % size
-            row[2 * x] += weight * line[2 * t]
-            row[2 * x + 1] += weight * line[2 * t + 1]
+            x = row + 2 * ((x0 + t) % size)
+            grid[x] += weight * line[2 * t]
+            grid[x + 1] += weight * line[2 * t + 1]
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _spread(grid, values, cell, fraction, order, first_of_bin, layer, taps, cuts, width, depth):
-    planes, height, size = grid.shape[1], grid.shape[2], grid.shape[3] // 2
+def _spread(grid, shape, values, cell, fraction, order, first_of_bin, layer, taps, cuts, width, pairs, depth):
+    batch, planes, height, size = shape
     layers = len(first_of_bin) - 1
     for slab in numba.prange(len(cuts) - 1):
         low, high = cuts[slab], cuts[slab + 1]
@@ -94,7 +93,7 @@ def _spread(grid, values, cell, fraction, order, first_of_bin, layer, taps, cuts
         reach = min(layers, last_layer - (low - len(depth) + 1) // layer + 1)
         if low - len(depth) + 1 < 0:
             reach = min(layers, reach + 1)  # the last layer may be thinner than others
-        for b in range(len(grid)):
+        for b in range(batch):
             for l in range(last_layer - reach + 1, last_layer + 1):
                 for i in range(first_of_bin[l % layers], first_of_bin[l % layers + 1]):
                     j = order[i]
@@ -113,16 +112,17 @@ def _spread(grid, values, cell, fraction, order, first_of_bin, layer, taps, cuts
                             for dy in range(len(width)):
                                 y = y0 + dy
                                 y -= height if y >= height else 0
-                                _add_line(grid[b, z, y], x0, line, wz[dz] * wy[dy], width, size)
+                                row = ((b * planes + z) * height + y) * 2 * size
+                                _add_to_row(grid, row, x0, line, wz[dz] * wy[dy], width, pairs, size)
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _interpolate(grid, cell, fraction, order, taps, width, depth, out):
-    planes, height, size = grid.shape[1], grid.shape[2], grid.shape[3] // 2
+def _interpolate(grid, shape, cell, fraction, order, taps, width, pairs, depth, out):
+    batch, planes, height, size = shape
     for task in numba.prange((len(order) + RUN - 1) // RUN):
         wx, wy, wz = np.empty(len(width), grid.dtype), np.empty(len(width), grid.dtype), np.ones(len(width), grid.dtype)
         line = np.empty(2 * len(width), grid.dtype)
-        for b in range(len(grid)):
+        for b in range(batch):
             for i in range(task * RUN, min(len(order), (task + 1) * RUN)):
                 j = order[i]
                 x0, y0, z0 = cell[j, 0], cell[j, 1], cell[j, 2]
@@ -138,16 +138,14 @@ def _interpolate(grid, cell, fraction, order, taps, width, depth, out):
                     for dy in range(len(width)):
                         y = y0 + dy
                         y -= height if y >= height else 0
-                        row, weight = grid[b, z, y], wz[dz] * wy[dy]
+                        row, weight = ((b * planes + z) * height + y) * 2 * size, wz[dz] * wy[dy]
                         if x0 + len(width) <= size:
-                            start = np.uintp(2 * x0)
-                            for t in range(2 * len(width)):
-                                line[t] += weight * row[start + np.uintp(t)]
+                            add_line(line, u(0), grid, u(row + 2 * x0), weight, pairs)
                         else:
                             for t in range(len(width)):
-                                x = (x0 + t) % size
-                                line[2 * t] += weight * row[2 * x]
-                                line[2 * t + 1] += weight * row[2 * x + 1]
+                                x = row + 2 * ((x0 + t) % size)
+                                line[2 * t] += weight * grid[x]
+                                line[2 * t + 1] += weight * grid[x + 1]
                 re = im = wx[0] * 0
                 for t in range(len(width)):
                     re += wx[t] * line[2 * t]
@@ -157,25 +155,31 @@ def _interpolate(grid, cell, fraction, order, taps, width, depth, out):
 
 def spread_cpu(grid_BZYX2: Tensor, places: Places, values_BM2: Tensor) -> None:
     """See `spread_reference`; float32 or float64, contiguous grid."""
-    cell, fraction, order, first, taps, width, depth = _arguments(places)
+    if len(places) == 0:
+        return
+    cell, fraction, order, first, taps, *lengths = _arguments(places)
     values = values_BM2.to(grid_BZYX2.dtype).contiguous().numpy()
     layer = BIN_XYZ[2] if places.shape[0] > 1 else 1
-    _spread(grid_BZYX2.flatten(3).numpy(), values, cell, fraction, order, first, layer, taps, _cuts(places), width, depth)
+    grid, shape = grid_BZYX2.view(-1).numpy(), tuple(grid_BZYX2.shape[:4])
+    _spread(grid, shape, values, cell, fraction, order, first, layer, taps, _cuts(places), *lengths)
 
 
 def interpolate_cpu(grid_BZYX2: Tensor, places: Places) -> Tensor:
     """See `interpolate_reference`."""
-    cell, fraction, order, _, taps, width, depth = _arguments(places)
+    cell, fraction, order, _, taps, *lengths = _arguments(places)
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
-    _interpolate(grid_BZYX2.contiguous().flatten(3).numpy(), cell, fraction, order, taps, width, depth, out_BM2.numpy())
+    grid = grid_BZYX2.contiguous().view(-1).numpy()
+    _interpolate(grid, tuple(grid_BZYX2.shape[:4]), cell, fraction, order, taps, *lengths, out_BM2.numpy())
     return out_BM2
 
 
 def _arguments(places: Places) -> tuple:
+    """Arrays, and tuples whose lengths are those of a line of taps, of its pairs of numbers and of the taps along z."""
     width = (0,) * places.width
     depth = width if places.shape[0] > 1 else (0,)
-    tensors = (places.cell_M3, places.fraction_M3, places.order_M, places.first_of_bin_Z, places.taps_DW)
-    return (*(one.contiguous().numpy() for one in tensors), width, depth)
+    tensors = (places.cell_M3, places.fraction_M3, places.order_M, places.first_of_bin_Z)
+    arrays = (one.contiguous().numpy() for one in tensors)
+    return (*arrays, places.taps_DW.contiguous().view(-1).numpy(), width, 2 * width, depth)
 
 
 def _cuts(places: Places) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`spread` and `interpolate` on the GPU: a program takes a block of sorted points; float32.
 
-A tile is points times (taps along x, re and im): the weights along x are made once, those along y and z, which all lanes of a point
-share, at each row. Sums travel by atomics, neighbours in the tile to neighbouring words; sorted points meet in the cache. Atomics
-are not repeatable to the last bit.
+A tile is points times (taps along x, re and im): the weights along x are made once, those along y and z, which all lanes of a
+point share, at each row. Sums travel by atomics, neighbours in the tile to neighbouring words; sorted points meet in the cache.
+Atomics are not repeatable to the last bit.
 """
 
 from __future__ import annotations

@@ -1,0 +1,129 @@
+"""verglas.nufft against the sums written out, finufft, its own adjoint, numerical gradients and the normal operator."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from verglas.errors import InputError
+from verglas.nufft import Plan, Toeplitz, nufft1, nufft2
+from verglas.nufft.direct import direct1, direct2
+
+SHAPES = [(24, 31), (17, 20, 24)]
+
+
+def case(shape: tuple[int, ...], count: int = 300) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points (half of them on two planes through the origin), values [2, M] and modes [2, *shape]; float64."""
+    generator = torch.Generator().manual_seed(len(shape))
+    point_MD = (torch.rand(count, len(shape), generator=generator, dtype=torch.float64) - 0.5) * 9
+    point_MD[: count // 4, -1] = 0.3 * point_MD[: count // 4, 0]
+    point_MD[count // 4 : count // 2, 0] = 0
+    values = torch.randn(2, count, generator=generator, dtype=torch.complex128)
+    return point_MD, values, torch.randn(2, *shape, generator=generator, dtype=torch.complex128)
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("implementation", ["reference", "cpu", "finufft"])
+@pytest.mark.parametrize(("accuracy", "upsampling"), [(1e-3, 2.0), (1e-6, 2.0), (1e-4, 1.25), (1e-12, 2.0)])
+def test_error_is_what_was_asked_for(shape: tuple[int, ...], implementation: str, accuracy: float, upsampling: float) -> None:
+    if implementation == "cpu" and accuracy < 1e-4:
+        pytest.skip("each width is compiled: two are enough, the others differ by their tables alone")
+    point_MD, values, modes = case(shape)
+    plan = Plan(point_MD, shape, accuracy, upsampling, torch.complex128, implementation)
+    assert implementation in plan.kernel
+    limit = 3 * accuracy if implementation == "finufft" else accuracy  # finufft's tolerance is nominal
+    assert off(plan.type1(values), direct1(point_MD, values, shape)) < limit
+    assert off(plan.type2(modes), direct2(point_MD, modes)) < limit
+    if implementation == "reference":  # no better than asked for by far: the width is the least that serves
+        assert off(plan.type1(values), direct1(point_MD, values, shape)) > accuracy / 200
+
+
+def test_error_in_single_precision() -> None:
+    point_MD, values, modes = case(SHAPES[1])
+    plan = Plan(point_MD, SHAPES[1], 1e-6, 2.0, torch.complex64, "reference")
+    assert plan.type1(values).dtype == torch.complex64
+    assert off(plan.type1(values), direct1(point_MD, values, SHAPES[1])) < 1.5e-6
+    assert off(plan.type2(modes), direct2(point_MD, modes)) < 1.5e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_types_are_adjoint(shape: tuple[int, ...], sign: int) -> None:
+    point_MD, values, modes = case(shape)
+    plan = Plan(point_MD, shape, 1e-3, 2.0, torch.complex128, "cpu")
+    one, other = plan.type1(values, sign), plan.type2(modes, -sign)
+    difference = (one.conj() * modes).sum() - (values.conj() * other).sum()
+    assert float(difference.abs()) < 1e-12 * float(one.norm() * modes.norm())
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_batches_and_single_vectors(sign: int) -> None:
+    point_MD, values, modes = case(SHAPES[0])
+    plan = Plan(point_MD, SHAPES[0], 1e-3, dtype=torch.complex128, implementation="reference")
+    torch.testing.assert_close(plan.type1(values, sign)[1], plan.type1(values[1], sign))
+    torch.testing.assert_close(plan.type2(modes[None], sign)[0, 1], plan.type2(modes[1], sign))
+
+
+def test_gradients() -> None:
+    shape = (3, 4, 4)
+    point_MD, values, modes = case(shape, 5)
+    for tensor in (point_MD, values, modes):
+        tensor.requires_grad_()
+    options = {"accuracy": 1e-9, "implementation": "reference"}
+    tight = {"atol": 1e-6, "fast_mode": True}
+    assert torch.autograd.gradcheck(lambda p, c: nufft1(p, c, shape, -1, **options), (point_MD, values), **tight)
+    assert torch.autograd.gradcheck(lambda p, f: nufft2(p, f, +1, **options), (point_MD, modes), **tight)
+    plan = Plan(point_MD, shape, 1e-3, dtype=torch.complex128, implementation="reference")
+    assert torch.autograd.gradgradcheck(lambda c: plan.type1(c).abs().square(), (values,), **tight)
+
+
+def test_normal_operator() -> None:
+    """Type 2, weights, type 1 and the convolution that takes their place are the same to 1e-12."""
+    shape = (6, 5, 8)
+    point_MD, _, modes = case(shape)
+    weight_M = torch.rand(len(point_MD), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    wanted = direct1(point_MD, weight_M * direct2(point_MD, modes), shape)
+    found = Toeplitz.of(point_MD, weight_M, shape, 1e-13, 2.0, torch.complex128, "reference")(modes)
+    assert off(found, wanted) < 1e-12
+    exact = Toeplitz(direct1(point_MD, weight_M[None].to(modes), tuple(2 * n for n in shape))[0])
+    assert off(exact(modes), wanted) < 1e-13
+
+
+def test_normal_operator_of_pairs_of_points() -> None:
+    shape = (6, 5, 8)
+    half_MD, _, modes = case(shape, 40)
+    point_MD, weight_M = torch.cat([half_MD, -half_MD]), torch.ones(80, dtype=torch.float64)
+    kernel = direct1(point_MD, weight_M[None].to(modes), tuple(2 * n for n in shape))[0]
+    assert off(Toeplitz(kernel, real=True)(modes.real), Toeplitz(kernel)(modes.real.to(modes.dtype)).real) < 1e-13
+
+
+def test_a_map_and_its_slice() -> None:
+    """Type 2 with sign -1 of a map is the transform of its projection."""
+    box = 12
+    map_ZYX = torch.rand(box, box, box, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    k = torch.arange(box) - box // 2
+    ky, kx = torch.meshgrid(k, k, indexing="ij")
+    point_MD = torch.stack([kx, ky, torch.zeros_like(kx)], -1).reshape(-1, 3).double() * (2 * math.pi / box)
+    found = nufft2(point_MD, map_ZYX, -1, 1e-9, implementation="reference").view(box, box)
+    wanted = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(map_ZYX.sum(0))))
+    assert off(found, wanted) < 1e-9
+
+
+def test_what_cannot_be_served_is_refused() -> None:
+    point_MD, values, _ = case((8, 8))
+    with pytest.raises(InputError, match="accuracy"):
+        Plan(point_MD, (8, 8), 1e-9, dtype=torch.complex64)
+    with pytest.raises(InputError, match="larger upsampling"):
+        Plan(point_MD, (8, 8), 1e-12, 1.25, torch.complex128)
+    with pytest.raises(InputError, match="coordinates"):
+        Plan(point_MD, (8, 8, 8))
+    with pytest.raises(InputError, match="last axes"):
+        Plan(point_MD, (8, 8)).type1(values[:, :-1])
+    with pytest.raises(InputError, match="sign"):
+        Plan(point_MD, (8, 8)).type2(torch.zeros(8, 8), 2)

@@ -1,0 +1,101 @@
+"""`spread` and `interpolate`: all versions against the plain one, odd sizes, ends of the grid, adjoint, threads."""
+
+from __future__ import annotations
+
+import os
+
+import numba
+import pytest
+import torch
+
+from verglas.kernels.spread import Places, interpolate, located, spread
+from verglas.kernels.spread.cpu import _cuts
+from verglas.kernels.spread.reference import located_reference
+from verglas.nufft.window import window_for
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cpu" if INTERPRETED else "cuda"}
+SHAPES = [(1, 19, 22), (17, 18, 21)]
+
+
+def versions() -> list[pytest.param]:
+    runnable = INTERPRETED or torch.cuda.is_available()
+    skip = pytest.mark.skipif(not runnable, reason="Triton needs a GPU or TRITON_INTERPRET=1")
+    return [pytest.param("cpu"), pytest.param("triton", marks=skip)]
+
+
+def points(count: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Positions in cells, some far outside the grid, some on its very ends, many in one place; float64."""
+    generator = torch.Generator().manual_seed(1)
+    point_M3 = (torch.rand(count, 3, generator=generator, dtype=torch.float64) - 0.5) * 70
+    point_M3[: count // 3] = 5 + 0.3 * point_M3[: count // 3] / 35
+    point_M3[-1], point_M3[-2] = 0.0, torch.tensor(shape[::-1])
+    return point_M3
+
+
+def places(shape: tuple[int, int, int], dtype: torch.dtype, device: str, count: int = 150) -> Places:
+    taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW).to(device, dtype)
+    return located_reference(points(count, shape).to(device), shape, taps)
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_points_are_located_alike(shape: tuple[int, int, int]) -> None:
+    taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW)
+    one, other = (located(points(150, shape), shape, taps, name) for name in ("reference", "cpu"))
+    assert torch.equal(one.cell_M3, other.cell_M3) and torch.equal(one.order_M, other.order_M)
+    assert torch.equal(one.first_of_bin_Z, other.first_of_bin_Z)
+    axes = 2 if shape[0] == 1 else 3
+    assert torch.equal(one.fraction_M3[:, :axes], other.fraction_M3[:, :axes])
+    assert float(one.fraction_M3.abs().max()) <= 0.5
+
+
+@pytest.mark.parametrize("name", versions())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_versions_agree(name: str, shape: tuple[int, int, int]) -> None:
+    dtype = torch.float32 if name == "triton" else torch.float64
+    here, there = places(shape, torch.float64, "cpu"), places(shape, dtype, DEVICES[name])
+    values, grid = drawn(2, len(here), 2), drawn(2, *shape, 2)
+    wanted = grid.clone()
+    spread(wanted, here, values, "reference")
+    found = grid.to(DEVICES[name], dtype, copy=True)
+    spread(found, there, values.to(DEVICES[name], dtype), name)
+    limit = 1e-13 if dtype == torch.float64 else 3e-6
+    assert float((found.cpu() - wanted).abs().max()) < limit * float(wanted.abs().max())
+    found = interpolate(grid.to(DEVICES[name], dtype), there, name)
+    wanted = interpolate(grid, here, "reference")
+    assert float((found.cpu() - wanted).abs().max()) < limit * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_interpolation_is_the_transpose(name: str) -> None:
+    shape = SHAPES[1]
+    here, values, grid = places(shape, torch.float64, "cpu"), drawn(2, 150, 2), drawn(2, *shape, 2)
+    sums = torch.zeros_like(grid)
+    spread(sums, here, values, name)
+    one, other = (sums * grid).sum(), (values * interpolate(grid, here, name)).sum()
+    assert float((one - other).abs()) < 1e-13 * float(sums.norm() * grid.norm())
+
+
+def test_sums_do_not_depend_on_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (50, 18, 21)
+    here, values = places(shape, torch.float64, "cpu", 600), drawn(1, 600, 2)
+    alone, shared = torch.zeros(1, *shape, 2, dtype=torch.float64), torch.zeros(1, *shape, 2, dtype=torch.float64)
+    spread(alone, here, values, "cpu")
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 3)  # slabs are cut for three, whoever works on them
+    assert len(_cuts(here)) > 3
+    spread(shared, here, values, "cpu")
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-13)
+
+
+def test_no_points() -> None:
+    shape = SHAPES[1]
+    taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW)
+    nothing = located(torch.zeros(0, 3, dtype=torch.float64), shape, taps)
+    grid = drawn(1, *shape, 2)
+    before = grid.clone()
+    spread(grid, nothing, torch.zeros(1, 0, 2, dtype=torch.float64))
+    assert torch.equal(grid, before) and interpolate(grid, nothing).shape == (1, 0, 2)
