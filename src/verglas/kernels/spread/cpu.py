@@ -117,7 +117,7 @@ def _spread(grid, shape, values, cell, fraction, order, first_of_bin, layer, tap
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _interpolate(grid, shape, cell, fraction, order, taps, width, pairs, depth, out):
+def _interpolate(grid, shape, cell, fraction, order, taps, out, width, pairs, depth):
     batch, planes, height, size = shape
     for task in numba.prange((len(order) + RUN - 1) // RUN):
         wx, wy, wz = np.empty(len(width), grid.dtype), np.empty(len(width), grid.dtype), np.ones(len(width), grid.dtype)
@@ -169,7 +169,7 @@ def interpolate_cpu(grid_BZYX2: Tensor, places: Places) -> Tensor:
     cell, fraction, order, _, taps, *lengths = _arguments(places)
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
     grid = grid_BZYX2.contiguous().view(-1).numpy()
-    _interpolate(grid, tuple(grid_BZYX2.shape[:4]), cell, fraction, order, taps, *lengths, out_BM2.numpy())
+    _interpolate(grid, tuple(grid_BZYX2.shape[:4]), cell, fraction, order, taps, out_BM2.numpy(), *lengths)
     return out_BM2
 
 
