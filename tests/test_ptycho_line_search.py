@@ -22,7 +22,7 @@ def test_minimum_of_a_step_is_that_of_a_dense_scan(noise: str, names: tuple[str,
     problem = Problem(SCAN, PtychoOptions(noise=noise, double=True))  # type: ignore[arg-type]
     x, _ = first_guess(SCAN, problem.counts, problem.options, problem.like)
     sums = problem.sums(x, names)
-    direction = preconditioned(sums.gradient, sums.curvature, 0.02).scaled(-1)
+    direction = preconditioned(sums.gradient, sums.curvature, 0.02, problem.share).scaled(-1)
     along = ConjugateGradients(problem, {}).along(x, direction)
     found, _ = minimum_along(along, 0.5)
 
@@ -42,7 +42,7 @@ def test_derivatives_along_a_step_are_differences() -> None:
     problem = Problem(SCAN, PtychoOptions(double=True, total_variation=0.1))
     x, _ = first_guess(SCAN, problem.counts, problem.options, problem.like)
     sums = problem.sums(x, problem.fitted(1))
-    direction = preconditioned(sums.gradient, sums.curvature, 0.02).scaled(-1)
+    direction = preconditioned(sums.gradient, sums.curvature, 0.02, problem.share).scaled(-1)
     along = ConjugateGradients(problem, {}).along(x, direction)
     h = 1e-4
     (below, slope_below, _), (_, slope, curvature), (above, slope_above, _) = along(0.3 - h), along(0.3), along(0.3 + h)

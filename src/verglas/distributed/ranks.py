@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
@@ -104,18 +104,43 @@ class Ranks:
 
     def exchanged(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str) -> list[Tensor]:
         """Each rank's part for each: parts[q] goes to rank q; what comes from rank q has shapes[q]."""
+        return self._exchanging(parts, shapes, name, None)()
+
+    def exchanging(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str) -> Callable[[], list[Tensor]]:
+        """As `exchanged`, but returns while they travel; what it returns waits for them and gives them. Between GPUs nothing else
+        is sent until then."""
+        return self._exchanging(parts, shapes, name, self.behind)
+
+    def _exchanging(
+        self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, group: dist.ProcessGroup | None
+    ) -> Callable[[], list[Tensor]]:
         sent = torch.cat([part.flatten() for part in parts])
         counts = [math.prod(shape) for shape in shapes]
         found = sent.new_empty(sum(counts))
-        with self._sending("all-to-all", name, sent.nbytes, sent.device):
-            dist.all_to_all_single(found, sent, counts, [part.numel() for part in parts])
-        return [one.view(shape) for one, shape in zip(found.split(counts), shapes, strict=True)]
+        entry = self.meter.count("all-to-all", name, sent.nbytes, self.size)
+        sizes = [part.numel() for part in parts]
+        work = dist.all_to_all_single(found, sent, counts, sizes, group=group, async_op=True)
+        assert work is not None
+
+        def finish() -> list[Tensor]:
+            with self.together(name), self.meter.standing(entry, sent.device):
+                work.wait()
+            return [one.view(shape) for one, shape in zip(found.split(counts), shapes, strict=True)]
+
+        return finish
 
     def add_up(self, tensor: Tensor, name: str) -> Tensor:
         """Sum over all ranks, in place and returned. All get the same bits: each part is added up in one place."""
         if self.size > 1:
             with self._sending("all-reduce", name, tensor.nbytes, tensor.device):
                 dist.all_reduce(tensor)
+        return tensor
+
+    def greatest(self, tensor: Tensor, name: str) -> Tensor:
+        """The greatest of all ranks, element by element, in place and returned."""
+        if self.size > 1:
+            with self._sending("all-reduce", name, tensor.nbytes, tensor.device):
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def gathered(self, value_B: Tensor, name: str) -> Tensor:

@@ -39,9 +39,9 @@ class ConjugateGradients:
         if number <= problem.options.warm_up and problem.options.probe_from == 1:
             return self.first.run_pass(x, number)
         sums = problem.sums(x, problem.fitted(number))
-        towards = preconditioned(sums.gradient, sums.curvature, DAMPING).scaled(-1)
+        towards = preconditioned(sums.gradient, sums.curvature, DAMPING, problem.share).scaled(-1)
         direction = self._direction(sums.gradient, towards)
-        if not direction.dot(sums.gradient) < 0:
+        if not problem.share.dot(direction, sums.gradient) < 0:
             direction = towards
         length, _ = minimum_along(self.along(x, direction), float(self.memory.get("length", torch.tensor(0.5))) or 0.5)
         self.memory = {"length": torch.tensor(length)}
@@ -64,10 +64,11 @@ class ConjugateGradients:
         if last is None or before is None:
             return towards
         change = gradient.plus(before, -1.0)
-        along = last.dot(change)
+        dot = self.problem.share.dot
+        along = dot(last, change)
         if not along > 0:
             return towards
-        beta = max(0.0, min(-towards.dot(change), -towards.dot(gradient)) / along)
+        beta = max(0.0, min(-dot(towards, change), -dot(towards, gradient)) / along)
         return towards.plus(last, beta)
 
     def along(self, x: Unknowns, direction: Unknowns) -> Along:
@@ -82,7 +83,7 @@ class ConjugateGradients:
             for rows_B, coefficients_DBYX in chunks:
                 counts_BYX = problem.counts.rows(rows_B)
                 totals_3 += misfit_along(coefficients_DBYX, counts_BYX, problem.counts.weight_YX, step, problem.noise)
-            loss, slope, curvature = totals_3.tolist()
+            loss, slope, curvature = problem.share.total(totals_3)[0].tolist()
             a, b, c = shape
             return loss + a + (b + c * step) * step, slope + b + 2 * c * step, curvature + 2 * c
 

@@ -10,36 +10,48 @@ from torch.fft import fftshift, ifftshift
 
 from verglas.errors import InputError
 from verglas.ptychography.scan import Scan
+from verglas.ptychography.share import Share
+
+AT_ONCE = 256  # patterns
 
 
 @dataclass(frozen=True)
 class Counts:
-    """stored_BYX: counts of any type; weight_YX: 1 for good pixels, 0 for bad ones; total: of all counts in good pixels."""
+    """stored_BYX: counts of any type, of this rank's positions; weight_YX: 1 for good pixels, 0 for bad ones; total: of all
+    counts in good pixels, of all ranks."""
 
     stored_BYX: Tensor
     weight_YX: Tensor
     total: float
 
     @staticmethod
-    def of(scan: Scan, like: Tensor) -> Counts:
+    def of(scan: Scan, like: Tensor, share: Share) -> Counts:
         """Patterns of `scan` on the device of `like`. InputError for negative counts, or none at all, in good pixels."""
         mask_YX = torch.ones(scan.shape, dtype=torch.bool) if scan.mask_YX is None else scan.mask_YX.bool().cpu()
         weight_YX = to_fft_order(mask_YX, scan).to(like.device, like.dtype)
         stored_BYX = to_fft_order(_signed(scan.patterns_BYX), scan).to(like.device)
         counts = Counts(stored_BYX, weight_YX, 0.0)
         total, least = 0.0, 0.0
-        for rows_B in torch.arange(len(scan), device=like.device).split(256):
+        for rows_B in torch.arange(len(scan), device=like.device).split(AT_ONCE):
             batch_BYX = counts.rows(rows_B)
             total += float(batch_BYX.sum(dtype=torch.float64))
             least = min(least, float(batch_BYX.min()))
         if least < 0:
             raise InputError(scan.name, f"counts down to {least:g}", "no negative counts", "Subtract less, or mask these pixels.")
+        total = share.sum_of(total)
         if not 0 < total < float("inf"):
             raise InputError(scan.name, f"{total:g} counts in all good pixels", "light", "Look at the mask and the patterns.")
         return Counts(stored_BYX, weight_YX, total)
 
     def __len__(self) -> int:
         return len(self.stored_BYX)
+
+    def mean(self, share: Share) -> Tensor:
+        """[Y, X] float64 mean pattern of all ranks."""
+        sum_YX = torch.zeros(self.stored_BYX.shape[1:], dtype=torch.float64, device=self.stored_BYX.device)
+        for rows_B in torch.arange(len(self), device=sum_YX.device).split(AT_ONCE):
+            sum_YX += self.rows(rows_B).double().sum(0)
+        return share.total(sum_YX)[0] / share.positions
 
     def rows(self, rows_B: Tensor) -> Tensor:
         """[B, Y, X] counts of some positions, in the precision of the fit, 0 in bad pixels (detectors write -1 or NaN there)."""

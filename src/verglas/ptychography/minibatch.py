@@ -17,6 +17,7 @@ from torch import Tensor
 
 from verglas.ptychography.noise import Poisson
 from verglas.ptychography.problem import Problem, preconditioned
+from verglas.ptychography.tiles import Box, bisected
 from verglas.ptychography.unknowns import Line, Unknowns
 
 RELAXATION = 0.05
@@ -54,23 +55,27 @@ class MiniBatches:
         self.memory = {}
 
     def batches(self, x: Unknowns, number: int) -> list[Tensor]:
-        """Mini-batches of a pass, in random order: neighbours ("compact") or positions far from one another ("sparse")."""
-        options, total = self.problem.options, len(self.problem.scan)
+        """Mini-batches of a pass, in random order: neighbours ("compact") or positions far from one another ("sparse").
+
+        They are the same on any number of ranks; each gets its own positions of every one, perhaps none.
+        """
+        options, share, total = self.problem.options, self.problem.share, self.problem.positions
         size = options.batch_size or max(16, -(-total // 30))
         count = max(1, -(-total // size))
         draw = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
         if options.batches == "compact":
-            parts = compact(x["positions_B2"].cpu(), count)
+            parts = compact(share.everyones(x["positions_B2"].cpu() + share.corner_2), count)
         else:
             parts = list(torch.randperm(total, generator=draw).tensor_split(count))
         order = torch.randperm(count, generator=draw).tolist()
-        return [parts[i].sort().values.to(self.problem.like.device) for i in order]
+        return [share.own(parts[i].sort().values).to(self.problem.like.device) for i in order]
 
     def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, float, float]:
         sums = self.problem.sums(x, names, rows_B)
         length = 0.5 if isinstance(self.problem.noise, Poisson) else 1.0  # twice the curvature (noise.py)
         fields = len(names) - 1 + x["object_OLYX"].shape[1]  # that each answer for the whole misfit; two may
-        step = preconditioned(sums.gradient, sums.curvature, self.damping).scaled(-length * min(1.0, 2 / fields))
+        towards = preconditioned(sums.gradient, sums.curvature, self.damping, self.problem.share)
+        step = towards.scaled(-length * min(1.0, 2 / fields))
         if self.problem.options.engine == "lsq":
             step = self._least_squares(x, step, rows_B)
         x = x.plus(step)
@@ -81,7 +86,7 @@ class MiniBatches:
     def _least_squares(self, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Unknowns:
         """The step with the lengths that serve the positions best."""
         model = self.problem.model
-        weights, lengths = [], []
+        sums_3, count = torch.zeros(3, dtype=torch.float64, device=rows_B.device), 0
         both = "probe_MYX" in dict(step.items())
         for some_B in self.problem.chunks(rows_B):
             waves = model.waves(Line(x), some_B)
@@ -89,13 +94,14 @@ class MiniBatches:
             chi = model.from_the_detector(model.at_detector(waves, x["scale_B"], slope), waves.place) * -0.5
             by_object = model.waves(Line(x, step.only("object_OLYX")), some_B).exit[1]
             by_probe = model.waves(Line(x, step.only("probe_MYX")), some_B).exit[1] if both else None
-            lengths.append(best_lengths(chi, by_object, by_probe))
-            weights.append(torch.view_as_real(by_object).square().flatten(1).sum(1))
-        length_B2, weight_B = torch.cat(lengths), torch.cat(weights)
-        of_object = float((length_B2[:, 0] * weight_B).sum() / weight_B.sum().clamp_min(1e-30))
-        scaled = dict(step.items()) | {"object_OLYX": step["object_OLYX"] * of_object}
+            length_B2 = best_lengths(chi, by_object, by_probe).double()
+            weight_B = torch.view_as_real(by_object).square().flatten(1).sum(1).double()
+            sums_3 += torch.stack([(length_B2[:, 0] * weight_B).sum(), weight_B.sum(), length_B2[:, 1].sum()])
+            count += len(some_B)
+        weighted, weight, of_probe, everyone = self.problem.share.sums_of([*sums_3.tolist(), count])
+        scaled = dict(step.items()) | {"object_OLYX": step["object_OLYX"] * (weighted / max(weight, 1e-30))}
         if both:
-            scaled["probe_MYX"] = step["probe_MYX"] * float(length_B2[:, 1].mean())
+            scaled["probe_MYX"] = step["probe_MYX"] * (of_probe / everyone)
         return Unknowns(**scaled)
 
 
@@ -114,15 +120,5 @@ def best_lengths(chi: Tensor, by_object: Tensor, by_probe: Tensor | None) -> Ten
 
 
 def compact(position_B2: Tensor, count: int) -> list[Tensor]:
-    """`count` groups of neighbours of about equal size: the longer side is divided again and again."""
-
-    def divided(rows_B: Tensor, parts: int) -> list[Tensor]:
-        if parts == 1:
-            return [rows_B]
-        position = position_B2[rows_B]
-        axis = int((position.max(0).values - position.min(0).values).argmax())
-        order = rows_B[position[:, axis].argsort(stable=True)]
-        cut = round(len(order) * (parts // 2) / parts)
-        return divided(order[:cut], parts // 2) + divided(order[cut:], parts - parts // 2)
-
-    return divided(torch.arange(len(position_B2)), count)
+    """`count` groups of neighbours of about equal size."""
+    return [rows_B for rows_B, _ in bisected(position_B2, count, Box(0, 0, 0, 0))]

@@ -30,14 +30,15 @@ def corrected_positions(problem: Problem, x: Unknowns, number: int) -> Unknowns:
     step_B2 = torch.cat([steps(problem, x, rows_B) for rows_B in problem.chunks()])
     length_B1 = step_B2.norm(dim=1, keepdim=True)
     step_B2 = SHARE * step_B2 * (LONGEST / length_B1.clamp_min(LONGEST))
-    return x.changed(positions_B2=inside(problem, x, x["positions_B2"] + step_B2 - step_B2.mean(0)))
+    mean_2 = problem.share.total(step_B2.sum(0))[0] / problem.positions
+    return x.changed(positions_B2=inside(problem, x, x["positions_B2"] + step_B2 - mean_2))
 
 
 def inside(problem: Problem, x: Unknowns, position_B2: Tensor) -> Tensor:
     """Positions whose windows, and a pixel more, lie inside the object."""
-    edges = zip(x["object_OLYX"].shape[-2:], problem.scan.window, strict=True)
-    room_2 = torch.tensor([n - edge - 1 for n, edge in edges]).to(position_B2)
-    return torch.minimum(position_B2.clamp_min(0), room_2)
+    height, width = x["object_OLYX"].shape[-2:]
+    low_2, high_2 = (one.to(position_B2) for one in problem.share.limits((height, width)))
+    return torch.minimum(torch.maximum(position_B2, low_2), high_2)
 
 
 def steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def searched_positions(problem: Problem, x: Unknowns) -> Unknowns:
     """Positions whose error stands out moved to where it is least on a grid about them; the others stay."""
     position_B2 = x["positions_B2"]
     error_B = errors(problem, x, position_B2, problem.everything)
-    rows_B = (error_B > FAR_OFF * error_B.median()).nonzero()[:, 0]
+    rows_B = (error_B > FAR_OFF * problem.share.everyones(error_B).median()).nonzero()[:, 0]
     if not len(rows_B):
         return x
     axis = torch.arange(-REACH, REACH + 1, GRID, dtype=torch.float64, device=rows_B.device)

@@ -1,4 +1,6 @@
-"""One data set with its model and likelihood on one device: sums over all positions, taken chunk by chunk."""
+"""One data set with its model and likelihood on one device: sums over all positions, taken chunk by chunk.
+
+Where several ranks share the positions, each has a problem of its own ones, and sums are those over all ranks."""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ from verglas.ptychography.model import Model, Waves
 from verglas.ptychography.noise import noise_named
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.scan import Scan
+from verglas.ptychography.share import Share
+from verglas.ptychography.summing import Summing
 from verglas.ptychography.total_variation import TotalVariation
 from verglas.ptychography.unknowns import Line, Unknowns
 
@@ -41,21 +45,28 @@ class Sums:
 
 
 class Problem:
-    """See the module. `scan` stays where it is; counts go to the device whole."""
+    """See the module. `scan` stays where it is; counts go to the device whole. share: what this rank keeps, `scan` being its
+    part; None: of a process alone."""
 
-    def __init__(self, scan: Scan, options: PtychoOptions, device: torch.device | str = "cpu") -> None:
-        self.scan, self.options = scan, options
+    def __init__(
+        self, scan: Scan, options: PtychoOptions, device: torch.device | str = "cpu", share: Share | None = None
+    ) -> None:
+        self.scan, self.options, self.share = scan, options, share or Share.of_one(scan)
         self.like = torch.zeros(1, dtype=torch.float64 if options.double else torch.float32, device=device)
-        self.counts = Counts.of(scan, self.like)
+        self.counts = Counts.of(scan, self.like, self.share)
         # Files may hold other units than counts: there the offset is what is small beside the mean.
-        self.offset = min(ANSCOMBE, SMALL * self.counts.total / (len(scan) * float(self.counts.weight_YX.sum())))
+        self.offset = min(ANSCOMBE, SMALL * self.counts.total / (self.positions * float(self.counts.weight_YX.sum())))
         self.noise = noise_named(options.noise, self.offset)
-        whole = bool((scan.positions_B2 == scan.positions_B2.round()).all())
-        moves = options.subpixel and not (whole and not options.positions_from)
+        moves = options.subpixel and not (self.share.whole_pixels and not options.positions_from)
         self.model = Model(scan.geometry, scan.window, scan.object_pixel, self.like, moves)
-        self.regulariser = TotalVariation(options.total_variation * self.counts.total)
+        self.regulariser = TotalVariation(options.total_variation * self.counts.total, self.share)
         self.everything = torch.arange(len(scan), device=device)
         self.chunk = self._chunk()
+
+    @property
+    def positions(self) -> int:
+        """How many all ranks have."""
+        return self.share.positions
 
     def _chunk(self) -> int:
         """Positions at a time."""
@@ -84,8 +95,10 @@ class Problem:
         return tuple(names)
 
     def chunks(self, rows_B: Tensor | None = None) -> Iterator[Tensor]:
-        """Positions, all by default, in pieces that fit in memory."""
-        yield from (self.everything if rows_B is None else rows_B).split(self.chunk)
+        """Positions, all of this rank by default, in pieces that fit in memory."""
+        rows_B = self.everything if rows_B is None else rows_B
+        if len(rows_B):  # else this rank has none of a mini-batch
+            yield from rows_B.split(self.chunk)
 
     def mismatch(self, waves: Waves, counts_BYX: Tensor) -> Tensor:
         """Sum of (sqrt(I) - sqrt(n))^2 over good pixels, one number."""
@@ -97,15 +110,21 @@ class Problem:
         total = torch.zeros((), dtype=torch.float64, device=self.like.device)
         for rows_B in self.chunks():
             total += self.mismatch(self.model.waves(Line(x), rows_B), self.counts.rows(rows_B))
-        return float(total) / self.counts.total
+        return float(self.share.total(total)[0]) / self.counts.total
 
     def sums(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor | None = None) -> Sums:
-        """Gradient of the loss with respect to the fields `names`, and what else one look at the positions gives."""
+        """Gradient of the loss with respect to the fields `names`, and what else one look at the positions gives.
+
+        rows_B: of this rank; sums are those over the rows of all ranks.
+        """
         rows_B = self.everything if rows_B is None else rows_B
         gradient = Unknowns(**{name: torch.zeros_like(x[name]) for name in names})
-        curvature = self.curvature(x, names, rows_B)
+        curvature = self._own_curvature(x, names, rows_B)
+        part = 1.0 if rows_B is self.everything else self.share.sum_of(len(rows_B)) / self.positions
+        loss_of_shape = part * self.regulariser.add_gradient(x["object_OLYX"], gradient, part)
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
-        for some_B in self.chunks(rows_B):
+        summing = Summing(self.share, gradient, curvature)
+        for some_B in summing.in_turn(rows_B, x["positions_B2"], self.chunks):
             waves = self.model.waves(Line(x), some_B)
             counts_BYX = self.counts.rows(some_B)
             slope_BYX = self.noise.slope(waves.intensity[0], counts_BYX) * self.counts.weight_YX
@@ -114,29 +133,46 @@ class Problem:
             loss = self.noise.loss(waves.intensity[0], counts_BYX) * self.counts.weight_YX
             counted = (counts_BYX * self.counts.weight_YX).sum(dtype=torch.float64)
             totals_3 += torch.stack([loss.sum(dtype=torch.float64), self.mismatch(waves, counts_BYX), counted])
-        share = len(rows_B) / len(self.scan)
-        loss_of_shape = share * self.regulariser.add_gradient(x["object_OLYX"], gradient, share)
-        likelihood, mismatch, counted_sum = totals_3.tolist()
-        return Sums(gradient, curvature, likelihood + loss_of_shape, mismatch, counted_sum)
+        likelihood, mismatch, counted_sum = summing.finish(totals_3).tolist()
+        return Sums(gradient, self._spread(curvature, x, names), likelihood + loss_of_shape, mismatch, counted_sum)
 
     def curvature(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> Unknowns:
         """That of object and probe, from the map of positions alone; zeros for scale and background (see `_add_curvature`)."""
+        own = self._own_curvature(x, names, rows_B)
+        self.share.add_up(own)
+        return self._spread(own, x, names)
+
+    def _own_curvature(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> Unknowns:
+        """Its sums over this rank's positions: object_OLYX [Y, X], alike for all planes, probe_MYX [Y, X], alike for all modes;
+        of a changing probe eigen_KYX [2 + K]: sum of scales, count, sums of squared weights."""
         out = {name: torch.zeros_like(x[name].real) for name in names if name in ("scale_B", "background_YX")}
         object_OLYX, probe_MYX = x["object_OLYX"], x["probe_MYX"]
         corners_YX = rfft2(self._corners(x, rows_B))
         shape = object_OLYX.shape[-2:]
         if "object_OLYX" in names:
             light_YX = rfft2(probe_MYX.abs().square().sum(0), s=shape)
-            out["object_OLYX"] = irfft2(corners_YX * light_YX, s=shape).clamp_min(0).expand(object_OLYX.shape)
+            out["object_OLYX"] = irfft2(corners_YX * light_YX, s=shape).clamp_min(0)
         if "probe_MYX" in names:
             passed_YX = rfft2(object_OLYX.abs().square().prod(1).sum(0))
             rows, columns = self.scan.window
-            seen_YX = irfft2(corners_YX.conj() * passed_YX, s=shape)[:rows, :columns].clamp_min(0)
-            out["probe_MYX"] = seen_YX.expand(probe_MYX.shape)
-            if "eigen_KYX" in names:
-                out["eigen_KYX"] = seen_YX * x["opr_BK"][rows_B].square().mean(0)[:, None, None]
-                power_K = (seen_YX * x["eigen_KYX"].abs().square()).sum((1, 2)) / x["scale_B"][rows_B].sum()
-                out["opr_BK"] = power_K.expand(x["opr_BK"].shape)
+            out["probe_MYX"] = irfft2(corners_YX.conj() * passed_YX, s=shape)[:rows, :columns].clamp_min(0)
+        if "eigen_KYX" in names:
+            square_K = x["opr_BK"][rows_B].square().sum(0)
+            out["eigen_KYX"] = torch.cat([x["scale_B"][rows_B].sum()[None], square_K.new_tensor([len(rows_B)]), square_K])
+        return Unknowns(**out)
+
+    def _spread(self, sums: Unknowns, x: Unknowns, names: tuple[str, ...]) -> Unknowns:
+        """From the sums of all ranks to the shapes of the fields."""
+        out = dict(sums.items())
+        for name in ("object_OLYX", "probe_MYX"):
+            if name in names:
+                out[name] = sums[name].expand(x[name].shape)
+        if "eigen_KYX" in names:
+            scale, count, square_K = sums["eigen_KYX"][0], sums["eigen_KYX"][1], sums["eigen_KYX"][2:]
+            seen_YX = sums["probe_MYX"]
+            out["eigen_KYX"] = seen_YX * (square_K / count)[:, None, None]
+            power_K = (seen_YX * x["eigen_KYX"].abs().square()).sum((1, 2)) / scale
+            out["opr_BK"] = power_K.expand(x["opr_BK"].shape)
         return Unknowns(**out)
 
     def _corners(self, x: Unknowns, rows_B: Tensor) -> Tensor:
@@ -164,15 +200,16 @@ class Problem:
             curvature.background_YX.add_((0.5 / (root_BYX * (root_BYX + counts_BYX.clamp_min(0).sqrt()))).sum(0))
 
 
-def preconditioned(gradient: Unknowns, curvature: Unknowns, damping: float) -> Unknowns:
+def preconditioned(gradient: Unknowns, curvature: Unknowns, damping: float, share: Share) -> Unknowns:
     """gradient / (2 ((1 - damping) curvature + damping max curvature)): a step of about the right length, the wrong sign.
 
-    damping 1 is ePIE's denominator, 0.05 about rPIE's, 0 blows up where no light falls.
+    damping 1 is ePIE's denominator, 0.05 about rPIE's, 0 blows up where no light falls. share: finds the maximum over all ranks.
     """
     out = {}
     for name, value in gradient.items():
         diagonal = curvature[name]
-        most = diagonal.amax(tuple(range(1, diagonal.dim())), keepdim=True) if name == "eigen_KYX" else diagonal.max()
+        each = tuple(range(1, diagonal.dim()))
+        most = diagonal.amax(each, keepdim=True) if name == "eigen_KYX" else share.greatest(name, diagonal)
         bottom = (1 - damping) * diagonal + damping * most
         out[name] = value / (2 * bottom.clamp_min(torch.finfo(bottom.dtype).tiny))
     return Unknowns(**out)

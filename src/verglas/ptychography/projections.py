@@ -47,7 +47,7 @@ class Projections:
         x = self._follow(x, "object_OLYX")
         if "probe_MYX" in names:
             x = self._follow(x, "probe_MYX")
-        return x, mismatch / problem.counts.total
+        return x, problem.share.sum_of(mismatch) / problem.counts.total
 
     def forget(self) -> None:
         """Start from the exit waves of object and probe."""
@@ -73,6 +73,7 @@ class Projections:
         for rows_B in problem.chunks():
             waves = problem.model.waves(Line(x), rows_B)
             problem.model.spread(x, waves, self.memory["exit"][rows_B], into)
+        problem.share.add_up(into)
         weight = problem.curvature(x.changed(scale_B=torch.ones_like(x["scale_B"])), (name,), problem.everything)[name]
-        ridge = RIDGE * weight.max()
+        ridge = RIDGE * problem.share.greatest(name, weight)
         return x.changed(**{name: (into[name] + ridge * x[name]) / (weight + ridge)})

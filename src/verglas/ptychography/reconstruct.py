@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.ptychography.options import PtychoOptions
-from verglas.ptychography.positions import corrected_positions
+from verglas.ptychography.positions import REACH, corrected_positions
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.scan import Reconstruction, Scan
-from verglas.ptychography.start import as_reconstruction, as_unknowns, first_guess
+from verglas.ptychography.share import Share
+from verglas.ptychography.start import as_reconstruction, as_unknowns, first_guess, object_frame
 from verglas.ptychography.unknowns import Unknowns
 
 
@@ -33,7 +36,8 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class PassDone:
     """Pass `number` (1 is the first) is done. error: sum (sqrt(I) - sqrt(n))^2 / sum n over good pixels as the pass met it,
-    before its changes; object_change, probe_change: rms of the change over rms; memory: what the engine remembers."""
+    before its changes; object_change, probe_change: rms of the change over rms; memory: what the engine remembers; share: what
+    this rank keeps of `found` and `memory`, None of both as a whole."""
 
     number: int
     error: float
@@ -42,6 +46,7 @@ class PassDone:
     seconds: float
     found: Reconstruction
     memory: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    share: Share | None = field(default=None, repr=False)
 
 
 def engine_of(problem: Problem, memory: dict[str, Tensor]) -> Engine:
@@ -57,49 +62,83 @@ def engine_of(problem: Problem, memory: dict[str, Tensor]) -> Engine:
 
 
 def reconstruct(
-    scan: Scan, options: PtychoOptions, device: torch.device | str = "cpu", after: PassDone | None = None
+    scan: Scan, options: PtychoOptions, device: torch.device | str = "cpu", after: PassDone | None = None, ranks: Ranks = ALONE
 ) -> Iterator[PassDone]:
     """Passes of the engine that the options name. after: goes on behind that pass, to the same result as without a pause.
 
-    InputError for data that no fit is possible with.
+    ranks: share the work; each gives the same scan (and `after`), and gets what it keeps of each pass (`collect.whole` puts the
+    parts together). InputError for data that no fit is possible with.
     """
-    problem = Problem(scan, options, device)
+    share = share_of(scan, options, device, after, ranks)
+    problem = Problem(share.part(scan), options, device, share)
     if after is None:
-        x, origin_2 = first_guess(scan, problem.counts, options, problem.like)
+        x, origin_2 = first_guess(scan, problem.counts, options, problem.like, share)
         errors: tuple[float, ...] = ()
         engine = engine_of(problem, {})
     else:
-        x, origin_2, errors = as_unknowns(after.found, scan, problem.like), after.found.origin_2, after.found.error_P
-        engine = engine_of(problem, {name: value.to(device) for name, value in after.memory.items()})
+        x, origin_2, errors = as_unknowns(after.found, scan, problem.like, share), after.found.origin_2, after.found.error_P
+        engine = engine_of(problem, {name: share.cut_field(name, value).to(device) for name, value in after.memory.items()})
     for number in range(len(errors) + 1, options.passes + 1):
+        ranks.doing("reconstructing", number)
         start, before = time.monotonic(), x
         if problem.begin(number):
             engine.forget()
         x, error = engine.run_pass(x, number)
-        x = _within_limits(x, options)
+        x = _within_limits(x, problem)
+        of_object, of_probe = (_change(share, name, before, x) for name in ("object_OLYX", "probe_MYX"))
         if options.positions_from and number >= options.positions_from:
             x = corrected_positions(problem, x, number)
+            share, x = _kept_with(problem, x, engine)
         errors += (error,)
-        of_object, of_probe = (_change(before[name], x[name]) for name in ("object_OLYX", "probe_MYX"))
         found = as_reconstruction(x, scan, origin_2, errors)
-        yield PassDone(number, error, of_object, of_probe, time.monotonic() - start, found, engine.memory)
+        yield PassDone(number, error, of_object, of_probe, time.monotonic() - start, found, engine.memory, share)
 
 
-def _change(before: Tensor, after: Tensor) -> float:
-    """rms of the change over rms."""
-    return float(((after - before).abs().square().sum() / before.abs().square().sum()).sqrt())
+def share_of(
+    scan: Scan, options: PtychoOptions, device: torch.device | str, after: PassDone | None = None, ranks: Ranks = ALONE
+) -> Share:
+    """What this rank keeps of the scan and its object."""
+    if ranks.size == 1:
+        return Share.of_one(scan)
+    if after is None:
+        low_2, shape = object_frame(scan, options)
+        position_B2 = scan.positions_B2.double().cpu() - low_2
+    else:
+        rows, columns = after.found.object_OLYX.shape[-2:]
+        shape, position_B2 = (rows, columns), after.found.positions_B2.cpu()
+    planes = options.object_modes * (len(scan.geometry.slice_distances) + 1)
+    kind = torch.device(device).type
+    return Share.of(ranks, position_B2, scan.window, shape, planes, bool(options.positions_from), kind)
 
 
-def _within_limits(x: Unknowns, options: PtychoOptions) -> Unknowns:
+def _kept_with(problem: Problem, x: Unknowns, engine: Engine) -> tuple[Share, Unknowns]:
+    """The share and the unknowns, with boxes that hold what the positions see where they are now."""
+    share = problem.share
+    if share.holds(x["positions_B2"], REACH + 2):
+        return share, x
+    problem.share = problem.regulariser.share = following = share.following(x["positions_B2"])
+    engine.memory = {name: share.moved(name, value, following) for name, value in engine.memory.items()}
+    return following, Unknowns(**{name: share.moved(name, value, following) for name, value in x.items()})
+
+
+def _change(share: Share, name: str, before: Unknowns, after: Unknowns) -> float:
+    """rms of the change of a field over its rms."""
+    old, new = before.only(name), after.only(name)
+    step = new.plus(old, -1.0)
+    return math.sqrt(share.dot(step, step) / share.dot(old, old))
+
+
+def _within_limits(x: Unknowns, problem: Problem) -> Unknowns:
     """Transmission no greater than its limit; no negative background; scales of mean 1 (the probe takes the rest)."""
+    options, share = problem.options, problem.share
     if options.amplitude_limit:
         amplitude = x["object_OLYX"].abs()
         x = x.changed(object_OLYX=x["object_OLYX"] * (options.amplitude_limit / amplitude.clamp_min(options.amplitude_limit)))
     if options.fit_background:
         x = x.changed(background_YX=x["background_YX"].clamp_min(0))
     if options.fit_scale:
-        mean = x["scale_B"].mean()
-        root = float(mean.sqrt())
+        mean = share.sum_of(float(x["scale_B"].sum(dtype=torch.float64))) / share.positions
+        root = math.sqrt(mean)
         x = x.changed(scale_B=x["scale_B"] / mean, probe_MYX=x["probe_MYX"] * root)
         if x.opr_BK is not None:
             x = x.changed(opr_BK=x.opr_BK * root)

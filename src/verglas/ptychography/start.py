@@ -9,6 +9,7 @@ from torch.fft import fftshift, ifft2
 from verglas.ptychography.counts import Counts, to_detector_order, to_fft_order
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.scan import Reconstruction, Scan
+from verglas.ptychography.share import Share
 from verglas.ptychography.unknowns import Unknowns
 
 MARGIN, MOVING_MARGIN = 1, 12  # px around the scanned area: for fractions of a pixel, and for positions that are corrected
@@ -16,46 +17,53 @@ OTHER_MODE = 0.02  # power of each further mode of the probe relative to the fir
 OTHER_OBJECT = 0.1  # amplitude of further modes of the object
 
 
-def first_guess(scan: Scan, counts: Counts, options: PtychoOptions, like: Tensor) -> tuple[Unknowns, tuple[float, float]]:
-    """(unknowns, object's origin (row, column) in the frame of the scan's positions); `like`: a real tensor of the fit's kind.
-
-    The object is 1 everywhere, or what the scan has; the probe is that of the scan, or what focuses the mean pattern; it gets
-    the power of the mean pattern.
-    """
+def object_frame(scan: Scan, options: PtychoOptions) -> tuple[Tensor, tuple[int, int]]:
+    """(origin (row, column) of the object in the frame of the scan's positions, its (Y, X) px)."""
     margin = MOVING_MARGIN if options.positions_from else MARGIN
     low_2 = scan.positions_B2.double().min(0).values.floor() - margin
     high_2 = scan.positions_B2.double().max(0).values.ceil() + margin
     height, width = (int(n) + edge for n, edge in zip((high_2 - low_2).tolist(), scan.window, strict=True))
+    return low_2, (height, width)
+
+
+def first_guess(
+    scan: Scan, counts: Counts, options: PtychoOptions, like: Tensor, share: Share | None = None
+) -> tuple[Unknowns, tuple[float, float]]:
+    """(unknowns, object's origin (row, column) in the frame of the scan's positions); `like`: a real tensor of the fit's kind.
+
+    The object is 1 everywhere, or what the scan has; the probe is that of the scan, or what focuses the mean pattern; it gets
+    the power of the mean pattern. share: `scan` is the whole one, `counts` and the unknowns are this rank's.
+    """
+    share = share or Share.of_one(scan)
+    low_2, (height, width) = object_frame(scan, options)
     draw = torch.Generator().manual_seed(options.seed)
     slices = len(scan.geometry.slice_distances) + 1
     object_OLYX = torch.ones(options.object_modes, slices, height, width, dtype=torch.complex128)
     further = torch.randn(options.object_modes - 1, slices, height, width, generator=draw, dtype=torch.complex128)
     object_OLYX[1:] = OTHER_OBJECT * further
-    probe_MYX = probe_modes(probe_guess(scan, counts), options.probe_modes)
-    power = counts.total / len(counts) / (1 + (options.object_modes - 1) * OTHER_OBJECT**2)
+    probe_MYX = probe_modes(probe_guess(scan, counts, share), options.probe_modes)
+    power = counts.total / len(scan) / (1 + (options.object_modes - 1) * OTHER_OBJECT**2)
     probe_MYX = probe_MYX * (power / probe_MYX.abs().square().sum()).sqrt()
     background_YX = torch.zeros(scan.shape) if scan.background_YX is None else to_fft_order(scan.background_YX.cpu(), scan)
     real, wave = like.dtype, like.dtype.to_complex()
     eigens = _first_changes(probe_MYX[0], len(scan), options.opr_modes, draw)
-    unknowns = Unknowns(
-        object_OLYX=object_OLYX.to(like.device, wave),
-        probe_MYX=probe_MYX.to(like.device, wave),
-        scale_B=torch.ones(len(scan), dtype=real, device=like.device),
-        background_YX=background_YX.to(like.device, real),
-        positions_B2=(scan.positions_B2.double() - low_2).to(like.device),
-        eigen_KYX=None if eigens is None else eigens[0].to(like.device, wave),
-        opr_BK=None if eigens is None else eigens[1].to(like.device, real),
+    whole = Unknowns(
+        object_OLYX=object_OLYX.to(wave),
+        probe_MYX=probe_MYX.to(wave),
+        scale_B=torch.ones(len(scan), dtype=real),
+        background_YX=background_YX.to(real),
+        positions_B2=scan.positions_B2.double() - low_2,
+        eigen_KYX=None if eigens is None else eigens[0].to(wave),
+        opr_BK=None if eigens is None else eigens[1].to(real),
     )
-    return unknowns, (float(low_2[0]), float(low_2[1]))
+    return share.cut(whole).to(like.device), (float(low_2[0]), float(low_2[1]))
 
 
-def probe_guess(scan: Scan, counts: Counts) -> Tensor:
+def probe_guess(scan: Scan, counts: Counts, share: Share) -> Tensor:
     """[M, Y, X] complex128: the scan's probe, or the light whose empty pattern is the mean pattern, in focus."""
     if scan.probe_MYX is not None:
         return scan.probe_MYX.to(torch.complex128).cpu()
-    everything = torch.arange(len(counts), device=counts.stored_BYX.device)
-    mean_YX = sum(counts.rows(rows).double().sum(0) for rows in everything.split(256)) / len(counts) * counts.weight_YX
-    amplitude_YX = torch.as_tensor(mean_YX).cpu().clamp_min(0).sqrt().to(torch.complex128)
+    amplitude_YX = (counts.mean(share) * counts.weight_YX).cpu().clamp_min(0).sqrt().to(torch.complex128)
     n = scan.geometry.binning
     amplitude_YX = amplitude_YX.repeat_interleave(n, 0).repeat_interleave(n, 1)
     if scan.geometry.kind == "near":
@@ -112,21 +120,16 @@ def as_reconstruction(
     )
 
 
-def as_unknowns(found: Reconstruction, scan: Scan, like: Tensor) -> Unknowns:
-    """The inverse of `as_reconstruction`, on the device and in the precision of `like`."""
+def as_unknowns(found: Reconstruction, scan: Scan, like: Tensor, share: Share | None = None) -> Unknowns:
+    """The inverse of `as_reconstruction`, on the device and in the precision of `like`; share: what this rank keeps of it."""
     wave = like.dtype.to_complex()
-
-    def real(one: Tensor) -> Tensor:
-        return one.to(like.device, like.dtype)
-
-    return Unknowns(
-        object_OLYX=found.object_OLYX.to(like.device, wave),
-        probe_MYX=found.probe_MYX.to(like.device, wave),
-        scale_B=real(found.scale_B),
-        background_YX=real(to_fft_order(found.background_YX, scan)),
-        positions_B2=found.positions_B2.to(like.device, torch.float64),
-        eigen_KYX=None if found.eigen_KYX is None else found.eigen_KYX.to(like.device, wave),
-        opr_BK=None if found.opr_BK is None else real(found.opr_BK),
+    whole = Unknowns(
+        object_OLYX=found.object_OLYX.to(wave),
+        probe_MYX=found.probe_MYX.to(wave),
+        scale_B=found.scale_B.to(like.dtype),
+        background_YX=to_fft_order(found.background_YX, scan).to(like.dtype),
+        positions_B2=found.positions_B2.double(),
+        eigen_KYX=None if found.eigen_KYX is None else found.eigen_KYX.to(wave),
+        opr_BK=None if found.opr_BK is None else found.opr_BK.to(like.dtype),
     )
-
-
+    return (whole if share is None else share.cut(whole)).to(like.device)

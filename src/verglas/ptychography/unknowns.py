@@ -48,6 +48,10 @@ class Unknowns:
         """The same with other values of some fields."""
         return replace(self, **values)
 
+    def to(self, device: torch.device | str) -> Unknowns:
+        """The same on another device."""
+        return Unknowns(**{name: value.to(device) for name, value in self.items()})
+
     def scaled(self, factor: float) -> Unknowns:
         """Every field times a number."""
         return Unknowns(**{name: value * factor for name, value in self.items()})

@@ -1,0 +1,52 @@
+"""Sums over positions that travel to other ranks while further positions are worked on.
+
+Positions at the border of a tile come first: what they, and only they, add to the object is shared. Then it is on its way, behind
+the positions inside. Switched off by VERGLAS_OVERLAP=0 (verglas.distributed.ways): then all is sent at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from verglas.ptychography.share import Share
+from verglas.ptychography.unknowns import Unknowns
+
+Chunks = Callable[[Tensor], Iterator[Tensor]]
+
+
+class Summing:
+    """Of a gradient and a curvature, in place; the curvature of the object is complete from the start."""
+
+    def __init__(self, share: Share, gradient: Unknowns, curvature: Unknowns) -> None:
+        self.share, self.gradient, self.curvature = share, gradient, curvature
+        self._arriving: list[Callable[[], None]] = []
+        self._early = not share.alone and share.ranks.ways.overlap and not share.halo.is_whole
+        if self._early:
+            self._send(curvature, "curvature")
+
+    def _send(self, x: Unknowns, name: str) -> None:
+        if x.object_OLYX is not None:
+            self._arriving.append(self.share.halo.sending(x.object_OLYX, name))
+
+    def in_turn(self, rows_B: Tensor, position_B2: Tensor, chunks: Chunks) -> Iterator[Tensor]:
+        """The rows in chunks, those of the border first; what these added to the object's gradient is sent before the others."""
+        if not self._early:
+            yield from chunks(rows_B)
+            return
+        border_B = self.share.halo.reaches(position_B2[rows_B], self.share.window)
+        yield from chunks(rows_B[border_B])
+        self._send(self.gradient, "gradient")
+        yield from chunks(rows_B[~border_B])
+
+    def finish(self, totals_N: Tensor) -> Tensor:
+        """Sums over all ranks are in place; `totals_N` is added up, too, and returned."""
+        if self.share.alone:
+            return totals_N
+        if not self._early:
+            self._send(self.curvature, "curvature")
+            self._send(self.gradient, "gradient")
+        for arrive in self._arriving:
+            arrive()
+        return self.share.add_up_small(self.gradient, self.curvature, more=totals_N)

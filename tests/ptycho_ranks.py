@@ -1,0 +1,66 @@
+"""Reconstructions by several processes of this computer, which talk through gloo; started from a server that has imported all."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from verglas.distributed.ranks import Ranks
+from verglas.distributed.ways import Ways
+from verglas.ptychography import reconstruct as engines
+from verglas.ptychography.collect import bytes_of, whole
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.reconstruct import PassDone, reconstruct
+from verglas.ptychography.scan import Scan
+
+PATIENCE = 120.0  # s
+
+
+def found_by(scan: Scan, cases: Sequence[dict[str, Any]], size: int, folder: Path) -> list[dict[str, Any]]:
+    """What `size` processes find, one answer for each case: options of a reconstruction, and `whole` (each keeps the whole
+    object), `overlap`, `after` (a pass to go on from)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [context.Process(target=_rank, args=(rank, size, folder, scan, list(cases))) for rank in range(size)]
+    for one in processes:
+        one.start()
+    try:
+        for one in processes:
+            one.join(PATIENCE)
+            assert one.exitcode == 0
+    finally:
+        for one in processes:
+            one.kill()
+    parts = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
+    return [{"done": several[0]["done"], "parts": several} for several in zip(*parts, strict=True)]
+
+
+def _rank(rank: int, size: int, folder: Path, scan: Scan, cases: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=PATIENCE), size, rank)
+    ranks = Ranks(rank, size, size, behind=dist.new_group())
+    answers = [_answer(ranks, scan, dict(case)) for case in cases]
+    torch.save(answers, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _answer(ranks: Ranks, scan: Scan, case: dict[str, Any]) -> dict[str, Any]:
+    ranks = replace(ranks, ways=Ways(overlap=case.pop("overlap", True)))
+    costs = {"cpu": (0.0, 0.0, 1.0)} if not case.pop("whole", False) else {"cpu": (0.0, 0.0, -1.0)}
+    engines.Share.of.__globals__["chosen"].__globals__["COSTS"].update(costs)
+    after: PassDone | None = case.pop("after", None)
+    *_, last = reconstruct(scan, PtychoOptions(**case), "cpu", after, ranks)
+    share = last.share
+    assert share is not None
+    return {
+        "done": whole(last), "object": last.found.object_OLYX, "box": share.tile.box, "cell": share.tile.cell,
+        "rows": share.rows_B, "reason": share.reason, "bytes": bytes_of(last.found, last.memory), "sent": ranks.meter.read(),
+    }  # fmt: skip
