@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import Ways
-from verglas.ptychography import reconstruct as engines
+from verglas.ptychography import share as shares
+from verglas.ptychography import tiles
 from verglas.ptychography.collect import bytes_of, whole
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.reconstruct import PassDone, reconstruct
@@ -25,7 +26,7 @@ PATIENCE = 120.0  # s
 
 def found_by(scan: Scan, cases: Sequence[dict[str, Any]], size: int, folder: Path) -> list[dict[str, Any]]:
     """What `size` processes find, one answer for each case: options of a reconstruction, and `whole` (each keeps the whole
-    object), `overlap`, `after` (a pass to go on from)."""
+    object), `overlap`, `halo` (px about what moving positions see), `after` (a pass to go on from)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     processes = [context.Process(target=_rank, args=(rank, size, folder, scan, list(cases))) for rank in range(size)]
@@ -54,13 +55,15 @@ def _rank(rank: int, size: int, folder: Path, scan: Scan, cases: list[dict[str, 
 
 def _answer(ranks: Ranks, scan: Scan, case: dict[str, Any]) -> dict[str, Any]:
     ranks = replace(ranks, ways=Ways(overlap=case.pop("overlap", True)))
-    costs = {"cpu": (0.0, 0.0, 1.0)} if not case.pop("whole", False) else {"cpu": (0.0, 0.0, -1.0)}
-    engines.Share.of.__globals__["chosen"].__globals__["COSTS"].update(costs)
+    tiles.COSTS["cpu"] = (0.0, 0.0, -1.0 if case.pop("whole", False) else 1.0)  # so that the larger object is chosen, or not
+    shares.MOVING_HALO = case.pop("halo", shares.MOVING_HALO)
     after: PassDone | None = case.pop("after", None)
-    *_, last = reconstruct(scan, PtychoOptions(**case), "cpu", after, ranks)
+    passes = list(reconstruct(scan, PtychoOptions(**case), "cpu", after, ranks))
+    first, last = passes[0], passes[-1]
+    assert first.share is not None and last.share is not None
     share = last.share
-    assert share is not None
     return {
         "done": whole(last), "object": last.found.object_OLYX, "box": share.tile.box, "cell": share.tile.cell,
-        "rows": share.rows_B, "reason": share.reason, "bytes": bytes_of(last.found, last.memory), "sent": ranks.meter.read(),
+        "rows": share.rows_B, "reason": share.reason, "bytes": bytes_of(last.found, last.memory),
+        "sent": set(ranks.meter.read()), "followed": first.share.tiles != share.tiles,
     }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from verglas.cli.common import Computing, Flag, absolute, check_seed, refuse_beside_continue
+from verglas.cli.common import Flag, SharedComputing, absolute, check_seed, refuse_beside_continue, started_again
 from verglas.errors import InputError
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.read_options import ReadOptions
@@ -21,7 +21,8 @@ class PtychoReconstruct:
     Writes result.cxi (object, probe modes, corrected positions and all else that was fitted), amplitude.png, phase.png,
     error.csv and report.html, which is rewritten as it goes on. With --halves every second position is also reconstructed
     alone, and the rest alone, and report.html tells how far both agree (Fourier ring correlation). A run that was stopped
-    or killed goes on with --continue DIR from its last checkpoint, to the same result.
+    or killed goes on with --continue DIR from its last checkpoint, to the same result. With --gpus several GPUs share the work,
+    each with a tile of the object and the patterns that lie on it (docs/ptychography.md).
 
     Example: verglas ptycho reconstruct --scan star/scan.cxi --passes 100 --out found
     """
@@ -43,13 +44,16 @@ class PtychoReconstruct:
     """Passes from one checkpoint to the next."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
+    elastic: Flag = False
+    """Go on by itself after a lost process: with --gpus up to three times, on the GPUs that are left. Whoever starts the same
+    command again (torchrun --max-restarts, sbatch --requeue) goes on with the run in --out, if its options are these."""
     fit: FlagCreatePairsOff[PtychoOptions] = field(default_factory=PtychoOptions)
     read: ReadOptions = field(default_factory=ReadOptions)
-    computing: Computing = field(default_factory=Computing)
+    computing: SharedComputing = field(default_factory=SharedComputing)
 
     def run(self) -> None:
         """Check the options, then reconstruct, or go on with a stopped run."""
-        from verglas.cli.ptycho_run import PtychoJob, PtychoRun, job_of_run
+        from verglas.cli.ptycho_run import PtychoJob, PtychoRun, job_of_run, was_begun
 
         if self.continue_from is not None:
             refuse_beside_continue(self)
@@ -65,8 +69,9 @@ class PtychoReconstruct:
         check_seed(self.fit.seed)
         assert self.scan is not None and self.out is not None
         read = self.read if self.read.mask is None else replace(self.read, mask=absolute(self.read.mask))
-        PtychoRun(PtychoJob(
+        job = PtychoJob(
             scan=absolute(self.scan), out=self.out, halves=self.halves, unwrap=self.unwrap, beam_width=self.beam_width,
             checkpoint_every=self.checkpoint_every, fit=self.fit, read=read, overwrite=self.overwrite,
             device=self.computing.device, threads=self.computing.threads,
-        )).run()  # fmt: skip
+        )  # fmt: skip
+        PtychoRun(job, resumed=started_again(self.elastic) and was_begun(job)).run()

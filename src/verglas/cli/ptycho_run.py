@@ -1,13 +1,15 @@
 """One ptychographic reconstruction from the command line: reads, drives the engine, writes files.
 
 A stopped run goes on. It has one part, all positions, or three: with --halves each half of the positions follows. Every part has
-checkpoints of its own.
+checkpoints of its own. Where several processes (ranks) share the work, the first one, the lead, writes.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,8 @@ from verglas.ptychography.read_options import ReadOptions
 if TYPE_CHECKING:
     import torch
 
+    from verglas.distributed.ranks import Ranks
+    from verglas.io.progress import Bar
     from verglas.ptychography.reconstruct import PassDone
     from verglas.ptychography.scan import Reconstruction, Scan
 
@@ -65,40 +69,76 @@ def job_of_run(out: Path, device: Literal["auto", "cpu", "cuda"], threads: int |
                          threads=threads, **kept)  # fmt: skip
 
 
+def was_begun(job: PtychoJob) -> bool:
+    """Whether a run with these very options is under way in the job's folder, device and threads apart."""
+    if not (job.out / "config.json").is_file() or (job.out / "result.json").exists():
+        return False
+    try:
+        return job_of_run(job.out, job.device, job.threads) == replace(job, overwrite=False)
+    except InputError:
+        return False
+
+
 class PtychoRun:
     """A run: make it of a job, then `run`. resumed: go on with the one in job.out."""
 
     def __init__(self, job: PtychoJob, resumed: bool = False) -> None:
         self.job, self.resumed = job, resumed
         self.history: dict[str, list[Record]] = {part: [] for part in PARTS}
+        self.ranks: Ranks
         self._page_not_before = 0.0
 
     def run(self) -> None:
         """Read and check the scan, reconstruct, write everything. InputError for what cannot be reconstructed."""
-        from verglas.cli.common import resolve_device, set_threads
-        from verglas.ptychography.files import read_scan
-        from verglas.refinement.files import remove_leftovers
+        from verglas.cli.common import ranks_here, set_threads
 
-        job = self.job
-        set_threads(job.threads)
-        device, reason = resolve_device(job.device)
-        scan, notices = read_scan(job.scan, job.read)
-        with self._folder() as run, withdrawn_if_refused(run, self.resumed), way_on(run, COMMAND):
-            remove_leftovers(run.target)
-            run.provenance(device, "", "double" if job.fit.double else "single", reason)
-            for notice in notices:
-                run.log(notice)
-            self.history = read_history(run.target / "events.jsonl")
-            self._page_not_before = time.monotonic() + PAGE_INTERVAL
-            write_positions(run.path("positions.csv"), scan, None)
-            found = {part: self._part(run, part, one, device) for part, one in self._parts(scan).items()}
-            self._finish(run, scan, found)
+        set_threads(self.job.threads)
+        with ranks_here(self.job.device) as (self.ranks, device, reason):
+            self.resumed = self.ranks.agreed(self.resumed)  # others may look at the folder a moment later
+            run, scan, notices = self._inputs()
+            going_on = way_on(run, COMMAND, self.ranks, self.job.out)
+            with run or nullcontext(), withdrawn_if_refused(run, self.resumed), going_on:
+                if run is not None:
+                    self._begin(run, scan, device, reason, notices)
+                found = {part: self._part(run, part, one, device) for part, one in self._parts(scan).items()}
+                if run is not None:
+                    self._finish(run, scan, {part: one for part, one in found.items() if one is not None})
+
+    def _inputs(self) -> tuple[RunFolder | None, Scan, list[str]]:
+        """(the lead's folder, the scan, what a person should know of it): every rank reads the file, the lead first."""
+        from verglas.distributed.ranks import lead_first
+        from verglas.ptychography.files import read_scan
+
+        job, run = self.job, None
+        self.ranks.doing("reading the scan", part="")
+        with lead_first(self.ranks):
+            if self.ranks.is_lead:
+                scan, notices = read_scan(job.scan, job.read)
+                fewest = len(scan) // 2 if job.halves else len(scan)
+                if fewest < self.ranks.size:
+                    found = f"{self.ranks.size} for {fewest} positions" + job.halves * " (half of all)"
+                    raise InputError("number of processes", found, "no more than positions")
+                run = self._folder()
+        if not self.ranks.is_lead:
+            scan, notices = read_scan(job.scan, job.read)
+        return run, scan, notices
 
     def _folder(self) -> RunFolder:
         job = self.job
         if self.resumed:
             return RunFolder.reopen(job.out, COMMAND, job)
         return RunFolder.create(job.out, COMMAND, job, job.overwrite, resumable=True)
+
+    def _begin(self, run: RunFolder, scan: Scan, device: torch.device, reason: str, notices: list[str]) -> None:
+        from verglas.refinement.files import remove_leftovers
+
+        remove_leftovers(run.target)
+        run.provenance(device, "", "double" if self.job.fit.double else "single", reason)
+        for notice in notices:
+            run.log(notice)
+        self.history = read_history(run.target / "events.jsonl")
+        self._page_not_before = time.monotonic() + PAGE_INTERVAL
+        write_positions(run.path("positions.csv"), scan, None)
 
     def _parts(self, scan: Scan) -> dict[str, Scan]:
         import torch
@@ -109,48 +149,99 @@ class PtychoRun:
             parts |= {"half1": scan.subset(every_B[::2]), "half2": scan.subset(every_B[1::2])}
         return parts
 
-    def _part(self, run: RunFolder, part: str, scan: Scan, device: torch.device) -> Reconstruction:
-        """Reconstruct one part, from its last checkpoint on if there is one; its result file is written at the end."""
-        import torch
-
+    def _part(self, run: RunFolder | None, part: str, scan: Scan, device: torch.device) -> Reconstruction | None:
+        """Reconstruct one part, from its last checkpoint on if there is one; the lead writes its result file at the end, and is
+        the one that gets it."""
         from verglas.ptychography import checkpoint
+        from verglas.ptychography.collect import whole
         from verglas.ptychography.files_result import read_result, write_result
-        from verglas.ptychography.reconstruct import reconstruct
 
-        result = run.path(RESULTS[part])
-        if result.exists():
+        if self.ranks.agreed(run is not None and run.path(RESULTS[part]).exists()):
+            if run is None:
+                return None
             checkpoint.remove(run.target, part)
-            return read_result(result)[0]
-        mark, passes = checkpoint.fingerprint(scan), self.job.fit.passes
-        last = checkpoint.newest(run.target, part, mark, run.log) if self.resumed else None
-        done_before = 0 if last is None else last.number
+            return read_result(run.path(RESULTS[part]))[0]
+        mark = checkpoint.fingerprint(scan)
+        last = self._last(run, part, mark)
         if last is None:
             scan = self._lit(run, scan, device)
-        else:
-            run.log(f"{PARTS[part]}: going on after pass {done_before}")
-        self.history[part] = [record for record in self.history[part] if record["pass"] <= done_before]
-        title = f"Reconstructing {PARTS[part]}"
+        last = self._passes(run, part, scan, device, (last, mark))
+        done = whole(last, with_memory=False)
+        if run is None or done is None:
+            return None
+        write_result(run.path(RESULTS[part]), done.found, run.facts(), overwrite=True)
+        checkpoint.remove(run.target, part)
+        return done.found
+
+    def _last(self, run: RunFolder | None, part: str, mark: str) -> PassDone | None:
+        """The pass after which a part goes on, which the lead names; None if it begins."""
+        from verglas.ptychography import checkpoint
+
+        if not self.resumed:
+            return None
+        last = None if run is None else checkpoint.newest(run.target, part, mark, run.log)
+        number = self.ranks.agreed(None if last is None else last.number)
+        if number is None:
+            return None
+        if run is not None:
+            run.log(f"{PARTS[part]}: going on after pass {number}")
+        return last or checkpoint.read(checkpoint.path_of(self.job.out, part, number))[0]
+
+    def _passes(
+        self, run: RunFolder | None, part: str, scan: Scan, device: torch.device, begun: tuple[PassDone | None, str]
+    ) -> PassDone:
+        """All passes that are left; begun: the one to go on after, and the scan's fingerprint."""
+        from verglas.ptychography.reconstruct import reconstruct
+
+        (last, mark), passes = begun, self.job.fit.passes
+        before = 0 if last is None else last.number
+        self.history[part] = [record for record in self.history[part] if record["pass"] <= before]
+        title, first = f"Reconstructing {PARTS[part]}", True
+        self.ranks.doing("beginning", part=PARTS[part])
         # A GPU goes on while files are written; on a CPU both would want the same cores.
-        with run.progress(title, passes - done_before, "passes") as bar, Behind(torch.device(device).type == "cuda") as later:
-            for done in reconstruct(scan, self.job.fit, device, last):
+        with bar_of(run, title, passes - before) as bar, Behind(device.type == "cuda") as later:
+            for done in reconstruct(scan, self.job.fit, device, last, self.ranks):
                 last = done
                 self.history[part].append(record_of(last, len(scan)))
-                run.event("pass", part=part, **self.history[part][-1])
-                bar.describe(progress_text(self.history[part][-1]))
-                bar.advance()
-                if last.number % self.job.checkpoint_every == 0 and last.number < passes:
-                    later.do(partial(checkpoint.save, run.target, part, on_the_cpu(last), mark))
-                if part == "all" and last.number < passes and time.monotonic() > self._page_not_before:
-                    self._page_not_before = math.inf  # until that one is written
-                    records = list(self.history[part])
-                    later.do(partial(self._page_on_the_way, run, scan, on_the_cpu(last), records))
+                if run is not None:
+                    if first and done.share is not None and done.share.reason:
+                        run.log(done.share.reason)
+                    run.event("pass", part=part, **self.history[part][-1])
+                if bar is not None:
+                    bar.describe(progress_text(self.history[part][-1]))
+                    bar.advance()
+                first = False
+                self._written(run, part, scan, (last, mark), later)
         assert last is not None
-        found = last.found.to("cpu")
-        write_result(result, found, run.facts(), overwrite=True)
-        checkpoint.remove(run.target, part)
-        return found
+        return last
 
-    def _lit(self, run: RunFolder, scan: Scan, device: torch.device) -> Scan:
+    def _written(self, run: RunFolder | None, part: str, scan: Scan, done: tuple[PassDone, str], later: Behind) -> None:
+        """Checkpoint and page of a pass, where it is time for them."""
+        from verglas.ptychography import checkpoint
+        from verglas.ptychography.collect import whole
+
+        (last, mark), every = done, self.job.checkpoint_every
+        if last.number >= self.job.fit.passes:
+            return
+        saving = last.number % every == 0
+        # Ranks agree on pages now and then only: that takes as long as a short pass.
+        shared = self.ranks.size > 1
+        asked = part == "all" and (not shared or saving)
+        paging = asked and self.ranks.agreed(time.monotonic() > self._page_not_before)
+        if not saving and not paging:
+            return
+        copy, sent = whole(last, with_memory=saving), self.ranks.communication() if saving else None
+        if run is None or copy is None:
+            return
+        if sent is not None:
+            run.event("communication", part=part, after=last.number, **sent)
+        if saving:
+            later.do(partial(checkpoint.save, run.target, part, copy, mark))
+        if paging:
+            self._page_not_before = math.inf  # until that one is written
+            later.do(partial(self._page_on_the_way, run, scan, copy, list(self.history[part])))
+
+    def _lit(self, run: RunFolder | None, scan: Scan, device: torch.device) -> Scan:
         """The scan with a first guess of its probe, where the file has none or the user says how wide the beam is."""
         from verglas.ptychography.beam import guessed_beam
 
@@ -160,9 +251,12 @@ class PtychoRun:
                              "A near field starts with its mean pattern.")  # fmt: skip
         if scan.geometry.kind == "near" or (scan.probe_MYX is not None and width is None):
             return scan
-        beam = guessed_beam(scan, device, width)
+        self.ranks.doing("looking for the focus", part="")
+        beam = guessed_beam(scan, device, width, self.ranks)
         tried = "" if width is not None else f"; error of its trial {beam.error[0]:.3g}, of the next best {beam.error[1]:.3g}"
-        run.log(f"first guess of the probe: light with the mean pattern's cone, {beam.width:g} windows wide on the object{tried}")
+        if run is not None:
+            cone = f"light with the mean pattern's cone, {beam.width:g} windows wide on the object"
+            run.log(f"first guess of the probe: {cone}{tried}")
         return replace(scan, probe_MYX=beam.probe_MYX)
 
     def _page_on_the_way(self, run: RunFolder, scan: Scan, last: PassDone, records: list[Record]) -> None:
@@ -190,10 +284,14 @@ class PtychoRun:
         write_page(run.path("report.html"), shown, run.figures, run.facts(), "Ptychography")
 
 
-def on_the_cpu(done: PassDone) -> PassDone:
-    """The same pass, apart from what the engine goes on with."""
-    memory = {name: value.detach().to("cpu", copy=True) for name, value in done.memory.items()}
-    return replace(done, found=done.found.to("cpu"), memory=memory)
+@contextmanager
+def bar_of(run: RunFolder | None, title: str, passes: int) -> Iterator[Bar | None]:
+    """Progress of the passes on the lead's terminal."""
+    if run is None:
+        yield None
+        return
+    with run.progress(title, passes, "passes") as bar:
+        yield bar
 
 
 def progress_text(record: Record) -> str:

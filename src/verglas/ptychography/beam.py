@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fft import fftshift, ifft2, ifftshift
 
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.reconstruct import reconstruct
 from verglas.ptychography.scan import Scan
@@ -33,20 +34,20 @@ class Beam:
     error: tuple[float, float]
 
 
-def guessed_beam(scan: Scan, device: torch.device | str, width: float | None = None) -> Beam:
-    """The light of a far-field scan; width: if it is known. Otherwise that of the trial that fits best."""
+def guessed_beam(scan: Scan, device: torch.device | str, width: float | None = None, ranks: Ranks = ALONE) -> Beam:
+    """The light of a far-field scan; width: if it is known, else that of the trial that fits best. ranks: share the trials."""
     mean_YX = mean_pattern(scan)
     if width is not None:
         return Beam(defocused(mean_YX, scan.geometry.binning, width), width, (math.nan, math.nan))
     part = scan.subset(middle_of(scan.positions_B2))
     options = PtychoOptions(engine="rpie", passes=PASSES)
-    tried: list[tuple[float, float, Tensor]] = []
-    for one in WIDTHS:
-        probe_MYX = defocused(mean_YX, scan.geometry.binning, one)
-        *_, last = reconstruct(replace(part, probe_MYX=probe_MYX), options, device)
-        tried.append((last.error, one, probe_MYX))
-    best, second = sorted(tried, key=lambda trial: trial[0])[:2]
-    return Beam(best[2], best[1], (best[0], second[0]))
+    tried: list[tuple[float, float]] = []
+    for one in WIDTHS[ranks.rank :: ranks.size]:
+        ranks.doing("looking for the focus", len(tried))
+        *_, last = reconstruct(replace(part, probe_MYX=defocused(mean_YX, scan.geometry.binning, one)), options, device)
+        tried.append((last.error, one))
+    best, second = sorted(trial for some in ranks.everyones(tried, "trials") for trial in some)[:2]
+    return Beam(defocused(mean_YX, scan.geometry.binning, best[1]), best[1], (best[0], second[0]))
 
 
 def mean_pattern(scan: Scan) -> Tensor:

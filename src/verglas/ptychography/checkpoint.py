@@ -29,8 +29,13 @@ def save(folder: Path, name: str, done: PassDone, scan_fingerprint: str) -> None
     changes = {"object_change": done.object_change, "probe_change": done.probe_change}
     facts = {"number": done.number, "scan": scan_fingerprint, **changes}
     memory = {key: value.detach().cpu().numpy() for key, value in done.memory.items()}
-    write_result(folder / f"{name}_pass{done.number:05d}{SUFFIX}", done.found, facts, True, {MEMORY: memory})
+    write_result(path_of(folder, name, done.number), done.found, facts, True, {MEMORY: memory})
     remove(folder, name, KEPT)
+
+
+def path_of(folder: Path, name: str, number: int) -> Path:
+    """The checkpoint of a pass."""
+    return folder / f"{name}_pass{number:05d}{SUFFIX}"
 
 
 def remove(folder: Path, name: str, keep: int = 0) -> None:
@@ -49,17 +54,23 @@ def newest(folder: Path, name: str, scan_fingerprint: str, notice: Callable[[str
     it belongs to other data."""
     for path in numbered(folder, name):
         try:
-            found, facts = read_result(path)
-            memory = _memory(path)
+            done, mark = read(path)
         except InputError as error:
             notice(f"{error}; the checkpoint before it is used, if there is one")
             continue
-        if facts["scan"] != scan_fingerprint:
+        if mark != scan_fingerprint:
             found_text = "it belongs to other patterns or positions than the scan has now"
             raise InputError(path, found_text, "the scan that the run began with",
                              "Put the file back as it was, or start a new run.")  # fmt: skip
-        return PassDone(facts["number"], found.error_P[-1], facts["object_change"], facts["probe_change"], 0.0, found, memory)
+        return done
     return None
+
+
+def read(path: Path) -> tuple[PassDone, str]:
+    """A checkpoint: the pass, and the fingerprint of its scan. InputError if it is damaged."""
+    found, facts = read_result(path)
+    changes = facts["object_change"], facts["probe_change"]
+    return PassDone(facts["number"], found.error_P[-1], *changes, 0.0, found, _memory(path)), facts["scan"]
 
 
 def _memory(path: Path) -> dict[str, torch.Tensor]:

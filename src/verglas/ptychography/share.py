@@ -205,15 +205,21 @@ class Share:
         for x in several:
             if x.object_OLYX is not None:
                 self.halo.sending(x.object_OLYX, "object")()
-        self.add_up_small(*several)
+        if same := self._same(several):
+            for one, total in zip(same, self.total(*same), strict=True):
+                one.copy_(total)
 
-    def add_up_small(self, *several: Unknowns, more: Tensor | None = None) -> Tensor | None:
+    def add_up_small(self, *several: Unknowns, more: Tensor) -> Tensor:
         """The same of all but the object; `more` is added up along with them and returned."""
-        same = [one for x in several for name, one in x.items() if name != OBJECT and name not in PER_POSITION]
-        found = self.total(*same, *([] if more is None else [more])) if same or more is not None else []
-        for one, total in zip(same, found, strict=False):
+        same = self._same(several)
+        *found, more = self.total(*same, more)
+        for one, total in zip(same, found, strict=True):
             one.copy_(total)
-        return None if more is None else found[-1]
+        return more
+
+    def _same(self, several: Sequence[Unknowns]) -> list[Tensor]:
+        """Fields that are the same on all ranks."""
+        return [one for x in several for name, one in x.items() if name != OBJECT and name not in PER_POSITION]
 
     # Positions that have moved
 

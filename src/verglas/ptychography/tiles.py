@@ -137,7 +137,8 @@ def chosen(tiles: list[Tile], shape: tuple[int, int], planes: int, device: str) 
     kept = max(tile.box.pixels for tile in tiles)
     ring = 2 * whole.pixels * (len(tiles) - 1) // len(tiles)
     seconds = [seconds_of(pixels * planes, own * planes, device) for pixels, own in ((sent, kept), (ring, whole.pixels))]
-    about = f"the model says {1e3 * seconds[0]:.2g} ms a pass for exchange and steps of tiles, {1e3 * seconds[1]:.2g} of whole objects"
+    tiles_ms, whole_ms = (1e3 * one for one in seconds)
+    about = f"exchange and steps of a pass should take {tiles_ms:.2g} ms with tiles, {whole_ms:.2g} ms with whole objects"
     size = f"{shape[0]:,} x {shape[1]:,} px"
     if len(tiles) == 1:
         return tiles, f"the whole object of {size} on one device"
