@@ -45,7 +45,8 @@ def found_by(scan: Scan, cases: Sequence[dict[str, Any]], size: int, folder: Pat
 
 def _rank(rank: int, size: int, folder: Path, scan: Scan, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=PATIENCE), size, rank)
+    store = dist.FileStore(str(folder / "meeting"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE))
     ranks = Ranks(rank, size, size, behind=dist.new_group())
     answers = [_answer(ranks, scan, dict(case)) for case in cases]
     torch.save(answers, folder / f"rank{rank}.pt")

@@ -60,5 +60,5 @@ def test_the_page_names_the_commands_that_share() -> None:
     def shares(name: str) -> bool:
         return any(one.default_factory is SharedComputing for one in fields(command_class(name)))  # type: ignore[arg-type]
 
-    named = re.findall(r"`(\w+)`", PAGE.split("\n\n")[1].partition(" share ")[0])
+    named = re.findall(r"`([\w ]+)`", PAGE.split("\n\n")[1].partition(" share ")[0])
     assert sorted(named) == sorted(name for name in all_commands() if shares(name))
