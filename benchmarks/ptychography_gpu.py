@@ -1,0 +1,216 @@
+"""Ptychography on one GPU: `python -m benchmarks.ptychography_gpu PART ...`, on PtyGer's test by default (3,600 positions, 256 px):
+
+bare        seconds of bare batched Fourier transforms of all positions, by positions in a batch
+curves      small scans, far and near field: error curves of all engines on the device against float64 on the CPU
+passes      seconds of a pass of cg, rpie and lsq beside their transforms' (see `bare`), probe known and not, whole pixels and not
+truth       error and structural similarity against the truth after --passes: plain conjugate gradients in double, the default in single
+profile     what a pass of --engine spends its time on
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+
+from benchmarks.figures import publish
+from benchmarks.ptychography import Figures, figures_of, simulated
+from verglas.ptychography.model import Model
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.problem import Problem
+from verglas.ptychography.reconstruct import engine_of, reconstruct
+from verglas.ptychography.scan import Scan
+from verglas.ptychography.simulation import Setting, Truth, beam, make_truth
+from verglas.ptychography.simulation_options import DetectorOptions, LightOptions, PathOptions
+from verglas.ptychography.start import first_guess
+from verglas.ptychography.unknowns import Line, Unknowns
+
+ENGINES = ("cg", "lsq", "rpie", "epie", "dm", "raar")
+
+
+def scan_on(device: str, positions: int, window: int, whole: bool, photons: float = 1e6) -> tuple[Scan, Truth]:
+    """A Siemens star whose patterns, uint16, are predicted and drawn on the device; with its true probe."""
+    setting = Setting(
+        light=LightOptions(photons=photons, width=0.5),
+        path=PathOptions(positions=positions, overlap=0.75, whole_pixels=whole),
+        detector=DetectorOptions(window=window),
+    )
+    truth = make_truth(setting)
+    like = torch.zeros(1, dtype=torch.float64, device=device)
+    model = Model(truth.geometry, (window, window), truth.geometry.object_pixel((window, window)), like)
+    arrays = (truth.object_YX[None, None], truth.probe_MYX, truth.scale_B, truth.position_B2)
+    object_OLYX, probe_MYX, scale_B, position_B2 = (torch.from_numpy(one).to(device) for one in arrays)
+    x = Unknowns(object_OLYX, probe_MYX, scale_B, like.expand(window, window), position_B2)
+    draw = torch.Generator(device).manual_seed(1)
+    counts = []
+    for rows_B in torch.arange(positions, device=device).split(100):
+        (intensity,) = model.waves(Line(x), rows_B).intensity
+        few = torch.poisson(intensity.clamp_min(0), generator=draw).clamp_max(65535)
+        counts.append(torch.fft.fftshift(few, (1, 2)).int().to(torch.int16).cpu())
+    patterns = torch.cat(counts).view(torch.uint16)
+    recorded_B2 = torch.from_numpy(truth.recorded_B2)
+    return Scan(patterns, recorded_B2, truth.geometry, probe_MYX=torch.from_numpy(truth.probe_MYX)), truth
+
+
+def guessed(scan: Scan, window: int) -> Scan:
+    """The scan with a probe narrower by a fifth."""
+    return replace(scan, probe_MYX=torch.from_numpy(beam(LightOptions(width=0.4), window, False)))
+
+
+def seconds(call: object, device: str, times: int = 5) -> float:
+    """Median of the seconds of a call, when all that it asked of a GPU is done."""
+    out = []
+    for _ in range(times):
+        synchronize(device)
+        start = time.perf_counter()
+        call()  # type: ignore[operator]
+        synchronize(device)
+        out.append(time.perf_counter() - start)
+    return statistics.median(out)
+
+
+def synchronize(device: str) -> None:
+    """Wait for a GPU."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def bare_transforms(positions: int, window: int, batch: int, device: str) -> float:
+    """Seconds of one transform of every position, in batches, in place as far as torch lets it be."""
+    wave_BYX = torch.randn(batch, window, window, dtype=torch.complex64, device=device)
+    out_BYX = torch.empty_like(wave_BYX)
+
+    def all_of_them() -> None:
+        for _ in range(positions // batch):
+            torch.fft.fft2(wave_BYX, norm="ortho", out=out_BYX)
+
+    all_of_them()
+    return seconds(all_of_them, device) * positions / (positions // batch * batch)
+
+
+def bare(args: argparse.Namespace) -> Figures:
+    """Transforms alone."""
+    sizes = [n for n in (8, 16, 24, 32, 48, 64, 128, 256, 1024, 3600) if n <= args.positions]
+    return {f"batch {n} s": bare_transforms(args.positions, args.window, n, args.device) for n in sizes}
+
+
+def curves(args: argparse.Namespace) -> Figures:
+    """The greatest relative difference of errors, and the last errors."""
+    figures: Figures = {}
+    for kind in ("far", "near"):
+        scan = small(kind)
+        for engine in ENGINES:
+            options = PtychoOptions(engine=engine, passes=12)  # type: ignore[arg-type]
+            *_, single = reconstruct(scan, options, args.device)
+            *_, double = reconstruct(scan, replace(options, double=True), "cpu")
+            found, expected = (torch.tensor(one.found.error_P) for one in (single, double))
+            figures[f"{kind} {engine} difference"] = float(((found - expected).abs() / expected).max())
+            figures[f"{kind} {engine} error"] = float(found[-1])
+    return figures
+
+
+def small(kind: str) -> Scan:
+    """60 positions of 64 px."""
+    if kind == "far":
+        return simulated(60, 64)[0]
+    from verglas.ptychography.simulation import patterns
+
+    setting = Setting(path=PathOptions(positions=60), detector=DetectorOptions(window=64, near_field=True))
+    truth = make_truth(setting)
+    counts = torch.cat([torch.from_numpy(part.astype("float32")) for part in patterns(truth, setting)])
+    return Scan(counts, torch.from_numpy(truth.recorded_B2), truth.geometry, probe_MYX=torch.from_numpy(truth.probe_MYX))
+
+
+def passes(args: argparse.Namespace) -> Figures:
+    """Median seconds of a pass after the first, and the share that the transforms would need by themselves."""
+    figures: Figures = {}
+    for whole in (True, False):
+        scan, _ = scan_on(args.device, args.positions, args.window, whole)
+        for engine, known in (("cg", True), ("cg", False), ("rpie", False), ("lsq", False)):
+            name = f"{engine}, {'known' if known else 'fitted'} probe, {'whole px' if whole else 'fractions'}"
+            options = PtychoOptions(engine=engine, warm_up=0, probe_from=0 if known else 1)  # type: ignore[arg-type]
+            try:
+                took = pass_seconds(scan, options, args.device)
+            except torch.cuda.OutOfMemoryError as error:
+                print(name, error)
+                continue
+            transforms = 2 if engine != "cg" else 3 if known else 4
+            figures[f"{name} s"] = took
+            figures[f"{name} share"] = transforms * args.bare_s / took
+    return figures
+
+
+def pass_seconds(scan: Scan, options: PtychoOptions, device: str, times: int = 6) -> float:
+    """Median seconds of a pass."""
+    problem = Problem(scan, options, device)
+    x, _ = first_guess(scan, problem.counts, options, problem.like)
+    method = engine_of(problem, {})
+    number = 1
+
+    def one_pass() -> None:
+        nonlocal x, number
+        x, _ = method.run_pass(x, number)
+        number += 1
+
+    one_pass()
+    return seconds(one_pass, device, times)
+
+
+def truth(args: argparse.Namespace) -> Figures:
+    """Known probe, as PtyGer has it."""
+    scan, true = scan_on(args.device, args.positions, args.window, True)
+    figures: Figures = {}
+    plain = PtychoOptions(passes=args.passes, probe_from=0, warm_up=0)
+    for name, options in (("double", replace(plain, double=True)), ("single", plain)):
+        start = time.perf_counter()
+        *_, done = reconstruct(scan, options, args.device)
+        synchronize(args.device)
+        figures |= figures_of(name, done, true, time.perf_counter() - start)
+    return figures
+
+
+def profile(args: argparse.Namespace) -> Figures:
+    """A table of kernels."""
+    scan, _ = scan_on(args.device, args.positions, args.window, True)
+    options = PtychoOptions(engine=args.engine, warm_up=0)
+    problem = Problem(scan, options, args.device)
+    x, _ = first_guess(scan, problem.counts, options, problem.like)
+    method = engine_of(problem, {})
+    x, _ = method.run_pass(x, 1)
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as found:
+        method.run_pass(x, 2)
+        synchronize(args.device)
+    key = "self_cuda_time_total" if args.device != "cpu" else "self_cpu_time_total"
+    print(found.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=70))
+    return {}
+
+
+def one_transform(args: argparse.Namespace) -> float:
+    """Seconds of a transform of all positions in the best batch."""
+    sizes = [n for n in (32, 64, 256, 1024) if n <= args.positions]
+    return min(bare_transforms(args.positions, args.window, n, args.device) for n in sizes)
+
+
+def main() -> None:
+    """Run the parts that are named and print their figures."""
+    parts = {"bare": bare, "curves": curves, "passes": passes, "truth": truth, "profile": profile}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--positions", type=int, default=3600)
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--passes", type=int, default=32)
+    parser.add_argument("--engine", default="cg")
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    args.bare_s = one_transform(args)
+    figures: Figures = {"transform s": args.bare_s}
+    for name in args.parts:
+        figures |= {f"{name} {key}": value for key, value in parts[name](args).items()}
+    publish(figures, None)
+
+
+if __name__ == "__main__":
+    main()
