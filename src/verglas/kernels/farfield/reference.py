@@ -1,0 +1,58 @@
+"""`farfield` by transforms of whole arrays; any device, any dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fft import fft2, ifft2
+
+from verglas.kernels.along.reference import along_reference as misfit_along
+from verglas.kernels.farfield import Counted, Lit
+from verglas.kernels.gather.reference import gather_reference
+from verglas.kernels.scatter.reference import scatter_reference
+
+
+def farfield_reference(
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool
+) -> tuple[Tensor, Tensor | None]:
+    """See README.md."""
+    wave_BMYX = at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2)
+    counts_BYX, scale_B11, noise = counts_of(counted), counted.scale_N[counted.rows_B, None, None], counted.noise
+    intensity_BYX = scale_B11 * wave_BMYX.abs().square().sum(1) + counted.background_YX
+    slope_BYX = 2 * scale_B11 * noise.slope(intensity_BYX, counts_BYX) * counted.weight_YX
+    exit_BOMYX = ifft2(slope_BYX[:, None] * wave_BMYX, norm="ortho")[:, None]
+    into = None if object_gradient_YX is None else object_gradient_YX[None]
+    of_light = scatter_reference(exit_BOMYX, lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
+    apart_BYX = (intensity_BYX.clamp_min(0).sqrt() - counts_BYX.sqrt()).square()
+    terms = (noise.loss(intensity_BYX, counts_BYX), apart_BYX, counts_BYX)
+    sums_3 = torch.stack([(term * counted.weight_YX).sum(dtype=torch.float64) for term in terms])
+    return sums_3, of_light if with_light else None
+
+
+def along_reference(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
+    """See README.md."""
+    waves = [at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2), at_detector(step.object_YX, lit.light_BMYX, lit.corner_B2)]
+    if step.light_BMYX.numel():
+        waves[1] = waves[1] + at_detector(lit.object_YX, step.light_BMYX, lit.corner_B2)
+        waves.append(at_detector(step.object_YX, step.light_BMYX, lit.corner_B2))
+    scale_B11 = counted.scale_N[counted.rows_B, None, None]
+    coefficients = [torch.zeros_like(counted.background_YX) for _ in range(2 * len(waves) - 1)]
+    for i, first in enumerate(waves):
+        for j, second in enumerate(waves):
+            coefficients[i + j] = coefficients[i + j] + scale_B11 * (first.conj() * second).real.sum(1)
+    coefficients[0] = coefficients[0] + counted.background_YX
+    stacked, counts_BYX = torch.stack(coefficients), counts_of(counted)
+    return torch.stack([misfit_along(stacked, counts_BYX, counted.weight_YX, t, counted.noise) for t in length_K.tolist()])
+
+
+def at_detector(object_YX: Tensor, light_BMYX: Tensor, corner_B2: Tensor) -> Tensor:
+    """[B, M, Y, X] waves."""
+    return fft2(gather_reference(object_YX[None], corner_B2, light_BMYX)[:, 0], norm="ortho")
+
+
+def counts_of(counted: Counted) -> Tensor:
+    """[B, Y, X] in the precision of the weights."""
+    some_BYX = counted.counts_NYX[counted.rows_B]
+    if some_BYX.dtype == torch.int16:
+        some_BYX = some_BYX.view(torch.uint16)
+    return torch.nan_to_num(some_BYX.to(counted.weight_YX.dtype), 0.0, 0.0, 0.0) * counted.weight_YX

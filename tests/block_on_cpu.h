@@ -1,0 +1,77 @@
+// Runs kernels of blocks of many threads on the CPU: every thread is a coroutine that stops where the block meets. For tests.
+#include <ucontext.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __shared__ static
+
+struct float2 { float x, y; };
+struct Index { int x, y, z; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+using std::isfinite;
+using std::max;
+using std::min;
+inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+inline float rsqrtf(float a) { return 1 / std::sqrt(a); }
+inline void sincospif(float a, float *s, float *c) { *s = std::sin(M_PI * a), *c = std::cos(M_PI * a); }
+inline void atomicAdd(float *target, float value) { *target += value; }
+
+constexpr int MOST = 1024;
+static Index threadIdx, blockIdx, gridDim;
+static ucontext_t scheduler, threads[MOST];
+static float shown[MOST];
+static bool done[MOST];
+
+inline void __syncthreads() { swapcontext(&threads[threadIdx.x], &scheduler); }
+inline float __shfl_xor_sync(unsigned, float value, int apart) {  // all threads of a block come here
+    shown[threadIdx.x] = value;
+    __syncthreads();
+    const float other = shown[threadIdx.x ^ apart];
+    __syncthreads();
+    return other;
+}
+
+template <class Function> static Function *running;
+template <class Function> static void thread_main(int thread) {
+    (*running<Function>)();
+    done[thread] = true;
+}
+
+// All threads of one block, from meeting to meeting.
+template <class Function> void run_block(int count, Function function) {
+    static std::vector<char> stacks(MOST << 15);
+    running<Function> = &function;
+    for (int thread = 0; thread < count; ++thread) {
+        done[thread] = false;
+        getcontext(&threads[thread]);
+        threads[thread].uc_stack = {.ss_sp = &stacks[thread << 15], .ss_flags = 0, .ss_size = 1 << 15};
+        threads[thread].uc_link = &scheduler;
+        makecontext(&threads[thread], (void (*)())thread_main<Function>, 1, thread);
+    }
+    for (bool busy = true; busy;) {
+        busy = false;
+        for (int thread = 0; thread < count; ++thread) {
+            if (done[thread]) std::abort();  // some threads ended, others still meet
+            threadIdx.x = thread;
+            swapcontext(&scheduler, &threads[thread]);
+            busy |= !done[thread];
+        }
+    }
+}
+
+// A whole launch.
+template <class Function> void run_grid(Index grid, int count, Function function) {
+    gridDim = grid;
+    for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block(count, function);
+}
