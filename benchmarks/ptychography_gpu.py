@@ -2,6 +2,7 @@
 
 bare        seconds of bare batched Fourier transforms of all positions, by positions in a batch
 curves      small scans, far and near field: error curves of all engines on the device against float64 on the CPU
+kernels     seconds of the kernels of `farfield` over all positions, by positions in a batch
 passes      seconds of a pass of cg, rpie and lsq beside their transforms' (see `bare`), probe known and not, whole pixels and not
 truth       error and structural similarity against the truth after --passes: plain conjugate gradients in double, the default in single
 profile     what a pass of --engine spends its time on
@@ -18,6 +19,7 @@ import torch
 
 from benchmarks.figures import publish
 from benchmarks.ptychography import Figures, figures_of, simulated
+from verglas.ptychography import fused
 from verglas.ptychography.model import Model
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.problem import Problem
@@ -133,7 +135,7 @@ def passes(args: argparse.Namespace) -> Figures:
             name = f"{engine}, {'known' if known else 'fitted'} probe, {'whole px' if whole else 'fractions'}"
             options = PtychoOptions(engine=engine, warm_up=0, probe_from=0 if known else 1)  # type: ignore[arg-type]
             try:
-                took = pass_seconds(scan, options, args.device)
+                took = pass_seconds(scan, options, args)
             except torch.cuda.OutOfMemoryError as error:
                 print(name, error)
                 continue
@@ -143,9 +145,37 @@ def passes(args: argparse.Namespace) -> Figures:
     return figures
 
 
-def pass_seconds(scan: Scan, options: PtychoOptions, device: str, times: int = 6) -> float:
+def problem_of(scan: Scan, options: PtychoOptions, args: argparse.Namespace) -> Problem:
+    """On the device; --plain: without the kernels of `farfield`; --chunk: positions at a time."""
+    problem = Problem(scan, options, args.device)
+    problem.why_not_fused = "asked for" if args.plain else problem.why_not_fused
+    problem.chunk = args.chunk or problem.chunk
+    return problem
+
+
+def kernels(args: argparse.Namespace) -> Figures:
+    """Gradient and line search, known light and not."""
+    scan, _ = scan_on(args.device, args.positions, args.window, True)
+    problem = Problem(scan, PtychoOptions(), args.device)
+    x, _ = first_guess(scan, problem.counts, problem.options, problem.like)
+    gradient = x.only("object_OLYX", "probe_MYX")
+    step = {"fitted": gradient.scaled(1e-3), "known": x.only("object_OLYX").scaled(1e-3)}
+    lengths = [0.0, 0.4, 0.75, 1.0, 1.35, 2.0, 3.5]
+    figures: Figures = {}
+    for chunk in (24, 48, 100, 400, 3600):
+        problem.chunk = chunk
+        runs = {"gradient": lambda: [fused.add_sums(problem, x, rows, gradient) for rows in problem.chunks()]}
+        for name, one in step.items():
+            runs[f"along, {name}"] = lambda one=one: fused.misfit_along(problem, x, one, lengths)  # type: ignore[misc]
+        for name, run in runs.items():
+            run()
+            figures[f"{name}, batch {chunk} s"] = seconds(run, args.device)
+    return figures
+
+
+def pass_seconds(scan: Scan, options: PtychoOptions, args: argparse.Namespace, times: int = 6) -> float:
     """Median seconds of a pass."""
-    problem = Problem(scan, options, device)
+    problem = problem_of(scan, options, args)
     x, _ = first_guess(scan, problem.counts, options, problem.like)
     method = engine_of(problem, {})
     number = 1
@@ -156,7 +186,7 @@ def pass_seconds(scan: Scan, options: PtychoOptions, device: str, times: int = 6
         number += 1
 
     one_pass()
-    return seconds(one_pass, device, times)
+    return seconds(one_pass, args.device, times)
 
 
 def truth(args: argparse.Namespace) -> Figures:
@@ -176,7 +206,7 @@ def profile(args: argparse.Namespace) -> Figures:
     """A table of kernels."""
     scan, _ = scan_on(args.device, args.positions, args.window, True)
     options = PtychoOptions(engine=args.engine, warm_up=0)
-    problem = Problem(scan, options, args.device)
+    problem = problem_of(scan, options, args)
     x, _ = first_guess(scan, problem.counts, options, problem.like)
     method = engine_of(problem, {})
     x, _ = method.run_pass(x, 1)
@@ -196,13 +226,15 @@ def one_transform(args: argparse.Namespace) -> float:
 
 def main() -> None:
     """Run the parts that are named and print their figures."""
-    parts = {"bare": bare, "curves": curves, "passes": passes, "truth": truth, "profile": profile}
+    parts = {"bare": bare, "curves": curves, "passes": passes, "kernels": kernels, "truth": truth, "profile": profile}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--positions", type=int, default=3600)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--passes", type=int, default=32)
     parser.add_argument("--engine", default="cg")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--chunk", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     args.bare_s = one_transform(args)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.along import along as misfit_along
-from verglas.ptychography.line_search import Along, minimum_along
+from verglas.ptychography import fused
+from verglas.ptychography.line_search import Along, minimum_along, minimum_of_samples
 from verglas.ptychography.minibatch import MiniBatches
 from verglas.ptychography.problem import Problem, preconditioned
 from verglas.ptychography.unknowns import Line, Unknowns
@@ -43,7 +44,11 @@ class ConjugateGradients:
         direction = self._direction(sums.gradient, towards)
         if not problem.share.dot(direction, sums.gradient) < 0:
             direction = towards
-        length, _ = minimum_along(self.along(x, direction), float(self.memory.get("length", torch.tensor(0.5))) or 0.5)
+        guess = float(self.memory.get("length", torch.tensor(0.5))) or 0.5
+        if problem.why_not_fused is None:
+            length = minimum_of_samples(lambda lengths: self.samples(x, direction, lengths), guess)
+        else:
+            length, _ = minimum_along(self.along(x, direction), guess)
         self.memory = {"length": torch.tensor(length)}
         self.memory |= {f"gradient.{name}": value for name, value in sums.gradient.items()}
         self.memory |= {f"direction.{name}": value for name, value in direction.items()}
@@ -88,3 +93,9 @@ class ConjugateGradients:
             return loss + a + (b + c * step) * step, slope + b + 2 * c * step, curvature + 2 * c
 
         return at
+
+    def samples(self, x: Unknowns, direction: Unknowns, lengths: list[float]) -> list[list[float]]:
+        """(loss, first, second derivative) of the loss at several lengths of a step, by kernels that keep no coefficients."""
+        a, b, c = self.problem.regulariser.along(x["object_OLYX"], direction["object_OLYX"])
+        rows = fused.misfit_along(self.problem, x, direction, lengths).tolist()
+        return [[f + a + (b + c * t) * t, d + b + 2 * c * t, e + 2 * c] for t, (f, d, e) in zip(lengths, rows, strict=True)]

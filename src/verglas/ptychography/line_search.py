@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+LENGTHS = (0.0, 0.4, 0.75, 1.0, 1.35, 2.0, 3.5)  # of a guess, where a loss is looked at at once
 ROUNDS = 40  # Newton needs 3 to 6; bisection alone would need some 20 for a digit more than single precision
 
 # t -> (loss, first, second derivative)
 Along = Callable[[float], tuple[float, float, float]]
+Samples = Callable[[list[float]], list[list[float]]]  # the same for several t at once
 
 
 def minimum_along(along: Along, guess: float, tolerance: float = 1e-4) -> tuple[float, float]:
@@ -46,3 +48,41 @@ def minimum_along(along: Along, guess: float, tolerance: float = 1e-4) -> tuple[
 def _better(along: Along, newton: float, step: float, value: float, best: float, best_value: float) -> tuple[float, float]:
     """The last, tiny step of Newton's method is taken without looking: its gain is below the loss' rounding."""
     return (newton, value) if value <= best_value else (best, best_value)
+
+
+def minimum_of_samples(samples: Samples, guess: float) -> float:
+    """As `minimum_along` for a function that is cheaper at several t together: between two of them whose slopes have opposite signs,
+    the slope is the cubic that has their slopes and curvatures. Others are taken if the minimum is not among them.
+    """
+    for _ in range(ROUNDS):
+        lengths = [share * guess for share in LENGTHS]
+        rows = samples(lengths)
+        if not rows[0][1] < 0:
+            return 0.0
+        beyond = [k for k in range(1, len(rows)) if not (rows[k][1] < 0 and rows[k][0] <= rows[k - 1][0])]
+        if not beyond:
+            guess *= LENGTHS[-1] / LENGTHS[1]
+            continue
+        low, high = beyond[0] - 1, beyond[0]
+        if rows[high][1] < 0:  # over a hill: the first minimum is before
+            guess = lengths[high] / LENGTHS[-1]
+            continue
+        found = _root_of_cubic(lengths[low], lengths[high], (rows[low][1], rows[low][2]), (rows[high][1], rows[high][2]))
+        if low > 0:
+            return found
+        guess = found
+    return guess
+
+
+def _root_of_cubic(low: float, high: float, at_low: tuple[float, float], at_high: tuple[float, float]) -> float:
+    """Where the cubic is 0 that has these (values, derivatives) at low, where it is negative, and high, where it is not."""
+    width = high - low
+    begin, end = 0.0, 1.0
+    for _ in range(60):
+        s = (begin + end) / 2
+        left, right = (1 + 2 * s) * at_low[0] + s * width * at_low[1], (3 - 2 * s) * at_high[0] + (s - 1) * width * at_high[1]
+        if (1 - s) ** 2 * left + s * s * right < 0:
+            begin = s
+        else:
+            end = s
+    return low + width * (begin + end) / 2

@@ -13,6 +13,7 @@ from torch.fft import irfft2, rfft2
 
 from verglas.core.memory import free_device_memory
 from verglas.kernels.along import FLOOR
+from verglas.ptychography import fused
 from verglas.ptychography.counts import Counts
 from verglas.ptychography.model import Model, Waves
 from verglas.ptychography.noise import noise_named
@@ -61,6 +62,7 @@ class Problem:
         self.model = Model(scan.geometry, scan.window, scan.object_pixel, self.like, moves)
         self.regulariser = TotalVariation(options.total_variation * self.counts.total, self.share)
         self.everything = torch.arange(len(scan), device=device)
+        self.why_not_fused = fused.why_not(self)
         self.chunk = self._chunk()
 
     @property
@@ -125,16 +127,23 @@ class Problem:
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
         summing = Summing(self.share, gradient, curvature)
         for some_B in summing.in_turn(rows_B, x["positions_B2"], self.chunks):
-            waves = self.model.waves(Line(x), some_B)
-            counts_BYX = self.counts.rows(some_B)
-            slope_BYX = self.noise.slope(waves.intensity[0], counts_BYX) * self.counts.weight_YX
-            self.model.add_gradient(Line(x), waves, slope_BYX, gradient)
-            self._add_curvature(waves, counts_BYX, x, curvature)
-            loss = self.noise.loss(waves.intensity[0], counts_BYX) * self.counts.weight_YX
-            counted = (counts_BYX * self.counts.weight_YX).sum(dtype=torch.float64)
-            totals_3 += torch.stack([loss.sum(dtype=torch.float64), self.mismatch(waves, counts_BYX), counted])
+            if self.why_not_fused is None:
+                totals_3 += fused.add_sums(self, x, some_B, gradient)
+            else:
+                totals_3 += self._add_sums(x, some_B, gradient, curvature)
         likelihood, mismatch, counted_sum = summing.finish(totals_3).tolist()
         return Sums(gradient, self._spread(curvature, x, names), likelihood + loss_of_shape, mismatch, counted_sum)
+
+    def _add_sums(self, x: Unknowns, rows_B: Tensor, gradient: Unknowns, curvature: Unknowns) -> Tensor:
+        """Adds those of a chunk; [3] float64: loss, mismatch, counted."""
+        waves = self.model.waves(Line(x), rows_B)
+        counts_BYX = self.counts.rows(rows_B)
+        slope_BYX = self.noise.slope(waves.intensity[0], counts_BYX) * self.counts.weight_YX
+        self.model.add_gradient(Line(x), waves, slope_BYX, gradient)
+        self._add_curvature(waves, counts_BYX, x, curvature)
+        loss = self.noise.loss(waves.intensity[0], counts_BYX) * self.counts.weight_YX
+        counted = (counts_BYX * self.counts.weight_YX).sum(dtype=torch.float64)
+        return torch.stack([loss.sum(dtype=torch.float64), self.mismatch(waves, counts_BYX), counted])
 
     def curvature(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> Unknowns:
         """That of object and probe, from the map of positions alone; zeros for scale and background (see `_add_curvature`)."""

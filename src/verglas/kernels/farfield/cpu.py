@@ -1,0 +1,96 @@
+"""`farfield` on the CPU: torch's transforms, and Numba's loops over pixels between them where arrays would walk through memory."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fft import fft2, ifft2
+
+from verglas.kernels.along import FLOOR
+from verglas.kernels.along.cpu import along_cpu as misfit_along
+from verglas.kernels.farfield import Counted, Lit
+from verglas.kernels.farfield.reference import counts_of
+from verglas.kernels.gather.cpu import gather_cpu
+from verglas.kernels.scatter.cpu import scatter_cpu
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _slopes(wave, counts, weight, scale, background, offset, poisson, floor, out):
+    """wave [B, M, P] *= slope; out [B, 3]: loss, mismatch, counted."""
+    for b in numba.prange(len(wave)):
+        loss_sum = mismatch = counted = 0.0
+        for p in range(wave.shape[2]):
+            power = 0.0
+            for m in range(wave.shape[1]):
+                power += wave[b, m, p].real ** 2 + wave[b, m, p].imag ** 2
+            intensity, n, good = scale[b] * power + background[p], np.float64(counts[b, p]), weight[p]
+            apart = math.sqrt(max(intensity, 0.0)) - math.sqrt(n)
+            mismatch += good * apart * apart
+            counted += good * n
+            if poisson:
+                now = max(intensity, floor)
+                loss_sum += good * (now - n + (n * math.log(n / now) if n > 0 else 0.0))
+                slope = 1.0 - n / now
+            else:
+                root, wanted = math.sqrt(max(intensity + offset, floor)), math.sqrt(n + offset)
+                loss_sum += good * (root - wanted) ** 2
+                slope = 1.0 - wanted / root
+            factor = weight.dtype.type(2.0 * scale[b] * good * slope)
+            for m in range(wave.shape[1]):
+                wave[b, m, p] *= factor
+        out[b, 0], out[b, 1], out[b, 2] = loss_sum, mismatch, counted
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _coefficients(waves, scale, background, out):
+    """out [D, B, P]: scale |waves[0] + t waves[1] + t^2 waves[2]|^2 + background, modes summed; waves [W, B, M, P]."""
+    for b in numba.prange(waves.shape[1]):
+        for p in range(waves.shape[3]):
+            for i in range(waves.shape[0]):
+                for j in range(waves.shape[0]):
+                    total = 0.0
+                    for m in range(waves.shape[2]):
+                        first, second = waves[i, b, m, p], waves[j, b, m, p]
+                        total += first.real * second.real + first.imag * second.imag
+                    out[i + j, b, p] += scale[b] * total
+            out[0, b, p] += background[p]
+
+
+def farfield_cpu(lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool) -> tuple[Tensor, Tensor | None]:
+    """See README.md; float32 or float64."""
+    wave_BMYX = _at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2)
+    out_B3 = np.empty((len(wave_BMYX), 3))
+    noise, scale_B = counted.noise, counted.scale_N[counted.rows_B]
+    arrays = (counts_of(counted).flatten(1), counted.weight_YX.flatten(), scale_B, counted.background_YX.flatten())
+    given = (one.contiguous().numpy() for one in (wave_BMYX.flatten(2), *arrays))
+    _slopes(*given, float(noise.offset), noise.poisson, FLOOR, out_B3)
+    exit_BOMYX = ifft2(wave_BMYX, norm="ortho")[:, None]
+    into = None if object_gradient_YX is None else object_gradient_YX[None]
+    of_light = scatter_cpu(exit_BOMYX, lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
+    return torch.from_numpy(out_B3.sum(0)), of_light if with_light else None
+
+
+def along_cpu(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
+    """See README.md; float32 or float64."""
+    coefficients_DBYX, counts_BYX = coefficients_cpu(lit, step, counted), counts_of(counted)
+    return torch.stack([misfit_along(coefficients_DBYX, counts_BYX, counted.weight_YX, t, counted.noise) for t in length_K.tolist()])
+
+
+def coefficients_cpu(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+    """[D, B, Y, X] of the predicted counts along a step."""
+    waves = [_at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2), _at_detector(step.object_YX, lit.light_BMYX, lit.corner_B2)]
+    if step.light_BMYX.numel():
+        waves[1] += _at_detector(lit.object_YX, step.light_BMYX, lit.corner_B2)
+        waves.append(_at_detector(step.object_YX, step.light_BMYX, lit.corner_B2))
+    out = torch.zeros(2 * len(waves) - 1, len(lit.corner_B2), *counted.weight_YX.shape, dtype=counted.weight_YX.dtype)
+    arrays = (torch.stack(waves).flatten(3), counted.scale_N[counted.rows_B], counted.background_YX.flatten())
+    _coefficients(*(one.contiguous().numpy() for one in arrays), out.flatten(2).numpy())
+    return out
+
+
+def _at_detector(object_YX: Tensor, light_BMYX: Tensor, corner_B2: Tensor) -> Tensor:
+    return fft2(gather_cpu(object_YX[None], corner_B2, light_BMYX)[:, 0], norm="ortho")

@@ -1,0 +1,66 @@
+"""Sums over positions by the kernels of `farfield`, where a problem is of their kind: fewer walks through the GPU's memory.
+
+Far field, one slice and one mode of the object, one probe (of any modes) for all positions, patterns as they were counted, no scale
+or background to be fitted, single precision on a GPU, windows of their sizes. Everything else goes through `model.Model`, which
+`why_not` gives the reason for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from verglas.kernels import farfield
+from verglas.kernels.farfield import Counted, Lit
+from verglas.ptychography.model import Place
+from verglas.ptychography.unknowns import Line, Unknowns
+
+if TYPE_CHECKING:
+    from verglas.ptychography.problem import Problem
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why the kernels cannot serve; None if they can."""
+    options, geometry = problem.options, problem.scan.geometry
+    others = {
+        "a near field": geometry.kind != "far", "several slices": bool(geometry.slice_distances),
+        "several modes of the object": options.object_modes > 1, "a probe that changes": options.opr_modes > 0,
+        "a binned detector": geometry.binning > 1, "fitted scales": options.fit_scale, "a fitted background": options.fit_background,
+    }  # fmt: skip
+    reasons = [name for name, holds in others.items() if holds]
+    return reasons[0] if reasons else farfield.why_not(problem.like.device, problem.like.dtype, problem.scan.window)
+
+
+def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns) -> Tensor:
+    """Adds the gradient of a chunk; [3] float64: loss, mismatch, counted, as `problem.Sums` has them."""
+    place, counted = _patterns(problem, x, rows_B)
+    light = problem.model.light(Line(x), place)[0]
+    lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
+    of_object = None if gradient.object_OLYX is None else gradient.object_OLYX[0, 0]
+    totals_3, of_light = farfield.farfield(lit, counted, of_object, gradient.probe_MYX is not None)
+    if of_light is not None:
+        problem.model.add_light(x, place, of_light, gradient)
+    return totals_3
+
+
+def misfit_along(problem: Problem, x: Unknowns, direction: Unknowns, lengths: list[float]) -> Tensor:
+    """[K, 3] float64: misfit and two derivatives at lengths of a step of object and probe."""
+    length_K = torch.tensor(lengths, dtype=torch.float64, device=problem.like.device)
+    totals_K3 = torch.zeros(len(lengths), 3, dtype=torch.float64, device=problem.like.device)
+    line = Line(x, direction)
+    for rows_B in problem.chunks():
+        place, counted = _patterns(problem, x, rows_B)
+        light = problem.model.light(line, place)[0]
+        lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
+        change = light[1] if len(light) > 1 else light[0][:0]
+        totals_K3 += farfield.along(lit, Lit(direction["object_OLYX"][0, 0], change, place.corner_B2), counted, length_K)
+    return totals_K3
+
+
+def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Counted]:
+    """Where a chunk lies, and its patterns."""
+    counts = problem.counts
+    counted = Counted(counts.stored_BYX, x["scale_B"], rows_B, counts.weight_YX, x["background_YX"], problem.noise)
+    return problem.model.place(x["positions_B2"], rows_B), counted
