@@ -2,6 +2,7 @@
 
 bare        seconds of bare batched Fourier transforms of all positions, by positions in a batch
 curves      small scans, far and near field: error curves of all engines on the device against float64 on the CPU
+check       gradient, misfit and misfit along a step by the kernels of `farfield` against the model in double precision
 kernels     seconds of the kernels of `farfield` over all positions, by positions in a batch
 passes      seconds of a pass of cg, rpie and lsq beside their transforms' (see `bare`), probe known and not, whole pixels and not
 truth       error and structural similarity against the truth after --passes: plain conjugate gradients in double, the default in single
@@ -20,6 +21,7 @@ import torch
 from benchmarks.figures import publish
 from benchmarks.ptychography import Figures, figures_of, simulated
 from verglas.ptychography import fused
+from verglas.ptychography.conjugate_gradients import ConjugateGradients
 from verglas.ptychography.model import Model
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.problem import Problem
@@ -153,6 +155,31 @@ def problem_of(scan: Scan, options: PtychoOptions, args: argparse.Namespace) -> 
     return problem
 
 
+def check(args: argparse.Namespace) -> Figures:
+    """Relative differences, for windows of 64 to 512 px."""
+    figures: Figures = {}
+    for window, whole in ((64, True), (128, False), (256, True), (512, True)):
+        scan, _ = scan_on(args.device, 40, window, whole)
+        single, double = (Problem(scan, PtychoOptions(double=one), args.device) for one in (False, True))
+        x, _ = first_guess(scan, double.counts, double.options, double.like)
+        names = ("object_OLYX", "probe_MYX")
+        expected = double.sums(x, names)
+        x32 = Unknowns(**{n: v if n == "positions_B2" else v.to(torch.complex64 if v.is_complex() else torch.float32) for n, v in x.items()})
+        found = single.sums(x32, names)
+        for name in names:
+            apart = (found.gradient[name] - expected.gradient[name]).norm() / expected.gradient[name].norm()
+            figures[f"{window} {name} difference"] = float(apart)
+        figures[f"{window} loss difference"] = abs(found.loss / expected.loss - 1)
+        step, lengths = expected.gradient.scaled(-1e-4), [0.0, 0.3, 1.0]
+        step32 = found.gradient.scaled(-1e-4)
+        line = ConjugateGradients(double, {}).along(x, step)
+        rows = fused.misfit_along(single, x32, step32, lengths).tolist()
+        figures[f"{window} along difference"] = max(
+            abs(a / b - 1) for t, row in zip(lengths, rows, strict=True) for a, b in zip(row, line(t), strict=True)
+        )
+    return figures
+
+
 def kernels(args: argparse.Namespace) -> Figures:
     """Gradient and line search, known light and not."""
     scan, _ = scan_on(args.device, args.positions, args.window, True)
@@ -226,7 +253,7 @@ def one_transform(args: argparse.Namespace) -> float:
 
 def main() -> None:
     """Run the parts that are named and print their figures."""
-    parts = {"bare": bare, "curves": curves, "passes": passes, "kernels": kernels, "truth": truth, "profile": profile}
+    parts = {"bare": bare, "curves": curves, "passes": passes, "check": check, "kernels": kernels, "truth": truth, "profile": profile}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--positions", type=int, default=3600)
