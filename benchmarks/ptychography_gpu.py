@@ -1,11 +1,11 @@
-"""Ptychography on one GPU: `python -m benchmarks.ptychography_gpu PART ...`, on PtyGer's test by default (3,600 positions, 256 px):
+"""Ptychography on one GPU: `python -m benchmarks.ptychography_gpu PART ...`, on PtyGer's test (3,600 positions, 256 px):
 
 bare        seconds of bare batched Fourier transforms of all positions, by positions in a batch
 curves      small scans, far and near field: error curves of all engines on the device against float64 on the CPU
 check       gradient, misfit and misfit along a step by the kernels of `farfield` against the model in double precision
 kernels     seconds of the kernels of `farfield` over all positions, by positions in a batch
 passes      seconds of a pass of cg, rpie and lsq beside their transforms' (see `bare`), probe known and not, whole pixels and not
-truth       error and structural similarity against the truth after --passes: plain conjugate gradients in double, the default in single
+truth       error and structural similarity against the truth after --passes: plain conjugate gradients, double and single
 profile     what a pass of --engine spends its time on
 """
 
@@ -164,7 +164,7 @@ def check(args: argparse.Namespace) -> Figures:
         x, _ = first_guess(scan, double.counts, double.options, double.like)
         names = ("object_OLYX", "probe_MYX")
         expected = double.sums(x, names)
-        x32 = Unknowns(**{n: v if n == "positions_B2" else v.to(torch.complex64 if v.is_complex() else torch.float32) for n, v in x.items()})
+        x32, _ = first_guess(scan, single.counts, single.options, single.like)
         found = single.sums(x32, names)
         for name in names:
             apart = (found.gradient[name] - expected.gradient[name]).norm() / expected.gradient[name].norm()
@@ -253,7 +253,7 @@ def one_transform(args: argparse.Namespace) -> float:
 
 def main() -> None:
     """Run the parts that are named and print their figures."""
-    parts = {"bare": bare, "curves": curves, "passes": passes, "check": check, "kernels": kernels, "truth": truth, "profile": profile}
+    parts = {one.__name__: one for one in (bare, check, kernels, curves, passes, truth, profile)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--positions", type=int, default=3600)

@@ -1,8 +1,8 @@
 """Sums over positions by the kernels of `farfield`, where a problem is of their kind: fewer walks through the GPU's memory.
 
-Far field, one slice and one mode of the object, one probe (of any modes) for all positions, patterns as they were counted, no scale
-or background to be fitted, single precision on a GPU, windows of their sizes. Everything else goes through `model.Model`, which
-`why_not` gives the reason for.
+Far field, one slice and one mode of the object, one probe (of any modes) for all positions, patterns as they were counted, no
+scale or background to be fitted, single precision on a GPU, windows of their sizes. Everything else goes through `model.Model`:
+`why_not` tells the reason.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def why_not(problem: Problem) -> str | None:
     others = {
         "a near field": geometry.kind != "far", "several slices": bool(geometry.slice_distances),
         "several modes of the object": options.object_modes > 1, "a probe that changes": options.opr_modes > 0,
-        "a binned detector": geometry.binning > 1, "fitted scales": options.fit_scale, "a fitted background": options.fit_background,
+        "a binned detector": geometry.binning > 1, "fitted scales": options.fit_scale,
+        "a fitted background": options.fit_background,
     }  # fmt: skip
     reasons = [name for name, holds in others.items() if holds]
     return reasons[0] if reasons else farfield.why_not(problem.like.device, problem.like.dtype, problem.scan.window)
 
 
 def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns) -> Tensor:
-    """Adds the gradient of a chunk; [3] float64: loss, mismatch, counted, as `problem.Sums` has them."""
+    """Adds the gradient of a chunk; [3] float64: loss, mismatch, counted."""
     place, counted = _patterns(problem, x, rows_B)
     light = problem.model.light(Line(x), place)[0]
     lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)

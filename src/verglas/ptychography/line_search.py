@@ -51,8 +51,10 @@ def _better(along: Along, newton: float, step: float, value: float, best: float,
 
 
 def minimum_of_samples(samples: Samples, guess: float) -> float:
-    """As `minimum_along` for a function that is cheaper at several t together: between two of them whose slopes have opposite signs,
-    the slope is the cubic that has their slopes and curvatures. Others are taken if the minimum is not among them.
+    """As `minimum_along`, of a function that is cheaper at several t together.
+
+    Between two whose slopes have opposite signs the slope is the cubic that has their slopes and curvatures. Others are taken
+    where the minimum is not among them.
     """
     for _ in range(ROUNDS):
         lengths = [share * guess for share in LENGTHS]

@@ -223,7 +223,7 @@ class Model:
         return self.add_light(at, place, light_BMYX, into)
 
     def add_light(self, at: Unknowns, place: Place, light_BMYX: Tensor, into: Unknowns) -> Tensor:
-        """Add what falls to the light, [B, M, Y, X] or its sum [1, M, Y, X] where positions have no fractions, to the probe's fields.
+        """Add what falls to the light to the probe's fields: [B, M, Y, X], or its sum [1, M, Y, X] at whole positions.
 
         Returns what falls to the light before it is moved, transformed where positions have fractions.
         """

@@ -1,8 +1,10 @@
-"""`farfield`: misfit of far fields with its gradient, and along a step. README.md gives formulas; `reference.py` is the definition."""
+"""`farfield`: misfit of far fields its gradient, and along a step. README.md: formulas; `reference.py`: the definition."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ EDGES = (32, 64, 128, 256, 512, 1024)  # px of a window that the GPU's kernels a
 
 @dataclass(frozen=True)
 class Lit:
-    """Positions of a batch: object_YX complex; light_BMYX, of one for all or of each; corner_B2 int64, windows inside the object."""
+    """Positions of a batch: object_YX complex; light_BMYX, one for all or one for each; corner_B2 int64, windows inside."""
 
     object_YX: Tensor
     light_BMYX: Tensor
@@ -23,7 +25,7 @@ class Lit:
 
 @dataclass(frozen=True)
 class Counted:
-    """Their patterns: counts_NYX, scale_N of all positions, of which rows_B (int64) are the batch; weight_YX, background_YX real."""
+    """Their patterns: counts_NYX, scale_N of all positions, rows_B (int64) of which are the batch; weight_YX, background_YX."""
 
     counts_NYX: Tensor
     scale_N: Tensor
@@ -47,26 +49,36 @@ def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -
 
 
 def farfield(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, reference: bool = False
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor | None]:
     """([3] float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; gradient of the light [1 or B, M, Y, X] if asked for).
 
-    The object's gradient is added to object_gradient_YX (None: not asked for). reference: by the definition, on any device.
+    The object's gradient is added to object_gradient_YX (None: not asked for).
+    implementation: "auto", "reference", "cpu" or "cuda".
     """
-    if reference:
-        from verglas.kernels.farfield.reference import farfield_reference as run
-    else:
-        from verglas.kernels.farfield.cuda import farfield_cuda as run
-    return run(lit, counted, object_gradient_YX, with_light)
+    run = _function("farfield", lit, implementation)
+    return run(lit, counted, object_gradient_YX, with_light)  # type: ignore[no-any-return]
 
 
-def along(lit: Lit, step: Lit, counted: Counted, length_K: Tensor, reference: bool = False) -> Tensor:
+def along(lit: Lit, step: Lit, counted: Counted, length_K: Tensor, implementation: str = "auto") -> Tensor:
     """[K, 3] float64: misfit and two derivatives at lengths (float64 on the device) of a step of object and light.
 
-    step: its corners are those of `lit`; a light of no elements means that the light stays. reference: by the definition.
+    step: its corners are those of `lit`; a light of no elements means that the light stays. implementation: as of `farfield`.
     """
-    if reference:
-        from verglas.kernels.farfield.reference import along_reference as run
-    else:
-        from verglas.kernels.farfield.cuda import along_cuda as run
-    return run(lit, step, counted, length_K)
+    return _function("along", lit, implementation)(lit, step, counted, length_K)  # type: ignore[no-any-return]
+
+
+def implementation_for(device: torch.device, dtype: torch.dtype) -> str:
+    """'cpu' on the CPU, 'cuda' on a GPU in single precision, else 'reference'."""
+    if device.type == "cuda":
+        return "cuda" if dtype == torch.float32 else "reference"
+    return "cpu"
+
+
+def _function(name: str, lit: Lit, implementation: str) -> Any:
+    """Compiled kernels are imported only here."""
+    if implementation == "auto":
+        implementation = implementation_for(lit.object_YX.device, lit.object_YX.real.dtype)
+    if implementation not in ("reference", "cpu", "cuda"):
+        raise ValueError(f"farfield has no implementation {implementation!r}")
+    return getattr(import_module(f"verglas.kernels.farfield.{implementation}"), f"{name}_{implementation}")

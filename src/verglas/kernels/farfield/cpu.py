@@ -1,4 +1,4 @@
-"""`farfield` on the CPU: torch's transforms, and Numba's loops over pixels between them where arrays would walk through memory."""
+"""`farfield` on the CPU: torch's transforms, and between them Numba's loops over pixels instead of walks through memory."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def farfield_cpu(lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, 
     out_B3 = np.empty((len(wave_BMYX), 3))
     noise, scale_B = counted.noise, counted.scale_N[counted.rows_B]
     arrays = (counts_of(counted).flatten(1), counted.weight_YX.flatten(), scale_B, counted.background_YX.flatten())
-    given = (one.contiguous().numpy() for one in (wave_BMYX.flatten(2), *arrays))
-    _slopes(*given, float(noise.offset), noise.poisson, FLOOR, out_B3)
+    counts, weight, scale, background = (one.contiguous().numpy() for one in arrays)
+    wave = wave_BMYX.flatten(2).numpy()
+    _slopes(wave, counts, weight, scale, background, float(noise.offset), noise.poisson, FLOOR, out_B3)
     exit_BOMYX = ifft2(wave_BMYX, norm="ortho")[:, None]
     into = None if object_gradient_YX is None else object_gradient_YX[None]
     of_light = scatter_cpu(exit_BOMYX, lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
@@ -76,19 +77,19 @@ def farfield_cpu(lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, 
 
 def along_cpu(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
     """See README.md; float32 or float64."""
-    coefficients_DBYX, counts_BYX = coefficients_cpu(lit, step, counted), counts_of(counted)
-    return torch.stack([misfit_along(coefficients_DBYX, counts_BYX, counted.weight_YX, t, counted.noise) for t in length_K.tolist()])
+    given = (coefficients_cpu(lit, step, counted), counts_of(counted), counted.weight_YX)
+    return torch.stack([misfit_along(*given, t, counted.noise) for t in length_K.tolist()])
 
 
 def coefficients_cpu(lit: Lit, step: Lit, counted: Counted) -> Tensor:
     """[D, B, Y, X] of the predicted counts along a step."""
-    waves = [_at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2), _at_detector(step.object_YX, lit.light_BMYX, lit.corner_B2)]
+    waves = [_at_detector(one.object_YX, lit.light_BMYX, lit.corner_B2) for one in (lit, step)]
     if step.light_BMYX.numel():
         waves[1] += _at_detector(lit.object_YX, step.light_BMYX, lit.corner_B2)
         waves.append(_at_detector(step.object_YX, step.light_BMYX, lit.corner_B2))
     out = torch.zeros(2 * len(waves) - 1, len(lit.corner_B2), *counted.weight_YX.shape, dtype=counted.weight_YX.dtype)
-    arrays = (torch.stack(waves).flatten(3), counted.scale_N[counted.rows_B], counted.background_YX.flatten())
-    _coefficients(*(one.contiguous().numpy() for one in arrays), out.flatten(2).numpy())
+    scale_B, background_P = counted.scale_N[counted.rows_B], counted.background_YX.contiguous().flatten()
+    _coefficients(torch.stack(waves).flatten(3).numpy(), scale_B.numpy(), background_P.numpy(), out.flatten(2).numpy())
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,8 @@ SOURCE = Path(__file__).with_name("farfield.cu")
 MOST_STEPS = 8  # lengths of a launch of columns_along
 GROUP = 32  # positions whose light a block sums in registers
 COUNTS = {
-    torch.int16: "unsigned short", torch.uint8: "unsigned char", torch.int32: "int", torch.float32: "float", torch.float16: "Half",
+    torch.int16: "unsigned short", torch.uint8: "unsigned char", torch.int32: "int",
+    torch.float32: "float", torch.float16: "Half",
 }  # fmt: skip
 
 
@@ -26,7 +28,8 @@ class Window:
     def __init__(self, lit: Lit, counted: Counted, fitted_light: bool = False) -> None:
         self.modes, self.rows, self.columns = lit.light_BMYX.shape[1:]
         self.defines = (
-            f"NY={self.rows}", f"NX={self.columns}", f"COUNTS={COUNTS[counted.counts_NYX.dtype]}", f"FITTED_LIGHT={int(fitted_light)}",
+            f"NY={self.rows}", f"NX={self.columns}",
+            f"COUNTS={COUNTS[counted.counts_NYX.dtype]}", f"FITTED_LIGHT={int(fitted_light)}",
         )  # fmt: skip
         self.device = lit.object_YX.device
         self.at_once_rows, self.row_threads = _cut(self.columns, self.rows)
@@ -145,5 +148,5 @@ def _checked_counts(counted: Counted) -> Counted:
     real = (counted.scale_N, counted.weight_YX, counted.background_YX)
     if counted.counts_NYX.dtype not in COUNTS or any(one.dtype != torch.float32 for one in real):
         raise TypeError(f"counts of {list(COUNTS)} and float32, got {counted.counts_NYX.dtype} and {[one.dtype for one in real]}")
-    tensors = (counted.counts_NYX, counted.scale_N, counted.rows_B, counted.weight_YX, counted.background_YX)
-    return Counted(*(one.contiguous() for one in tensors), counted.noise)
+    whole = {name: one.contiguous() for name, one in vars(counted).items() if isinstance(one, Tensor)}
+    return replace(counted, **whole)

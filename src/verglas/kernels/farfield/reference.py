@@ -31,7 +31,7 @@ def farfield_reference(
 
 def along_reference(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
     """See README.md."""
-    waves = [at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2), at_detector(step.object_YX, lit.light_BMYX, lit.corner_B2)]
+    waves = [at_detector(one.object_YX, lit.light_BMYX, lit.corner_B2) for one in (lit, step)]
     if step.light_BMYX.numel():
         waves[1] = waves[1] + at_detector(lit.object_YX, step.light_BMYX, lit.corner_B2)
         waves.append(at_detector(step.object_YX, step.light_BMYX, lit.corner_B2))

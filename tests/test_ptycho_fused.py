@@ -1,0 +1,61 @@
+"""Engines by the kernels of `farfield`, on the CPU through farfield_on_cpu.py: the same passes as by the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from farfield_on_cpu import device_of_kernels
+from ptycho_world import made_up, scan_of
+from verglas.kernels import farfield
+from verglas.ptychography.options import PtychoOptions
+from verglas.ptychography.problem import Problem
+from verglas.ptychography.reconstruct import reconstruct
+from verglas.ptychography.scan import Geometry, Scan
+
+SCAN = scan_of(made_up(side=4), seed=1)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the kernels run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place in device_of_kernels(tmp_path_factory.mktemp("fused")):
+            if place == "cpu":
+                patch.setattr(farfield, "why_not", lambda device, dtype, window: None if dtype == torch.float32 else "double")
+                patch.setattr(farfield, "implementation_for", lambda device, dtype: "cuda")
+            yield place
+
+
+def whole(scan: Scan) -> Scan:
+    return replace(scan, positions_B2=scan.positions_B2.round())
+
+
+@pytest.mark.parametrize("scan", [SCAN, whole(SCAN)], ids=["fractions", "whole"])
+@pytest.mark.parametrize("options", [
+    {"warm_up": 1}, {"warm_up": 0, "probe_from": 0}, {"engine": "rpie", "batch_size": 5}, {"engine": "lsq", "batch_size": 9},
+    {"warm_up": 0, "probe_modes": 2, "noise": "poisson", "total_variation": 0.01}, {"warm_up": 0, "positions_from": 1},
+], ids=str)  # fmt: skip
+def test_passes_are_those_of_the_model(device: str, scan: Scan, options: dict[str, object]) -> None:
+    chosen = PtychoOptions(passes=3, **options)  # type: ignore[arg-type]
+    assert Problem(scan, chosen, device).why_not_fused is None
+    *_, found = reconstruct(scan, chosen, device)
+    *_, expected = reconstruct(scan, replace(chosen, double=True))
+    for one, other in zip(found.found.error_P, expected.found.error_P, strict=True):
+        assert one == pytest.approx(other, rel=2e-3)
+    apart = found.found.object_OLYX.cpu() - expected.found.object_OLYX
+    assert apart.norm() < 3e-3 * expected.found.object_OLYX.norm()
+
+
+def test_what_goes_through_the_model(device: str) -> None:
+    near = Geometry("near", 1e-10, 4e-3, 2e-7)
+    for scan, options, reason in (
+        (SCAN, {"double": True}, "double"), (SCAN, {"object_modes": 2}, "modes of the object"),
+        (SCAN, {"opr_modes": 1}, "changes"), (SCAN, {"fit_scale": True}, "scales"),
+        (SCAN, {"fit_background": True}, "background"), (replace(SCAN, geometry=near), {}, "near"),
+    ):  # fmt: skip
+        why = Problem(scan, PtychoOptions(**options), device).why_not_fused  # type: ignore[arg-type]
+        assert why is not None and (reason in why or device == "cuda")
