@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,5 +149,5 @@ def _checked_counts(counted: Counted) -> Counted:
     real = (counted.scale_N, counted.weight_YX, counted.background_YX)
     if counted.counts_NYX.dtype not in COUNTS or any(one.dtype != torch.float32 for one in real):
         raise TypeError(f"counts of {list(COUNTS)} and float32, got {counted.counts_NYX.dtype} and {[one.dtype for one in real]}")
-    whole = {name: one.contiguous() for name, one in vars(counted).items() if isinstance(one, Tensor)}
+    whole: dict[str, Any] = {name: one.contiguous() for name, one in vars(counted).items() if isinstance(one, Tensor)}
     return replace(counted, **whole)
