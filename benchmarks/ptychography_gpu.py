@@ -37,6 +37,7 @@ ENGINES = ("cg", "lsq", "rpie", "epie", "dm", "raar")
 
 def scan_on(device: str, positions: int, window: int, whole: bool, photons: float = 1e6) -> tuple[Scan, Truth]:
     """A Siemens star whose patterns, uint16, are predicted and drawn on the device; with its true probe."""
+    start = time.perf_counter()
     setting = Setting(
         light=LightOptions(photons=photons, width=0.5),
         path=PathOptions(positions=positions, overlap=0.75, whole_pixels=whole),
@@ -56,6 +57,7 @@ def scan_on(device: str, positions: int, window: int, whole: bool, photons: floa
         counts.append(torch.fft.fftshift(few, (1, 2)).int().to(torch.int16).cpu())
     patterns = torch.cat(counts).view(torch.uint16)
     recorded_B2 = torch.from_numpy(truth.recorded_B2)
+    print(f"a scan of {positions} x {window} px made in {time.perf_counter() - start:.1f} s", flush=True)
     return Scan(patterns, recorded_B2, truth.geometry, probe_MYX=torch.from_numpy(truth.probe_MYX)), truth
 
 
@@ -156,9 +158,9 @@ def problem_of(scan: Scan, options: PtychoOptions, args: argparse.Namespace) -> 
 
 
 def check(args: argparse.Namespace) -> Figures:
-    """Relative differences, for windows of 64 to 512 px."""
+    """Relative differences."""
     figures: Figures = {}
-    for window, whole in ((64, True), (128, False), (256, True), (512, True)):
+    for window, whole in ((64, False), (256, True)):
         scan, _ = scan_on(args.device, 40, window, whole)
         single, double = (Problem(scan, PtychoOptions(double=one), args.device) for one in (False, True))
         x, _ = first_guess(scan, double.counts, double.options, double.like)
@@ -267,7 +269,11 @@ def main() -> None:
     args.bare_s = one_transform(args)
     figures: Figures = {"transform s": args.bare_s}
     for name in args.parts:
-        figures |= {f"{name} {key}": value for key, value in parts[name](args).items()}
+        start = time.perf_counter()
+        found = {f"{name} {key}": value for key, value in parts[name](args).items()}
+        lines = [f"{name}: {time.perf_counter() - start:.1f} s", *(f"  {key}: {value:.6g}" for key, value in found.items())]
+        print("\n".join(lines), flush=True)
+        figures |= found
     publish(figures, None)
 
 

@@ -97,5 +97,6 @@ class ConjugateGradients:
     def samples(self, x: Unknowns, direction: Unknowns, lengths: list[float]) -> list[list[float]]:
         """(loss, first, second derivative) of the loss at several lengths of a step, by kernels that keep no coefficients."""
         a, b, c = self.problem.regulariser.along(x["object_OLYX"], direction["object_OLYX"])
-        rows = fused.misfit_along(self.problem, x, direction, lengths).tolist()
+        totals_K3 = fused.misfit_along(self.problem, x, direction, lengths)
+        rows = self.problem.share.total(totals_K3)[0].tolist()
         return [[f + a + (b + c * t) * t, d + b + 2 * c * t, e + 2 * c] for t, (f, d, e) in zip(lengths, rows, strict=True)]

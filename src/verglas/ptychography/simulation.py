@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from verglas.ptychography.simulation_options import DetectorOptions, LightOption
 
 STOP = 0.4  # diameter of a zone plate's central stop, in its own
 EDGE_PX = 1.5  # over which apertures fall off, so that the beam has no far tails
+BAND = 32  # rows that a thread computes at once
 SUPERSAMPLING = 4  # points along an edge of an object pixel
 NEAR_FRESNEL = 0.3  # distance of a near field: wavelength z / (pixel^2 window)
 FAR_DETECTOR_PIXEL = 75e-6  # m
@@ -84,22 +86,29 @@ def make_truth(setting: Setting) -> Truth:
 
 def siemens_star(shape: tuple[int, int], star: StarOptions) -> np.ndarray:
     """Transmission (1 - absorption s) exp(i phase s + i support), complex128 [Y, X]; s: share of a pixel that bars cover."""
-    centre_y, centre_x = (edge / 2 for edge in shape)
+    tops = range(0, shape[0], BAND)
+    with ThreadPoolExecutor() as threads:
+        covered_YX = np.concatenate(list(threads.map(lambda top: _covered(shape, star, top), tops)))
+    wave_Y1 = np.cos(2 * math.pi * 1.3 * np.arange(shape[0]) / shape[0])[:, None]
+    support_YX = 0.25 * star.support * (wave_Y1 + np.sin(2 * math.pi * 0.9 * np.arange(shape[1]) / shape[1]))
+    return (1 - star.absorption * covered_YX) * np.exp(1j * (star.phase * covered_YX + support_YX))
+
+
+def _covered(shape: tuple[int, int], star: StarOptions, top: int) -> np.ndarray:
+    """Share of each pixel that bars cover, of BAND rows from `top` on."""
     radius = 0.48 * min(shape)
-    covered_YX = np.zeros(shape)
+    rows = np.arange(top, min(top + BAND, shape[0]))
+    covered_YX = np.zeros((len(rows), shape[1]))
     offsets = (np.arange(SUPERSAMPLING) + 0.5) / SUPERSAMPLING
     for dy in offsets:
-        y_Y1 = (np.arange(shape[0]) + dy - centre_y)[:, None]
+        y_Y1 = (rows + dy - shape[0] / 2)[:, None]
         for dx in offsets:
-            x_X = np.arange(shape[1]) + dx - centre_x
+            x_X = np.arange(shape[1]) + dx - shape[1] / 2
             distance_YX = np.hypot(y_Y1, x_X)
             spoke_YX = np.cos(star.spokes * np.arctan2(y_Y1, x_X)) > 0
             gap_YX = sum(np.abs(distance_YX - ring * radius) < 0.012 * radius for ring in RINGS) > 0
             covered_YX += spoke_YX & (distance_YX < radius) & ~gap_YX
-    covered_YX /= SUPERSAMPLING**2
-    wave_Y1 = np.cos(2 * math.pi * 1.3 * np.arange(shape[0]) / shape[0])[:, None]
-    support_YX = 0.25 * star.support * (wave_Y1 + np.sin(2 * math.pi * 0.9 * np.arange(shape[1]) / shape[1]))
-    return (1 - star.absorption * covered_YX) * np.exp(1j * (star.phase * covered_YX + support_YX))
+    return covered_YX / SUPERSAMPLING**2
 
 
 def beam(light: LightOptions, window: int, near_field: bool) -> np.ndarray:

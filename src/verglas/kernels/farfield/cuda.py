@@ -26,7 +26,7 @@ COUNTS = {
 class Window:
     """Kernels for windows of one shape and counts of one type, and how they are cut (as in farfield.cu)."""
 
-    def __init__(self, lit: Lit, counted: Counted, fitted_light: bool = False) -> None:
+    def __init__(self, lit: Lit, counted: Counted, fitted_light: bool = True) -> None:
         self.modes, self.rows, self.columns = lit.light_BMYX.shape[1:]
         self.defines = (
             f"NY={self.rows}", f"NX={self.columns}",
@@ -81,6 +81,8 @@ def farfield_cuda(
     if object_gradient_YX is not None and not object_gradient_YX.is_contiguous():
         raise TypeError("the object's gradient must be contiguous: it is changed in place")
     window, batch, width = Window(lit, counted), len(lit.corner_B2), lit.object_YX.shape[1]
+    if not batch:
+        return torch.zeros(3, dtype=torch.float64, device=window.device), torch.zeros_like(lit.light_BMYX) if with_light else None
     wave_BMYX = lit.light_BMYX.new_empty(batch, *lit.light_BMYX.shape[1:])
     own = wave_BMYX[0].numel() if len(lit.light_BMYX) > 1 else 0
     sums_BJ3 = torch.empty(batch, window.column_blocks, 3, device=window.device)
@@ -99,6 +101,8 @@ def farfield_cuda(
 def along_cuda(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
     """See README.md; complex64, float32 (TypeError for others)."""
     lit, step, counted = _checked(lit), _checked(step), _checked_counts(counted)
+    if not len(lit.corner_B2):
+        return torch.zeros(len(length_K), 3, dtype=torch.float64, device=length_K.device)
     fitted = step.light_BMYX.numel() > 0
     window, batch, width = Window(lit, counted, fitted), len(lit.corner_B2), lit.object_YX.shape[1]
     waves = lit.light_BMYX.new_empty(3 if fitted else 2, batch, *lit.light_BMYX.shape[1:])
