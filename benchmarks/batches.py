@@ -1,4 +1,4 @@
-"""Whether what is found for a particle depends on the others of its batch: `python -m benchmarks.batches --data DIR --diameter Å`.
+"""Whether a particle's result depends on the others of its batch: `python -m benchmarks.batches --data DIR --diameter Å`.
 
 Goes through the samplings of a refinement as `benchmarks.scaling` does (one process). Each iteration is done again from the same
 state, once as it was and once with batches of a fraction of the size, and compared with the first time: the largest difference

@@ -18,7 +18,8 @@ from torch import Tensor
 from verglas.distributed.shares import Block, Shares
 
 MOST_FIXED = 0.2  # of a piece's time: no smaller ones are taken
-KEPT_BACK = 1.5  # blocks from an owner's last ones on it takes half of what is left, so that others can help
+KEPT_BACK, TAKEN_BACK = 1.5, 0.5  # blocks from an owner's last ones on it takes half of what is left, so that others can help
+KEPT_AT_FIRST, TAKEN_AT_FIRST = 3.0, 0.3  # the same while speeds are not known
 TAKEN_OF_FAIR = 0.5  # of the part of another rank's rows with which both would be done at once
 LOOKED_AT = 16  # other ranks that one without work looks at before it helps
 
@@ -83,12 +84,12 @@ class Handout:
         announce: is told other ranks' rows before the block that comes ahead of them is handed out, so that their images can be
         read meanwhile.
         """
-        for owner, part in self._pieces(size, announce):
+        for place, (owner, part) in enumerate(self._pieces(size, announce)):
             line, begin = self.lines[owner], self.clock()
             yield line.row_n[part]
             samples = float(line.samples_n[part].sum())
             rows, seconds = len(line.row_n[part]), self.clock() - begin
-            self.shares.worked(Block(rows, samples, seconds))
+            self.shares.worked(Block(rows, samples, seconds, first=place == 0))
             self.ranks.work.add(rows, owner == self.ranks.rank, seconds)
 
     def best(self, size: int) -> int:
@@ -106,28 +107,31 @@ class Handout:
         piece = self._own_piece(size)
         piece = self._stolen(size, announce) if piece is None else piece
         while piece is not None:
-            ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce)
+            ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce, self._cost(piece))
             yield piece
             piece = ahead or self._own_piece(size) or self._stolen(size, announce)
 
     def _own_piece(self, size: int) -> Piece | None:
-        me = self.ranks.rank
+        me, known = self.ranks.rank, self.shares.pace.known
         left = self._left(me)
         if left == 0:
             return None
-        many = left > KEPT_BACK * size * self.lines[me].mean  # as many rows in each, as was announced
-        return self._take(me, math.inf if many else left / 2, size)
+        kept, part = (KEPT_BACK, TAKEN_BACK) if known else (KEPT_AT_FIRST, TAKEN_AT_FIRST)
+        many = left > kept * size * self.lines[me].mean  # as many rows in each, as was announced
+        return self._take(me, math.inf if many else part * left, size)
 
-    def _stolen(self, size: int, announce: Callable[[Tensor], None] | None) -> Piece | None:
-        """Some rows of the rank that would be busy longest, so that both would be done at once if this was taken twice."""
-        me, speed_R = self.ranks.rank, self.shares.pace.speed_R.tolist()
+    def _stolen(self, size: int, announce: Callable[[Tensor], None] | None, busy: float = 0.0) -> Piece | None:
+        """Some rows of the rank that would be busy longest, so that both would be done at once if this was taken twice.
+
+        busy: cost of what this rank has to do before."""
+        me = self.ranks.rank
         others = [rank for rank in range(self.ranks.size) if rank != me and len(self.lines[rank].row_n)]
         if len(others) > LOOKED_AT:
             others = self._random.sample(others, LOOKED_AT)
         while others:
-            left_R = {rank: self._left(rank) for rank in others}
+            left_R, speed_R = {rank: self._left(rank) for rank in others}, self._speeds([me, *others])
             slowest = max(others, key=lambda rank: left_R[rank] / speed_R[rank])
-            fair = left_R[slowest] * speed_R[me] / (speed_R[me] + speed_R[slowest])
+            fair = (left_R[slowest] * speed_R[me] - busy * speed_R[slowest]) / (speed_R[me] + speed_R[slowest])
             if fair < self._least(size) * self.lines[slowest].mean:  # its owner has taken the next piece before help would come
                 return None
             piece = self._take(slowest, TAKEN_OF_FAIR * fair, size)
@@ -136,6 +140,17 @@ class Handout:
                     announce(self.lines[slowest].row_n[piece[1]])
                 return piece
         return None
+
+    def _speeds(self, ranks: list[int]) -> dict[int, float]:
+        """Of some ranks: as measured; before anything was, how many rows each has begun until now, of its own or others'."""
+        if self.shares.pace.known:
+            return {rank: float(self.shares.pace.speed_R[rank]) for rank in ranks}
+        return {rank: max(1.0, self._taken_of(rank, 0) + self._count(f"helped/{rank}", 0)) for rank in ranks}
+
+    def _cost(self, piece: Piece) -> float:
+        """Of a piece's rows, and of the block that they are."""
+        line, part = self.lines[piece[0]], piece[1]
+        return line.left(part.start) - line.left(part.stop) + (self.shares.pace.fixed or 0.0)
 
     def _least(self, size: int) -> int:
         """Rows of the smallest piece."""
@@ -149,6 +164,9 @@ class Handout:
             wanted = max(wanted, min(size, len(line.row_n) - taken))
         last = self._taken_of(rank, wanted)
         first, last = last - wanted, min(last, len(line.row_n))
+        if first < last and rank != self.ranks.rank and not self.shares.pace.known:
+            self._count(f"helped/{rank}", first - last)
+            self._count(f"helped/{self.ranks.rank}", last - first)
         return (rank, slice(first, last)) if first < last else None
 
     def _left(self, rank: int) -> float:
@@ -156,5 +174,9 @@ class Handout:
 
     def _taken_of(self, rank: int, more: int) -> int:
         """How many rows of an owner are taken, with `more` that are taken now."""
+        return self._count(f"taken/{rank}", more)
+
+    def _count(self, name: str, more: int) -> int:
+        """A counter that all ranks share, with `more` that is added now."""
         assert self.ranks.store is not None
-        return self.ranks.store.add(f"taken/{self.number}/{rank}", more)
+        return self.ranks.store.add(f"{name}/{self.number}", more)

@@ -1,7 +1,8 @@
 """How quick the ranks of a run are, what a row costs, and which rows each begins with: rows move from slow ranks to quick ones.
 
 A block of rows takes (fixed + a rows + b samples) / speed seconds, where the samples are those that its particles had in the
-iteration before. All of it is measured in every iteration, by all ranks from the same numbers: they come to the same shares.
+iteration before; a rank's first block of a set (half-set) takes `start` / speed more, as references are made ready. All of it is
+measured in every iteration, by all ranks from the same numbers: they come to the same shares.
 """
 
 from __future__ import annotations
@@ -25,23 +26,28 @@ WHOLE = 0.5  # of the largest block: smaller ones cost more a row
 
 @dataclass(frozen=True)
 class Block:
-    """A block that was worked on: its rows, the samples its particles had before, and the seconds it took."""
+    """A block that was worked on: its rows, the samples its particles had before, the seconds it took, and whether it was this
+    rank's first one of its set."""
 
     rows: int
     samples: float
     seconds: float
+    first: bool = False
 
 
 @dataclass(frozen=True)
 class Pace:
     """speed_R: of every rank, 1 on average; fixed, per_row, per_sample: seconds at speed 1, of a block, and for each row and
-    sample in it (fixed None: not measured); mean_row: of a row with as many samples as the mean. At first all ranks are alike."""
+    sample in it (fixed None: not measured); mean_row: of a row with as many samples as the mean; start: what the first block of
+    a set takes more. known: whether anything was measured; at first all ranks are alike."""
 
     speed_R: Tensor
     per_row: float = 1.0
     per_sample: float = 0.0
     fixed: float | None = None
     mean_row: float = 1.0
+    start: float = 0.0
+    known: bool = False
 
     def fixed_rows(self, size: int) -> float:
         """The rows that take as long as what a block takes beside its rows; size: of the largest block, for a first guess."""
@@ -109,24 +115,43 @@ def load(owner_B: Tensor, cost_B: Tensor, speed_R: Tensor) -> float:
 
 
 def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
-    """Speeds and costs from the blocks that every rank worked on; a rank without any keeps its speed. Medians: the first block of
-    a rank also compiles.
+    """Speeds and costs from the blocks that every rank worked on; a rank without any keeps its speed. Medians, of large blocks
+    that are not the first of a set: these tell of `start`, and of a rank that has no others.
 
     y, seconds a row, is (1 + k x) / v in the blocks of a rank, where x are samples a row. The slope of y relative to its median
     is q = k / (1 + k X), X the median of x, whatever v is; so k = q / (1 - q X): the median over all pairs of blocks is taken.
     """
+    firsts_R = [[one for one in blocks if one.first] for blocks in blocks_R]
+    later_R = [[one for one in blocks if not one.first] for blocks in blocks_R]
+    if not any(later_R):
+        firsts_R, later_R = later_R, firsts_R
     most_R = [max((block.rows for block in blocks), default=0) for blocks in blocks_R]
-    whole_R = [[one for one in blocks if one.rows >= WHOLE * most] for blocks, most in zip(blocks_R, most_R, strict=True)]
+    whole_R = [[one for one in blocks if one.rows >= WHOLE * most] for blocks, most in zip(later_R, most_R, strict=True)]
     y_R = [torch.tensor([one.seconds / one.rows for one in blocks], dtype=torch.float64) for blocks in whole_R]
     x_R = [torch.tensor([one.samples / one.rows for one in blocks], dtype=torch.float64) for blocks in whole_R]
     k_p = torch.cat([_relative_cost(x_n, y_n) for x_n, y_n in zip(x_R, y_R, strict=True)])
     k = float(k_p.median()) if len(k_p) else 0.0
     speed_R = torch.stack([((1 + k * x_n) / y_n).median() if len(y_n) else y_n.sum() for x_n, y_n in zip(x_R, y_R, strict=True)])
+    start, speed_R = _start(firsts_R, speed_R, k)
     known_R = speed_R > 0
     mean = float(speed_R[known_R].mean())
     speed_R = torch.where(known_R, speed_R / mean, before.speed_R)
-    pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, (1 + k * float(torch.cat(x_R).mean())) / mean)
-    return replace(pace, fixed=_fixed(blocks_R, most_R, pace, before))
+    mean_row = (1 + k * float(torch.cat(x_R).mean())) / mean
+    pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, mean_row, before.start if start is None else start / mean, True)
+    return replace(pace, fixed=_fixed(later_R, most_R, pace, before))
+
+
+def _start(firsts_R: list[list[Block]], speed_R: Tensor, k: float) -> tuple[float | None, Tensor]:
+    """What a first block of a set takes more than others, in units of a row without samples (None: not known), and the speeds,
+    with those of ranks that worked on first blocks only (0 before)."""
+    costs_R = [[one.rows + k * one.samples for one in blocks] for blocks in firsts_R]
+    pairs_R = [[(cost, one.seconds) for cost, one in zip(*both, strict=True)] for both in zip(costs_R, firsts_R, strict=True)]
+    known = [v * seconds - cost for v, pairs in zip(speed_R.tolist(), pairs_R, strict=True) if v > 0 for cost, seconds in pairs]
+    if not known:
+        return None, speed_R
+    start = max(0.0, statistics.median(known))
+    found_R = [statistics.median((start + cost) / seconds for cost, seconds in pairs) if pairs else 0.0 for pairs in pairs_R]
+    return start, torch.where(speed_R > 0, speed_R, torch.tensor(found_R, dtype=torch.float64))
 
 
 def _relative_cost(x_n: Tensor, y_n: Tensor) -> Tensor:
@@ -163,9 +188,10 @@ def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) 
 
 
 def targets(total: float, pace: Pace) -> Tensor:
-    """Costs of all ranks' own rows that add up to `total`, so that all end at one time t: speed t - fixed. None where that is
-    less than nothing: a rank that would have to do a block for a few rows."""
-    fixed, used_R = pace.fixed or 0.0, torch.ones(len(pace.speed_R), dtype=torch.bool)
+    """Costs of all ranks' own rows that add up to `total`, so that all end at one time t: speed t - fixed - start.
+
+    None where that is less than nothing: a rank that would have to do a block for a few rows."""
+    fixed, used_R = (pace.fixed or 0.0) + pace.start, torch.ones(len(pace.speed_R), dtype=torch.bool)
     while True:
         end = (total + fixed * int(used_R.sum())) / float(pace.speed_R[used_R].sum())
         room_R = pace.speed_R * end - fixed
