@@ -36,6 +36,8 @@ def test_two_ranks_on_one_gpu_are_refused() -> None:
     meeting.check_apart(["one", "one"])  # processors are shared
     with pytest.raises(VerglasError, match=r"Ranks 0 and 2 .* same GPU of one"):
         meeting.check_apart(["one GPU-1", "two GPU-1", "one GPU-1"])
+    with pytest.raises(VerglasError, match=r"Rank 1 .two. would compute on a CPU"):
+        meeting.check_apart(["one GPU-1", "two", "one GPU-2"])
 
 
 def test_a_script_may_take_its_time_between_two_runs() -> None:

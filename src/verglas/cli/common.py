@@ -49,6 +49,15 @@ class SharedComputing(Computing):
     """How many GPUs of this computer share the work, or which ones. On several computers: torchrun or srun (docs/clusters.md)."""
 
 
+@dataclass(kw_only=True)
+class HelpedComputing(SharedComputing):
+    """Where the work runs, of commands that CPU cores can help with beside GPUs."""
+
+    cpu_ranks: Annotated[str, tyro.conf.arg(metavar="N|auto")] = "0"
+    """Processes of each computer that work on particles on CPU cores beside the GPUs. They get what they are back with before the
+    GPUs are done, or nothing. auto: one, if there are cores enough."""
+
+
 @contextmanager
 def ranks_here(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[Ranks, torch.device, str]]:
     """(the processes of this run, the device of this one, why that one), as torchrun or srun say in the environment."""

@@ -13,7 +13,8 @@ from verglas.cli.common import check_seed
 from verglas.errors import InputError
 from verglas.refinement.config import RefineConfig
 
-OF_THE_PLACE = ("config", "out", "overwrite", "device", "threads")  # of a job: not taken from a record as they stand there
+# Of a job: not taken from a record as they stand there.
+OF_THE_PLACE = ("config", "out", "overwrite", "device", "threads", "cpu_ranks")
 PATHS = ("mask", "focus_mask")  # options of a configuration that are files
 AnyJob = TypeVar("AnyJob", bound="Job")
 
@@ -37,11 +38,14 @@ class Job:
     overwrite: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    cpu_ranks: str = "0"
 
     def check(self) -> None:
         """InputError for options that make no sense whatever the particles are."""
         c = self.config
         check_seed(c.seed)
+        if self.cpu_ranks != "auto" and not self.cpu_ranks.isdecimal():
+            raise InputError("--cpu-ranks", f"'{self.cpu_ranks}'", "auto, or a number of processes")
         for name, value in (("--diameter", c.diameter), ("--initial-resolution", c.initial_resolution),
                             ("--offset-step", c.offset_step), ("--offset-range", c.offset_range)):  # fmt: skip
             if not 0 < value < float("inf"):
@@ -86,7 +90,7 @@ def was_begun(job: Job) -> bool:
     if job.out is None or not (job.out / "config.json").is_file() or (job.out / "result.json").exists():
         return False
     try:
-        return job_of_run(type(job), job.out, job.device, job.threads) == replace(job, overwrite=False)
+        return job_of_run(type(job), job.out, job.device, job.threads) == replace(job, overwrite=False, cpu_ranks=Job.cpu_ranks)
     except InputError:
         return False
 

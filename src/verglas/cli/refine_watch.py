@@ -189,6 +189,8 @@ def block(record: Record, left: float | None, before: Record | None = None) -> l
     ]
     if "communication" in record:
         lines += [f"  {sent_text(record['communication'])}", *work_lines(record["communication"].get("work", []))]
+    if "helpers" in record:
+        lines.append(f"  {record['helpers']['said']}")
     if "classes" in facts:
         lines.insert(1, f"  classes {facts['classes']}")
     told = {gist(note) for note in before["notes"]} if before else set()

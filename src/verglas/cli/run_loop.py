@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from verglas.cli.behind import Behind
-from verglas.cli.common import SharedComputing, refuse_beside_continue, started_again
+from verglas.cli.common import HelpedComputing, refuse_beside_continue, started_again
 from verglas.cli.disk import disk_notice
+from verglas.cli.helped import helped, with_helpers
 from verglas.cli.job import Job, job_of_run, was_begun
 from verglas.cli.refine_watch import Record, Watch, read_history
 from verglas.errors import InputError, OutputError
@@ -46,7 +47,7 @@ class IterativeOptions(Protocol):
 
     continue_from: Path | None
     elastic: bool
-    computing: SharedComputing
+    computing: HelpedComputing
 
     def job(self) -> Job:
         """What a new run is made from, not checked yet."""
@@ -77,7 +78,8 @@ class Run(Iterator["Iteration"]):
         if options.continue_from is not None:
             refuse_beside_continue(options)
             where = options.computing
-            return cls(job_of_run(kind, options.continue_from, where.device, where.threads), resumed=True)
+            job = job_of_run(kind, options.continue_from, where.device, where.threads)
+            return cls(replace(job, cpu_ranks=where.cpu_ranks), resumed=True)
         job = options.job()
         job.check()
         return cls(job, resumed=started_again(options.elastic) and was_begun(job))
@@ -180,7 +182,9 @@ class Run(Iterator["Iteration"]):
             planned = self.plan(table, device) if planned is None else planned
             going_on = way_on(run, self.job.command, self.ranks, self.job.out)
             with run or nullcontext(), withdrawn_if_refused(run, self.resumed), going_on:
-                yield from self._iterate(run, table, self._session(run, table, (device, threads, reason), planned))
+                session = self._session(run, table, (device, threads, reason), planned)
+                with with_helpers(session, self.job.cpu_ranks, run.log if run else lambda text: None) as session:
+                    yield from self._iterate(run, table, session)
 
     def _of_lead(self, table: ParticleTable | None) -> ParticleTable:
         """The particles, and what else `inputs` found, on all ranks: the lead alone reads files before the images."""
@@ -260,7 +264,7 @@ class Run(Iterator["Iteration"]):
                 later.do(partial(self._open_report, run, draw))
             self.ranks.doing("beginning", part=f"iteration {watch.iteration}")
             for iteration in self.iterations(session, progress):
-                watch.finished(self.record(iteration, table))
+                watch.finished(self.record(iteration, table) | helped(session))
                 self.ranks.doing("beginning", part=f"iteration {watch.iteration}")
                 if run is not None:
                     later.do(partial(self._write, run, table, iteration, list(self.history)))

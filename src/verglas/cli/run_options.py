@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from verglas.cli.common import Flag, SharedComputing, absolute
+from verglas.cli.common import Flag, HelpedComputing, absolute
 from verglas.errors import InputError
 from verglas.refinement.config import Precision, RefineConfig
 
@@ -52,7 +52,7 @@ class ParticleOptions:
     elastic: Flag = False
     """Go on by itself after a lost process: with --gpus up to three times, on the GPUs that are left. Whoever starts the same
     command again (torchrun --max-restarts, sbatch --requeue) goes on with the run in --out, if its options are these."""
-    computing: SharedComputing = field(default_factory=SharedComputing)
+    computing: HelpedComputing = field(default_factory=HelpedComputing)
 
     def require(self, *names: str) -> None:
         """InputError for the first of these options that was not given."""
@@ -75,6 +75,7 @@ class ParticleOptions:
             "folder": absolute(self.folder) if self.folder else None, "skip_bad": self.skip_bad,
             "scratch": absolute(self.scratch) if self.scratch else None, "ignore_contrast": self.ignore_contrast,
             "overwrite": self.overwrite, "device": self.computing.device, "threads": self.computing.threads,
+            "cpu_ranks": self.computing.cpu_ranks,
         }  # fmt: skip
 
 

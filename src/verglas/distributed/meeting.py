@@ -157,7 +157,14 @@ def whereabouts(device: torch.device) -> str:
 
 
 def check_apart(places: list[str]) -> None:
-    """VerglasError if two ranks compute on the same GPU, which NCCL does not do. places: `whereabouts` of all ranks."""
+    """VerglasError if two ranks compute on the same GPU, which NCCL does not do, or only some on one. places: `whereabouts` of
+    all ranks."""
+    without = [rank for rank, place in enumerate(places) if " " not in place]
+    if 0 < len(without) < len(places):
+        raise VerglasError(
+            f"Rank {without[0]} ({places[without[0]]}) would compute on a CPU, others on GPUs. Start one process per GPU; "
+            "--cpu-ranks N lets CPU cores help beside them."
+        )
     for rank, place in enumerate(places):
         first = places.index(place)
         if first != rank and " " in place:

@@ -90,6 +90,20 @@ class Accumulator:
             self._since_flush += other._since_flush
         self.slices += other.slices
 
+    def packed(self) -> tuple[Tensor, int]:
+        """(Sums so far [V, 3] in the type that slices are added in, how many slices), for `add_packed` of another process."""
+        return self.total()[:, :3].to(self.running_V4.dtype).contiguous(), self.slices
+
+    def add_packed(self, values_V3: Tensor, slices: int) -> None:
+        """Add the sums of so many slices that another process has added up, of the same geometry."""
+        if self.running_V4.dtype == torch.float32 and self._since_flush + slices > self.flush_every:
+            self.flush()
+        for first in range(0, len(values_V3), VOXELS_AT_ONCE):
+            part = slice(first, first + VOXELS_AT_ONCE)
+            self.running_V4[part, :3] += values_V3[part].to(self.running_V4)
+        self._since_flush += slices
+        self.slices += slices
+
     def begin_adding(self, ranks: Ranks) -> Arrivals | None:
         """Have the sums of all ranks travel: each will keep its slab alone. Until `add_up` nothing may be added.
 

@@ -51,6 +51,10 @@ class BatchResult:
     alignability_B: Tensor
     misfit_B: Tensor
 
+    def to(self, device: torch.device | str) -> BatchResult:
+        """The same in the memory of a device."""
+        return BatchResult(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
 
 @dataclass(frozen=True)
 class WeightedSlices:

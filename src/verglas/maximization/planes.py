@@ -73,6 +73,15 @@ class PlaneAccumulator:
         total_3CYX[:, :, 1:, 0] += partner_3CY[:, :, 1:]
         return total_3CYX
 
+    def packed(self) -> tuple[Tensor, int]:
+        """(Sums so far [V, 3], 0: images are not counted), for `add_packed` of another process."""
+        self._settle()
+        return self.running_V4[:, :3].contiguous(), 0
+
+    def add_packed(self, values_V3: Tensor, slices: int) -> None:
+        """Add the sums that another process has added up, of the same geometry. slices: without effect."""
+        self.running_V4[:, :3] += values_V3.to(self.running_V4)
+
     def begin_adding(self, ranks: Ranks) -> None:
         """Planes are few: nothing is begun before `add_up`."""
 

@@ -42,10 +42,10 @@ class Sums:
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
-    def cpu(self) -> Sums:
-        """The same in the memory of the host."""
+    def to(self, device: torch.device | str) -> Sums:
+        """The same in the memory of a device."""
         tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
-        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (tensor.cpu() for tensor in tensors)
+        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (tensor.to(device) for tensor in tensors)
         return Sums(noise_GS, particles_G, direction_D, cross_M, power_M, totals_5, self.particles)
 
     def added_up(self, ranks: Ranks) -> Sums:

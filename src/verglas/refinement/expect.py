@@ -31,8 +31,9 @@ from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
 from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
+from verglas.refinement.helpers import NOBODY, Helpers
 from verglas.refinement.plan_sizes import mates_of
-from verglas.refinement.state import HalfModel, Poses, Schedule
+from verglas.refinement.state import HalfModel, Poses, Schedule, direction_order
 
 OUT_OF_MEMORY = (
     "The device ran out of memory, also with batches of half the size. Other programs may use it: free it, or give verglas less "
@@ -45,7 +46,8 @@ BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 @dataclass(frozen=True)
 class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
-    memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work.
+    memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work;
+    helpers: of this rank, on CPU cores beside its GPU.
     """
 
     device: torch.device
@@ -53,6 +55,7 @@ class Computing:
     operand: torch.dtype
     memory: float
     ranks: Ranks = ALONE
+    helpers: Helpers = NOBODY
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class HalfExpectation:
         """Give back the memory of slices; accumulators stay, sums go to the host."""
         self._searchers.clear()
         self._slices.clear()
-        self.sums = self.sums.cpu()
+        self.sums = self.sums.to("cpu")
 
     def begin_adding(self) -> list[Arrivals]:
         """Have the sums of all ranks travel, after `release`, as far as ranks share the solving; `add_up` waits for them."""
@@ -211,6 +214,12 @@ class HalfExpectation:
         self.sums = self.sums.added_up(self.on.ranks)
         for one in self.sums_of_slices():
             one.add_up(self.on.ranks, share)
+
+    def add_sums(self, sums: Sums, packed: list[tuple[Tensor, int]]) -> None:
+        """Add what another process has found, before `release`; packed: of each of its `sums_of_slices`."""
+        self.sums = self.sums + sums.to(self.on.device)
+        for one, (values_V3, slices) in zip(self.sums_of_slices(), packed, strict=True):
+            one.add_packed(values_V3, slices)
 
     def sums_of_slices(self) -> Sequence[Accumulator | PlaneAccumulator]:
         """All that slices were added to."""
@@ -371,15 +380,3 @@ def runs_within(used_B: Tensor, rows_B: Tensor, limit: float, budget: float) -> 
         runs.append((first, last))
         first, used, rows = last, float(used_B[last - 1]), float(rows_B[last - 1])
     return runs
-
-
-def direction_order(rotation_B33: Tensor) -> Tensor:
-    """Sort key that puts poses of like viewing direction, then of like in-plane angle, next to each other [B]."""
-    view_B3 = rotation_B33[:, 2]
-    cells = 64
-    place = ((view_B3 + 1) * (cells / 2)).floor().clamp(0, cells - 1).long()
-    key = torch.zeros(len(view_B3), dtype=torch.int64)
-    for bit in range(6):
-        for axis in range(3):
-            key |= ((place[:, axis] >> bit) & 1) << (3 * bit + axis)
-    return key

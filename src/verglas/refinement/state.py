@@ -198,3 +198,15 @@ def same_everywhere(state: State, ranks: Ranks, maps: bool = True) -> State:
 def flat_spectrum(shells: int, value: float = 0.0) -> Tensor:
     """A constant spectrum, float64 [S]."""
     return torch.full((shells,), value, dtype=torch.float64)
+
+
+def direction_order(rotation_B33: Tensor) -> Tensor:
+    """Sort key that puts poses of like viewing direction, then of like in-plane angle, next to each other [B]."""
+    view_B3 = rotation_B33[:, 2]
+    cells = 64
+    place = ((view_B3 + 1) * (cells / 2)).floor().clamp(0, cells - 1).long()
+    key = torch.zeros(len(view_B3), dtype=torch.int64)
+    for bit in range(6):
+        for axis in range(3):
+            key |= ((place[:, axis] >> bit) & 1) << (3 * bit + axis)
+    return key

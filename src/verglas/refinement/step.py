@@ -195,9 +195,10 @@ def expect(
     new, done, finished, total = copied(poses), 0, list[HalfExpectation](), sum(len(one.rows) for one in sets)
     found, under_way = list[tuple[Tensor, BatchResult]](), deque[Arrivals]()
     notices = data.follow_speed(poses.significant_B)
+    on.helpers.lend(kind, [(one.models, one.rows) for one in sets], poses, data, plan, config)
     for one in sets:
         half = kind(one.models, data, poses, plan, config, on)
-        for batch, result in half.run(one.rows):
+        for batch, result in on.helpers.run(half, one.rows):
             found.append((batch, result))
             done += len(batch)
             progress("expectation", done, total)

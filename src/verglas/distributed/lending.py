@@ -1,0 +1,79 @@
+"""How many particles a helper gets, a process on CPU cores beside GPUs: those it is back with before the GPUs are done.
+
+A helper gives its sums of an expectation back as a whole. If it is not back when all else is done, its particles are worked on
+without it: that is all it can cost. So it is given fewer than it would manage, and none if that saves hardly anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+TRIAL = 64  # particles, at most, on which a helper first shows how quick it is
+MARGIN = 0.7  # of the expectation: when it is to be back
+LEAST = 0.005  # of all particles: fewer are not lent
+WORTH = 2.0  # seconds saved for each second that lending takes
+RESTS = 5  # expectations until one that was too slow is tried again
+LATE = 2  # times in a row after which it rests
+
+
+@dataclass(frozen=True)
+class Found:
+    """Seconds of a helper's last job: from the order to its first particle (begin), of a particle, from its last particle until
+    its sums are here (give)."""
+
+    begin: float
+    per_row: float
+    give: float
+
+
+@dataclass
+class Lending:
+    """Decides for one helper. told: the last decision in words. cost: seconds that lending took of those who lend."""
+
+    told: str = "the CPU has not shown yet how quick it is"
+    cost: float = 0.0
+    found: Found | None = None
+    _per_row: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # seconds of all ranks together, of expectations
+    _late: int = 0
+    _rests: int = 0
+
+    def wants_trial(self) -> bool:
+        """Whether the helper is to show how quick it is; asked once in every expectation."""
+        self._rests = max(0, self._rests - 1)
+        return self.found is None and self._rests == 0
+
+    def rows(self, total: int, most: int) -> int:
+        """How many rows to lend, at most `most`, of an expectation of `total` rows."""
+        if self.found is None or len(self._per_row) < 2:  # the first expectation compiles: it tells nothing of the next
+            return 0
+        seconds = total * min(self._per_row)
+        left = MARGIN * seconds / 2**self._late - self.found.begin - self.found.give
+        count = min(max(0, int(left / self.found.per_row)), most)
+        saved = count * min(self._per_row)
+        if count < LEAST * total or saved < WORTH * self.cost:
+            could = f"it could take {count} of {total} particles ({100 * count / total:.2g} %)"
+            self.told = f"the CPU rests: {could}, which would save {saved:.2g} s"
+            self._rest()
+            return 0
+        self.told = f"the CPU took {count} of {total} particles ({100 * count / total:.2g} %)"
+        return count
+
+    def passed(self, total: int, seconds: float) -> None:
+        """An expectation of so many rows took all ranks so long."""
+        self._per_row.append(seconds / max(1, total))
+
+    def heard(self, found: Found, lent: bool) -> None:
+        """The helper is done with a job. lent: its sums counted (else it was a trial)."""
+        self.found = found
+        self._late = 0 if lent else self._late
+
+    def late(self) -> None:
+        """It was not back in time: half as much the next time, then none."""
+        self.told = "the CPU was not back in time: its particles were worked on without it"
+        self._late += 1
+        if self._late >= LATE:
+            self._rest()
+
+    def _rest(self) -> None:
+        self.found, self._late, self._rests = None, 0, RESTS
