@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from verglas.cli.common import SharedComputing
+from verglas.cli.common import HelpedComputing, SharedComputing
 from verglas.cli.main import all_commands, command_class
 
 PAGE = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
@@ -56,9 +56,14 @@ def test_a_job_submitted_again_goes_on(number: int, tmp_path: Path) -> None:
     assert ("--gpus all" in first[0]) == ("--gpus all" in again[0]) == (command == "solve")
 
 
-def test_the_page_names_the_commands_that_share() -> None:
+@pytest.mark.parametrize(("kind", "beginning", "end"), [
+    (SharedComputing, "# Several GPUs, several computers\n\n", " share "),
+    (HelpedComputing, "--cpu-ranks 1; also with torchrun and srun, N on every computer\n\n", " can "),
+])  # fmt: skip
+def test_the_page_names_the_commands_that_share(kind: type[SharedComputing], beginning: str, end: str) -> None:
     def shares(name: str) -> bool:
-        return any(one.default_factory is SharedComputing for one in fields(command_class(name)))  # type: ignore[arg-type]
+        factories = [one.default_factory for one in fields(command_class(name))]  # type: ignore[arg-type]
+        return any(isinstance(factory, type) and issubclass(factory, kind) for factory in factories)
 
-    named = re.findall(r"`([\w ]+)`", PAGE.split("\n\n")[1].partition(" share ")[0])
+    named = re.findall(r"`([\w ]+)`", PAGE.partition(beginning)[2].partition(end)[0])
     assert sorted(named) == sorted(name for name in all_commands() if shares(name))
