@@ -13,6 +13,7 @@ from verglas.io.mrc import Map
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.files import FinalMaps
+from verglas.refinement.helpers import NOBODY
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
 BOX, PIXEL, N, LAST = 32, 4.5, 120, 5
@@ -40,7 +41,7 @@ class Session:
     state: State | None = None
     notices: list[str] = field(default_factory=lambda: ["images are kept in memory"])
     chosen: dict[str, str] = field(default_factory=lambda: {"kernels": "made up", "precision": "single", "reason": "a test"})
-    on: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
+    on: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu"), helpers=NOBODY))
 
 
 def made_up(n: int, iteration: int, order: int = 2) -> State:

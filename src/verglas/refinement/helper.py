@@ -12,7 +12,9 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import torch
@@ -94,13 +96,13 @@ def answer_to(task: Task, data: Dataset, on: Computing, inbox: Inbox) -> Answer:
 def main() -> None:
     """Serve the rank at the other end of the socket of that number."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the rank, which ends this
+    with suppress(OSError):  # where memory runs out, Linux ends this process first
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     try:
         serve(wire)
-    except (EOFError, OSError) as error:
-        if isinstance(error, EOFError | BrokenPipeError | ConnectionError):
-            return
-        wire.send(f"{error}")
+    except (EOFError, ConnectionError):  # the rank has ended
+        return
     except Exception as error:
         wire.send(f"{type(error).__name__}: {error}")
 
