@@ -24,15 +24,17 @@ def whole(done: PassDone, with_memory: bool = True) -> PassDone | None:
     if share is None or share.alone:
         found_there, memory_there = ({n: v.detach().to("cpu", copy=True) for n, v in some.items()} for some in (fields, memory))
     else:
-        found_there, memory_there = ({n: _field(share, n, v) for n, v in some.items()} for some in (fields, memory))
+        found_there, memory_there = ({n: gathered(share, n, v) for n, v in some.items()} for some in (fields, memory))
         if not share.ranks.is_lead:
             return None
     found: Reconstruction = replace(done.found, **found_there)  # type: ignore[arg-type]
     return replace(done, found=found, memory=memory_there, share=None)
 
 
-def _field(share: Share, name: str, value: Tensor) -> Tensor:
-    """One field of all ranks in host memory; of use at the lead alone."""
+def gathered(share: Share, name: str, value: Tensor) -> Tensor:
+    """One field of all ranks in host memory, of a whole reconstruction; of use at the lead alone."""
+    if share.alone:
+        return value.detach().to("cpu", copy=True)
     kind = name.rpartition(".")[2]
     if kind == OBJECT:
         everything = Box(0, 0, *share.shape)
