@@ -4,7 +4,8 @@ The same scan is made on the devices, each rank its own patterns, and some passe
 ranks: seconds a pass, strong-scaling efficiency, memory of a GPU, what is waited for, with and without hiding what is sent behind
 the inner positions, and how far error and object are from those of the first number of ranks. Positions of a square raster with
 jitter, a beam of 0.4 windows, 75 % overlap; cg from its first pass on, rpie in its default mini-batches. Numbers of ranks for
-which there are no GPUs are left out. --device cpu: processes that talk through gloo, a test of the program.
+which there are no GPUs are left out. --pattern-memory GB: patterns lie in host memory, and those beyond so many stay there and
+travel in every pass. --device cpu: processes that talk through gloo, a test of the program.
 """
 
 from __future__ import annotations
@@ -102,6 +103,11 @@ def simulated(share: Share, position_B2: Tensor, probe_MYX: Tensor, shape: tuple
     return replace(scan, patterns_BYX=counts_BYX.view(torch.uint16))
 
 
+def options_of(name: str, args: argparse.Namespace) -> PtychoOptions:
+    """Of an engine."""
+    return replace(ENGINES[name], pattern_memory=args.pattern_memory)
+
+
 def measured(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> dict[str, Any]:
     """Figures of one number of ranks, from the lead; of the others something else."""
     begun = time.perf_counter()
@@ -112,9 +118,12 @@ def measured(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> di
     own_B2 = position_B2 if ranks.size == 1 else position_B2[share.rows_B] - share.corner_2
     probe = torch.from_numpy(beam(LightOptions(width=WIDTH, photons=PHOTONS), args.window, False)).to(device, torch.complex64)
     scan = simulated(share, own_B2, probe, shape)
+    if args.pattern_memory:
+        scan = replace(scan, patterns_BYX=scan.patterns_BYX.cpu())
     found: dict[str, Any] = {"ranks": ranks.size, "reason": share.reason, "simulated s": time.perf_counter() - begun}
     for name in args.engines:
-        problem = Problem(scan, ENGINES[name], device, share)
+        problem = Problem(scan, options_of(name, args), device, share)
+        found["reason"] = f"{share.reason}; {problem.kept.text}"
         for way, overlap in WAYS.items():
             if overlap or ranks.size > 1:
                 problem.share = problem.regulariser.share = replace(share, ranks=replace(ranks, ways=Ways(overlap=overlap)))
@@ -202,6 +211,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--fractions", action="store_true", help="positions between pixels")
+    parser.add_argument("--pattern-memory", type=float, default=0.0)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path)
@@ -216,7 +226,7 @@ def main() -> None:
         for count in [one for one in args.ranks if one <= most]:
             begun, out = time.perf_counter(), Path(work) / f"{count}.json"
             words = ["--positions", args.positions, "--window", args.window, "--passes", args.passes, "--device", args.device,
-                     *(["--fractions"] if args.fractions else []), "--engines", *args.engines, "--as-rank", out]  # fmt: skip
+                     *(["--fractions"] if args.fractions else []), "--pattern-memory", args.pattern_memory, "--engines", *args.engines, "--as-rank", out]  # fmt: skip
             command = [sys.executable, *several(count), "benchmarks.ptychography_scaling", *map(str, words)]
             done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment(count))
             if done.returncode:

@@ -76,6 +76,7 @@ def facts_of_scan(scan: Scan) -> dict[str, Any]:
         "propagation": "near field" if geometry.kind == "near" else "far field",
         "positions": f"over {span_2[0]:.1f} x {span_2[1]:.1f} px of the object, median step {steps_B.median():.2f} px",
         "object": f"about {round(span_2[0]) + scan.window[0]} x {round(span_2[1]) + scan.window[1]} px",
+        "memory": memory_text(scan),
     }
     if scan.object_pixel is not None:
         facts["object pixel"] = f"{1e9 * scan.object_pixel[0]:.5g} x {1e9 * scan.object_pixel[1]:.5g} nm"
@@ -87,6 +88,20 @@ def facts_of_scan(scan: Scan) -> dict[str, Any]:
     if scan.probe_MYX is not None:
         facts["probe"] = f"{len(scan.probe_MYX)} mode{'s' * (len(scan.probe_MYX) != 1)}"
     return facts
+
+
+def memory_text(scan: Scan) -> str:
+    """What a reconstruction as `verglas ptycho reconstruct` does it by itself keeps, and where if there is a GPU."""
+    import torch
+
+    from verglas.ptychography.memory import Needs, kept, size_text
+    from verglas.ptychography.options import PtychoOptions
+    from verglas.ptychography.share import Share
+
+    needs = Needs.of(scan, PtychoOptions(), Share.of_one(scan).object_pixels(scan))
+    if torch.cuda.is_available():
+        return kept(needs, torch.device("cuda")).text
+    return f"{needs.text}; {size_text(needs.line)} more for line searches where that fits"
 
 
 def facts_of_result(found: Reconstruction, provenance: dict[str, Any]) -> dict[str, Any]:

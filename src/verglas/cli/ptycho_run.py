@@ -204,8 +204,8 @@ class PtychoRun:
                 last = done
                 self.history[part].append(record_of(last, len(scan)))
                 if run is not None:
-                    if first and done.share is not None and done.share.reason:
-                        run.log(done.share.reason)
+                    for line in done.plan if first else ():
+                        run.log(line)
                     run.event("pass", part=part, **self.history[part][-1])
                 if bar is not None:
                     bar.describe(progress_text(self.history[part][-1]))

@@ -45,7 +45,7 @@ class ConjugateGradients:
         if not problem.share.dot(direction, sums.gradient) < 0:
             direction = towards
         guess = float(self.memory.get("length", torch.tensor(0.5))) or 0.5
-        if problem.why_not_fused is None:
+        if problem.why_not_fused is None or not problem.kept.line:
             length = minimum_of_samples(lambda lengths: self.samples(x, direction, lengths), guess)
         else:
             length, _ = minimum_along(self.along(x, direction), guess)
@@ -95,8 +95,23 @@ class ConjugateGradients:
         return at
 
     def samples(self, x: Unknowns, direction: Unknowns, lengths: list[float]) -> list[list[float]]:
-        """(loss, first, second derivative) of the loss at several lengths of a step, by kernels that keep no coefficients."""
-        a, b, c = self.problem.regulariser.along(x["object_OLYX"], direction["object_OLYX"])
-        totals_K3 = fused.misfit_along(self.problem, x, direction, lengths)
-        rows = self.problem.share.total(totals_K3)[0].tolist()
+        """(loss, first, second derivative) of the loss at several lengths of a step; keeps no coefficients."""
+        problem = self.problem
+        a, b, c = problem.regulariser.along(x["object_OLYX"], direction["object_OLYX"])
+        if problem.why_not_fused is None:
+            totals_K3 = fused.misfit_along(problem, x, direction, lengths)
+        else:
+            totals_K3 = self._misfit_along(Line(x, direction), lengths)
+        rows = problem.share.total(totals_K3)[0].tolist()
         return [[f + a + (b + c * t) * t, d + b + 2 * c * t, e + 2 * c] for t, (f, d, e) in zip(lengths, rows, strict=True)]
+
+    def _misfit_along(self, line: Line, lengths: list[float]) -> Tensor:
+        """[K, 3] float64: misfit of this rank's positions and two derivatives at lengths of a step, chunk by chunk."""
+        problem = self.problem
+        totals_K3 = torch.zeros(len(lengths), 3, dtype=torch.float64, device=problem.like.device)
+        for rows_B in problem.chunks():
+            coefficients_DBYX = torch.stack(problem.model.waves(line, rows_B).intensity)
+            counts_BYX, weight_YX = problem.counts.rows(rows_B), problem.counts.weight_YX
+            here = [misfit_along(coefficients_DBYX, counts_BYX, weight_YX, length, problem.noise) for length in lengths]
+            totals_K3 += torch.stack(here)
+        return totals_K3

@@ -62,6 +62,7 @@ def misfit_along(problem: Problem, x: Unknowns, direction: Unknowns, lengths: li
 
 def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Counted]:
     """Where a chunk lies, and its patterns."""
-    counts = problem.counts
-    counted = Counted(counts.stored_BYX, x["scale_B"], rows_B, counts.weight_YX, x["background_YX"], problem.noise)
+    stored_BYX, index_B = problem.counts.stored(rows_B)
+    scale_B = x["scale_B"] if index_B is rows_B else x["scale_B"][rows_B]
+    counted = Counted(stored_BYX, scale_B, index_B, problem.counts.weight_YX, x["background_YX"], problem.noise)
     return problem.model.place(x["positions_B2"], rows_B), counted

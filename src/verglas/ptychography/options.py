@@ -52,13 +52,15 @@ class PtychoOptions:
     """greatest transmission of the object (0: none)"""
     subpixel: bool = True
     """follow fractions of a pixel in positions"""
+    pattern_memory: float = 0.0
+    """GB of a GPU's memory for patterns: more stay in the host's memory and travel in every pass; 0: what is free"""
     double: bool = False
     """double precision"""
     seed: int = 0
     """fixes mini-batches and first guesses of modes"""
 
     def __post_init__(self) -> None:
-        first = ("warm_up", "probe_from", "positions_from")
+        first = ("warm_up", "probe_from", "positions_from", "pattern_memory")
         not_negative = ("opr_modes", "batch_size", "total_variation", "amplitude_limit", *first)
         for name in ("passes", "probe_modes", "object_modes", *not_negative):
             least = 0 if name in not_negative else 1

@@ -5,7 +5,7 @@ Where several ranks share the positions, each has a problem of its own ones, and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from verglas.core.memory import free_device_memory
 from verglas.kernels.along import FLOOR
 from verglas.ptychography import fused
 from verglas.ptychography.counts import Counts
+from verglas.ptychography.memory import Needs, kept
 from verglas.ptychography.model import Model, Waves
 from verglas.ptychography.noise import noise_named
 from verglas.ptychography.options import PtychoOptions
@@ -46,15 +47,18 @@ class Sums:
 
 
 class Problem:
-    """See the module. `scan` stays where it is; counts go to the device whole. share: what this rank keeps, `scan` being its
-    part; None: of a process alone."""
+    """See the module. `scan` stays where it is; counts go to the device, if they fit whole (`memory.py`). share: what this rank
+    keeps, `scan` being its part; None: of a process alone."""
 
     def __init__(
         self, scan: Scan, options: PtychoOptions, device: torch.device | str = "cpu", share: Share | None = None
     ) -> None:
         self.scan, self.options, self.share = scan, options, share or Share.of_one(scan)
         self.like = torch.zeros(1, dtype=torch.float64 if options.double else torch.float32, device=device)
-        self.counts = Counts.of(scan, self.like, self.share)
+        self.needs = Needs.of(scan, options, self.share.object_pixels(scan))
+        own = kept(self.needs, self.like.device, options.pattern_memory)
+        self.kept = replace(own, line=self.share.sum_of(float(not own.line)) == 0)  # all search lines in the same way
+        self.counts = Counts.of(scan, self.like, self.share, self.kept.patterns)
         # Files may hold other units than counts: there the offset is what is small beside the mean.
         self.offset = min(ANSCOMBE, SMALL * self.counts.total / (self.positions * float(self.counts.weight_YX.sum())))
         self.noise = noise_named(options.noise, self.offset)
@@ -100,7 +104,7 @@ class Problem:
         """Positions, all of this rank by default, in pieces that fit in memory."""
         rows_B = self.everything if rows_B is None else rows_B
         if len(rows_B):  # else this rank has none of a mini-batch
-            yield from rows_B.split(self.chunk)
+            yield from self.counts.walk(rows_B, self.chunk)
 
     def mismatch(self, waves: Waves, counts_BYX: Tensor) -> Tensor:
         """Sum of (sqrt(I) - sqrt(n))^2 over good pixels, one number."""

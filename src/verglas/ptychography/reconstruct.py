@@ -37,7 +37,7 @@ class Engine(Protocol):
 class PassDone:
     """Pass `number` (1 is the first) is done. error: sum (sqrt(I) - sqrt(n))^2 / sum n over good pixels as the pass met it,
     before its changes; object_change, probe_change: rms of the change over rms; memory: what the engine remembers; share: what
-    this rank keeps of `found` and `memory`, None of both as a whole."""
+    this rank keeps of `found` and `memory`, None of both as a whole; plan: what is kept where, and why."""
 
     number: int
     error: float
@@ -47,6 +47,7 @@ class PassDone:
     found: Reconstruction
     memory: dict[str, Tensor] = field(default_factory=dict, repr=False)
     share: Share | None = field(default=None, repr=False)
+    plan: tuple[str, ...] = ()
 
 
 def engine_of(problem: Problem, memory: dict[str, Tensor]) -> Engine:
@@ -71,6 +72,7 @@ def reconstruct(
     """
     share = share_of(scan, options, device, after, ranks)
     problem = Problem(share.part(scan), options, device, share)
+    plan = plan_of(problem)
     if after is None:
         x, origin_2 = first_guess(scan, problem.counts, options, problem.like, share)
         errors: tuple[float, ...] = ()
@@ -91,7 +93,7 @@ def reconstruct(
             share, x = _kept_with(problem, x, engine)
         errors += (error,)
         found = as_reconstruction(x, scan, origin_2, errors)
-        yield PassDone(number, error, of_object, of_probe, time.monotonic() - start, found, engine.memory, share)
+        yield PassDone(number, error, of_object, of_probe, time.monotonic() - start, found, engine.memory, share, plan)
 
 
 def share_of(
@@ -109,6 +111,13 @@ def share_of(
     planes = options.object_modes * (len(scan.geometry.slice_distances) + 1)
     kind = torch.device(device).type
     return Share.of(ranks, position_B2, scan.window, shape, planes, bool(options.positions_from), kind)
+
+
+def plan_of(problem: Problem) -> tuple[str, ...]:
+    """What is kept where and why, for people: sentences; of several ranks that which keeps most."""
+    ranks, needs = problem.share.ranks, problem.needs
+    text = max(ranks.everyones((needs.patterns + needs.object + needs.exits, problem.kept.text), "plans"))[1]
+    return (problem.share.reason, f"of one rank, at most: {text}") if ranks.size > 1 else (text,)
 
 
 def _kept_with(problem: Problem, x: Unknowns, engine: Engine) -> tuple[Share, Unknowns]:

@@ -9,6 +9,7 @@ Axes: B positions (of this rank, where not said otherwise), O L Y X those of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +79,13 @@ class Share:
         return Halo(self.ranks, [tile.box for tile in self.tiles], self.shape)
 
     # What this rank keeps
+
+    def object_pixels(self, scan: Scan) -> int:
+        """Of the object, of this rank; about, for a process alone."""
+        if not self.alone:
+            return self.tile.box.pixels
+        span_2 = scan.positions_B2.max(0).values - scan.positions_B2.min(0).values
+        return math.prod(int(span) + edge for span, edge in zip(span_2.tolist(), self.window, strict=True))
 
     def part(self, scan: Scan) -> Scan:
         """This rank's positions of the whole scan."""
