@@ -226,7 +226,8 @@ def main() -> None:
         for count in [one for one in args.ranks if one <= most]:
             begun, out = time.perf_counter(), Path(work) / f"{count}.json"
             words = ["--positions", args.positions, "--window", args.window, "--passes", args.passes, "--device", args.device,
-                     *(["--fractions"] if args.fractions else []), "--pattern-memory", args.pattern_memory, "--engines", *args.engines, "--as-rank", out]  # fmt: skip
+                     *(["--fractions"] if args.fractions else []), "--pattern-memory", args.pattern_memory,
+                     "--engines", *args.engines, "--as-rank", out]  # fmt: skip
             command = [sys.executable, *several(count), "benchmarks.ptychography_scaling", *map(str, words)]
             done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment(count))
             if done.returncode:

@@ -35,6 +35,15 @@ class Halo:
                 found_B |= above_B & (column_B + window[1] + 1 > columns.start) & (column_B - 1 < columns.stop)
         return found_B
 
+    def border_first(self, rows_B: Tensor, position_B2: Tensor, window: tuple[int, int]) -> Tensor:
+        """Rows of this rank, those that reach pixels of others first: what is worked on together then lies together.
+
+        position_B2: of all, in pixels of the whole object.
+        """
+        corner_2 = torch.tensor([self.own.top, self.own.left], dtype=position_B2.dtype)
+        border_B = self.reaches(position_B2[rows_B] - corner_2, window)
+        return torch.cat([rows_B[border_B], rows_B[~border_B]])
+
     def sending(self, value_NYX: Tensor, name: str) -> Callable[[], None]:
         """Send what this rank has added up in shared pixels. What is returned waits for the others' and adds it, in place; until
         then only pixels that no other rank keeps may change. All ranks get the same bits: they add in the order of the ranks."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -50,6 +50,9 @@ class Share:
         whole = bool((position_B2 == position_B2.round()).all())
         tiles = tiles_of(position_B2, window, shape, ranks.size, MOVING_HALO if moving else HALO)
         tiles, reason = chosen(tiles, shape, planes, device)
+        boxes = [tile.box for tile in tiles]
+        halos = [Halo(replace(ranks, rank=rank), boxes, shape) for rank in range(ranks.size)]
+        tiles = [replace(tile, rows_B=halo.border_first(tile.rows_B, position_B2, window)) for tile, halo in zip(tiles, halos)]
         return cls(ranks, tiles, shape, window, len(position_B2), whole, reason)
 
     @classmethod

@@ -67,7 +67,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Tile:
-    """Of one rank. rows_B: its positions, in order; cell: pixels that it counts; box: those that it keeps."""
+    """Of one rank. rows_B: its positions; cell: pixels that it counts; box: those that it keeps."""
 
     rows_B: Tensor
     cell: Box
