@@ -193,7 +193,7 @@ def kernels(args: argparse.Namespace) -> Figures:
     figures: Figures = {}
     for chunk in (24, 48, 100, 400, 3600):
         problem.chunk = chunk
-        runs = {"gradient": lambda: [fused.add_sums(problem, x, rows, gradient) for rows in problem.chunks()]}
+        runs = {"gradient": lambda: [fused.add_sums(problem, x, rows, gradient, None) for rows in problem.chunks()]}
         for name, one in step.items():
             runs[f"along, {name}"] = lambda one=one: fused.misfit_along(problem, x, one, lengths)  # type: ignore[misc]
         for name, run in runs.items():

@@ -17,7 +17,7 @@ from verglas.kernels.farfield import cuda
 
 KERNELS = {  # arguments of each: p pointer, i int, f float
     "rows_forward": "ppppiii", "rows_step": "pppppppiiii", "columns_slope": "pppppppiffi",
-    "columns_along": "ppppppppppiiffi", "rows_back": "ppppppiiiii",
+    "columns_along": "ppppppppppiiffi", "rows_back": "ppppppppppiiiii", "rows_products": "pppppppiiii",
 }  # fmt: skip
 TYPES = {"p": ("void *", ctypes.c_void_p), "i": ("int", ctypes.c_int), "f": ("float", ctypes.c_float)}
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from farfield_on_cpu import device_of_kernels
 from verglas.kernels import farfield as package
-from verglas.kernels.farfield import Counted, Lit, along, farfield
+from verglas.kernels.farfield import Counted, Curvature, Lit, along, farfield, products
+from verglas.kernels.farfield.reference import exit_gradient
 from verglas.ptychography.noise import noise_named
 
 LENGTHS = torch.tensor([0.0, -0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0], dtype=torch.float64)  # more than one launch takes
@@ -70,16 +71,16 @@ CASES = [
 def test_misfit_and_gradient(name: str, device: str, shape: tuple[int, int], options: dict[str, object]) -> None:
     lit, _, counted = case(shape, **options)  # type: ignore[arg-type]
     into = torch.zeros_like(lit.object_YX)
-    sums, of_light = farfield(lit, counted, into, True, "reference")
+    sums, of_light = farfield(lit, counted, into, True, implementation="reference")
     device = device if name == "cuda" else "cpu"
     found_into = torch.ones_like(lit.object_YX, dtype=torch.complex64, device=device)
     args = single(lit, device), single_counts(counted, device)
-    found, found_light = farfield(*args, found_into, True, name)
+    found, found_light = farfield(*args, found_into, True, implementation=name)
     assert of_light is not None and found_light is not None and found_light.shape == lit.light_BMYX.shape
     assert (found.cpu() - sums).abs().max() < 1e-5 * sums.abs().max()
     assert (found_into.cpu() - 1 - into).norm() < 3e-6 * into.norm()
     assert (found_light.cpu() - of_light).norm() < 3e-6 * of_light.norm()
-    again, none = farfield(*args, None, False, name)
+    again, none = farfield(*args, None, False, implementation=name)
     assert none is None and torch.equal(again, found)
 
 
@@ -94,17 +95,52 @@ def test_misfit_along_a_step(name: str, device: str, shape: tuple[int, int], opt
     expected = along(lit, step, counted, LENGTHS, "reference")
     found = along(single(lit, device), single(step, device), single_counts(counted, device), LENGTHS.to(device), name)
     assert ((found.cpu() - expected).abs().max(0).values < 1e-5 * expected.abs().max(0).values).all()
-    sums, _ = farfield(lit, counted, None, False, "reference")
+    sums, _ = farfield(lit, counted, None, False, implementation="reference")
     assert expected[0, 0] == pytest.approx(float(sums[0]), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape, options", CASES[:4], ids=str)
+@pytest.mark.parametrize("fitted", [True, False])
+@pytest.mark.parametrize("name", ["cuda", "cpu"])
+def test_products_with_the_gradient(
+    name: str, device: str, shape: tuple[int, int], options: dict[str, object], fitted: bool
+) -> None:
+    lit, step, counted = case(shape, **options)  # type: ignore[arg-type]
+    if not fitted:
+        step = Lit(step.object_YX, step.light_BMYX[:0], step.corner_B2)
+    device = device if name == "cuda" else "cpu"
+    expected = products(lit, step, counted, "reference")
+    found = products(single(lit, device), single(step, device), single_counts(counted, device), name)
+    gradient_B = exit_gradient(lit, counted)[0].abs().square().sum((1, 2, 3))
+    norm_B3 = torch.stack([expected[:, 0], expected[:, 1], gradient_B], 1).sqrt()
+    size_B5 = torch.stack([norm_B3[:, i] * norm_B3[:, j] for i, j in ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2))], 1)
+    assert ((found.cpu() - expected).abs() <= 1e-5 * size_B5).all()
+    assert fitted == bool(expected[:, 1].any())
+
+
+@pytest.mark.parametrize("name", ["cuda", "cpu"])
+@pytest.mark.parametrize("options", [{}, {"modes": 2, "positions": 34}, {"positions": 1}], ids=str)
+def test_curvature(name: str, device: str, options: dict[str, object]) -> None:
+    lit, _, counted = case((32, 64), **options)  # type: ignore[arg-type]
+    expected = Curvature(torch.zeros(lit.object_YX.shape).double(), torch.zeros(32, 64).double())
+    farfield(lit, counted, None, False, expected, "reference")
+    device = device if name == "cuda" else "cpu"
+    found = Curvature(torch.ones(lit.object_YX.shape, device=device), torch.ones(32, 64, device=device))
+    farfield(single(lit, device), single_counts(counted, device), None, False, found, name)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.cpu() - 1 - other).abs().max() < 1e-5 * other.max()
+    (y, x), light = lit.corner_B2[-1].tolist(), lit.light_BMYX[0].abs().square().sum(0)
+    if len(lit.corner_B2) == 1:
+        assert torch.allclose(expected.object_YX[y : y + 32, x : x + 64], counted.scale_N[counted.rows_B[0]] * light)
 
 
 def test_definition_is_autograd() -> None:
     lit, step, counted = case((12, 10), modes=2, dtype=torch.float32)
     leaves = [one.clone().requires_grad_() for one in (lit.object_YX, lit.light_BMYX)]
-    sums, _ = farfield(Lit(leaves[0], leaves[1], lit.corner_B2), counted, None, False, "reference")
+    sums, _ = farfield(Lit(leaves[0], leaves[1], lit.corner_B2), counted, None, False, implementation="reference")
     sums[0].backward()
     into = torch.zeros_like(lit.object_YX)
-    _, of_light = farfield(lit, counted, into, True, "reference")
+    _, of_light = farfield(lit, counted, into, True, implementation="reference")
     for found, leaf in ((into, leaves[0]), (of_light, leaves[1])):
         assert leaf.grad is not None and found is not None
         assert (found - leaf.grad).abs().max() < 1e-9 * leaf.grad.abs().max()
@@ -121,6 +157,6 @@ def test_what_the_kernels_cannot_take() -> None:
     assert "100 x 64 px" in str(package.why_not(torch.device("cuda"), torch.float32, (100, 64)))
     lit, _, counted = case((32, 32))
     with pytest.raises(TypeError, match="complex128"):
-        farfield(lit, counted, None, False, "cuda")
+        farfield(lit, counted, None, False, implementation="cuda")
     with pytest.raises(ValueError, match="triton"):
-        farfield(lit, counted, None, False, "triton")
+        farfield(lit, counted, None, False, implementation="triton")

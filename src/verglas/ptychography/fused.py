@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verglas.kernels import farfield
-from verglas.kernels.farfield import Counted, Lit
+from verglas.kernels.farfield import Counted, Curvature, Lit
 from verglas.ptychography.model import Place
 from verglas.ptychography.unknowns import Line, Unknowns
 
@@ -34,13 +34,15 @@ def why_not(problem: Problem) -> str | None:
     return reasons[0] if reasons else farfield.why_not(problem.like.device, problem.like.dtype, problem.scan.window)
 
 
-def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns) -> Tensor:
-    """Adds the gradient of a chunk; [3] float64: loss, mismatch, counted."""
+def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns, curvature: Unknowns | None) -> Tensor:
+    """Adds the gradient of a chunk, and where positions have no fractions its curvature [Y, X]; [3] float64: loss, mismatch,
+    counted."""
     place, counted = _patterns(problem, x, rows_B)
     light = problem.model.light(Line(x), place)[0]
     lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
     of_object = None if gradient.object_OLYX is None else gradient.object_OLYX[0, 0]
-    totals_3, of_light = farfield.farfield(lit, counted, of_object, gradient.probe_MYX is not None)
+    diagonal = None if curvature is None else Curvature(curvature.object_OLYX, curvature.probe_MYX)
+    totals_3, of_light = farfield.farfield(lit, counted, of_object, gradient.probe_MYX is not None, diagonal)
     if of_light is not None:
         problem.model.add_light(x, place, of_light, gradient)
     return totals_3
@@ -50,14 +52,23 @@ def misfit_along(problem: Problem, x: Unknowns, direction: Unknowns, lengths: li
     """[K, 3] float64: misfit and two derivatives at lengths of a step of object and probe."""
     length_K = torch.tensor(lengths, dtype=torch.float64, device=problem.like.device)
     totals_K3 = torch.zeros(len(lengths), 3, dtype=torch.float64, device=problem.like.device)
-    line = Line(x, direction)
     for rows_B in problem.chunks():
-        place, counted = _patterns(problem, x, rows_B)
-        light = problem.model.light(line, place)[0]
-        lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
-        change = light[1] if len(light) > 1 else light[0][:0]
-        totals_K3 += farfield.along(lit, Lit(direction["object_OLYX"][0, 0], change, place.corner_B2), counted, length_K)
+        totals_K3 += farfield.along(*_along(problem, x, direction, rows_B), length_K)
     return totals_K3
+
+
+def products(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Tensor:
+    """[B, 5] float64 products of a chunk's exit waves, changed by the step's object and by its probe, and their gradient."""
+    return farfield.products(*_along(problem, x, step, rows_B))
+
+
+def _along(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> tuple[Lit, Lit, Counted]:
+    """What lies along a step of object and probe."""
+    place, counted = _patterns(problem, x, rows_B)
+    light = problem.model.light(Line(x, step), place)[0]
+    change = light[1] if len(light) > 1 else light[0][:0]
+    lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
+    return lit, Lit(step["object_OLYX"][0, 0], change, place.corner_B2), counted
 
 
 def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Counted]:

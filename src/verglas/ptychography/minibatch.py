@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verglas.ptychography import fused
 from verglas.ptychography.noise import Poisson
 from verglas.ptychography.problem import Problem, preconditioned
 from verglas.ptychography.tiles import Box, bisected
@@ -42,12 +43,13 @@ class MiniBatches:
         start = x
         if self.momentum:
             x = x.plus(Unknowns(**change), self.momentum)
-        mismatch = counted = 0.0
+        totals_3 = torch.zeros(3, dtype=torch.float64, device=self.problem.like.device)
         for rows_B in self.batches(x, number):
-            x, missed, seen = self._step(x, names, rows_B)
-            mismatch, counted = mismatch + missed, counted + seen
+            x, of_batch_3 = self._step(x, names, rows_B)
+            totals_3 += of_batch_3
         if self.momentum:
             self.memory = {f"change.{name}": value for name, value in x.only(*names).plus(start.only(*names), -1.0).items()}
+        _, mismatch, counted = totals_3.tolist()
         return x, mismatch / counted
 
     def forget(self) -> None:
@@ -70,7 +72,7 @@ class MiniBatches:
         order = torch.randperm(count, generator=draw).tolist()
         return [share.own(parts[i].sort().values).to(self.problem.like.device) for i in order]
 
-    def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, float, float]:
+    def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, Tensor]:
         sums = self.problem.sums(x, names, rows_B)
         length = 0.5 if isinstance(self.problem.noise, Poisson) else 1.0  # twice the curvature (noise.py)
         fields = len(names) - 1 + x["object_OLYX"].shape[1]  # that each answer for the whole misfit; two may
@@ -81,42 +83,52 @@ class MiniBatches:
         x = x.plus(step)
         if "background_YX" in names:  # a negative one would make intensities of 0, where slopes have no bound
             x = x.changed(background_YX=x["background_YX"].clamp_min(0))
-        return x, sums.mismatch, sums.counted
+        return x, sums.totals_3
 
     def _least_squares(self, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Unknowns:
         """The step with the lengths that serve the positions best."""
-        model = self.problem.model
-        sums_3, count = torch.zeros(3, dtype=torch.float64, device=rows_B.device), 0
-        both = "probe_MYX" in dict(step.items())
+        sums_4 = torch.zeros(4, dtype=torch.float64, device=rows_B.device)
         for some_B in self.problem.chunks(rows_B):
-            waves = model.waves(Line(x), some_B)
-            slope = self.problem.noise.slope(waves.intensity[0], self.problem.counts.rows(some_B)) * self.problem.counts.weight_YX
-            chi = model.from_the_detector(model.at_detector(waves, x["scale_B"], slope), waves.place) * -0.5
-            by_object = model.waves(Line(x, step.only("object_OLYX")), some_B).exit[1]
-            by_probe = model.waves(Line(x, step.only("probe_MYX")), some_B).exit[1] if both else None
-            length_B2 = best_lengths(chi, by_object, by_probe).double()
-            weight_B = torch.view_as_real(by_object).square().flatten(1).sum(1).double()
-            sums_3 += torch.stack([(length_B2[:, 0] * weight_B).sum(), weight_B.sum(), length_B2[:, 1].sum()])
-            count += len(some_B)
-        weighted, weight, of_probe, everyone = self.problem.share.sums_of([*sums_3.tolist(), count])
-        scaled = dict(step.items()) | {"object_OLYX": step["object_OLYX"] * (weighted / max(weight, 1e-30))}
-        if both:
-            scaled["probe_MYX"] = step["probe_MYX"] * (of_probe / everyone)
+            product_B5 = self._products(x, step, some_B)
+            length_B2, weight_B = best_lengths(product_B5), product_B5[:, 0]
+            terms = ((length_B2[:, 0] * weight_B), weight_B, length_B2[:, 1], torch.ones_like(weight_B))
+            sums_4 += torch.stack([one.sum() for one in terms])
+        weighted, weight, of_probe, count = self.problem.share.total(sums_4)[0].to(self.problem.like.dtype)
+        scaled = dict(step.items()) | {"object_OLYX": step["object_OLYX"] * (weighted / weight.clamp_min(1e-30))}
+        if step.probe_MYX is not None:
+            scaled["probe_MYX"] = step.probe_MYX * (of_probe / count)
         return Unknowns(**scaled)
 
+    def _products(self, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Tensor:
+        """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c of the exit waves' changes a by the
+        step's object and p by its probe, and of their gradient c."""
+        problem, model = self.problem, self.problem.model
+        if problem.why_not_fused is None:
+            return fused.products(problem, x, step, rows_B)
+        waves = model.waves(Line(x), rows_B)
+        slope = problem.noise.slope(waves.intensity[0], problem.counts.rows(rows_B)) * problem.counts.weight_YX
+        gradient = model.from_the_detector(model.at_detector(waves, x["scale_B"], slope), waves.place)
+        by_object = model.waves(Line(x, step.only("object_OLYX")), rows_B).exit[1]
+        by_probe = torch.zeros_like(by_object)
+        if step.probe_MYX is not None:
+            by_probe = model.waves(Line(x, step.only("probe_MYX")), rows_B).exit[1]
+        a, p, c = (torch.view_as_real(one).flatten(1) for one in (by_object, by_probe, gradient))
+        return torch.stack([(one * other).sum(1) for one, other in ((a, a), (p, p), (a, p), (a, c), (p, c))], 1).double()
 
-def best_lengths(chi: Tensor, by_object: Tensor, by_probe: Tensor | None) -> Tensor:
-    """[B, 2] (s, t) that make |chi - s by_object - t by_probe|^2 smallest for each position; t = 0 where the probe stays."""
-    a, c = (torch.view_as_real(one).flatten(1) for one in (by_object, chi))
-    aa, ac = (a * a).sum(1), (a * c).sum(1)
-    if by_probe is None:
-        return torch.stack([ac / aa.clamp_min(1e-30), torch.zeros_like(aa)], 1)
-    p = torch.view_as_real(by_probe).flatten(1)
-    pp, ap, pc = (p * p).sum(1), (a * p).sum(1), (p * c).sum(1)
+
+def best_lengths(product_B5: Tensor) -> Tensor:
+    """[B, 2] (s, t) that make |chi - s a - t p|^2 smallest for each position, chi = -c / 2; t = 0 where the probe stays (p = 0).
+
+    product_B5: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c.
+    """
+    aa, pp, ap = product_B5[:, :3].unbind(1)
+    ac, pc = (-0.5 * product_B5[:, 3:]).unbind(1)
     ridge = 1e-4  # the two changes may be nearly the same
     aa, pp = aa * (1 + ridge), pp * (1 + ridge)
     determinant = (aa * pp - ap * ap).clamp_min(1e-30)
-    return torch.stack([(pp * ac - ap * pc) / determinant, (aa * pc - ap * ac) / determinant], 1)
+    both = torch.stack([(pp * ac - ap * pc) / determinant, (aa * pc - ap * ac) / determinant], 1)
+    alone = torch.stack([ac / aa.clamp_min(1e-30), torch.zeros_like(aa)], 1)
+    return torch.where(pp[:, None] > 0, both, alone)
 
 
 def compact(position_B2: Tensor, count: int) -> list[Tensor]:

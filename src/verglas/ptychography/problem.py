@@ -41,9 +41,20 @@ class Sums:
 
     gradient: Unknowns
     curvature: Unknowns
-    loss: float
-    mismatch: float
-    counted: float
+    totals_3: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Waits for the device, as the others do."""
+        return float(self.totals_3[0])
+
+    @property
+    def mismatch(self) -> float:
+        return float(self.totals_3[1])
+
+    @property
+    def counted(self) -> float:
+        return float(self.totals_3[2])
 
 
 class Problem:
@@ -125,18 +136,29 @@ class Problem:
         """
         rows_B = self.everything if rows_B is None else rows_B
         gradient = Unknowns(**{name: torch.zeros_like(x[name]) for name in names})
-        curvature = self._own_curvature(x, names, rows_B)
+        with_curvature = self._curvature_by_kernels and rows_B is not self.everything
+        curvature = self._no_curvature(x, names) if with_curvature else self._own_curvature(x, names, rows_B)
         part = 1.0 if rows_B is self.everything else self.share.sum_of(len(rows_B)) / self.positions
         loss_of_shape = part * self.regulariser.add_gradient(x["object_OLYX"], gradient, part)
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
         summing = Summing(self.share, gradient, curvature)
         for some_B in summing.in_turn(rows_B, x["positions_B2"], self.chunks):
             if self.why_not_fused is None:
-                totals_3 += fused.add_sums(self, x, some_B, gradient)
+                totals_3 += fused.add_sums(self, x, some_B, gradient, curvature if with_curvature else None)
             else:
                 totals_3 += self._add_sums(x, some_B, gradient, curvature)
-        likelihood, mismatch, counted_sum = summing.finish(totals_3).tolist()
-        return Sums(gradient, self._spread(curvature, x, names), likelihood + loss_of_shape, mismatch, counted_sum)
+        totals_3 = summing.finish(totals_3)
+        totals_3[0] += loss_of_shape
+        return Sums(gradient, self._spread(curvature, x, names), totals_3)
+
+    @property
+    def _curvature_by_kernels(self) -> bool:
+        """Whether `fused` adds up curvatures as it goes: for few positions that costs less than transforms of whole objects."""
+        return self.why_not_fused is None and not self.model.moves and self.share.alone
+
+    def _no_curvature(self, x: Unknowns, names: tuple[str, ...]) -> Unknowns:
+        """Zeros, as `_own_curvature` has them."""
+        return Unknowns(**{name: torch.zeros_like(x[name][(0,) * (x[name].dim() - 2)].real) for name in names})
 
     def _add_sums(self, x: Unknowns, rows_B: Tensor, gradient: Unknowns, curvature: Unknowns) -> Tensor:
         """Adds those of a chunk; [3] float64: loss, mismatch, counted."""

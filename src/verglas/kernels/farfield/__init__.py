@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class Counted:
     noise: NoiseOfPixels
 
 
+class Curvature(NamedTuple):
+    """What curvatures are added to: object_YX, sum_b scale_b sum_m |light_m(. - corner_b)|^2, light_YX, sum_b scale_b
+    |object(. + corner_b)|^2; real. None: not asked for."""
+
+    object_YX: Tensor | None
+    light_YX: Tensor | None
+
+
 def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -> str | None:
     """Why the GPU's kernels cannot serve (real) `dtype` and window; None if they can."""
     if device.type != "cuda":
@@ -49,15 +57,16 @@ def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -
 
 
 def farfield(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, implementation: str = "auto"
-) -> tuple[Tensor, Tensor | None]:
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None = None,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """([3] float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; gradient of the light [1 or B, M, Y, X] if asked for).
 
-    The object's gradient is added to object_gradient_YX (None: not asked for).
-    implementation: "auto", "reference", "cpu" or "cuda".
+    The object's gradient is added to object_gradient_YX (None: not asked for); curvatures, where one light is for all, to
+    `curvature`. implementation: "auto", "reference", "cpu" or "cuda".
     """
     run = _function("farfield", lit, implementation)
-    return run(lit, counted, object_gradient_YX, with_light)  # type: ignore[no-any-return]
+    return run(lit, counted, object_gradient_YX, with_light, curvature)  # type: ignore[no-any-return]
 
 
 def along(lit: Lit, step: Lit, counted: Counted, length_K: Tensor, implementation: str = "auto") -> Tensor:
@@ -66,6 +75,15 @@ def along(lit: Lit, step: Lit, counted: Counted, length_K: Tensor, implementatio
     step: its corners are those of `lit`; a light of no elements means that the light stays. implementation: as of `farfield`.
     """
     return _function("along", lit, implementation)(lit, step, counted, length_K)  # type: ignore[no-any-return]
+
+
+def products(lit: Lit, step: Lit, counted: Counted, implementation: str = "auto") -> Tensor:
+    """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c, summed over pixels and modes, of a = light d object,
+    p = d light object and c, the gradient of the exit wave.
+
+    step: as of `along`; without a light products with p are 0. implementation: as of `farfield`.
+    """
+    return _function("products", lit, implementation)(lit, step, counted)  # type: ignore[no-any-return]
 
 
 def implementation_for(device: torch.device, dtype: torch.dtype) -> str:

@@ -12,8 +12,8 @@ from torch.fft import fft2, ifft2
 
 from verglas.kernels.along import FLOOR
 from verglas.kernels.along.cpu import along_cpu as misfit_along
-from verglas.kernels.farfield import Counted, Lit
-from verglas.kernels.farfield.reference import counts_of
+from verglas.kernels.farfield import Counted, Curvature, Lit
+from verglas.kernels.farfield.reference import add_curvature, counts_of
 from verglas.kernels.gather.cpu import gather_cpu
 from verglas.kernels.scatter.cpu import scatter_cpu
 
@@ -60,8 +60,19 @@ def _coefficients(waves, scale, background, out):
             out[0, b, p] += background[p]
 
 
-def farfield_cpu(lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool) -> tuple[Tensor, Tensor | None]:
+def farfield_cpu(
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
+) -> tuple[Tensor, Tensor | None]:
     """See README.md; float32 or float64."""
+    exit_BMYX, sums_3 = _exit_gradient(lit, counted)
+    into = None if object_gradient_YX is None else object_gradient_YX[None]
+    of_light = scatter_cpu(exit_BMYX[:, None], lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
+    add_curvature(lit, counted, curvature)
+    return sums_3, of_light if with_light else None
+
+
+def _exit_gradient(lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
+    """([B, M, Y, X] gradient of the exit waves, [3] sums)."""
     wave_BMYX = _at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2)
     out_B3 = np.empty((len(wave_BMYX), 3))
     noise, scale_B = counted.noise, counted.scale_N[counted.rows_B]
@@ -69,10 +80,23 @@ def farfield_cpu(lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, 
     counts, weight, scale, background = (one.contiguous().numpy() for one in arrays)
     wave = wave_BMYX.flatten(2).numpy()
     _slopes(wave, counts, weight, scale, background, float(noise.offset), noise.poisson, FLOOR, out_B3)
-    exit_BOMYX = ifft2(wave_BMYX, norm="ortho")[:, None]
-    into = None if object_gradient_YX is None else object_gradient_YX[None]
-    of_light = scatter_cpu(exit_BOMYX, lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
-    return torch.from_numpy(out_B3.sum(0)), of_light if with_light else None
+    return ifft2(wave_BMYX, norm="ortho"), torch.from_numpy(out_B3.sum(0))
+
+
+def products_cpu(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+    """See README.md; float32 or float64."""
+    parts = [gather_cpu(step.object_YX[None], lit.corner_B2, lit.light_BMYX)[:, 0]]
+    if step.light_BMYX.numel():
+        parts.append(gather_cpu(lit.object_YX[None], lit.corner_B2, step.light_BMYX)[:, 0])
+    parts.append(_exit_gradient(lit, counted)[0])
+    number_PBN = torch.stack([torch.view_as_real(one).flatten(1) for one in parts])
+    gram_BPP = torch.einsum("pbn,qbn->bpq", number_PBN, number_PBN).double()
+    out_B5 = torch.zeros(len(lit.corner_B2), 5, dtype=torch.float64)
+    pairs = ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2)) if len(parts) == 3 else ((0, 0), None, None, (0, 1), None)
+    for number, pair in enumerate(pairs):
+        if pair is not None:
+            out_B5[:, number] = gram_BPP[:, pair[0], pair[1]]
+    return out_B5
 
 
 def along_cpu(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.along import FLOOR
-from verglas.kernels.farfield import Counted, Lit
+from verglas.kernels.farfield import Counted, Curvature, Lit
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("farfield.cu")
@@ -74,28 +74,59 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def farfield_cuda(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
 ) -> tuple[Tensor, Tensor | None]:
-    """See README.md; complex64, float32, gradients contiguous (TypeError for others)."""
+    """See README.md; complex64, float32, what is added to contiguous (TypeError for others)."""
     lit, counted = _checked(lit), _checked_counts(counted)
-    if object_gradient_YX is not None and not object_gradient_YX.is_contiguous():
-        raise TypeError("the object's gradient must be contiguous: it is changed in place")
-    window, batch, width = Window(lit, counted), len(lit.corner_B2), lit.object_YX.shape[1]
-    if not batch:
-        return torch.zeros(3, dtype=torch.float64, device=window.device), torch.zeros_like(lit.light_BMYX) if with_light else None
-    wave_BMYX = lit.light_BMYX.new_empty(batch, *lit.light_BMYX.shape[1:])
-    own = wave_BMYX[0].numel() if len(lit.light_BMYX) > 1 else 0
-    sums_BJ3 = torch.empty(batch, window.column_blocks, 3, device=window.device)
+    into = (object_gradient_YX, *(curvature or Curvature(None, None)))
+    if not all(one is None or one.is_contiguous() for one in into):
+        raise TypeError("gradients and curvatures must be contiguous: they are changed in place")
+    window, batch = Window(lit, counted), len(lit.corner_B2)
     of_light = torch.zeros_like(lit.light_BMYX) if with_light else None
+    if not batch:
+        return torch.zeros(3, dtype=torch.float64, device=window.device), of_light
     with on(window.device):
-        given = (lit.object_YX, lit.corner_B2, lit.light_BMYX, width)
-        window.by_rows("rows_forward", batch * window.modes, wave_BMYX, *given, window.modes, own)
-        window.by_columns("columns_slope", batch, wave_BMYX, sums_BJ3, *_patterns(counted), window.modes, *_noise(counted))
-        groups = -(-batch // GROUP)
+        wave_BMYX, sums_3 = _slopes(window, lit, counted)
+        groups, own = -(-batch // GROUP), _apart(lit.light_BMYX)
         window.by_rows(
-            "rows_back", groups * window.modes, object_gradient_YX, of_light, wave_BMYX, *given, batch, window.modes, own, GROUP
-        )
-    return sums_BJ3.sum((0, 1), dtype=torch.float64), of_light
+            "rows_back", groups * window.modes, object_gradient_YX, of_light, *into[1:], wave_BMYX, lit.object_YX, lit.corner_B2,
+            lit.light_BMYX, counted.scale_N, counted.rows_B, lit.object_YX.shape[1], batch, window.modes, own, GROUP,
+        )  # fmt: skip
+    return sums_3, of_light
+
+
+def _slopes(window: Window, lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
+    """(gradient of the waves at the detector with columns transformed back [B, M, Y, X], sums [3])."""
+    batch = len(lit.corner_B2)
+    wave_BMYX = lit.light_BMYX.new_empty(batch, *lit.light_BMYX.shape[1:])
+    sums_BJ3 = torch.empty(batch, window.column_blocks, 3, device=window.device)
+    given = (lit.object_YX, lit.corner_B2, lit.light_BMYX, lit.object_YX.shape[1])
+    window.by_rows("rows_forward", batch * window.modes, wave_BMYX, *given, window.modes, _apart(lit.light_BMYX))
+    window.by_columns("columns_slope", batch, wave_BMYX, sums_BJ3, *_patterns(counted), window.modes, *_noise(counted))
+    return wave_BMYX, sums_BJ3.sum((0, 1), dtype=torch.float64)
+
+
+def products_cuda(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+    """See README.md; complex64, float32 (TypeError for others)."""
+    lit, step, counted = _checked(lit), _checked(step), _checked_counts(counted)
+    fitted = step.light_BMYX.numel() > 0
+    window, batch = Window(lit, counted, fitted), len(lit.corner_B2)
+    if not batch:
+        return torch.zeros(0, 5, dtype=torch.float64, device=window.device)
+    sums_BMJ5 = torch.empty(batch, window.modes, window.rows // window.at_once_rows, 5, device=window.device)
+    with on(window.device):
+        wave_BMYX, _ = _slopes(window, lit, counted)
+        window.by_rows(
+            "rows_products", batch * window.modes, sums_BMJ5, wave_BMYX, lit.object_YX, step.object_YX, lit.corner_B2,
+            lit.light_BMYX, step.light_BMYX if fitted else None, lit.object_YX.shape[1], window.modes, _apart(lit.light_BMYX),
+            _apart(step.light_BMYX),
+        )  # fmt: skip
+    return sums_BMJ5.sum((1, 2), dtype=torch.float64)
+
+
+def _apart(light_BMYX: Tensor) -> int:
+    """Numbers from one position's light to the next; 0: one light for all."""
+    return light_BMYX[0].numel() if len(light_BMYX) > 1 else 0
 
 
 def along_cuda(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
@@ -107,7 +138,7 @@ def along_cuda(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tenso
     window, batch, width = Window(lit, counted, fitted), len(lit.corner_B2), lit.object_YX.shape[1]
     waves = lit.light_BMYX.new_empty(3 if fitted else 2, batch, *lit.light_BMYX.shape[1:])
     second = waves[2] if fitted else None
-    own, d_own = (waves[0, 0].numel() if len(one) > 1 else 0 for one in (lit.light_BMYX, step.light_BMYX))
+    own, d_own = _apart(lit.light_BMYX), _apart(step.light_BMYX)
     out = []
     with on(window.device):
         blocks, modes = batch * window.modes, window.modes

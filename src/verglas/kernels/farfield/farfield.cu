@@ -376,17 +376,20 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_along(
 }
 
 // Rows transformed back and spread: object += conj(light) wave by atomics; of the light the sum over `group` positions of
-// conj(object) wave, added to one (own = 0), or written for each. block = (group of positions and mode, rows).
+// conj(object) wave, added to one (own = 0), or written for each. Curvatures: sums of scale |light|^2 and of scale |object|^2, of one
+// light for all. What is null is not asked for. block = (group of positions and mode, rows).
 extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_back(
-    float2 *object_gradient, float2 *light_gradient, const float2 *wave, const float2 *object, const long long *corner,
-    const float2 *light, int width, int batch, int modes, int own, int group) {
+    float2 *object_gradient, float2 *light_gradient, float *object_curvature, float *light_curvature, const float2 *wave,
+    const float2 *object, const long long *corner, const float2 *light, const float *scale, const long long *rows, int width,
+    int batch, int modes, int own, int group) {
     __shared__ float2 shared[ROWS * pitch_of(NX)];
     const int t = threadIdx.x % TX, y = blockIdx.y * ROWS + threadIdx.x / TX, m = blockIdx.x % modes;
     float2 *line = shared + threadIdx.x / TX * pitch_of(NX);
     const int in_light = (m * NY + y) * NX;
     float2 total[EX];
+    float seen_power[EX];
 #pragma unroll
-    for (int i = 0; i < EX; ++i) total[i] = make_float2(0, 0);
+    for (int i = 0; i < EX; ++i) total[i] = make_float2(0, 0), seen_power[i] = 0;
     const int begin = blockIdx.x / modes * group;
     for (int b = begin; b < min(batch, begin + group); ++b) {
         float2 v[EX];
@@ -402,6 +405,15 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_back(
             if (object_gradient) add(object_gradient + seen + t + TX * i, conj_times(lit[t + TX * i], back));
             if (light_gradient) total[i] = total[i] + conj_times(object[seen + t + TX * i], back);
         }
+        if (object_curvature) {
+            const float bright = scale[rows[b]];
+#pragma unroll
+            for (int i = 0; i < EX; ++i) {
+                const float2 here = lit[t + TX * i], there = object[seen + t + TX * i];
+                atomicAdd(object_curvature + seen + t + TX * i, bright * dot(here, here));
+                seen_power[i] += bright * dot(there, there);
+            }
+        }
         if (own && light_gradient) {
 #pragma unroll
             for (int i = 0; i < EX; ++i) {
@@ -413,4 +425,45 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_back(
     if (!own && light_gradient)
 #pragma unroll
         for (int i = 0; i < EX; ++i) add(light_gradient + in_light + t + TX * i, total[i]);
+    if (object_curvature && light_curvature && m == 0)
+#pragma unroll
+        for (int i = 0; i < EX; ++i) atomicAdd(light_curvature + in_light + t + TX * i, seen_power[i]);
+}
+
+// sums[b, m, block, 5]: with a = light d object, p = object d light and c the wave transformed back: |a|^2, |p|^2, Re conj(a) p,
+// Re conj(a) c, Re conj(p) c; those of p are 0 without FITTED_LIGHT.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_products(
+    float *sums, const float2 *wave, const float2 *object, const float2 *d_object, const long long *corner, const float2 *light,
+    const float2 *d_light, int width, int modes, int own, int d_own) {
+    __shared__ float2 shared[ROWS * pitch_of(NX)];
+    __shared__ float parts[ROW_THREADS / 32][5];
+    const Row at(shared, modes);
+    const long long seen = (corner[2 * at.b] + at.y) * width + corner[2 * at.b + 1];
+    const int in_light = (at.m * NY + at.y) * NX;
+    const float2 *lit = light + (long long)at.b * own + in_light, *in = wave + ((long long)blockIdx.x * NY + at.y) * NX;
+    float2 v[EX];
+#pragma unroll
+    for (int i = 0; i < EX; ++i) v[i] = swapped(in[at.t + TX * i]);
+    transform<NX>(v, at.t, at.line);
+    float total[5] = {0, 0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < EX; ++i) {
+        const float2 c = swapped(v[i]), a = lit[at.t + TX * i] * d_object[seen + at.t + TX * i];
+        total[0] += dot(a, a), total[3] += dot(a, c);
+#if FITTED_LIGHT
+        const float2 p = d_light[(long long)at.b * d_own + in_light + at.t + TX * i] * object[seen + at.t + TX * i];
+        total[1] += dot(p, p), total[2] += dot(a, p), total[4] += dot(p, c);
+#endif
+    }
+#pragma unroll
+    for (int k = 0; k < 5; ++k) {
+        total[k] = warp_sum(total[k]);
+        if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32][k] = total[k];
+    }
+    __syncthreads();
+    if (threadIdx.x < 5) {
+        float sum = 0;
+        for (int warp = 0; warp < ROW_THREADS / 32; ++warp) sum += parts[warp][threadIdx.x];
+        sums[((long long)blockIdx.x * gridDim.y + blockIdx.y) * 5 + threadIdx.x] = sum;
+    }
 }

@@ -7,26 +7,59 @@ from torch import Tensor
 from torch.fft import fft2, ifft2
 
 from verglas.kernels.along.reference import along_reference as misfit_along
-from verglas.kernels.farfield import Counted, Lit
+from verglas.kernels.farfield import Counted, Curvature, Lit
 from verglas.kernels.gather.reference import gather_reference
+from verglas.kernels.overlay.reference import overlay_reference
+from verglas.kernels.patches.reference import patches_reference
 from verglas.kernels.scatter.reference import scatter_reference
 
 
 def farfield_reference(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
 ) -> tuple[Tensor, Tensor | None]:
     """See README.md."""
+    exit_BMYX, sums_3 = exit_gradient(lit, counted)
+    into = None if object_gradient_YX is None else object_gradient_YX[None]
+    of_light = scatter_reference(exit_BMYX[:, None], lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
+    add_curvature(lit, counted, curvature)
+    return sums_3, of_light if with_light else None
+
+
+def exit_gradient(lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
+    """([B, M, Y, X] gradient of the exit waves, [3] sums)."""
     wave_BMYX = at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2)
     counts_BYX, scale_B11, noise = counts_of(counted), counted.scale_N[counted.rows_B, None, None], counted.noise
     intensity_BYX = scale_B11 * wave_BMYX.abs().square().sum(1) + counted.background_YX
     slope_BYX = 2 * scale_B11 * noise.slope(intensity_BYX, counts_BYX) * counted.weight_YX
-    exit_BOMYX = ifft2(slope_BYX[:, None] * wave_BMYX, norm="ortho")[:, None]
-    into = None if object_gradient_YX is None else object_gradient_YX[None]
-    of_light = scatter_reference(exit_BOMYX, lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
     apart_BYX = (intensity_BYX.clamp_min(0).sqrt() - counts_BYX.sqrt()).square()
     terms = (noise.loss(intensity_BYX, counts_BYX), apart_BYX, counts_BYX)
     sums_3 = torch.stack([(term * counted.weight_YX).sum(dtype=torch.float64) for term in terms])
-    return sums_3, of_light if with_light else None
+    return ifft2(slope_BYX[:, None] * wave_BMYX, norm="ortho"), sums_3
+
+
+def add_curvature(lit: Lit, counted: Counted, curvature: Curvature | None) -> None:
+    """See README.md."""
+    if curvature is None:
+        return
+    scale_B11 = counted.scale_N[counted.rows_B, None, None]
+    if curvature.object_YX is not None:
+        light_BYX = scale_B11 * lit.light_BMYX.abs().square().sum(1)
+        overlay_reference(light_BYX[:, None, None], lit.corner_B2, curvature.object_YX[None, None])
+    if curvature.light_YX is not None:
+        rows, columns = lit.light_BMYX.shape[-2:]
+        patch_BYX = patches_reference(lit.object_YX[None, None], lit.corner_B2, (rows, columns))[:, 0, 0]
+        curvature.light_YX.add_((scale_B11 * patch_BYX.abs().square()).sum(0))
+
+
+def products_reference(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+    """See README.md."""
+    c, _ = exit_gradient(lit, counted)
+    a = gather_reference(step.object_YX[None], lit.corner_B2, lit.light_BMYX)[:, 0]
+    p = torch.zeros_like(a)
+    if step.light_BMYX.numel():
+        p = gather_reference(lit.object_YX[None], lit.corner_B2, step.light_BMYX)[:, 0]
+    pairs = ((a, a), (p, p), (a, p), (a, c), (p, c))
+    return torch.stack([(one.conj() * other).real.sum((1, 2, 3), dtype=torch.float64) for one, other in pairs], 1)
 
 
 def along_reference(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
