@@ -78,8 +78,8 @@ def along(lit: Lit, step: Lit, counted: Counted, length_K: Tensor, implementatio
 
 
 def products(lit: Lit, step: Lit, counted: Counted, implementation: str = "auto") -> Tensor:
-    """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c, summed over pixels and modes, of a = light d object,
-    p = d light object and c, the gradient of the exit wave.
+    """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c, summed over pixels and modes, of
+    a = light d object, p = d light object and c, the gradient of the exit wave.
 
     step: as of `along`; without a light products with p are 0. implementation: as of `farfield`.
     """
