@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
@@ -59,6 +59,8 @@ class Reconstruct:
     """Diameter of the soft sphere of the masked FSC (edge of 3 px outside)."""
     padding: Annotated[float, arg(metavar="X")] = 2.0
     """Oversampling of Fourier space."""
+    gridding: Literal["plain", "exact"] = "plain"
+    """plain: data over weight; exact: weights are iterated to even sampling (relion_reconstruct without --skip_gridding)."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
@@ -224,7 +226,8 @@ def solved(task: Task, sums: list[Accumulator], run: RunFolder) -> Reconstructio
     with run.progress("Solving for the maps", 1, "steps") as bar:
         radius = diameter / 2 / geometry.pixel_size if diameter else None
         symmetry = normalise_name(task.options.sym)
-        result = solve(sums, symmetry, geometry.pixel_size, None if mask is None else mask.to(task.device), radius)
+        mask = None if mask is None else mask.to(task.device)
+        result = solve(sums, symmetry, geometry.pixel_size, mask, radius, task.options.gridding == "exact")
         bar.advance(1)
     run.figure("particles", slices, "particles")
     run.figure("box", geometry.box, "px")

@@ -68,17 +68,17 @@ class Reconstruction:
 
 
 def solve(sums: list[Accumulator], symmetry: str, pixel_size: float, mask_ZYX: Tensor | None = None,
-          mask_radius: float | None = None) -> Reconstruction:  # fmt: skip
+          mask_radius: float | None = None, exact: bool = False) -> Reconstruction:  # fmt: skip
     """Maps from one accumulator, or from two of independent halves (then with half maps, FSC, SSNR and Wiener map).
 
     mask_ZYX: where the FSC inside is taken, else a soft sphere of `mask_radius` px (default: N/2 - edge).
-    The accumulators are used up.
+    The accumulators are used up. exact: gridding weights are iterated (`gridding`).
     The prior comes from the FSC inside the mask: the empty corners of the box would make the signal look weaker.
     """
     box, radius = sums[0].box, sums[0].radius
     if len(sums) == 1:
-        return Reconstruction(gather_sums(sums, symmetry, consume=True).map(), pixel_size, radius)
-    halves = [gather_sums([half], symmetry, consume=True) for half in sums]
+        return Reconstruction(replace(gather_sums(sums, symmetry, consume=True), exact=exact).map(), pixel_size, radius)
+    halves = [replace(gather_sums([half], symmetry, consume=True), exact=exact) for half in sums]
     whole = add(halves)
     mask = mask_ZYX
     if mask is None:

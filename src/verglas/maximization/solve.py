@@ -1,12 +1,13 @@
 """From weighted sums to a map: Friedel partners, point group, weight floor, optional Wiener term, transform back.
 
-The order and the constants are RELION's default ("skip gridding") path (facts 4.2, 4.3, 4.6).
+The order and the constants are RELION's default ("skip gridding") path (facts 4.2, 4.3, 4.6), or with `exact` those of its other
+one, that iterates the weights (`gridding`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from verglas.core.masks import fill_outside, soft_sphere
 from verglas.core.rows import RowTable
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.gridding import gridding_weights
 from verglas.maximization.point_group import apply_point_group
 from verglas.maximization.slabs import Slabs, stays_in_planes
 from verglas.projection.volume import (
@@ -36,6 +38,7 @@ class SolvedSums:
     """Symmetrised sums of one set of particles. data [V, 2], weight [V] on `rows`; shells in image frequencies.
 
     slabs: where ranks share them, `rows` are this one's; curves and maps are then of all, and asked for by all.
+    exact: data are multiplied by weights that make the sampling even (`gridding.gridding_weights`), not divided by the sums'.
     """
 
     data_V2: Tensor
@@ -45,6 +48,7 @@ class SolvedSums:
     radius: int
     padding: float
     slabs: Slabs | None = None
+    exact: bool = False
 
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
@@ -73,15 +77,26 @@ class SolvedSums:
         gain_S = torch.ones_like(floor_S)
         if keep_scale:
             gain_S = self._shell_mean(lambda w, shell: w / (w + prior_S.to(w)[shell]).clamp_min(1e-30)).clamp_min(1e-12)
+        curves_S = prior_S, floor_S, gain_S
         if self.slabs is not None:
-            return self._map_of_all(self.slabs, (prior_S, floor_S, gain_S), support_ZYX)
-        fourier = empty_transform(padded_size(self.box, self.padding), self.weight_V)
+            return self._map_of_all(self.slabs, curves_S, support_ZYX)
+        size = padded_size(self.box, self.padding)
+        sums, curves_S = (self._evened(prior_S, size), (0 * prior_S, 0 * floor_S, gain_S)) if self.exact else (self, curves_S)
+        fourier = empty_transform(size, self.weight_V)
         z = torch.arange(-self.rows.half, self.rows.half + 1, device=fourier.device)
-        self._divide((prior_S, floor_S, gain_S), fourier, z % len(fourier))
+        sums._divide(curves_S, fourier, z % size)
         real = cropped_map(torch.view_as_complex(fourier), self.box).float()
         del fourier
         real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
         return real / gridding_correction(self.box, self.padding, real.device)
+
+    def _evened(self, prior_S: Tensor, size: int) -> SolvedSums:
+        """The same data over weights whose inverse makes the sampling even: of the sums' weight and the prior."""
+        weight_V, prior = self.weight_V.clone(), prior_S.to(self.weight_V)
+        for part, _, r, _ in self._radii():
+            weight_V[part] += prior[(r + 0.5).long()]
+        found_V = gridding_weights(weight_V, self.rows, size, self.padding)
+        return replace(self, weight_V=torch.where(found_V > 0, 1 / found_V, 0))
 
     def _map_of_all(self, slabs: Slabs, curves_S: tuple[Tensor, Tensor, Tensor], support_ZYX: Tensor | None) -> Tensor:
         """The map that all ranks work on: each from its planes to its rows along y of the map."""

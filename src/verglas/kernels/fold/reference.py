@@ -1,0 +1,31 @@
+"""`fold` and `unfold` in plain torch: the definition, one voxel after another in the order they are stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verglas.core.rows import RowTable
+
+
+def fold_reference(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """See `fold`."""
+    out = values_V.new_zeros(*shape, 2)
+    place_V, z_V, fits_V = _places(rows, shape)
+    out.view(-1, 2).index_add_(0, place_V, (values_V * fits_V)[:, None] * phase_Z2[z_V])
+    return out
+
+
+def unfold_reference(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V: Tensor) -> None:
+    """See `unfold`."""
+    planes, size, columns, _ = part_MYX2.shape
+    place_V, z_V, fits_V = _places(rows, (planes, size, columns))
+    out_V += (part_MYX2.view(-1, 2)[place_V] * phase_Z2[z_V]).sum(1) * fits_V
+
+
+def _places(rows: RowTable, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each voxel's alias lies, its plane of the table, and whether it lies within the columns."""
+    planes, size, columns = shape
+    x, y, z = rows.coordinates_V3().long().unbind(1)
+    fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2)
+    return torch.where(fits, ((z % planes) * size + y % size) * columns + x, 0), z + rows.half, fits

@@ -1,0 +1,80 @@
+"""Exact gridding: weights that make the sampling even after convolution with a small blob.
+
+Where voxels are seen unevenly, data / weight is not yet the best map, since a slice adds to its neighbours, too. RELION's path
+without --skip_gridding iterates, from v = 1 within the radius (facts 4.6; Pipe & Menon 1999, Magn. Reson. Med. 41, 179):
+
+    v <- v / |C * (v w)|      w: weights (with the prior), C: a Kaiser-Bessel blob of order 0, alpha 15, unit sum,
+                              radius 1.9 voxels of the unpadded transform
+
+and the map is made of v times the data. The convolution is a product in real space with the blob's transform,
+
+    K(r) = f(sigma) / f(alpha),   sigma² = alpha² - (2 pi a r)²,   f(s) = (cosh s - sinh(s) / s) / s²
+
+a: radius, r: cycles per voxel (Lewitt 1990, J. Opt. Soc. Am. A 7, 1834; in three dimensions of Bessel functions of order 3/2).
+RELION convolves on a grid of 2 R + 3, R the radius in voxels, but reads K at r = n / P, P the padded size, from a table that ends
+at 1/2. So do we, on any grid of at least that size: maps agree to two thousandths, which is what the two grids differ by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from verglas.core.rows import RowTable
+from verglas.distributed.ranks import ALONE, Ranks
+from verglas.maximization.stride import StrideConvolution, strides_for
+from verglas.nufft.fine import smooth_size
+from verglas.projection.volume import coordinate_chunks, radius2
+
+ITERATIONS = 10
+BLOB_RADIUS, BLOB_ALPHA = 1.9, 15.0  # radius in voxels of the unpadded transform
+SMALLEST, LARGEST = 1e-6, 1e20  # of |C * (v w)|, and of v
+SAMPLES = 4096  # of the table of K over 0 .. 1/2; linear between: off by 1e-7
+
+
+def gridding_weights(
+    weight_V: Tensor, rows: RowTable, size: int, padding: float, iterations: int = ITERATIONS, ranks: Ranks = ALONE
+) -> Tensor:
+    """What data is to be multiplied by, [V]; 0 at and beyond the radius of `rows`. size: P, of the padded transform.
+
+    weight_V: float32 or float64, as the result.
+    """
+    least = 2 * int(rows.radius) + 3
+    grid = smooth_size(least)
+    strides = strides_for(grid, weight_V.element_size(), weight_V.device, ranks.size)
+    convolved = StrideConvolution(rows, grid, blob_factor(padding, weight_V, least / size), strides, ranks)
+    found_V = torch.empty_like(weight_V)
+    for part, coordinates in coordinate_chunks(rows):
+        found_V[part] = radius2(coordinates) < rows.radius**2
+    for _ in range(iterations):
+        found_V /= convolved(found_V * weight_V).abs_().clamp_min_(SMALLEST)
+        found_V.clamp_max_(LARGEST)
+    return found_V
+
+
+def blob_transform(r: Tensor, padding: float) -> Tensor:
+    """K(r), 1 at r = 0, in float64; r in cycles per voxel of the padded transform."""
+    reach = (2 * torch.pi * BLOB_RADIUS * padding) * r.double()
+    square = BLOB_ALPHA**2 - reach.square()
+    s = square.abs().sqrt().clamp_min(1e-3)  # near 0 both forms are 1/3 + s²/30 or less: off by 3e-8 of that
+    inside = (torch.cosh(s) - torch.sinh(s) / s) / s.square()
+    beyond = (torch.sin(s) / s - torch.cos(s)) / s.square()
+    alpha = torch.tensor(BLOB_ALPHA, dtype=torch.float64)
+    return torch.where(square >= 0, inside, beyond) / ((torch.cosh(alpha) - torch.sinh(alpha) / alpha) / alpha**2)
+
+
+def blob_factor(padding: float, like: Tensor, stretch: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """K(stretch r) as a function of r from a table, 0 where stretch r > 1/2; in the precision of `like` and on its device."""
+    step = 0.5 / (SAMPLES - 2)
+    table = blob_transform(torch.arange(SAMPLES, dtype=torch.float64) * step, padding).to(like)
+    table[-2:] = 0
+    slope = table.diff(append=table[-1:])
+
+    def factor(r: Tensor) -> Tensor:
+        place = (r * (stretch / step)).clamp_max(SAMPLES - 2)
+        index = place.int()
+        return table[index] + slope[index] * (place - index)
+
+    return factor
