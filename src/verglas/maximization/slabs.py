@@ -81,22 +81,22 @@ class Slabs:
         """z of this rank's planes, ascending; those at the very radius, which hold nothing, are left out."""
         return self._planes_of(self.ranks.rank)
 
-    def cropped_map(self, mine_ZYX: Tensor, box: int) -> Tensor:
+    def cropped_map(self, mine_ZYX: Tensor, box: int, wanted: range) -> Tensor:
         """As `volume.cropped_map`, of a transform whose planes (`planes`) the ranks have: this rank's part [N, n, N] along y.
 
-        mine_ZYX: complex [planes, P, columns]; it is used up.
+        mine_ZYX: complex [planes, P, columns]; it is used up. wanted: y of the map [N] that are wanted.
         """
         size, me = mine_ZYX.shape[1], self.ranks.rank
         first = size // 2 - box // 2
-        inner = slice(first, first + box)
+        inner, inner_y = slice(first, first + box), slice(first + wanted.start, first + wanted.stop)
         odd = self.planes().to(mine_ZYX.device) % 2 != 0
         mine_ZYX[odd] *= -1  # as `volume.centre`
         mine_ZYX[:, 1::2] *= -1
         mine_ZYX[:, :, 1::2] *= -1
-        along_y = mine_ZYX.new_empty(len(mine_ZYX), box, mine_ZYX.shape[2])
+        along_y = mine_ZYX.new_empty(len(mine_ZYX), len(wanted), mine_ZYX.shape[2])
         for part in runs(len(mine_ZYX), size * mine_ZYX.shape[2], mine_ZYX.device):
-            along_y[part] = torch.fft.ifft(mine_ZYX[part], dim=1)[:, inner]
-        ends, columns, device = self.ends_along_y(box), mine_ZYX.shape[2], mine_ZYX.device
+            along_y[part] = torch.fft.ifft(mine_ZYX[part], dim=1)[:, inner_y]
+        ends, columns, device = self.ends_along_y(range(len(wanted))), mine_ZYX.shape[2], mine_ZYX.device
         count = ends[me + 1] - ends[me]
         disc = [self._disc(rank, columns, device) for rank in range(self.ranks.size)]
         plane, column = disc[me]
@@ -113,29 +113,31 @@ class Slabs:
             map_ZYX[:, part] = torch.fft.irfft(along_z, n=size, dim=1)[:, inner].transpose(1, 2)
         return map_ZYX.mul_(box**2)
 
-    def ends_along_y(self, box: int) -> list[int]:
-        """Rank q has the rows ends[q] <= y < ends[q + 1] of the map."""
-        return [box * rank // self.ranks.size for rank in range(self.ranks.size + 1)]
+    def ends_along_y(self, wanted: range) -> list[int]:
+        """Rank q has the rows ends[q] <= y < ends[q + 1] of those that are wanted."""
+        return [wanted.start + len(wanted) * rank // self.ranks.size for rank in range(self.ranks.size + 1)]
 
-    def rows_along_y(self, box: int) -> slice:
+    def rows_along_y(self, wanted: range) -> slice:
         """This rank's rows of the map."""
-        ends = self.ends_along_y(box)
+        ends = self.ends_along_y(wanted)
         return slice(ends[self.ranks.rank], ends[self.ranks.rank + 1])
 
-    def whole_map(self, mine_ZYX: Tensor, support_ZYX: Tensor | None) -> Tensor:
-        """The map [N, N, N] on all ranks, from each one's rows. support: bool, voxels that are wanted; the others are 0."""
+    def whole_map(self, mine_ZYX: Tensor, wanted: range, support_ZYX: Tensor | None) -> Tensor:
+        """The map [N, N, N] on all ranks, from each one's rows of those that are wanted.
+
+        support: bool, voxels that are wanted; the others are 0."""
         box = len(mine_ZYX)
         out = mine_ZYX.new_zeros(box, box, box)
-        for rank, (low, high) in enumerate(pairwise(self.ends_along_y(box))):
+        for rank, (low, high) in enumerate(pairwise(self.ends_along_y(wanted))):
             mine = rank == self.ranks.rank
             part_ZYX = out[:, low:high]
-            wanted = None if support_ZYX is None else support_ZYX[:, low:high]
-            if wanted is None:
+            inside = None if support_ZYX is None else support_ZYX[:, low:high]
+            if inside is None:
                 values = mine_ZYX.contiguous() if mine else part_ZYX.contiguous()
                 part_ZYX.copy_(self.ranks.of_rank(rank, values, "maps"))
             else:
-                values = mine_ZYX[wanted] if mine else mine_ZYX.new_empty(int(wanted.sum()))
-                part_ZYX[wanted] = self.ranks.of_rank(rank, values, "maps")
+                values = mine_ZYX[inside] if mine else mine_ZYX.new_empty(int(inside.sum()))
+                part_ZYX[inside] = self.ranks.of_rank(rank, values, "maps")
         return out
 
     def _disc(self, rank: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -149,6 +151,12 @@ class Slabs:
         low, high = self.ends[rank], min(self.ends[rank + 1], int(self.whole.radius))
         above = torch.arange(low, high)
         return torch.cat([-above, above]).unique()
+
+
+def extent_along_y(support_ZYX: Tensor) -> range:
+    """From the first to the last y of a mask's voxels."""
+    y = support_ZYX.any(2).any(0).nonzero()
+    return range(int(y.min()), int(y.max()) + 1) if len(y) else range(0)
 
 
 def _planes(whole: RowTable, ends: tuple[int, ...], rank: int) -> Tensor:

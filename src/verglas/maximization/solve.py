@@ -18,7 +18,7 @@ from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gridding import gridding_weights
 from verglas.maximization.point_group import apply_point_group
-from verglas.maximization.slabs import Slabs, stays_in_planes
+from verglas.maximization.slabs import Slabs, extent_along_y, stays_in_planes
 from verglas.projection.volume import (
     coordinate_chunks,
     cropped_map,
@@ -99,22 +99,26 @@ class SolvedSums:
         return replace(self, weight_V=torch.where(found_V > 0, 1 / found_V, 0))
 
     def _map_of_all(self, slabs: Slabs, curves_S: tuple[Tensor, Tensor, Tensor], support_ZYX: Tensor | None) -> Tensor:
-        """The map that all ranks work on: each from its planes to its rows along y of the map."""
+        """The map that all ranks work on: each from its planes to its rows along y of the map, of those that are wanted. Corners
+        are filled if any of them is."""
         plane_Z, size = slabs.planes(), padded_size(self.box, self.padding)
         columns = min(int(self.rows.radius), size // 2 + 1)
         fourier = torch.zeros(len(plane_Z), size, columns, 2, dtype=self.weight_V.dtype, device=self.weight_V.device)
         place_E = torch.full((self.rows.edge,), -1)
         place_E[plane_Z + self.rows.half] = torch.arange(len(plane_Z))
         self._divide(curves_S, fourier, place_E.to(fourier.device))
-        real = slabs.cropped_map(torch.view_as_complex(fourier), self.box).float()
+        inside_ZYX = soft_sphere(self.box, self.box / 2, 3, fourier.device)
+        filled = support_ZYX is None or bool((support_ZYX & (inside_ZYX < 1)).any())
+        wanted = range(self.box) if support_ZYX is None or filled else extent_along_y(support_ZYX)
+        real = slabs.cropped_map(torch.view_as_complex(fourier), self.box, wanted).float()
         del fourier
-        mine = slabs.rows_along_y(self.box)
-        inside = soft_sphere(self.box, self.box / 2, 3, real.device)[:, mine]
-        outside = 1 - inside
-        total, weight = slabs.ranks.add_up(torch.stack([(real * outside).sum(), outside.sum()]).double(), "curves")
-        real = real * inside + (total / weight.clamp_min(1e-12)).float() * outside  # as `fill_outside`
+        mine = slabs.rows_along_y(wanted)
+        if filled:
+            inside, outside = inside_ZYX[:, mine], 1 - inside_ZYX[:, mine]
+            total, weight = slabs.ranks.add_up(torch.stack([(real * outside).sum(), outside.sum()]).double(), "curves")
+            real = real * inside + (total / weight.clamp_min(1e-12)).float() * outside  # as `fill_outside`
         real /= gridding_correction(self.box, self.padding, real.device)[:, mine]
-        return slabs.whole_map(real, support_ZYX)
+        return slabs.whole_map(real, wanted, support_ZYX)
 
     def _divide(self, curves_S: tuple[Tensor, Tensor, Tensor], fourier_ZYX2: Tensor, place_E: Tensor) -> None:
         """Write data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain).
