@@ -42,8 +42,6 @@ class ConjugateGradients:
         sums = problem.sums(x, problem.fitted(number))
         towards = preconditioned(sums.gradient, sums.curvature, DAMPING, problem.share).scaled(-1)
         direction = self._direction(sums.gradient, towards)
-        if not problem.share.dot(direction, sums.gradient) < 0:
-            direction = towards
         guess = float(self.memory.get("length", torch.tensor(0.5))) or 0.5
         if problem.why_not_fused is None or not problem.kept.line:
             length = minimum_of_samples(lambda lengths: self.samples(x, direction, lengths), guess)
@@ -69,12 +67,12 @@ class ConjugateGradients:
         if last is None or before is None:
             return towards
         change = gradient.plus(before, -1.0)
-        dot = self.problem.share.dot
-        along = dot(last, change)
+        pairs = (last, change), (towards, change), (towards, gradient), (last, gradient)
+        along, of_change, of_gradient, of_last = self.problem.share.dots(*pairs)
         if not along > 0:
             return towards
-        beta = max(0.0, min(-dot(towards, change), -dot(towards, gradient)) / along)
-        return towards.plus(last, beta)
+        beta = max(0.0, min(-of_change, -of_gradient) / along)
+        return towards.plus(last, beta) if of_gradient + beta * of_last < 0 else towards
 
     def along(self, x: Unknowns, direction: Unknowns) -> Along:
         """The loss as a function of the length of a step, with two derivatives; keeps the coefficients of all intensities."""

@@ -138,10 +138,9 @@ class Problem:
         gradient = Unknowns(**{name: torch.zeros_like(x[name]) for name in names})
         with_curvature = self._curvature_by_kernels and rows_B is not self.everything
         curvature = self._no_curvature(x, names) if with_curvature else self._own_curvature(x, names, rows_B)
-        part = 1.0 if rows_B is self.everything else self.share.sum_of(len(rows_B)) / self.positions
-        loss_of_shape = part * self.regulariser.add_gradient(x["object_OLYX"], gradient, part)
+        loss_of_shape = self.regulariser.add_gradient(x["object_OLYX"], gradient, len(rows_B), self.positions)
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
-        summing = Summing(self.share, gradient, curvature)
+        summing = Summing(self.share, gradient, curvature, complete=not with_curvature)
         for some_B in summing.in_turn(rows_B, x["positions_B2"], self.chunks):
             if self.why_not_fused is None:
                 totals_3 += fused.add_sums(self, x, some_B, gradient, curvature if with_curvature else None)
@@ -154,7 +153,7 @@ class Problem:
     @property
     def _curvature_by_kernels(self) -> bool:
         """Whether `fused` adds up curvatures as it goes: for few positions that costs less than transforms of whole objects."""
-        return self.why_not_fused is None and not self.model.moves and self.share.alone
+        return self.why_not_fused is None and not self.model.moves
 
     def _no_curvature(self, x: Unknowns, names: tuple[str, ...]) -> Unknowns:
         """Zeros, as `_own_curvature` has them."""
@@ -182,13 +181,14 @@ class Problem:
         of a changing probe eigen_KYX [2 + K]: sum of scales, count, sums of squared weights."""
         out = {name: torch.zeros_like(x[name].real) for name in names if name in ("scale_B", "background_YX")}
         object_OLYX, probe_MYX = x["object_OLYX"], x["probe_MYX"]
-        corners_YX = rfft2(self._corners(x, rows_B))
-        shape = object_OLYX.shape[-2:]
+        height, width = object_OLYX.shape[-2:]
+        shape = fast_edge(height), fast_edge(width)
+        corners_YX = rfft2(self._corners(x, rows_B), s=shape)
         if "object_OLYX" in names:
             light_YX = rfft2(probe_MYX.abs().square().sum(0), s=shape)
-            out["object_OLYX"] = irfft2(corners_YX * light_YX, s=shape).clamp_min(0)
+            out["object_OLYX"] = irfft2(corners_YX * light_YX, s=shape)[:height, :width].clamp_min(0)
         if "probe_MYX" in names:
-            passed_YX = rfft2(object_OLYX.abs().square().prod(1).sum(0))
+            passed_YX = rfft2(object_OLYX.abs().square().prod(1).sum(0), s=shape)
             rows, columns = self.scan.window
             out["probe_MYX"] = irfft2(corners_YX.conj() * passed_YX, s=shape)[:rows, :columns].clamp_min(0)
         if "eigen_KYX" in names:
@@ -233,6 +233,19 @@ class Problem:
         if curvature.background_YX is not None:
             root_BYX = waves.intensity[0].clamp_min(FLOOR).sqrt()
             curvature.background_YX.add_((0.5 / (root_BYX * (root_BYX + counts_BYX.clamp_min(0).sqrt()))).sum(0))
+
+
+def fast_edge(edge: int) -> int:
+    """The smallest even number from `edge` on without prime factors above 7: others take a GPU's transforms ten times as long."""
+    edge += edge % 2
+    while True:
+        rest = edge
+        for factor in (2, 3, 5, 7):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return edge
+        edge += 2
 
 
 def preconditioned(gradient: Unknowns, curvature: Unknowns, damping: float, share: Share) -> Unknowns:

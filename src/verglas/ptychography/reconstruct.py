@@ -87,7 +87,7 @@ def reconstruct(
             engine.forget()
         x, error = engine.run_pass(x, number)
         x = _within_limits(x, problem)
-        of_object, of_probe = (_change(share, name, before, x) for name in ("object_OLYX", "probe_MYX"))
+        of_object, of_probe = _changes(share, before, x)
         if options.positions_from and number >= options.positions_from:
             x = corrected_positions(problem, x, number)
             share, x = _kept_with(problem, x, engine)
@@ -130,11 +130,12 @@ def _kept_with(problem: Problem, x: Unknowns, engine: Engine) -> tuple[Share, Un
     return following, Unknowns(**{name: share.moved(name, value, following) for name, value in x.items()})
 
 
-def _change(share: Share, name: str, before: Unknowns, after: Unknowns) -> float:
-    """rms of the change of a field over its rms."""
-    old, new = before.only(name), after.only(name)
-    step = new.plus(old, -1.0)
-    return math.sqrt(share.dot(step, step) / share.dot(old, old))
+def _changes(share: Share, before: Unknowns, after: Unknowns) -> tuple[float, float]:
+    """rms of the change over rms, of object and probe."""
+    old = [before.only(name) for name in ("object_OLYX", "probe_MYX")]
+    steps = [after.only(name).plus(one, -1.0) for name, one in zip(("object_OLYX", "probe_MYX"), old, strict=True)]
+    object_step, probe_step, object_now, probe_now = share.dots(*((one, one) for one in steps + old))
+    return math.sqrt(object_step / object_now), math.sqrt(probe_step / probe_now)
 
 
 def _within_limits(x: Unknowns, problem: Problem) -> Unknowns:

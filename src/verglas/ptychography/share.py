@@ -191,14 +191,15 @@ class Share:
         """The part of x that this rank counts, so that everything is counted once."""
         if self.alone:
             return x
-        fields = dict(x.items()) if self.ranks.is_lead else {name: one for name, one in x.items() if name in PER_POSITION}
+        fields = {name: one if self.ranks.is_lead or name in PER_POSITION else one[:0] for name, one in x.items()}
         if x.object_OLYX is not None:
             fields[OBJECT] = x.object_OLYX[(..., *self.cell)]
         return Unknowns(**fields)
 
-    def dot(self, a: Unknowns, b: Unknowns) -> float:
-        """Re sum conj(a) b over the fields of both, of all ranks."""
-        return self.sum_of(self.counted(a).dot(self.counted(b)))
+    def dots(self, *pairs: tuple[Unknowns, Unknowns]) -> list[float]:
+        """Re sum conj(a) b over the fields of both, of all ranks, for every pair; in one message."""
+        own = torch.stack([self.counted(a).product(self.counted(b)) for a, b in pairs])
+        return self.total(own)[0].tolist()  # type: ignore[no-any-return]
 
     def everyones(self, value_B: Tensor) -> Tensor:
         """One row for each position, of all positions in their order."""

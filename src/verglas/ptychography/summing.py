@@ -17,36 +17,37 @@ Chunks = Callable[[Tensor], Iterator[Tensor]]
 
 
 class Summing:
-    """Of a gradient and a curvature, in place; the curvature of the object is complete from the start."""
+    """Of a gradient and a curvature, in place. complete: the curvature of the object is, from the start."""
 
-    def __init__(self, share: Share, gradient: Unknowns, curvature: Unknowns) -> None:
-        self.share, self.gradient, self.curvature = share, gradient, curvature
+    def __init__(self, share: Share, gradient: Unknowns, curvature: Unknowns, complete: bool = True) -> None:
+        self.share, self.waiting = share, {"curvature": curvature, "gradient": gradient}
+        self.both = gradient, curvature
         self._arriving: list[Callable[[], None]] = []
         self._early = not share.alone and share.ranks.ways.overlap and not share.halo.is_whole
-        if self._early:
-            self._send(curvature, "curvature")
+        if self._early and complete:
+            self._send("curvature")
 
-    def _send(self, x: Unknowns, name: str) -> None:
-        if x.object_OLYX is not None:
-            self._arriving.append(self.share.halo.sending(x.object_OLYX, name))
+    def _send(self, *names: str) -> None:
+        for name in names:
+            object_OLYX = self.waiting.pop(name).object_OLYX
+            if object_OLYX is not None:
+                self._arriving.append(self.share.halo.sending(object_OLYX, name))
 
     def in_turn(self, rows_B: Tensor, position_B2: Tensor, chunks: Chunks) -> Iterator[Tensor]:
-        """The rows in chunks, those of the border first; what these added to the object's gradient is sent before the others."""
+        """The rows in chunks, those of the border first; what these added to the object's sums is sent before the others."""
         if not self._early:
             yield from chunks(rows_B)
             return
         border_B = self.share.halo.reaches(position_B2[rows_B], self.share.window)
         yield from chunks(rows_B[border_B])
-        self._send(self.gradient, "gradient")
+        self._send(*list(self.waiting))
         yield from chunks(rows_B[~border_B])
 
     def finish(self, totals_N: Tensor) -> Tensor:
         """Sums over all ranks are in place; `totals_N` is added up, too, and returned."""
         if self.share.alone:
             return totals_N
-        if not self._early:
-            self._send(self.curvature, "curvature")
-            self._send(self.gradient, "gradient")
+        self._send(*list(self.waiting))
         for arrive in self._arriving:
             arrive()
-        return self.share.add_up_small(self.gradient, self.curvature, more=totals_N)
+        return self.share.add_up_small(*self.both, more=totals_N)

@@ -23,16 +23,18 @@ class TotalVariation:
     def __init__(self, weight: float, share: Share) -> None:
         self.weight, self.share = weight, share
 
-    def add_gradient(self, object_OLYX: Tensor, into: Unknowns, part: float = 1.0) -> float:
-        """R; adds `part` of its gradient, as far as it comes from this rank's pixels, to the object's in `into`."""
+    def add_gradient(self, object_OLYX: Tensor, into: Unknowns, rows: int = 1, positions: int = 1) -> float:
+        """R for as large a part of all `positions` as the `rows` of all ranks are; adds the same part of its gradient, as far as
+        it comes from this rank's pixels, to the object's in `into`."""
         if not self.weight:
             return 0.0
+        part = self.share.sum_of(rows) / positions
         here_OLYX, corner2, factor = self._here(object_OLYX)
         down, right, length = differences(here_OLYX, corner2, self.share.next_2)
         if into.object_OLYX is not None:
             into_OLYX = into.object_OLYX[(..., *self.share.cell_and_next)]
             into_OLYX.add_(transposed(down / length, right / length), alpha=part * factor)
-        return factor * self.share.sum_of(self._sum(length))
+        return part * factor * self.share.sum_of(self._sum(length))
 
     def along(self, object_OLYX: Tensor, step_OLYX: Tensor) -> tuple[float, float, float]:
         """Coefficients (a, b, c) of a + b t + c t^2 that touches R at object + t step, t = 0, from above."""

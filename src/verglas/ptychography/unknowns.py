@@ -65,13 +65,17 @@ class Unknowns:
 
     def dot(self, other: Unknowns) -> float:
         """Re sum conj(this) other over the fields of both, summed in float64."""
+        return float(self.product(other))
+
+    def product(self, other: Unknowns) -> Tensor:
+        """`dot` as a number on the device, which nobody waits for."""
         there = dict(other.items())
-        return sum(_dot(value, there[name]) for name, value in self.items() if name in there)
+        return torch.stack([_product(value, there[name]) for name, value in self.items() if name in there]).sum()
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def _product(a: Tensor, b: Tensor) -> Tensor:
     product = (torch.view_as_real(a) * torch.view_as_real(b)) if a.is_complex() else a * b
-    return float(product.sum(dtype=torch.float64))
+    return product.sum(dtype=torch.float64)
 
 
 @dataclass(frozen=True)
