@@ -40,14 +40,14 @@ class Summing:
             return
         border_B = self.share.halo.reaches(position_B2[rows_B], self.share.window)
         yield from chunks(rows_B[border_B])
-        self._send(*list(self.waiting))
+        self._send(*self.waiting)
         yield from chunks(rows_B[~border_B])
 
     def finish(self, totals_N: Tensor) -> Tensor:
         """Sums over all ranks are in place; `totals_N` is added up, too, and returned."""
         if self.share.alone:
             return totals_N
-        self._send(*list(self.waiting))
+        self._send(*self.waiting)
         for arrive in self._arriving:
             arrive()
         return self.share.add_up_small(*self.both, more=totals_N)
