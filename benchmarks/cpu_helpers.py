@@ -1,9 +1,11 @@
 """A GPU with and without a CPU process beside it: `python -m benchmarks.cpu_helpers [--n 20000] [--box 128] [--out FILE.json]`.
 
 Refines a simulated set from one start several times in one process: once so that all is compiled, then by turns without a helper
-and with one (`--cpu-ranks 1`). Prints seconds of every iteration's expectation, of whole iterations, and the share of the
-particles that the CPU took. --lend N: the helper gets N particles every time and is waited for, to compare results: how far apart
-the last half maps are with it and without, beside those of two runs without.
+and with one (as `--cpu-ranks 1`, but it is always started, and knows from the first run how quick it is). Prints seconds of every
+iteration's expectation, of whole iterations, and the share of the particles that the CPU took.
+
+--device cpu --rank-threads N: beside a slow rank. --lend N: the helper gets N particles every time and is waited for, to compare
+results: how far apart the last half maps are with it and without, beside those of two runs without.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.figures import publish
+from verglas.cli.common import resolve_device, set_threads
 from verglas.distributed.lending import Lending
 from verglas.distributed.ranks import ALONE
 from verglas.io.mrc import read_map
@@ -63,15 +65,27 @@ def session_of(folder: Path, options: argparse.Namespace) -> Session:
     config = RefineConfig(diameter=0.85 * options.box * options.pixel, initial_resolution=40, healpix_order=options.order,
                           max_iterations=options.iterations, symmetry=options.sym)  # fmt: skip
     table = ParticleTable.read(folder / "particles.star")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return driver.prepare(table, read_map(folder / "start.mrc"), config, device, torch.get_num_threads())
+    threads = set_threads(options.rank_threads or None)
+    device, _ = resolve_device(options.device)
+    return driver.prepare(table, read_map(folder / "start.mrc"), config, device, threads)
+
+
+def started(session: Session, threads: int) -> Helpers:
+    """A helper that waits for work."""
+    found = Helpers.beside(session.data, session.config, ALONE, 1, threads)
+    found.start()
+    while not found.helpers[0].ready:
+        if found.helpers[0].reason:
+            raise SystemExit(found.helpers[0].reason)
+        time.sleep(0.1)
+    return found
 
 
 def main() -> None:
     """Simulate, refine by turns, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     sizes = {"n": 20000, "box": 128, "pixel": 2.6, "order": 2, "iterations": 8, "turns": 2, "model": "demo", "sym": "C1",
-             "snr": 0.1, "threads": 0, "lend": 0}  # fmt: skip
+             "snr": 0.1, "threads": 0, "rank-threads": 0, "lend": 0, "device": "auto"}  # fmt: skip
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--out", type=Path)
@@ -83,16 +97,17 @@ def main() -> None:
                  str(options.snr), "--model", options.model, "--out", str(folder)]  # fmt: skip
         subprocess.run([sys.executable, "-m", "verglas", *words], check=True, stdout=subprocess.DEVNULL)
         session = session_of(folder, options)
-        run(session, None)
         if options.lend:
             lend_always(options.lend)
         runs: dict[bool, list[tuple[list[Row], torch.Tensor]]] = {False: [], True: []}
-        for turn in range(2 * options.turns):
-            start = Helpers.start(session.data, session.config, ALONE, 1, threads) if turn % 2 else None
-            while options.lend and start is not None and not start.helpers[0].ready:
-                time.sleep(0.1)
-            with start or nullcontext() as helper:
-                runs[turn % 2 == 1].append(run(session, helper))
+        with started(session, threads) as helper:
+            run(session, helper)  # compiles, there and here
+            for turn in range(2 * options.turns):
+                while not helper.helpers[0].free:
+                    helper.hear()
+                    time.sleep(0.1)
+                runs[turn % 2 == 1].append(run(session, helper if turn % 2 else None))
+            print(f"{threads} threads help; found of them: {helper.helpers[0].lending.found}")
     report(runs, options.out)
 
 
@@ -113,6 +128,7 @@ def report(runs: dict[bool, list[tuple[list[Row], torch.Tensor]]], out: Path | N
     figures["half maps apart, with and without"] = apart(plain_maps[0], beside_maps[0])
     if len(plain_maps) > 1:
         figures["half maps apart, both without"] = apart(plain_maps[0], plain_maps[1])
+        figures["half maps apart, both with"] = apart(beside_maps[0], beside_maps[1])
     print({name: value for name, value in figures.items() if "apart" in name})
     publish(figures, out)
 

@@ -22,16 +22,17 @@ def make_generous(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lending, "wants_trial", lambda self: False)
     patch.setattr(helpers, "WAITED", 1e6)
     patch.setattr(helpers, "NICE", 0)
-    start: Any = Helpers.start
+    beside: Any = Helpers.beside
 
     def started(kind: type[Helpers], *words: Any) -> Helpers:
-        begun: Helpers = start(*words)
+        begun: Helpers = beside(*words)
+        begun.start()
         while not all(one.ready for one in begun.helpers):
             assert not any(one.reason for one in begun.helpers)
             time.sleep(0.05)
         return begun
 
-    patch.setattr(Helpers, "start", classmethod(started))
+    patch.setattr(Helpers, "beside", classmethod(started))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def with_helpers(session: Session, asked: str, say: Callable[[str], None]) -> It
         return
     threads = threads_beside(cores, ranks.local_size, here)
     mine = len(range(place.local if place else 0, here, ranks.local_size))
-    say(f"{here} processes of {threads} threads help on the CPU where that pays.")
-    with Helpers.start(session.data, session.config, ranks, mine, threads) as helpers:
+    say(f"CPU helpers: {here} of {threads} threads, where that pays.")
+    with Helpers.beside(session.data, session.config, ranks, mine, threads) as helpers:
         yield replace(session, on=replace(session.on, helpers=helpers))
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CORES_OF_RANK = 2  # that a rank with a GPU keeps for itself: starting kernels, reading images, writing files
 FEWEST_THREADS = 4  # of a helper that nobody asked for
 NICE = 19  # a helper yields to everything else on the computer
+SHORTEST = 2.0  # seconds of an expectation: no helper is back from a shorter one, and none is started
 WAITED = 0.25  # of the time of doing its particles once more, a helper that is late is waited for
 
 
@@ -160,22 +161,29 @@ class Helper:
 class Helpers(AbstractContextManager["Helpers"]):
     """All helpers of a rank; `lend` and `run` are called by all ranks alike. Without any (`NOBODY`) they do nothing.
 
-    ranks: that share the run; data: the particles that helpers know; everywhere: whether any rank has a helper.
+    data: the particles that helpers know, None: no rank has any; begin: what they get first; ranks: that share the run; wanted:
+    how many this rank may have. They are started when an expectation takes long enough for them to be of use.
     """
 
     def __init__(
-        self, helpers: list[Helper], ranks: Ranks = ALONE, data: Dataset | None = None, everywhere: bool = False
+        self, data: Dataset | None = None, begin: Begin | None = None, ranks: Ranks = ALONE, wanted: int = 0
     ) -> None:
-        self.helpers, self.ranks, self.data, self.everywhere = helpers, ranks, data, everywhere
+        self.data, self.begin, self.ranks, self.wanted = data, begin, ranks, wanted
+        self.helpers: list[Helper] = []
         self._lent_n = self._nothing = torch.empty(0, dtype=torch.int64)
         self._set: Tensor | None = None  # rows of the set that helpers help with
         self._began, self._number, self._total = 0.0, 0, 0
         self._worked, self._all = 0, 0  # rows that helpers worked on, and all, since they were last read
 
     @classmethod
-    def start(cls, data: Dataset, config: RefineConfig, ranks: Ranks, mine: int, threads: int) -> Self:
-        """Start the helpers of this rank, `mine` of them; threads: of each. All ranks call it, if any has one."""
-        return cls([Helper(Begin(data.table, config, threads, NICE)) for _ in range(mine)], ranks, data, True)
+    def beside(cls, data: Dataset, config: RefineConfig, ranks: Ranks, wanted: int, threads: int) -> Self:
+        """Those of this rank, `wanted` of them, of so many threads each. All ranks call it, if any has one."""
+        return cls(data, Begin(data.table, config, threads, NICE), ranks, wanted)
+
+    def start(self) -> None:
+        """Start the processes, unless that was done."""
+        if self.begin is not None and not self.helpers:
+            self.helpers = [Helper(self.begin) for _ in range(self.wanted)]
 
     def __exit__(self, *_: object) -> None:
         for helper in self.helpers:
@@ -187,14 +195,14 @@ class Helpers(AbstractContextManager["Helpers"]):
     ) -> None:  # fmt: skip
         """At the beginning of an expectation: give helpers rows of a late set, but not of a small one. sets: models and rows."""
         self._lent_n, self._set, self._began = self._nothing, None, time.perf_counter()
-        if not self.everywhere or data is not self.data:
+        if self.data is None or data is not self.data:
             return
         self._total, largest = sum(len(rows) for _, rows in sets), max(len(rows) for _, rows in sets)
         models, rows = next((models, rows) for models, rows in reversed(sets) if 2 * len(rows) >= largest)
         self._set = rows
         lent_n, most = self._nothing, len(rows) // (2 * self.ranks.size * max(1, len(self.helpers)))
+        self.hear()
         for helper in self.helpers:
-            self._hear(helper)
             trial = helper.free and helper.lending.wants_trial()
             count = min(TRIAL, most) if trial else helper.lending.rows(self._total, most) if helper.free else 0
             if count == 0:
@@ -212,6 +220,8 @@ class Helpers(AbstractContextManager["Helpers"]):
             yield from half.run(rows)
             return
         yield from half.run(without(rows, self._lent_n, len(half.data)))
+        if half.on.device.type == "cuda":  # sums are fetched from there anyway when a set is through
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - self._began
         missing_n = self._nothing
         if len(self._lent_n):
@@ -222,13 +232,18 @@ class Helpers(AbstractContextManager["Helpers"]):
         self._worked, self._all = self._worked + len(self._lent_n) - len(missing_n), self._all + self._total
         for helper in self.helpers:
             helper.lending.passed(self._total - len(self._lent_n), seconds)
+        if seconds >= SHORTEST:
+            self.start()
 
     def record(self) -> dict[str, Any] | None:
         """What helpers did since this was last asked for, in terms of JSON; None if nothing was asked of them. said: in words, of
         those of this rank."""
         if self._all == 0:
             return None
-        found = {"particles": self._worked, "share": self._worked / self._all, "said": "; ".join(map(_told, self.helpers))}
+        said = "; ".join(map(_told, self.helpers)) or f"the CPU took {self._worked} of {self._all} particles"
+        if self.wanted and not self.helpers:
+            said = f"the CPU rests: no expectation took {SHORTEST:g} s, and from a shorter one it would not be back in time"
+        found = {"particles": self._worked, "share": self._worked / self._all, "said": said}
         self._worked = self._all = 0
         return found
 
@@ -264,15 +279,16 @@ class Helpers(AbstractContextManager["Helpers"]):
             helper.lending.heard(Found(answer.begin, answer.per_row, at - answer.at), lent=True)
         return found, torch.cat(missing)
 
-    def _hear(self, helper: Helper) -> None:
-        """What a helper has said since it was last given something: how long its trial took, or that it left what came late."""
-        while helper.task >= 0 and not helper.reason and (came := helper.answer()) is not None:
-            answer, at = came
-            if answer.per_row > 0:
-                helper.lending.heard(Found(answer.begin, answer.per_row, at - answer.at), lent=False)
+    def hear(self) -> None:
+        """Take in what helpers have said: how long a trial took, or that they have left what came too late."""
+        for helper in self.helpers:
+            if helper.task >= 0 and not helper.reason and (came := helper.answer()) is not None:
+                answer, at = came
+                if answer.per_row > 0:
+                    helper.lending.heard(Found(answer.begin, answer.per_row, at - answer.at), lent=False)
 
 
-NOBODY = Helpers([])
+NOBODY = Helpers()
 
 
 def _told(helper: Helper) -> str:
