@@ -91,6 +91,15 @@ class Ranks:
             dist.all_gather_object(box, value)
         return box
 
+    def counts(self, number: int, name: str = "counts") -> list[int]:
+        """The numbers of all ranks, in their order, on all ranks."""
+        if self.size == 1:
+            return [number]
+        all_R = torch.empty(self.size, dtype=torch.int64)
+        with self._sending("all-gather", name, all_R.nbytes):
+            _all_gather(all_R, torch.tensor([number]))
+        return all_R.tolist()
+
     def of_lead(self, tensor: Tensor, name: str) -> Tensor:
         """The lead's tensor, on all ranks; theirs has the same shape."""
         return self.of_rank(0, tensor.contiguous(), name)
@@ -147,7 +156,7 @@ class Ranks:
         """Rows [n of this rank, ...] of all ranks, one after another; ranks may have different numbers of them."""
         if self.size == 1:
             return value_B
-        counts = self.everyones(len(value_B))
+        counts = self.counts(len(value_B))
         most = max(counts)
         padded = value_B.new_zeros(most, *value_B.shape[1:])
         padded[: len(value_B)] = value_B

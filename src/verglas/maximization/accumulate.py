@@ -129,7 +129,7 @@ class Accumulator:
             part = slice(first, first + VOXELS_AT_ONCE)
             self.running_V4[part, :3] = ranks.add_up(total_V[part, :3].to(self.running_V4.dtype).contiguous(), "sums of slices")
         self.settled_V3 = None
-        self.slices = sum(ranks.everyones(self.slices))
+        self.slices = sum(ranks.counts(self.slices))
         self._since_flush = self.slices
 
     def _pieces(self, slabs: Slabs, mine_V4: Tensor) -> Iterator[Piece]:
@@ -148,7 +148,7 @@ class Accumulator:
         slabs, mine_V4, arrivals = self._arriving
         arrivals.finish()
         self.rows, self.slabs, self.running_V4, self.settled_V3, self._arriving = slabs.rows, slabs, mine_V4, None, None
-        self.slices = sum(ranks.everyones(self.slices))
+        self.slices = sum(ranks.counts(self.slices))
         self._since_flush = self.slices
 
     @property

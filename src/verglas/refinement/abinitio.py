@@ -150,7 +150,7 @@ def gradient_round(
             found = list(part.run(step.rows))
             part.release()
             on.ranks.meet("expectation")
-            store(state.poses, found, on.ranks)
+            store(state.poses, found, on)
             part.add_up()
         with watch("maximization"):
             state = gradient_step(state, part, step, config, mask_ZYX)

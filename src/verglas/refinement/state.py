@@ -176,13 +176,18 @@ class State:
 
 
 def same_everywhere(state: State, ranks: Ranks, maps: bool = True) -> State:
-    """The lead's state on all ranks (poses are gathered from all, and alike): rounding on one device must not let ranks decide
-    differently. maps: those, too, which each rank has otherwise solved for or been given."""
+    """The lead's state on all ranks: rounding on one device must not let ranks decide differently.
+
+    Left out are poses, gathered from all, and, where nothing is decided by them, priors of directions: both are alike on all.
+    maps: those are sent, too, which each rank has otherwise solved for or been given."""
     if ranks.size == 1:
         return state
     nothing = torch.zeros(0)
     bare = [replace(model, map_ZYX=nothing) for model in state.halves]
-    no_poses = Poses(**{name: getattr(state.poses, name)[:0] for name in state.poses.__dataclass_fields__})
+    if not state.classified:
+        bare = [replace(model, direction_prior_D=nothing) for model in bare]
+    none = torch.zeros(0, dtype=torch.int64)
+    no_poses = state.poses.of(none)  # not views, which would be sent with all that they are views of
     agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]), "state")
 
     def of_lead(tensor: Tensor, name: str) -> Tensor:
@@ -190,6 +195,8 @@ def same_everywhere(state: State, ranks: Ranks, maps: bool = True) -> State:
 
     pairs = zip(agreed.halves, state.halves, strict=True)
     halves = [replace(one, map_ZYX=of_lead(model.map_ZYX, "references")) for one, model in pairs]
+    if not state.classified:
+        halves = [replace(one, direction_prior_D=own.direction_prior_D) for one, own in zip(halves, state.halves, strict=True)]
     more = (state.running, state.candidates)
     running, candidates = ([of_lead(one, "running sums") for one in several] for several in more)
     return replace(agreed, halves=halves, poses=state.poses, running=running, candidates=candidates)

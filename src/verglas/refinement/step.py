@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import soft_sphere
+from verglas.core.memory import in_host_memory
 from verglas.distributed.arrivals import Arrivals
-from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -209,7 +209,7 @@ def expect(
     on.ranks.meet("expectation")
     for half in finished:
         half.add_up(share=True)
-    store(new, found, on.ranks)
+    store(new, found, on)
     finished[0].notices[:0] = notices
     return finished, new
 
@@ -223,15 +223,16 @@ def advance(under_way: deque[Arrivals]) -> None:
         under_way.popleft()
 
 
-def store(poses: Poses, found: list[tuple[Tensor, BatchResult]], ranks: Ranks = ALONE) -> None:
+def store(poses: Poses, found: list[tuple[Tensor, BatchResult]], on: Computing) -> None:
     """Put the results of batches (their rows, their values) of all ranks into `poses`; the device is waited for only here."""
     names = list(BatchResult.__dataclass_fields__)
     like = [getattr(poses, name) for name in names]
-    columns = [torch.cat([rows for rows, _ in found]).double()[:, None]] if found else [torch.zeros(0, 1, dtype=torch.float64)]
+    rows = torch.cat([rows for rows, _ in found]) if found else torch.zeros(0)
+    columns = [rows.to(on.device, torch.float64)[:, None]]
     for name, one in zip(names, like, strict=True):
-        value_n = torch.cat([getattr(result, name) for _, result in found]).cpu() if found else one[:0]
+        value_n = torch.cat([getattr(result, name).to(on.device) for _, result in found]) if found else one[:0].to(on.device)
         columns.append(value_n.double().reshape(len(value_n), one[:1].numel()))
-    all_nF = ranks.gathered(torch.cat(columns, 1), "poses")
+    all_nF = in_host_memory(on.ranks.gathered(torch.cat(columns, 1), "poses"))
     row_n, *values = all_nF.split([1, *(one[:1].numel() for one in like)], 1)
     for one, value_nF in zip(like, values, strict=True):
         one[row_n[:, 0].long()] = value_nF.reshape(-1, *one.shape[1:]).to(one.dtype)
