@@ -42,6 +42,7 @@ from verglas.ptychography.scan import Scan
 from verglas.ptychography.share import Share
 from verglas.ptychography.simulation import beam
 from verglas.ptychography.simulation_options import LightOptions
+from verglas.ptychography.tiles import Box, shared_pixels
 from verglas.ptychography.unknowns import Line, Unknowns
 
 WIDTH, OVERLAP, PHOTONS = 0.4, 0.75, 1e6
@@ -131,7 +132,26 @@ def measured(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> di
         del problem
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return found
+    return found | (exchange_times(share, shape, device) if ranks.size > 1 else {})
+
+
+def exchange_times(share: Share, shape: tuple[int, int], device: torch.device) -> dict[str, float]:
+    """Seconds of one exchange of a complex object: what tiles share, and a whole one through an all-reduce; bytes of both."""
+    found = {}
+    whole = replace(share, tiles=[replace(tile, box=Box(0, 0, *shape)) for tile in share.tiles])
+    for name, one in (("tiles", share), ("whole", whole)):
+        value = torch.zeros(1, 1, *one.tile.box.shape, dtype=torch.complex64, device=device)
+        times = []
+        for _ in range(6):
+            share.ranks.meet("exchange")
+            started = time.perf_counter()
+            one.halo.sending(value, f"{name} timed")()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+        found[f"exchange of {name} s"] = max(share.ranks.everyones(statistics.median(times[1:]), "times"))
+    found["exchange of tiles bytes"] = 8 * max(shared_pixels(share.tiles, rank) for rank in range(share.ranks.size))
+    return found | {"exchange of whole bytes": 8 * shape[0] * shape[1]}
 
 
 def passes(
@@ -239,6 +259,8 @@ def main() -> None:
             for name, value in found[-1].items():
                 if name.endswith("waited s"):
                     print(f"  {name}: " + ", ".join(f"{key} {1e3 * one:.2f} ms" for key, one in value.items()), flush=True)
+                if name.startswith("exchange"):
+                    print(f"  {name}: {value:.5g}")
     if not found:
         raise SystemExit("no number of ranks could be measured")
     publish(table(found), args.out)
