@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_to_the_same_result(star: Path, found: Path, tmp_pa
         ([], "--scan: not given"),
         (["--scan", "none.cxi", "--out", "new"], "none.cxi: there is no such file"),
         (["--scan", "none.cxi", "--out", "new", "--passes", "0"], "--passes: 0; expected 1 or more"),
-        (["--scan", "none.cxi", "--out", "new", "--checkpoint-every", "0"], "--checkpoint-every"),
+        (["--scan", "none.cxi", "--out", "new", "--checkpoint-every", "-1"], "--checkpoint-every"),
         (["--continue", "nowhere"], "nowhere holds no run"),
         (["--continue", "nowhere", "--halves"], "given together with --halves"),
     ],

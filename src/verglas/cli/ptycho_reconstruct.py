@@ -40,7 +40,7 @@ class PtychoReconstruct:
     the window; below 0: its focus lies behind the object, 0: in it. Trials take some passes over a part of the scan."""
     unwrap: Flag = False
     """Show the phase without jumps of 2 pi."""
-    checkpoint_every: Annotated[int, arg(metavar="N")] = 5
+    checkpoint_every: Annotated[int, arg(metavar="N", help_behavior_hint="(default: what takes about a minute)")] = 0
     """Passes from one checkpoint to the next."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
@@ -62,8 +62,8 @@ class PtychoReconstruct:
         for name in ("scan", "out"):
             if getattr(self, name) is None:
                 raise InputError(f"--{name}", "not given", "it, for a new run", "Or go on with a run: --continue DIR.")
-        if self.checkpoint_every < 1:
-            raise InputError("--checkpoint-every", str(self.checkpoint_every), "1 or more")
+        if self.checkpoint_every < 0:
+            raise InputError("--checkpoint-every", str(self.checkpoint_every), "1 or more, or 0 for about a minute")
         if self.beam_width is not None and not abs(self.beam_width) < 1:
             raise InputError("--beam-width", f"{self.beam_width:g}", "above -1, below 1: the window must hold the beam")
         check_seed(self.fit.seed)

@@ -38,6 +38,7 @@ COMMAND = "ptycho reconstruct"
 PARTS = {"all": "all positions", "half1": "every second position", "half2": "the other positions"}
 RESULTS = {"all": "result.cxi", "half1": "half1.cxi", "half2": "half2.cxi"}
 KEPT = ("halves", "beam_width", "unwrap", "checkpoint_every")  # of a job, as they stand in a record
+CHECKPOINT_INTERVAL = 60.0  # s of passes from one checkpoint to the next, where nobody says how many
 PAGE_SHARE, PAGE_INTERVAL = 0.05, 10.0  # of the time that pages may take; s between two at least
 Record = dict[str, Any]
 
@@ -53,7 +54,7 @@ class PtychoJob:
     halves: bool = False
     beam_width: float | None = None
     unwrap: bool = False
-    checkpoint_every: int = 5
+    checkpoint_every: int = 0
     overwrite: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
@@ -87,6 +88,7 @@ class PtychoRun:
         self.history: dict[str, list[Record]] = {part: [] for part in PARTS}
         self.ranks: Ranks
         self._page_not_before = 0.0
+        self._every = 1  # passes from one checkpoint to the next
 
     def run(self) -> None:
         """Read and check the scan, reconstruct, write everything. InputError for what cannot be reconstructed."""
@@ -196,7 +198,7 @@ class PtychoRun:
         (last, mark), passes = begun, self.job.fit.passes
         before = 0 if last is None else last.number
         self.history[part] = [record for record in self.history[part] if record["pass"] <= before]
-        title, first = f"Reconstructing {PARTS[part]}", True
+        title = f"Reconstructing {PARTS[part]}"
         self.ranks.doing("beginning", part=PARTS[part])
         # A GPU goes on while files are written; on a CPU both would want the same cores.
         with bar_of(run, title, passes - before) as bar, Behind(device.type == "cuda") as later:
@@ -204,13 +206,15 @@ class PtychoRun:
                 last = done
                 self.history[part].append(record_of(last, len(scan)))
                 if run is not None:
-                    for line in done.plan if first else ():
+                    for line in done.plan if last.number == before + 1 else ():
                         run.log(line)
                     run.event("pass", part=part, **self.history[part][-1])
                 if bar is not None:
                     bar.describe(progress_text(self.history[part][-1]))
                     bar.advance()
-                first = False
+                if last.number - before <= 2:  # the first one compiles and plans
+                    passes_a_minute = max(1, round(CHECKPOINT_INTERVAL / max(last.seconds, 1e-3)))
+                    self._every = self.job.checkpoint_every or self.ranks.agreed(passes_a_minute)
                 self._written(run, part, scan, (last, mark), later)
         assert last is not None
         return last
@@ -220,10 +224,10 @@ class PtychoRun:
         from verglas.ptychography import checkpoint
         from verglas.ptychography.collect import whole
 
-        (last, mark), every = done, self.job.checkpoint_every
+        last, mark = done
         if last.number >= self.job.fit.passes:
             return
-        saving = last.number % every == 0
+        saving = last.number % self._every == 0
         # Ranks agree on pages now and then only: that takes as long as a short pass.
         shared = self.ranks.size > 1
         asked = part == "all" and (not shared or saving)
