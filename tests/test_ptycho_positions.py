@@ -11,7 +11,7 @@ import torch
 from ptycho_world import made_up, scan_of
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.reconstruct import reconstruct
-from verglas.ptychography.scan import Scan
+from verglas.ptychography.scan import Geometry, Scan
 from verglas.ptychography.simulation import Setting, make_truth, patterns
 from verglas.ptychography.simulation_options import DetectorOptions, LightOptions, PathOptions
 
@@ -33,6 +33,20 @@ def test_small_errors(engine: str) -> None:
     *_, done = reconstruct(replace(scan, positions_B2=wrong), options)
     assert left_over(wrong.numpy(), truth.positions_B2.numpy()) > 0.8
     assert left_over(done.found.positions_B2.numpy(), truth.positions_B2.numpy()) < 0.1
+
+
+@pytest.mark.parametrize("near_field", [False, True])
+def test_a_position_at_the_rim_comes_home(near_field: bool) -> None:
+    """A lone wrong window fits the object that it alone has drawn: it has to be tried on what the others see."""
+    geometry = Geometry("near", 1e-10, 2e-3, 2e-7) if near_field else Geometry()
+    truth = replace(made_up(), pixel=geometry.object_pixel((32, 32)))
+    scan = scan_of(truth, geometry, seed=1)
+    wrong = scan.positions_B2.clone()
+    wrong[0] += torch.tensor([-6.0, -5.0])
+    *_, done = reconstruct(replace(scan, positions_B2=wrong), PtychoOptions(passes=20, positions_from=4))
+    found, true = done.found.positions_B2.numpy(), np.concatenate([truth.positions_B2.numpy(), np.ones((len(scan), 1))], 1)
+    affine = np.linalg.lstsq(true[1:], found[1:], rcond=None)[0]
+    assert np.linalg.norm(found[0] - true[0] @ affine) < 0.3
 
 
 @pytest.mark.slow

@@ -52,6 +52,9 @@ class MiniBatches:
         _, mismatch, counted = totals_3.tolist()
         return x, mismatch / counted
 
+    def positions_moved(self, distance: float) -> None:
+        """Positions have moved by that, px rms, since the last pass: they go on all the same."""
+
     def forget(self) -> None:
         """Nothing of the last pass is repeated."""
         self.memory = {}

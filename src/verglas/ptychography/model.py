@@ -130,6 +130,10 @@ class Model:
                 wave = [ifft2(fft2(one) * self.between[number]) for one in wave]
         return incident, wave
 
+    def exit_wave(self, light_BMYX: Tensor, patch_BOLYX: Tensor) -> Tensor:
+        """[B, O, M, Y, X] what leaves patches of the object under a light."""
+        return self._exits([light_BMYX[:, None]], [patch_BOLYX])[1][0]
+
     def derivatives_of_position(self, waves: Waves) -> Iterator[Tensor]:
         """Derivatives of the waves at the detector, [B, O, M, Y, X], with respect to the row and the column of the positions."""
         place = waves.place

@@ -4,41 +4,72 @@ Every position is moved by a Gauss-Newton step of its own, of the square roots o
 
     J = d sqrt(I) / d(row, column) = scale Re(sum conj(F) dF) / sqrt(I);      step = (J^T J)^-1 J^T (sqrt(n) - sqrt(I))
 
-with F the wave at the detector and dF its derivative with respect to the position: two more transforms per wave. Positions that
-are far off have no slope that leads home; they stand out by their error, and every few passes they are looked for on a grid.
+with F the wave at the detector and dF its derivative with respect to the position: two more transforms per wave. Object and
+positions of a whole region go slowly together: so a share of the last move is repeated. Positions that are far off are looked
+for every few passes (positions_search.py).
+
+Errors of positions hardly have a mean over many neighbours; a region that has moved as a whole, its object with it, shows none in
+its patterns, but tears the object where it ends (a star gets a spoke too many there). So at first a share of the neighbours'
+mean is taken back after each move.
 """
 
 from __future__ import annotations
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
+from verglas.ptychography.positions_search import inside, searched_positions
 from verglas.ptychography.problem import Problem
-from verglas.ptychography.unknowns import PER_POSITION, Line, Unknowns
+from verglas.ptychography.unknowns import Line, Unknowns
 
-LONGEST = 0.5  # px of one step: beyond it the derivative says little
-SHARE = 0.7  # of the Gauss-Newton step: object and probe have yet to follow
-SEARCH_EVERY = 5  # passes
-FAR_OFF = 1.3  # times the median error of a position: such a one is looked for
-REACH, GRID = 8, 2  # px to each side, and between two places where it is looked for
-
-
-def corrected_positions(problem: Problem, x: Unknowns, number: int) -> Unknowns:
-    """Positions after pass `number` (1 is the first); their mean stays, and they stay inside the object."""
-    if (number - problem.options.positions_from) % SEARCH_EVERY == SEARCH_EVERY - 1:
-        x = searched_positions(problem, x)
-    step_B2 = torch.cat([steps(problem, x, rows_B) for rows_B in problem.chunks()])
-    length_B1 = step_B2.norm(dim=1, keepdim=True)
-    step_B2 = SHARE * step_B2 * (LONGEST / length_B1.clamp_min(LONGEST))
-    mean_2 = problem.share.total(step_B2.sum(0))[0] / problem.positions
-    return x.changed(positions_B2=inside(problem, x, x["positions_B2"] + step_B2 - mean_2))
+LONGEST = 2.0  # px of one step: beyond it the derivative says nothing
+SHARE = 1.0  # of the Gauss-Newton step
+MOMENTUM = 0.7  # of the last move, repeated
+SEARCH_EVERY = 4  # passes
+FIRST = 25  # passes that look for nearly all positions, and take back what neighbours have in common
+FIRST_FAR_OFF, FAR_OFF = 0.8, 1.3  # times the median loss of a position: such a one is looked for
+NEIGHBOURS, TAKEN_BACK = 24, 0.5  # and the share of their mean that is taken back in the first pass, less and less in later ones
+MOVE = "positions.move"
 
 
-def inside(problem: Problem, x: Unknowns, position_B2: Tensor) -> Tensor:
-    """Positions whose windows, and a pixel more, lie inside the object."""
-    height, width = x["object_OLYX"].shape[-2:]
-    low_2, high_2 = (one.to(position_B2) for one in problem.share.limits((height, width)))
-    return torch.minimum(torch.maximum(position_B2, low_2), high_2)
+class Corrections:
+    """Positions after each pass. memory: "positions.move", the last move of all positions, of all ranks, [B, 2] px; moved: how
+    far positions went at last, px rms."""
+
+    def __init__(self, problem: Problem, memory: dict[str, Tensor]) -> None:
+        """memory: of a pass to go on after; what is of positions is taken out of it."""
+        self.problem, self.moved = problem, 0.0
+        self.recorded_B2 = problem.share.everyones(problem.scan.positions_B2.double().to(problem.like.device))
+        self.memory = {MOVE: memory.pop(MOVE, torch.zeros_like(self.recorded_B2))}
+        position_B2 = self.recorded_B2.cpu()
+        nearest_BN = cKDTree(position_B2).query(position_B2, range(1, min(NEIGHBOURS, len(position_B2)) + 1))[1]
+        self.nearest_BN = torch.from_numpy(nearest_BN).to(problem.like.device)
+
+    def after_pass(self, x: Unknowns, number: int) -> Unknowns:
+        """Positions after pass `number` (1 is the first); their mean stays, and they stay inside the object."""
+        problem, share, passes = self.problem, self.problem.share, number - self.problem.options.positions_from
+        corner_2, move_B2 = share.corner_2.to(self.recorded_B2), self.memory[MOVE]
+        before_B2 = share.everyones(x["positions_B2"] + corner_2)
+        if passes % SEARCH_EVERY == SEARCH_EVERY - 1:
+            x = searched_positions(problem, x, FIRST_FAR_OFF if passes < FIRST else FAR_OFF)
+        position_B2 = share.everyones(x["positions_B2"] + corner_2)
+        move_B2 = torch.where(position_B2 == before_B2, move_B2, 0.0)
+        step_B2 = share.everyones(torch.cat([steps(problem, x, rows_B) for rows_B in problem.chunks()]))
+        length_B1 = step_B2.norm(dim=1, keepdim=True)
+        move_B2 = MOMENTUM * move_B2 + SHARE * step_B2 * (LONGEST / length_B1.clamp_min(LONGEST))
+        move_B2 = move_B2 - move_B2.mean(0)
+        position_B2 = position_B2 + move_B2
+        position_B2 = position_B2 - self.taken_back(position_B2, passes)
+        self.memory = {MOVE: move_B2}
+        self.moved = float((position_B2 - before_B2).square().sum(1).mean().sqrt())
+        return x.changed(positions_B2=inside(problem, x, share.cut_field("positions_B2", position_B2)))
+
+    def taken_back(self, position_B2: Tensor, passes: int) -> Tensor:
+        """[B, 2] share of the mean correction of each position's neighbours, `passes` after the first correction; px."""
+        correction_B2 = position_B2 - self.recorded_B2
+        common_B2 = (correction_B2 - correction_B2.mean(0))[self.nearest_BN].mean(1)
+        return max(0.0, TAKEN_BACK * (1 - passes / FIRST)) * (common_B2 - common_B2.mean(0))
 
 
 def steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
@@ -57,32 +88,3 @@ def steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
     ridge_B = 1e-3 * normal_B22.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     eye_22 = torch.eye(2, dtype=torch.float64, device=rows_B.device)
     return torch.linalg.solve(normal_B22 + ridge_B[:, None, None] * eye_22, right_B2)
-
-
-def errors(problem: Problem, x: Unknowns, position_N2: Tensor, rows_N: Tensor) -> Tensor:
-    """[N] error of the patterns rows_N, each predicted at a position of its own: sum (sqrt(I) - sqrt(n))^2 / sum n."""
-    out = []
-    for position_B2, rows_B in zip(position_N2.split(problem.chunk), rows_N.split(problem.chunk), strict=True):
-        own = {name: value[rows_B] for name, value in x.items() if name in PER_POSITION} | {"positions_B2": position_B2}
-        waves = problem.model.waves(Line(x.changed(**own)), torch.arange(len(rows_B), device=rows_B.device))
-        counts_BYX, weight_YX = problem.counts.rows(rows_B).clamp_min(0), problem.counts.weight_YX
-        missed_BYX = (waves.intensity[0].clamp_min(0).sqrt() - counts_BYX.sqrt()).square() * weight_YX
-        out.append(missed_BYX.sum((1, 2)) / (counts_BYX * weight_YX).sum((1, 2)).clamp_min(1))
-    return torch.cat(out)
-
-
-def searched_positions(problem: Problem, x: Unknowns) -> Unknowns:
-    """Positions whose error stands out moved to where it is least on a grid about them; the others stay."""
-    position_B2 = x["positions_B2"]
-    error_B = errors(problem, x, position_B2, problem.everything)
-    rows_B = (error_B > FAR_OFF * problem.share.everyones(error_B).median()).nonzero()[:, 0]
-    if not len(rows_B):
-        return x
-    axis = torch.arange(-REACH, REACH + 1, GRID, dtype=torch.float64, device=rows_B.device)
-    offset_G2 = torch.cartesian_prod(axis, axis)
-    place_BG2 = inside(problem, x, position_B2[rows_B, None] + offset_G2)
-    tried_BG = errors(problem, x, place_BG2.flatten(0, 1), rows_B.repeat_interleave(len(offset_G2))).view(len(rows_B), -1)
-    best_B = tried_BG.argmin(1)
-    moved_B2 = position_B2.clone()
-    moved_B2[rows_B] = place_BG2[torch.arange(len(rows_B), device=rows_B.device), best_B]
-    return x.changed(positions_B2=moved_B2)

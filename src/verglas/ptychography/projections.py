@@ -49,6 +49,9 @@ class Projections:
             x = self._follow(x, "probe_MYX")
         return x, problem.share.sum_of(mismatch) / problem.counts.total
 
+    def positions_moved(self, distance: float) -> None:
+        """Positions have moved by that, px rms, since the last pass: they go on all the same."""
+
     def forget(self) -> None:
         """Start from the exit waves of object and probe."""
         self.memory = {}

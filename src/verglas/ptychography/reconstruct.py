@@ -13,7 +13,8 @@ from torch import Tensor
 
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.ptychography.options import PtychoOptions
-from verglas.ptychography.positions import REACH, corrected_positions
+from verglas.ptychography.positions import Corrections
+from verglas.ptychography.positions_search import REACH
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.scan import Reconstruction, Scan
 from verglas.ptychography.share import Share
@@ -31,6 +32,9 @@ class Engine(Protocol):
 
     def forget(self) -> None:
         """Something else has changed the unknowns."""
+
+    def positions_moved(self, distance: float) -> None:
+        """Positions have moved by that, px rms, since the last pass."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ def reconstruct(
     if after is None:
         x, origin_2 = first_guess(scan, problem.counts, options, problem.like, share)
         errors: tuple[float, ...] = ()
-        engine = engine_of(problem, {})
+        memory: dict[str, Tensor] = {}
     else:
         x, origin_2, errors = as_unknowns(after.found, scan, problem.like, share), after.found.origin_2, after.found.error_P
-        engine = engine_of(problem, {name: share.cut_field(name, value).to(device) for name, value in after.memory.items()})
+        memory = {name: share.cut_field(name, value).to(device) for name, value in after.memory.items()}
+    corrections = Corrections(problem, memory) if options.positions_from else None
+    engine = engine_of(problem, memory)
     for number in range(len(errors) + 1, options.passes + 1):
         ranks.doing("reconstructing", number)
         start, before = time.monotonic(), x
@@ -88,12 +94,14 @@ def reconstruct(
         x, error = engine.run_pass(x, number)
         x = _within_limits(x, problem)
         of_object, of_probe = _changes(share, before, x)
-        if options.positions_from and number >= options.positions_from:
-            x = corrected_positions(problem, x, number)
+        if corrections is not None and number >= options.positions_from:
+            x = corrections.after_pass(x, number)
+            engine.positions_moved(corrections.moved)
             share, x = _kept_with(problem, x, engine)
         errors += (error,)
         found = as_reconstruction(x, scan, origin_2, errors)
-        yield PassDone(number, error, of_object, of_probe, time.monotonic() - start, found, engine.memory, share, plan)
+        kept = engine.memory | (corrections.memory if corrections is not None else {})
+        yield PassDone(number, error, of_object, of_probe, time.monotonic() - start, found, kept, share, plan)
 
 
 def share_of(
