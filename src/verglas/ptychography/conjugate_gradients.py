@@ -27,7 +27,7 @@ from verglas.ptychography.unknowns import Line, Unknowns
 
 DAMPING = 0.02  # of the curvature's greatest: where hardly any light falls steps stay small
 MOVING = 0.03  # px rms from one pass to the next: positions that move more are on their way
-MOVING_SHARE = 0.75  # of all passes, after which positions are taken as they are
+PATIENCE = 40  # passes that correct positions, after which these may move as they like
 
 
 class ConjugateGradients:
@@ -62,7 +62,7 @@ class ConjugateGradients:
         options = self.problem.options
         if number <= options.warm_up and options.probe_from == 1:
             return True
-        if not options.positions_from or number > MOVING_SHARE * options.passes:
+        if not options.positions_from or number > options.positions_from + PATIENCE:
             return False
         return number <= options.positions_from or float(self.memory.get("moved", 0.0)) > MOVING
 
