@@ -3,7 +3,7 @@ memory, from where they travel block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,6 +65,11 @@ class Counts:
     def walk(self, rows_B: Tensor, size: int) -> Iterator[Tensor]:
         """The rows in pieces of `size`, of which `rows` and `stored` are quick while they are the last that was handed out."""
         yield from rows_B.split(size) if self.blocks is None else self.blocks.walk(rows_B, size)
+
+    def expect(self, several: Sequence[Tensor]) -> None:
+        """Rows that will be walked through one after the other."""
+        if self.blocks is not None:
+            self.blocks.expect(several)
 
     def stored(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
         """(counts as they are stored, on the device, in the order of the FFT; which of them are those of the rows)."""

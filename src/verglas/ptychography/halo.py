@@ -23,6 +23,7 @@ class Halo:
         self.own = boxes[ranks.rank]
         self.is_whole = all(box.shape == shape for box in boxes)
         self.shared = [None if rank == ranks.rank else self.own.meet(box) for rank, box in enumerate(boxes)]
+        self._first: list[Tensor | None] = []  # [Y, X, 1] of each of these, where none of those before it is
 
     def reaches(self, corner_B2: Tensor, window: tuple[int, int]) -> Tensor:
         """[B] whether windows at these positions (px of the own box), or fractions of a pixel beside, show pixels of others."""
@@ -55,15 +56,27 @@ class Halo:
 
         def add() -> None:
             found = finish()
-            own = plane.clone()
-            plane.zero_()
+            own = [self._part(plane, box).clone() for box in self.shared]
+            for box in self.shared:
+                self._part(plane, box).zero_()
             for rank, (box, part) in enumerate(zip(self.shared, found, strict=True)):
                 if rank == self.ranks.rank:
-                    plane.add_(own)
+                    for one, mine, first in zip(self.shared, own, self._first_of(plane.device), strict=True):
+                        self._part(plane, one).add_(mine if first is None else mine * first)
                 elif box is not None:
-                    plane[(..., *box.inside(self.own), slice(None))] += part
+                    self._part(plane, box).add_(part)
 
         return add
+
+    def _first_of(self, device: torch.device) -> list[Tensor | None]:
+        """Where each shared box is the first one of a pixel, so that this rank's own sums are added there once."""
+        if not self._first:
+            seen = torch.zeros(*self.own.shape, 1, dtype=torch.bool, device=device)
+            for box in self.shared:
+                part = self._part(seen, box)
+                self._first.append(~part if part.numel() else None)
+                part.fill_(True)
+        return self._first
 
     def _reduced(self, plane: Tensor, name: str) -> None:
         together = plane.contiguous()

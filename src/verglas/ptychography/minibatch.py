@@ -44,7 +44,9 @@ class MiniBatches:
         if self.momentum:
             x = x.plus(Unknowns(**change), self.momentum)
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.problem.like.device)
-        for rows_B in self.batches(x, number):
+        batches = self.batches(x, number)
+        self.problem.counts.expect(batches)
+        for rows_B in batches:
             x, of_batch_3 = self._step(x, names, rows_B)
             totals_3 += of_batch_3
         if self.momentum:

@@ -140,7 +140,7 @@ class Problem:
         curvature = self._no_curvature(x, names) if with_curvature else self._own_curvature(x, names, rows_B)
         loss_of_shape = self.regulariser.add_gradient(x["object_OLYX"], gradient, len(rows_B), self.positions)
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
-        summing = Summing(self.share, gradient, curvature, complete=not with_curvature)
+        summing = Summing(self.share, gradient, curvature, not with_curvature, early=rows_B is self.everything)
         for some_B in summing.in_turn(rows_B, x["positions_B2"], self.chunks):
             if self.why_not_fused is None:
                 totals_3 += fused.add_sums(self, x, some_B, gradient, curvature if with_curvature else None)

@@ -17,13 +17,14 @@ Chunks = Callable[[Tensor], Iterator[Tensor]]
 
 
 class Summing:
-    """Of a gradient and a curvature, in place. complete: the curvature of the object is, from the start."""
+    """Of a gradient and a curvature, in place. complete: the curvature of the object is, from the start; early: what is sent may
+    travel while others are worked on (not worth it for the few positions of a mini-batch)."""
 
-    def __init__(self, share: Share, gradient: Unknowns, curvature: Unknowns, complete: bool = True) -> None:
+    def __init__(self, share: Share, gradient: Unknowns, curvature: Unknowns, complete: bool, early: bool) -> None:
         self.share, self.waiting = share, {"curvature": curvature, "gradient": gradient}
         self.both = gradient, curvature
         self._arriving: list[Callable[[], None]] = []
-        self._early = not share.alone and share.ranks.ways.overlap and not share.halo.is_whole
+        self._early = early and not share.alone and share.ranks.ways.overlap and not share.halo.is_whole
         if self._early and complete:
             self._send("curvature")
 
