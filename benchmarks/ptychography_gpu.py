@@ -22,6 +22,7 @@ from benchmarks.figures import publish
 from benchmarks.ptychography import Figures, figures_of, simulated
 from verglas.ptychography import fused
 from verglas.ptychography.conjugate_gradients import ConjugateGradients
+from verglas.ptychography.line_search import LENGTHS
 from verglas.ptychography.model import Model
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.problem import Problem
@@ -189,9 +190,9 @@ def kernels(args: argparse.Namespace) -> Figures:
     x, _ = first_guess(scan, problem.counts, problem.options, problem.like)
     gradient = x.only("object_OLYX", "probe_MYX")
     step = {"fitted": gradient.scaled(1e-3), "known": x.only("object_OLYX").scaled(1e-3)}
-    lengths = [0.0, 0.4, 0.75, 1.0, 1.35, 2.0, 3.5]
+    lengths = list(LENGTHS)
     figures: Figures = {}
-    for chunk in (24, 48, 100, 400, 3600):
+    for chunk in (120, 3600):
         problem.chunk = chunk
         runs = {"gradient": lambda: [fused.add_sums(problem, x, rows, gradient, None) for rows in problem.chunks()]}
         for name, one in step.items():
@@ -242,9 +243,9 @@ def profile(args: argparse.Namespace) -> Figures:
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as found:
         method.run_pass(x, 2)
         synchronize(args.device)
-    key = "self_cuda_time_total" if args.device != "cpu" else "self_cpu_time_total"
-    print(found.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=70))
-    return {}
+    key = "self_device_time_total" if args.device != "cpu" else "self_cpu_time_total"
+    longest = sorted(found.key_averages(), key=lambda one: getattr(one, key), reverse=True)[:16]
+    return {f"{one.key[:70]}, {one.count} calls s": 1e-6 * getattr(one, key) for one in longest}
 
 
 def one_transform(args: argparse.Namespace) -> float:

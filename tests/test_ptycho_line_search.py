@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from ptycho_world import made_up, scan_of
 from verglas.ptychography.conjugate_gradients import ConjugateGradients
-from verglas.ptychography.line_search import minimum_along
+from verglas.ptychography.line_search import minimum_along, minimum_of_samples
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.problem import Problem, preconditioned
 from verglas.ptychography.start import first_guess
@@ -58,6 +60,27 @@ def test_any_first_guess_will_do(guess: float) -> None:
     found, value = minimum_along(lambda t: ((t * t - 1) ** 2 - t, 4 * t**3 - 4 * t - 1, 12 * t * t - 4), guess)
     assert abs(4 * found**3 - 4 * found - 1) < 1e-6
     assert value == pytest.approx((found**2 - 1) ** 2 - found)
+
+
+@pytest.mark.parametrize("guess", [1e-6, 1e-2, 0.5, 1.0, 3.0, 1e4])
+def test_minimum_of_several_at_once(guess: float) -> None:
+    """As above; a cubic is exact there. Of another function it is as good as its lengths are close."""
+    looked = []
+
+    def samples(lengths: list[float]) -> list[list[float]]:
+        looked.append(lengths)
+        return [[(t * t - 1) ** 2 - t, 4 * t**3 - 4 * t - 1, 12 * t * t - 4] for t in lengths]
+
+    found = minimum_of_samples(samples, guess)
+    assert abs(4 * found**3 - 4 * found - 1) < 1e-6
+    assert len(looked) == 1 or not 0.5 <= guess <= 2
+    wavy = minimum_of_samples(lambda all_t: [[-math.sin(t), -math.cos(t), math.sin(t)] for t in all_t], guess=1.2)
+    assert wavy == pytest.approx(math.pi / 2, rel=1e-3)
+
+
+def test_no_minimum_of_several() -> None:
+    assert minimum_of_samples(lambda all_t: [[t, 1.0, 0.0] for t in all_t], 1.0) == 0.0
+    assert minimum_of_samples(lambda all_t: [[-t, -1.0, 0.0] for t in all_t], 1.0) == 0.0
 
 
 def test_no_step_uphill() -> None:

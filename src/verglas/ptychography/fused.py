@@ -17,6 +17,8 @@ from verglas.kernels.farfield import Counted, Curvature, Lit
 from verglas.ptychography.model import Place
 from verglas.ptychography.unknowns import Line, Unknowns
 
+STRIPE = 64  # rows of the object
+
 if TYPE_CHECKING:
     from verglas.ptychography.problem import Problem
 
@@ -72,7 +74,10 @@ def _along(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> tup
 
 
 def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Counted]:
-    """Where a chunk lies, and its patterns."""
+    """Where a chunk lies, and its patterns: in the order of stripes, so that what is at work together sees the same of the object."""
+    position_B2 = x["positions_B2"][rows_B]
+    stripe_B = (position_B2[:, 0] / STRIPE).floor()
+    rows_B = rows_B[(stripe_B * x["object_OLYX"].shape[-1] + position_B2[:, 1]).argsort()]
     stored_BYX, index_B = problem.counts.stored(rows_B)
     scale_B = x["scale_B"] if index_B is rows_B else x["scale_B"][rows_B]
     counted = Counted(stored_BYX, scale_B, index_B, problem.counts.weight_YX, x["background_YX"], problem.noise)

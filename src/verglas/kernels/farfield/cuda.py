@@ -37,8 +37,8 @@ class Window:
         self.at_once_columns, self.column_threads = _cut(self.rows, self.columns)
 
     def by_rows(self, name: str, blocks: int, *arguments: Tensor | int | float | None) -> None:
-        """Launch over `blocks` x all rows."""
-        grid = (blocks, self.rows // self.at_once_rows)
+        """Launch over all rows x `blocks`."""
+        grid = (self.rows // self.at_once_rows, blocks)
         kernel(name, self.device, self.defines)(grid, self.row_threads, *arguments)
 
     def by_columns(self, name: str, positions: int, *arguments: Tensor | int | float | None) -> None:
@@ -174,8 +174,8 @@ def _checked(lit: Lit) -> Lit:
     """With contiguous tensors. TypeError for other types, or more positions than a launch takes."""
     if lit.object_YX.dtype != torch.complex64 or lit.light_BMYX.dtype != torch.complex64 or lit.corner_B2.dtype != torch.int64:
         raise TypeError(f"complex64 and int64, got {lit.object_YX.dtype}, {lit.light_BMYX.dtype} and {lit.corner_B2.dtype}")
-    if len(lit.corner_B2) > 65535:
-        raise TypeError(f"{len(lit.corner_B2)} positions in a batch, not the 65,535 at most that a launch takes")
+    if (blocks := len(lit.corner_B2) * lit.light_BMYX.shape[1]) > 65535:
+        raise TypeError(f"{blocks} waves in a batch, not the 65,535 at most that a launch takes")
     return Lit(*(one.resolve_conj().contiguous() for one in (lit.object_YX, lit.light_BMYX, lit.corner_B2)))
 
 

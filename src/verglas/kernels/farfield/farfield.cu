@@ -140,15 +140,15 @@ __device__ __forceinline__ void add(float2 *to, float2 value) {
 #endif
 }
 
-// Where a thread of a block of rows stands: block = (position and mode, rows).
+// Where a thread of a block of rows stands: block = (rows, position and mode), so that neighbours are at work on one window.
 struct Row {
     int t, y, b, m;
     float2 *line;
     __device__ Row(float2 *shared, int modes) {
         t = threadIdx.x % TX;
-        y = blockIdx.y * ROWS + threadIdx.x / TX;
-        b = blockIdx.x / modes;
-        m = blockIdx.x % modes;
+        y = blockIdx.x * ROWS + threadIdx.x / TX;
+        b = blockIdx.y / modes;
+        m = blockIdx.y % modes;
         line = shared + threadIdx.x / TX * pitch_of(NX);
     }
 };
@@ -164,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_forward(
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = seen[at.t + TX * i] * lit[at.t + TX * i];
     transform<NX>(v, at.t, at.line);
-    float2 *out = wave + ((long long)blockIdx.x * NY + at.y) * NX;
+    float2 *out = wave + ((long long)blockIdx.y * NY + at.y) * NX;
 #pragma unroll
     for (int i = 0; i < EX; ++i) out[at.t + TX * i] = v[i];
 }
@@ -181,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_step(
     float2 v[EX];
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = d_object[seen + at.t + TX * i] * lit[at.t + TX * i];
-    const long long out = ((long long)blockIdx.x * NY + at.y) * NX;
+    const long long out = ((long long)blockIdx.y * NY + at.y) * NX;
 #if FITTED_LIGHT
     const float2 *d_lit = d_light + (long long)at.b * d_own + in_light;
     float2 u[EX];
@@ -377,20 +377,20 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_along(
 
 // Rows transformed back and spread: object += conj(light) wave by atomics; of the light the sum over `group` positions of
 // conj(object) wave, added to one (own = 0), or written for each. Curvatures: sums of scale |light|^2 and of scale |object|^2, of one
-// light for all. What is null is not asked for. block = (group of positions and mode, rows).
+// light for all. What is null is not asked for. block = (rows, group of positions and mode).
 extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_back(
     float2 *object_gradient, float2 *light_gradient, float *object_curvature, float *light_curvature, const float2 *wave,
     const float2 *object, const long long *corner, const float2 *light, const float *scale, const long long *rows, int width,
     int batch, int modes, int own, int group) {
     __shared__ float2 shared[ROWS * pitch_of(NX)];
-    const int t = threadIdx.x % TX, y = blockIdx.y * ROWS + threadIdx.x / TX, m = blockIdx.x % modes;
+    const int t = threadIdx.x % TX, y = blockIdx.x * ROWS + threadIdx.x / TX, m = blockIdx.y % modes;
     float2 *line = shared + threadIdx.x / TX * pitch_of(NX);
     const int in_light = (m * NY + y) * NX;
     float2 total[EX];
     float seen_power[EX];
 #pragma unroll
     for (int i = 0; i < EX; ++i) total[i] = make_float2(0, 0), seen_power[i] = 0;
-    const int begin = blockIdx.x / modes * group;
+    const int begin = blockIdx.y / modes * group;
     for (int b = begin; b < min(batch, begin + group); ++b) {
         float2 v[EX];
         const float2 *in = wave + (((long long)b * modes + m) * NY + y) * NX;
@@ -440,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_products(
     const Row at(shared, modes);
     const long long seen = (corner[2 * at.b] + at.y) * width + corner[2 * at.b + 1];
     const int in_light = (at.m * NY + at.y) * NX;
-    const float2 *lit = light + (long long)at.b * own + in_light, *in = wave + ((long long)blockIdx.x * NY + at.y) * NX;
+    const float2 *lit = light + (long long)at.b * own + in_light, *in = wave + ((long long)blockIdx.y * NY + at.y) * NX;
     float2 v[EX];
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = swapped(in[at.t + TX * i]);
@@ -464,6 +464,6 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_products(
     if (threadIdx.x < 5) {
         float sum = 0;
         for (int warp = 0; warp < ROW_THREADS / 32; ++warp) sum += parts[warp][threadIdx.x];
-        sums[((long long)blockIdx.x * gridDim.y + blockIdx.y) * 5 + threadIdx.x] = sum;
+        sums[((long long)blockIdx.y * gridDim.x + blockIdx.x) * 5 + threadIdx.x] = sum;
     }
 }
