@@ -16,8 +16,9 @@ from torch import Tensor
 from verglas.kernels.farfield import cuda
 
 KERNELS = {  # arguments of each: p pointer, i int, f float
-    "rows_forward": "ppppiii", "rows_step": "pppppppiiii", "columns_slope": "pppppppiffi",
-    "columns_along": "ppppppppppiiffi", "rows_back": "ppppppppppiiiii", "rows_products": "pppppppiiii",
+    "rows_forward": "ppppii", "rows_step": "pppppppii", "columns_slope": "pppppppiffi",
+    "columns_along": "ppppppppppiiffi", "rows_back": "ppppppppppiiii", "rows_products": "pppppppii",
+    "columns_light": "pppi", "columns_light_back": "pppiii",
 }  # fmt: skip
 TYPES = {"p": ("void *", ctypes.c_void_p), "i": ("int", ctypes.c_int), "f": ("float", ctypes.c_float)}
 

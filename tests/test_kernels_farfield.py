@@ -10,7 +10,7 @@ from torch import Tensor
 
 from farfield_on_cpu import device_of_kernels
 from verglas.kernels import farfield as package
-from verglas.kernels.farfield import Counted, Curvature, Lit, along, farfield, products
+from verglas.kernels.farfield import Counted, Curvature, Lit, Step, along, farfield, products
 from verglas.kernels.farfield.reference import exit_gradient
 from verglas.ptychography.noise import noise_named
 
@@ -24,9 +24,9 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def case(
-    shape: tuple[int, int], modes: int = 1, own: bool = False, noise: str = "amplitude", dtype: torch.dtype = torch.int16,
+    shape: tuple[int, int], modes: int = 1, moved: bool = False, noise: str = "amplitude", dtype: torch.dtype = torch.int16,
     positions: int = 3,
-) -> tuple[Lit, Lit, Counted]:  # fmt: skip
+) -> tuple[Lit, Step, Counted]:  # fmt: skip
     """Random fields (complex128), a step, and counts that fit the fields but for a part; some pixels bad and some empty."""
     draw = torch.Generator().manual_seed(sum(shape) + modes)
 
@@ -35,9 +35,10 @@ def case(
 
     corner = torch.stack([torch.randint(0, high, (positions,), generator=draw) for high in (10, 6)], 1)
     corner[-1] = torch.tensor([9, 5])
-    light = (positions if own else 1, modes, *shape)
     size = (shape[0] + 9, shape[1] + 5)
-    lit, step = Lit(field(*size), 3 * field(*light), corner), Lit(0.1 * field(*size), 0.2 * field(*light), corner)
+    fraction = torch.rand(positions, 2, generator=draw, dtype=torch.float64) - 0.5 if moved else None
+    lit = Lit(field(*size), 3 * field(modes, *shape), corner, fraction)
+    step = Step(0.1 * field(*size), 0.2 * field(modes, *shape))
     wave = torch.fft.fft2(3 * field(positions + 1, modes, *shape), norm="ortho")
     counts = torch.poisson(wave.abs().square().sum(1), generator=draw)
     weight = (torch.rand(shape, generator=draw) > 0.1).double()
@@ -51,7 +52,13 @@ def case(
 
 
 def single(lit: Lit, device: str) -> Lit:
-    return Lit(lit.object_YX.to(device, torch.complex64), lit.light_BMYX.to(device, torch.complex64), lit.corner_B2.to(device))
+    fraction = None if lit.fraction_B2 is None else lit.fraction_B2.to(device)
+    fields = (lit.object_YX.to(device, torch.complex64), lit.light_MYX.to(device, torch.complex64))
+    return Lit(*fields, lit.corner_B2.to(device), fraction)
+
+
+def single_step(step: Step, device: str) -> Step:
+    return Step(*(None if one is None else one.to(device, torch.complex64) for one in step))
 
 
 def single_counts(counted: Counted, device: str) -> Counted:
@@ -60,7 +67,7 @@ def single_counts(counted: Counted, device: str) -> Counted:
 
 
 CASES = [
-    ((32, 64), {}), ((64, 32), {"modes": 3, "noise": "poisson", "dtype": torch.float32}), ((32, 32), {"own": True, "modes": 2}),
+    ((32, 64), {}), ((64, 32), {"modes": 3, "noise": "poisson", "dtype": torch.float32}), ((32, 32), {"moved": True, "modes": 2}),
     ((32, 32), {"positions": 35, "dtype": torch.float16}), ((32, 128), {"positions": 1, "dtype": torch.int32}),
     ((256, 32), {"positions": 1}), ((32, 512), {"positions": 1}), ((32, 1024), {"positions": 1}),
 ]  # fmt: skip
@@ -76,7 +83,7 @@ def test_misfit_and_gradient(name: str, device: str, shape: tuple[int, int], opt
     found_into = torch.ones_like(lit.object_YX, dtype=torch.complex64, device=device)
     args = single(lit, device), single_counts(counted, device)
     found, found_light = farfield(*args, found_into, True, implementation=name)
-    assert of_light is not None and found_light is not None and found_light.shape == lit.light_BMYX.shape
+    assert of_light is not None and found_light is not None and found_light.shape == lit.light_MYX.shape
     assert (found.cpu() - sums).abs().max() < 1e-5 * sums.abs().max()
     assert (found_into.cpu() - 1 - into).norm() < 3e-6 * into.norm()
     assert (found_light.cpu() - of_light).norm() < 3e-6 * of_light.norm()
@@ -90,10 +97,10 @@ def test_misfit_and_gradient(name: str, device: str, shape: tuple[int, int], opt
 def test_misfit_along_a_step(name: str, device: str, shape: tuple[int, int], options: dict[str, object], fitted: bool) -> None:
     lit, step, counted = case(shape, **options)  # type: ignore[arg-type]
     if not fitted:
-        step = Lit(step.object_YX, step.light_BMYX[:0], step.corner_B2)
+        step = Step(step.object_YX, None)
     device = device if name == "cuda" else "cpu"
     expected = along(lit, step, counted, LENGTHS, "reference")
-    found = along(single(lit, device), single(step, device), single_counts(counted, device), LENGTHS.to(device), name)
+    found = along(single(lit, device), single_step(step, device), single_counts(counted, device), LENGTHS.to(device), name)
     assert ((found.cpu() - expected).abs().max(0).values < 1e-5 * expected.abs().max(0).values).all()
     sums, _ = farfield(lit, counted, None, False, implementation="reference")
     assert expected[0, 0] == pytest.approx(float(sums[0]), rel=1e-12)
@@ -107,10 +114,10 @@ def test_products_with_the_gradient(
 ) -> None:
     lit, step, counted = case(shape, **options)  # type: ignore[arg-type]
     if not fitted:
-        step = Lit(step.object_YX, step.light_BMYX[:0], step.corner_B2)
+        step = Step(step.object_YX, None)
     device = device if name == "cuda" else "cpu"
     expected = products(lit, step, counted, "reference")
-    found = products(single(lit, device), single(step, device), single_counts(counted, device), name)
+    found = products(single(lit, device), single_step(step, device), single_counts(counted, device), name)
     gradient_B = exit_gradient(lit, counted)[0].abs().square().sum((1, 2, 3))
     norm_B3 = torch.stack([expected[:, 0], expected[:, 1], gradient_B], 1).sqrt()
     size_B5 = torch.stack([norm_B3[:, i] * norm_B3[:, j] for i, j in ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2))], 1)
@@ -129,15 +136,16 @@ def test_curvature(name: str, device: str, options: dict[str, object]) -> None:
     farfield(single(lit, device), single_counts(counted, device), None, False, found, name)
     for one, other in zip(found, expected, strict=True):
         assert (one.cpu() - 1 - other).abs().max() < 1e-5 * other.max()
-    (y, x), light = lit.corner_B2[-1].tolist(), lit.light_BMYX[0].abs().square().sum(0)
+    (y, x), light = lit.corner_B2[-1].tolist(), lit.light_MYX.abs().square().sum(0)
     if len(lit.corner_B2) == 1:
         assert torch.allclose(expected.object_YX[y : y + 32, x : x + 64], counted.scale_N[counted.rows_B[0]] * light)
 
 
-def test_definition_is_autograd() -> None:
-    lit, step, counted = case((12, 10), modes=2, dtype=torch.float32)
-    leaves = [one.clone().requires_grad_() for one in (lit.object_YX, lit.light_BMYX)]
-    sums, _ = farfield(Lit(leaves[0], leaves[1], lit.corner_B2), counted, None, False, implementation="reference")
+@pytest.mark.parametrize("moved", [False, True])
+def test_definition_is_autograd(moved: bool) -> None:
+    lit, step, counted = case((12, 10), modes=2, dtype=torch.float32, moved=moved)
+    leaves = [one.clone().requires_grad_() for one in (lit.object_YX, lit.light_MYX)]
+    sums, _ = farfield(Lit(leaves[0], leaves[1], lit.corner_B2, lit.fraction_B2), counted, None, False, implementation="reference")
     sums[0].backward()
     into = torch.zeros_like(lit.object_YX)
     _, of_light = farfield(lit, counted, into, True, implementation="reference")

@@ -80,7 +80,7 @@ def driver_call(name: str, *arguments: object) -> None:
 def _module(source: Path, index: int, defines: tuple[str, ...], family: str) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     driver = _driver()
     major, minor = torch.cuda.get_device_capability(index)
-    code = machine_code(source.read_text(), f"sm_{major}{minor}{family}", [f"-D{define}" for define in defines])
+    code = machine_code(_whole(source), f"sm_{major}{minor}{family}", [f"-D{define}" for define in defines])
     device, context, module = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
     _check(driver.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
     _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
@@ -90,6 +90,13 @@ def _module(source: Path, index: int, defines: tuple[str, ...], family: str) -> 
     finally:
         driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     return module, context
+
+
+def _whole(source: Path) -> str:
+    """The text of a source, files of its folder that it includes in their places."""
+    lines = source.read_text().splitlines(keepends=True)
+    included = {line: source.with_name(line.split('"')[1]) for line in lines if line.startswith('#include "')}
+    return "".join(_whole(included[line]) if line in included else line for line in lines)
 
 
 def machine_code(source: str, architecture: str, options: Sequence[str]) -> bytes:

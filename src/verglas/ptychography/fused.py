@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.fft import fft2, ifft2
 
 from verglas.kernels import farfield
-from verglas.kernels.farfield import Counted, Curvature, Lit
+from verglas.kernels.farfield import Counted, Curvature, Lit, Step
 from verglas.ptychography.model import Place
-from verglas.ptychography.unknowns import Line, Unknowns
+from verglas.ptychography.unknowns import Unknowns
 
 STRIPE = 64  # rows of the object
 
@@ -40,13 +41,12 @@ def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns, 
     """Adds the gradient of a chunk, and where positions have no fractions its curvature [Y, X]; [3] float64: loss, mismatch,
     counted."""
     place, counted = _patterns(problem, x, rows_B)
-    light = problem.model.light(Line(x), place)[0]
-    lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
+    lit = Lit(x["object_OLYX"][0, 0], _light(x["probe_MYX"], place), place.corner_B2, place.fraction_B2)
     of_object = None if gradient.object_OLYX is None else gradient.object_OLYX[0, 0]
     diagonal = None if curvature is None else Curvature(curvature.object_OLYX, curvature.probe_MYX)
     totals_3, of_light = farfield.farfield(lit, counted, of_object, gradient.probe_MYX is not None, diagonal)
     if of_light is not None:
-        problem.model.add_light(x, place, of_light, gradient)
+        gradient["probe_MYX"].add_(of_light if place.fraction_B2 is None else ifft2(of_light, norm="ortho"))
     return totals_3
 
 
@@ -64,17 +64,21 @@ def products(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> T
     return farfield.products(*_along(problem, x, step, rows_B))
 
 
-def _along(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> tuple[Lit, Lit, Counted]:
+def _along(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> tuple[Lit, Step, Counted]:
     """What lies along a step of object and probe."""
     place, counted = _patterns(problem, x, rows_B)
-    light = problem.model.light(Line(x, step), place)[0]
-    change = light[1] if len(light) > 1 else light[0][:0]
-    lit = Lit(x["object_OLYX"][0, 0], light[0], place.corner_B2)
-    return lit, Lit(step["object_OLYX"][0, 0], change, place.corner_B2), counted
+    lit = Lit(x["object_OLYX"][0, 0], _light(x["probe_MYX"], place), place.corner_B2, place.fraction_B2)
+    change = None if step.probe_MYX is None else _light(step.probe_MYX, place)
+    return lit, Step(step["object_OLYX"][0, 0], change), counted
+
+
+def _light(probe_MYX: Tensor, place: Place) -> Tensor:
+    """As `Lit` has it."""
+    return probe_MYX if place.fraction_B2 is None else fft2(probe_MYX, norm="ortho")
 
 
 def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Counted]:
-    """Where a chunk lies, and its patterns: in the order of stripes, so that what is at work together sees the same of the object."""
+    """Where a chunk lies, and its patterns; in the order of stripes: what is at work together sees the same of the object."""
     position_B2 = x["positions_B2"][rows_B]
     stripe_B = (position_B2[:, 0] / STRIPE).floor()
     rows_B = rows_B[(stripe_B * x["object_OLYX"].shape[-1] + position_B2[:, 1]).argsort()]

@@ -224,13 +224,6 @@ class Model:
         light_BMYX, patch_BOLYX = self.through(waves, exit_BOMYX)
         if into.object_OLYX is not None:
             overlay(patch_BOLYX, place.corner_B2, into.object_OLYX)
-        return self.add_light(at, place, light_BMYX, into)
-
-    def add_light(self, at: Unknowns, place: Place, light_BMYX: Tensor, into: Unknowns) -> Tensor:
-        """Add what falls to the light to the probe's fields: [B, M, Y, X], or its sum [1, M, Y, X] at whole positions.
-
-        Returns what falls to the light before it is moved, transformed where positions have fractions.
-        """
         if place.fraction_B2 is not None:
             light_BMYX = fft2(light_BMYX, norm="ortho") * self.ramp(place.fraction_B2).conj()
         self._add_probe(at, place, light_BMYX, into)

@@ -16,11 +16,15 @@ EDGES = (32, 64, 128, 256, 512, 1024)  # px of a window that the GPU's kernels a
 
 @dataclass(frozen=True)
 class Lit:
-    """Positions of a batch: object_YX complex; light_BMYX, one for all or one for each; corner_B2 int64, windows inside."""
+    """Positions of a batch: object_YX, light_MYX complex; corner_B2 int64, windows inside the object.
+
+    fraction_B2: float64 px by which the light is moved at each position; light_MYX is then its unitary transform.
+    """
 
     object_YX: Tensor
-    light_BMYX: Tensor
+    light_MYX: Tensor
     corner_B2: Tensor
+    fraction_B2: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Counted:
     weight_YX: Tensor
     background_YX: Tensor
     noise: NoiseOfPixels
+
+
+class Step(NamedTuple):
+    """A change of object and light; light_MYX as in `Lit`, None: the light stays."""
+
+    object_YX: Tensor
+    light_MYX: Tensor | None
 
 
 class Curvature(NamedTuple):
@@ -60,28 +71,28 @@ def farfield(
     lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None = None,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """([3] float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; gradient of the light [1 or B, M, Y, X] if asked for).
+    """([3] float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; gradient of light_MYX if asked for).
 
-    The object's gradient is added to object_gradient_YX (None: not asked for); curvatures, where one light is for all, to
+    The object's gradient is added to object_gradient_YX (None: not asked for); curvatures, of light that is not moved, to
     `curvature`. implementation: "auto", "reference", "cpu" or "cuda".
     """
     run = _function("farfield", lit, implementation)
     return run(lit, counted, object_gradient_YX, with_light, curvature)  # type: ignore[no-any-return]
 
 
-def along(lit: Lit, step: Lit, counted: Counted, length_K: Tensor, implementation: str = "auto") -> Tensor:
+def along(lit: Lit, step: Step, counted: Counted, length_K: Tensor, implementation: str = "auto") -> Tensor:
     """[K, 3] float64: misfit and two derivatives at lengths (float64 on the device) of a step of object and light.
 
-    step: its corners are those of `lit`; a light of no elements means that the light stays. implementation: as of `farfield`.
+    implementation: as of `farfield`.
     """
     return _function("along", lit, implementation)(lit, step, counted, length_K)  # type: ignore[no-any-return]
 
 
-def products(lit: Lit, step: Lit, counted: Counted, implementation: str = "auto") -> Tensor:
+def products(lit: Lit, step: Step, counted: Counted, implementation: str = "auto") -> Tensor:
     """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c, summed over pixels and modes, of
     a = light d object, p = d light object and c, the gradient of the exit wave.
 
-    step: as of `along`; without a light products with p are 0. implementation: as of `farfield`.
+    Products with p are 0 where the light stays. implementation: as of `farfield`.
     """
     return _function("products", lit, implementation)(lit, step, counted)  # type: ignore[no-any-return]
 

@@ -12,8 +12,8 @@ from torch.fft import fft2, ifft2
 
 from verglas.kernels.along import FLOOR
 from verglas.kernels.along.cpu import along_cpu as misfit_along
-from verglas.kernels.farfield import Counted, Curvature, Lit
-from verglas.kernels.farfield.reference import add_curvature, counts_of
+from verglas.kernels.farfield import Counted, Curvature, Lit, Step
+from verglas.kernels.farfield.reference import add_curvature, counts_of, light_of, unmoved
 from verglas.kernels.gather.cpu import gather_cpu
 from verglas.kernels.scatter.cpu import scatter_cpu
 
@@ -66,14 +66,15 @@ def farfield_cpu(
     """See README.md; float32 or float64."""
     exit_BMYX, sums_3 = _exit_gradient(lit, counted)
     into = None if object_gradient_YX is None else object_gradient_YX[None]
-    of_light = scatter_cpu(exit_BMYX[:, None], lit.corner_B2, lit.object_YX[None], lit.light_BMYX, into)
+    light_BMYX = light_of(lit.light_MYX, lit)
+    of_light = scatter_cpu(exit_BMYX[:, None], lit.corner_B2, lit.object_YX[None], light_BMYX, into)
     add_curvature(lit, counted, curvature)
-    return sums_3, of_light if with_light else None
+    return sums_3, unmoved(of_light, lit) if with_light else None
 
 
 def _exit_gradient(lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
     """([B, M, Y, X] gradient of the exit waves, [3] sums)."""
-    wave_BMYX = _at_detector(lit.object_YX, lit.light_BMYX, lit.corner_B2)
+    wave_BMYX = _at_detector(lit.object_YX, light_of(lit.light_MYX, lit), lit.corner_B2)
     out_B3 = np.empty((len(wave_BMYX), 3))
     noise, scale_B = counted.noise, counted.scale_N[counted.rows_B]
     arrays = (counts_of(counted).flatten(1), counted.weight_YX.flatten(), scale_B, counted.background_YX.flatten())
@@ -83,11 +84,11 @@ def _exit_gradient(lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
     return ifft2(wave_BMYX, norm="ortho"), torch.from_numpy(out_B3.sum(0))
 
 
-def products_cpu(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+def products_cpu(lit: Lit, step: Step, counted: Counted) -> Tensor:
     """See README.md; float32 or float64."""
-    parts = [gather_cpu(step.object_YX[None], lit.corner_B2, lit.light_BMYX)[:, 0]]
-    if step.light_BMYX.numel():
-        parts.append(gather_cpu(lit.object_YX[None], lit.corner_B2, step.light_BMYX)[:, 0])
+    parts = [gather_cpu(step.object_YX[None], lit.corner_B2, light_of(lit.light_MYX, lit))[:, 0]]
+    if step.light_MYX is not None:
+        parts.append(gather_cpu(lit.object_YX[None], lit.corner_B2, light_of(step.light_MYX, lit))[:, 0])
     parts.append(_exit_gradient(lit, counted)[0])
     number_PBN = torch.stack([torch.view_as_real(one).flatten(1) for one in parts])
     gram_BPP = torch.einsum("pbn,qbn->bpq", number_PBN, number_PBN).double()
@@ -99,18 +100,20 @@ def products_cpu(lit: Lit, step: Lit, counted: Counted) -> Tensor:
     return out_B5
 
 
-def along_cpu(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
+def along_cpu(lit: Lit, step: Step, counted: Counted, length_K: Tensor) -> Tensor:
     """See README.md; float32 or float64."""
     given = (coefficients_cpu(lit, step, counted), counts_of(counted), counted.weight_YX)
     return torch.stack([misfit_along(*given, t, counted.noise) for t in length_K.tolist()])
 
 
-def coefficients_cpu(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+def coefficients_cpu(lit: Lit, step: Step, counted: Counted) -> Tensor:
     """[D, B, Y, X] of the predicted counts along a step."""
-    waves = [_at_detector(one.object_YX, lit.light_BMYX, lit.corner_B2) for one in (lit, step)]
-    if step.light_BMYX.numel():
-        waves[1] += _at_detector(lit.object_YX, step.light_BMYX, lit.corner_B2)
-        waves.append(_at_detector(step.object_YX, step.light_BMYX, lit.corner_B2))
+    light_BMYX = light_of(lit.light_MYX, lit)
+    waves = [_at_detector(one_YX, light_BMYX, lit.corner_B2) for one_YX in (lit.object_YX, step.object_YX)]
+    if step.light_MYX is not None:
+        change_BMYX = light_of(step.light_MYX, lit)
+        waves[1] += _at_detector(lit.object_YX, change_BMYX, lit.corner_B2)
+        waves.append(_at_detector(step.object_YX, change_BMYX, lit.corner_B2))
     out = torch.zeros(2 * len(waves) - 1, len(lit.corner_B2), *counted.weight_YX.shape, dtype=counted.weight_YX.dtype)
     scale_B, background_P = counted.scale_N[counted.rows_B], counted.background_YX.contiguous().flatten()
     _coefficients(torch.stack(waves).flatten(3).numpy(), scale_B.numpy(), background_P.numpy(), out.flatten(2).numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.along import FLOOR
-from verglas.kernels.farfield import Counted, Curvature, Lit
+from verglas.kernels.farfield import Counted, Curvature, Lit, Step
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("farfield.cu")
@@ -23,32 +24,71 @@ COUNTS = {
 }  # fmt: skip
 
 
-class Window:
-    """Kernels for windows of one shape and counts of one type, and how they are cut (as in farfield.cu)."""
+class Launches:
+    """Kernels for windows of one shape and counts of one type, what is lit and counted, and how they are cut (as in lines.cuh)."""
 
-    def __init__(self, lit: Lit, counted: Counted, fitted_light: bool = True) -> None:
-        self.modes, self.rows, self.columns = lit.light_BMYX.shape[1:]
+    def __init__(self, lit: Lit, counted: Counted, fitted_light: bool = True, curvature: bool = False) -> None:
+        self.lit, self.counted = _checked(lit), _checked_counts(counted)
+        self.batch, (self.modes, self.rows, self.columns) = len(lit.corner_B2), lit.light_MYX.shape
+        self.device, self.width = lit.object_YX.device, lit.object_YX.shape[1]
         self.defines = (
-            f"NY={self.rows}", f"NX={self.columns}",
-            f"COUNTS={COUNTS[counted.counts_NYX.dtype]}", f"FITTED_LIGHT={int(fitted_light)}",
+            f"NY={self.rows}", f"NX={self.columns}", f"COUNTS={COUNTS[counted.counts_NYX.dtype]}",
+            f"FITTED_LIGHT={int(fitted_light)}", f"MOVED={int(lit.fraction_B2 is not None)}", f"CURVATURE={int(curvature)}",
         )  # fmt: skip
-        self.device = lit.object_YX.device
         self.at_once_rows, self.row_threads = _cut(self.columns, self.rows)
         self.at_once_columns, self.column_threads = _cut(self.rows, self.columns)
+        self.light = self.moved(self.lit.light_MYX)
 
     def by_rows(self, name: str, blocks: int, *arguments: Tensor | int | float | None) -> None:
         """Launch over all rows x `blocks`."""
         grid = (self.rows // self.at_once_rows, blocks)
-        kernel(name, self.device, self.defines)(grid, self.row_threads, *arguments)
+        with on(self.device):
+            kernel(name, self.device, self.defines)(grid, self.row_threads, *arguments)
 
-    def by_columns(self, name: str, positions: int, *arguments: Tensor | int | float | None) -> None:
-        """Launch over all columns x positions."""
-        grid = (self.column_blocks, positions)
-        kernel(name, self.device, self.defines)(grid, self.column_threads, *arguments)
+    def by_columns(self, name: str, blocks: int, *arguments: Tensor | int | float | None) -> None:
+        """Launch over all columns x `blocks`."""
+        with on(self.device):
+            kernel(name, self.device, self.defines)((self.column_blocks, blocks), self.column_threads, *arguments)
 
     @property
     def column_blocks(self) -> int:
         return self.columns // self.at_once_columns
+
+    def waves(self) -> Tensor:
+        """[B, M, Y, X], not filled."""
+        return self.lit.light_MYX.new_empty(self.batch, self.modes, self.rows, self.columns)
+
+    def moved(self, light_MYX: Tensor) -> Tensor:
+        """Light as kernels take it: as it is, or moved, rows still transformed [B, M, Y, X]."""
+        if self.lit.fraction_B2 is None:
+            return light_MYX
+        light_BMYX = self.waves()
+        if self.batch:
+            self.by_columns("columns_light", self.batch, light_BMYX, light_MYX, self.lit.fraction_B2, self.modes)
+        return light_BMYX
+
+    def exits(self) -> Tensor:
+        """Exit waves, rows transformed [B, M, Y, X]."""
+        wave_BMYX, lit = self.waves(), self.lit
+        given = (lit.object_YX, lit.corner_B2, self.light, self.width, self.modes)
+        self.by_rows("rows_forward", self.batch * self.modes, wave_BMYX, *given)
+        return wave_BMYX
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """(gradient of the waves at the detector with columns transformed back [B, M, Y, X], sums [3])."""
+        wave_BMYX = self.exits()
+        sums_BJ3 = torch.empty(self.batch, self.column_blocks, 3, device=self.device)
+        self.by_columns("columns_slope", self.batch, wave_BMYX, sums_BJ3, *self.patterns, self.modes, *self.noise)
+        return wave_BMYX, sums_BJ3.sum((0, 1), dtype=torch.float64)
+
+    @property
+    def patterns(self) -> tuple[Tensor, ...]:
+        one = self.counted
+        return one.counts_NYX, one.weight_YX, one.scale_N, one.background_YX, one.rows_B
+
+    @property
+    def noise(self) -> tuple[float, float, int]:
+        return float(self.counted.noise.offset), FLOOR, int(self.counted.noise.poisson)
 
 
 def _cut(edge: int, others: int) -> tuple[int, int]:
@@ -77,106 +117,68 @@ def farfield_cuda(
     lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
 ) -> tuple[Tensor, Tensor | None]:
     """See README.md; complex64, float32, what is added to contiguous (TypeError for others)."""
-    lit, counted = _checked(lit), _checked_counts(counted)
     into = (object_gradient_YX, *(curvature or Curvature(None, None)))
     if not all(one is None or one.is_contiguous() for one in into):
         raise TypeError("gradients and curvatures must be contiguous: they are changed in place")
-    window, batch = Window(lit, counted), len(lit.corner_B2)
-    of_light = torch.zeros_like(lit.light_BMYX) if with_light else None
-    if not batch:
-        return torch.zeros(3, dtype=torch.float64, device=window.device), of_light
-    with on(window.device):
-        wave_BMYX, sums_3 = _slopes(window, lit, counted)
-        groups, own = -(-batch // GROUP), _apart(lit.light_BMYX)
-        window.by_rows(
-            "rows_back", groups * window.modes, object_gradient_YX, of_light, *into[1:], wave_BMYX, lit.object_YX, lit.corner_B2,
-            lit.light_BMYX, counted.scale_N, counted.rows_B, lit.object_YX.shape[1], batch, window.modes, own, GROUP,
-        )  # fmt: skip
+    run = Launches(lit, counted, curvature=curvature is not None)
+    of_light = torch.zeros_like(run.lit.light_MYX) if with_light else None
+    if not run.batch:
+        return torch.zeros(3, dtype=torch.float64, device=run.device), of_light
+    wave_BMYX, sums_3 = run.slopes()
+    each = run.light if with_light and lit.fraction_B2 is not None else None  # each position's light is needed no more, once read
+    into_light = of_light if each is None else each
+    given = (run.lit.object_YX, run.lit.corner_B2, run.light, run.counted.scale_N, run.counted.rows_B, run.width)
+    groups = -(-run.batch // GROUP) * run.modes
+    run.by_rows("rows_back", groups, into[0], into_light, *into[1:], wave_BMYX, *given, run.batch, run.modes, GROUP)
+    if each is not None:
+        run.by_columns("columns_light_back", groups, of_light, each, run.lit.fraction_B2, run.batch, run.modes, GROUP)
     return sums_3, of_light
 
 
-def _slopes(window: Window, lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
-    """(gradient of the waves at the detector with columns transformed back [B, M, Y, X], sums [3])."""
-    batch = len(lit.corner_B2)
-    wave_BMYX = lit.light_BMYX.new_empty(batch, *lit.light_BMYX.shape[1:])
-    sums_BJ3 = torch.empty(batch, window.column_blocks, 3, device=window.device)
-    given = (lit.object_YX, lit.corner_B2, lit.light_BMYX, lit.object_YX.shape[1])
-    window.by_rows("rows_forward", batch * window.modes, wave_BMYX, *given, window.modes, _apart(lit.light_BMYX))
-    window.by_columns("columns_slope", batch, wave_BMYX, sums_BJ3, *_patterns(counted), window.modes, *_noise(counted))
-    return wave_BMYX, sums_BJ3.sum((0, 1), dtype=torch.float64)
-
-
-def products_cuda(lit: Lit, step: Lit, counted: Counted) -> Tensor:
+def products_cuda(lit: Lit, step: Step, counted: Counted) -> Tensor:
     """See README.md; complex64, float32 (TypeError for others)."""
-    lit, step, counted = _checked(lit), _checked(step), _checked_counts(counted)
-    fitted = step.light_BMYX.numel() > 0
-    window, batch = Window(lit, counted, fitted), len(lit.corner_B2)
-    if not batch:
-        return torch.zeros(0, 5, dtype=torch.float64, device=window.device)
-    sums_BMJ5 = torch.empty(batch, window.modes, window.rows // window.at_once_rows, 5, device=window.device)
-    with on(window.device):
-        wave_BMYX, _ = _slopes(window, lit, counted)
-        window.by_rows(
-            "rows_products", batch * window.modes, sums_BMJ5, wave_BMYX, lit.object_YX, step.object_YX, lit.corner_B2,
-            lit.light_BMYX, step.light_BMYX if fitted else None, lit.object_YX.shape[1], window.modes, _apart(lit.light_BMYX),
-            _apart(step.light_BMYX),
-        )  # fmt: skip
+    run = Launches(lit, counted, step.light_MYX is not None)
+    if not run.batch:
+        return torch.zeros(0, 5, dtype=torch.float64, device=run.device)
+    sums_BMJ5 = torch.empty(run.batch, run.modes, run.rows // run.at_once_rows, 5, device=run.device)
+    change = None if step.light_MYX is None else run.moved(step.light_MYX.contiguous())
+    given = (run.lit.object_YX, step.object_YX.contiguous(), run.lit.corner_B2, run.light, change, run.width, run.modes)
+    run.by_rows("rows_products", run.batch * run.modes, sums_BMJ5, run.slopes()[0], *given)
     return sums_BMJ5.sum((1, 2), dtype=torch.float64)
 
 
-def _apart(light_BMYX: Tensor) -> int:
-    """Numbers from one position's light to the next; 0: one light for all."""
-    return light_BMYX[0].numel() if len(light_BMYX) > 1 else 0
-
-
-def along_cuda(lit: Lit, step: Lit, counted: Counted, length_K: Tensor) -> Tensor:
+def along_cuda(lit: Lit, step: Step, counted: Counted, length_K: Tensor) -> Tensor:
     """See README.md; complex64, float32 (TypeError for others)."""
-    lit, step, counted = _checked(lit), _checked(step), _checked_counts(counted)
-    if not len(lit.corner_B2):
-        return torch.zeros(len(length_K), 3, dtype=torch.float64, device=length_K.device)
-    fitted = step.light_BMYX.numel() > 0
-    window, batch, width = Window(lit, counted, fitted), len(lit.corner_B2), lit.object_YX.shape[1]
-    waves = lit.light_BMYX.new_empty(3 if fitted else 2, batch, *lit.light_BMYX.shape[1:])
-    second = waves[2] if fitted else None
-    own, d_own = _apart(lit.light_BMYX), _apart(step.light_BMYX)
+    fitted = step.light_MYX is not None
+    run = Launches(lit, counted, fitted)
+    if not run.batch:
+        return torch.zeros(len(length_K), 3, dtype=torch.float64, device=run.device)
+    wave, first, second = run.exits(), run.waves(), run.waves() if fitted else None
+    change = None if step.light_MYX is None else run.moved(step.light_MYX.contiguous())
+    given = (run.lit.object_YX, step.object_YX.contiguous(), run.lit.corner_B2, run.light, change, run.width, run.modes)
+    run.by_rows("rows_step", run.batch * run.modes, first, second, *given)
     out = []
-    with on(window.device):
-        blocks, modes = batch * window.modes, window.modes
-        window.by_rows("rows_forward", blocks, waves[0], lit.object_YX, lit.corner_B2, lit.light_BMYX, width, modes, own)
-        window.by_rows(
-            "rows_step", blocks, waves[1], second, lit.object_YX, step.object_YX, lit.corner_B2, lit.light_BMYX,
-            step.light_BMYX if fitted else None, width, modes, own, d_own,
-        )  # fmt: skip
-        for some_K in length_K.float().split(MOST_STEPS):
-            sums_BJK3 = torch.empty(batch, window.column_blocks, len(some_K), 3, device=window.device)
-            window.by_columns(
-                "columns_along", batch, waves[0], waves[1], second, sums_BJK3, *_patterns(counted), some_K, len(some_K), modes,
-                *_noise(counted),
-            )  # fmt: skip
-            out.append(sums_BJK3.sum((0, 1), dtype=torch.float64))
+    for some_K in length_K.float().split(MOST_STEPS):
+        sums_BJK3 = torch.empty(run.batch, run.column_blocks, len(some_K), 3, device=run.device)
+        more = (*run.patterns, some_K, len(some_K), run.modes, *run.noise)
+        run.by_columns("columns_along", run.batch, wave, first, second, sums_BJK3, *more)
+        out.append(sums_BJK3.sum((0, 1), dtype=torch.float64))
     return torch.cat(out)
 
 
-def on(device: torch.device) -> torch.device | torch.cuda.device:
-    """Context in which launches go to `device`."""
-    return torch.cuda.device(device) if device.type == "cuda" else device
-
-
-def _patterns(counted: Counted) -> tuple[Tensor, ...]:
-    return counted.counts_NYX, counted.weight_YX, counted.scale_N, counted.background_YX, counted.rows_B
-
-
-def _noise(counted: Counted) -> tuple[float, float, int]:
-    return float(counted.noise.offset), FLOOR, int(counted.noise.poisson)
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """In which launches go to `device`."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _checked(lit: Lit) -> Lit:
     """With contiguous tensors. TypeError for other types, or more positions than a launch takes."""
-    if lit.object_YX.dtype != torch.complex64 or lit.light_BMYX.dtype != torch.complex64 or lit.corner_B2.dtype != torch.int64:
-        raise TypeError(f"complex64 and int64, got {lit.object_YX.dtype}, {lit.light_BMYX.dtype} and {lit.corner_B2.dtype}")
-    if (blocks := len(lit.corner_B2) * lit.light_BMYX.shape[1]) > 65535:
+    if lit.object_YX.dtype != torch.complex64 or lit.light_MYX.dtype != torch.complex64 or lit.corner_B2.dtype != torch.int64:
+        raise TypeError(f"complex64 and int64, got {lit.object_YX.dtype}, {lit.light_MYX.dtype} and {lit.corner_B2.dtype}")
+    if (blocks := len(lit.corner_B2) * len(lit.light_MYX)) > 65535:
         raise TypeError(f"{blocks} waves in a batch, not the 65,535 at most that a launch takes")
-    return Lit(*(one.resolve_conj().contiguous() for one in (lit.object_YX, lit.light_BMYX, lit.corner_B2)))
+    fraction_B2 = None if lit.fraction_B2 is None else lit.fraction_B2.float().contiguous()
+    return Lit(*(one.resolve_conj().contiguous() for one in (lit.object_YX, lit.light_MYX, lit.corner_B2)), fraction_B2)
 
 
 def _checked_counts(counted: Counted) -> Counted:
