@@ -145,13 +145,14 @@ def test_curvature(name: str, device: str, options: dict[str, object]) -> None:
 def test_definition_is_autograd(moved: bool) -> None:
     lit, step, counted = case((12, 10), modes=2, dtype=torch.float32, moved=moved)
     leaves = [one.clone().requires_grad_() for one in (lit.object_YX, lit.light_MYX)]
-    sums, _ = farfield(Lit(leaves[0], leaves[1], lit.corner_B2, lit.fraction_B2), counted, None, False, implementation="reference")
+    leaf = Lit(leaves[0], leaves[1], lit.corner_B2, lit.fraction_B2)
+    sums, _ = farfield(leaf, counted, None, False, implementation="reference")
     sums[0].backward()
     into = torch.zeros_like(lit.object_YX)
     _, of_light = farfield(lit, counted, into, True, implementation="reference")
-    for found, leaf in ((into, leaves[0]), (of_light, leaves[1])):
-        assert leaf.grad is not None and found is not None
-        assert (found - leaf.grad).abs().max() < 1e-9 * leaf.grad.abs().max()
+    for found, one in ((into, leaves[0]), (of_light, leaves[1])):
+        assert one.grad is not None and found is not None
+        assert (found - one.grad).abs().max() < 1e-9 * one.grad.abs().max()
     h = 1e-5
     low, _, high = along(lit, step, counted, torch.tensor([0.5 - h, 0.5, 0.5 + h], dtype=torch.float64), "reference")
     middle = along(lit, step, counted, torch.tensor([0.5], dtype=torch.float64), "reference")[0]

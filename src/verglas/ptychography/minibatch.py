@@ -81,11 +81,11 @@ class MiniBatches:
         sums = self.problem.sums(x, names, rows_B)
         length = 0.5 if isinstance(self.problem.noise, Poisson) else 1.0  # twice the curvature (noise.py)
         fields = len(names) - 1 + x["object_OLYX"].shape[1]  # that each answer for the whole misfit; two may
-        towards = preconditioned(sums.gradient, sums.curvature, self.damping, self.problem.share)
-        step = towards.scaled(-length * min(1.0, 2 / fields))
+        step = preconditioned(sums.gradient, sums.curvature, self.damping, self.problem.share)
+        length *= -min(1.0, 2 / fields)
         if self.problem.options.engine == "lsq":
-            step = self._least_squares(x, step, rows_B)
-        x = x.plus(step)
+            step, length = self._least_squares(x, step.scaled(length), rows_B), 1.0
+        x = x.plus(step, length)
         if "background_YX" in names:  # a negative one would make intensities of 0, where slopes have no bound
             x = x.changed(background_YX=x["background_YX"].clamp_min(0))
         return x, sums.totals_3

@@ -258,6 +258,6 @@ def preconditioned(gradient: Unknowns, curvature: Unknowns, damping: float, shar
         diagonal = curvature[name]
         each = tuple(range(1, diagonal.dim()))
         most = diagonal.amax(each, keepdim=True) if name == "eigen_KYX" else share.greatest(name, diagonal)
-        bottom = (1 - damping) * diagonal + damping * most
-        out[name] = value / (2 * bottom.clamp_min(torch.finfo(bottom.dtype).tiny))
+        bottom = torch.add(2 * damping * most, diagonal, alpha=2 * (1 - damping))
+        out[name] = value / bottom.clamp_(min=torch.finfo(bottom.dtype).tiny)
     return Unknowns(**out)

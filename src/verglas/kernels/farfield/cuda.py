@@ -17,7 +17,7 @@ from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("farfield.cu")
 MOST_STEPS = 8  # lengths of a launch of columns_along
-GROUP = 32  # positions whose light a block sums in registers
+MOST_GROUP, BLOCKS = 32, 1056  # positions whose light a block sums in registers; blocks that keep a GPU busy
 COUNTS = {
     torch.int16: "unsigned short", torch.uint8: "unsigned char", torch.int32: "int",
     torch.float32: "float", torch.float16: "Half",
@@ -25,7 +25,7 @@ COUNTS = {
 
 
 class Launches:
-    """Kernels for windows of one shape and counts of one type, what is lit and counted, and how they are cut (as in lines.cuh)."""
+    """Kernels for windows of one shape and counts of one type, what is lit and counted, how blocks are cut (as in lines.cuh)."""
 
     def __init__(self, lit: Lit, counted: Counted, fitted_light: bool = True, curvature: bool = False) -> None:
         self.lit, self.counted = _checked(lit), _checked_counts(counted)
@@ -37,6 +37,7 @@ class Launches:
         )  # fmt: skip
         self.at_once_rows, self.row_threads = _cut(self.columns, self.rows)
         self.at_once_columns, self.column_threads = _cut(self.rows, self.columns)
+        self.at_once_along, self.along_threads = _cut(self.rows, self.columns, 8)
         self.light = self.moved(self.lit.light_MYX)
 
     def by_rows(self, name: str, blocks: int, *arguments: Tensor | int | float | None) -> None:
@@ -49,6 +50,17 @@ class Launches:
         """Launch over all columns x `blocks`."""
         with on(self.device):
             kernel(name, self.device, self.defines)((self.column_blocks, blocks), self.column_threads, *arguments)
+
+    def along(self, *arguments: Tensor | int | float | None) -> None:
+        """Launch columns_along."""
+        grid = (self.columns // self.at_once_along, self.batch)
+        with on(self.device):
+            kernel("columns_along", self.device, self.defines)(grid, self.along_threads, *arguments)
+
+    @property
+    def group(self) -> int:
+        """Positions that a block of `rows_back` or `columns_light_back` sums: as many as leave enough blocks."""
+        return max(1, min(MOST_GROUP, self.batch * self.modes * self.rows // (self.at_once_rows * BLOCKS)))
 
     @property
     def column_blocks(self) -> int:
@@ -91,9 +103,9 @@ class Launches:
         return float(self.counted.noise.offset), FLOOR, int(self.counted.noise.poisson)
 
 
-def _cut(edge: int, others: int) -> tuple[int, int]:
-    """(lines of a block, its threads) for lines of `edge` px, of which there are `others`."""
-    threads = edge // (16 if edge >= 128 else 8)
+def _cut(edge: int, others: int, elements: int = 0) -> tuple[int, int]:
+    """(lines of a block, its threads) for lines of `edge` px, `elements` px to a thread, of which there are `others`."""
+    threads = edge // (elements or (16 if edge >= 128 else 8))
     lines = min(256 // threads, others)
     return lines, lines * threads
 
@@ -128,10 +140,10 @@ def farfield_cuda(
     each = run.light if with_light and lit.fraction_B2 is not None else None  # each position's light is needed no more, once read
     into_light = of_light if each is None else each
     given = (run.lit.object_YX, run.lit.corner_B2, run.light, run.counted.scale_N, run.counted.rows_B, run.width)
-    groups = -(-run.batch // GROUP) * run.modes
-    run.by_rows("rows_back", groups, into[0], into_light, *into[1:], wave_BMYX, *given, run.batch, run.modes, GROUP)
+    groups = -(-run.batch // run.group) * run.modes
+    run.by_rows("rows_back", groups, into[0], into_light, *into[1:], wave_BMYX, *given, run.batch, run.modes, run.group)
     if each is not None:
-        run.by_columns("columns_light_back", groups, of_light, each, run.lit.fraction_B2, run.batch, run.modes, GROUP)
+        run.by_columns("columns_light_back", groups, of_light, each, run.lit.fraction_B2, run.batch, run.modes, run.group)
     return sums_3, of_light
 
 
@@ -159,9 +171,9 @@ def along_cuda(lit: Lit, step: Step, counted: Counted, length_K: Tensor) -> Tens
     run.by_rows("rows_step", run.batch * run.modes, first, second, *given)
     out = []
     for some_K in length_K.float().split(MOST_STEPS):
-        sums_BJK3 = torch.empty(run.batch, run.column_blocks, len(some_K), 3, device=run.device)
+        sums_BJK3 = torch.empty(run.batch, run.columns // run.at_once_along, len(some_K), 3, device=run.device)
         more = (*run.patterns, some_K, len(some_K), run.modes, *run.noise)
-        run.by_columns("columns_along", run.batch, wave, first, second, sums_BJK3, *more)
+        run.along(wave, first, second, sums_BJK3, *more)
         out.append(sums_BJK3.sum((0, 1), dtype=torch.float64))
     return torch.cat(out)
 
@@ -178,7 +190,8 @@ def _checked(lit: Lit) -> Lit:
     if (blocks := len(lit.corner_B2) * len(lit.light_MYX)) > 65535:
         raise TypeError(f"{blocks} waves in a batch, not the 65,535 at most that a launch takes")
     fraction_B2 = None if lit.fraction_B2 is None else lit.fraction_B2.float().contiguous()
-    return Lit(*(one.resolve_conj().contiguous() for one in (lit.object_YX, lit.light_MYX, lit.corner_B2)), fraction_B2)
+    object_YX, light_MYX, corner_B2 = (one.contiguous() for one in (lit.object_YX, lit.light_MYX, lit.corner_B2))
+    return Lit(object_YX, light_MYX, corner_B2, fraction_B2)
 
 
 def _checked_counts(counted: Counted) -> Counted:

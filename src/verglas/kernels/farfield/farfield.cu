@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_forward(
     load_light(v, light, at, modes);
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = seen[at.t + TX * i] * v[i];
-    transform<NX>(v, at.t, at.line);
+    transform<NX, EX>(v, at.t, at.line);
     float2 *out = wave + ((long long)blockIdx.y * NY + at.y) * NX;
 #pragma unroll
     for (int i = 0; i < EX; ++i) out[at.t + TX * i] = v[i];
@@ -37,39 +37,40 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_step(
         v[i] = v[i] + object[seen + at.t + TX * i] * u[i];
         u[i] = d_object[seen + at.t + TX * i] * u[i];
     }
-    transform<NX>(u, at.t, at.line);
+    transform<NX, EX>(u, at.t, at.line);
 #pragma unroll
     for (int i = 0; i < EX; ++i) second[out + at.t + TX * i] = u[i];
 #endif
-    transform<NX>(v, at.t, at.line);
+    transform<NX, EX>(v, at.t, at.line);
 #pragma unroll
     for (int i = 0; i < EX; ++i) first[out + at.t + TX * i] = v[i];
 }
 
 // wave[b, m] := columns of the slope times the wave at the detector, transformed back; sums[b, block, 3]: loss, (sqrt I - sqrt n)^2, n.
-extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_slope(
+extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, 3) columns_slope(
     float2 *wave, float *sums, const COUNTS *counts, const float *weight, const float *scale, const float *background,
     const long long *rows, int modes, float offset, float floor_, int poisson) {
+    constexpr int WARPS = COLUMN_THREADS / 32;
     __shared__ float2 shared[COLUMNS * pitch_of(NY)];
     __shared__ float parts[WARPS][3];
-    const Column at(shared);
+    const Column<EY, COLUMNS> at(shared);
     const float unitary = rsqrtf((float)NY * NX), bright = scale[rows[at.b]];
     float2 v[EY];
     float slope[EY];
 #pragma unroll
     for (int i = 0; i < EY; ++i) slope[i] = 0;
     for (int m = 0; m < modes; ++m) {
-        load_column(v, wave, (long long)at.b * modes + m, at);
+        at.load(v, wave, (long long)at.b * modes + m);
 #pragma unroll
         for (int i = 0; i < EY; ++i) slope[i] += dot(v[i], v[i]);
     }
     float loss = 0, mismatch = 0, counted = 0;
 #pragma unroll
     for (int i = 0; i < EY; ++i) {
-        const int pixel = (at.t + TY * i) * NX + at.x;
+        const int pixel = at.pixel(i);
         const float good = weight[pixel], n = count_of(counts, good, rows[at.b] * (NY * NX) + pixel);
         const float intensity = bright * unitary * unitary * slope[i] + background[pixel];
-        const float apart = sqrtf(fmaxf(intensity, 0.0f)) - sqrtf(n);
+        const float apart = root_of(intensity) - root_of(n);
         mismatch += good * apart * apart;
         counted += good * n;
         if (poisson) {
@@ -77,9 +78,9 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_slope(
             loss += good * (now - n + (n > 0 ? n * logf(n / now) : 0.0f));
             slope[i] = good * (1 - n / now);
         } else {
-            const float root = sqrtf(fmaxf(intensity + offset, floor_)), wanted = sqrtf(n + offset);
-            loss += good * (root - wanted) * (root - wanted);
-            slope[i] = good * (1 - wanted / root);
+            const float raised = fmaxf(intensity + offset, floor_), inverse = rsqrtf(raised), wanted = root_of(n + offset);
+            loss += good * (raised * inverse - wanted) * (raised * inverse - wanted);
+            slope[i] = good * (1 - wanted * inverse);
         }
         slope[i] *= 2 * bright * unitary * unitary;
     }
@@ -89,12 +90,12 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_slope(
     }
     for (int m = 0; m < modes; ++m) {
         const long long plane = (long long)at.b * modes + m;
-        if (modes > 1) load_column(v, wave, plane, at);
+        if (modes > 1) at.load(v, wave, plane);
 #pragma unroll
         for (int i = 0; i < EY; ++i) v[i] = swapped(slope[i] * v[i]);
-        transform<NY>(v, at.t, at.line);
+        transform<NY, EY>(v, at.t, at.line);
 #pragma unroll
-        for (int i = 0; i < EY; ++i) wave[(plane * NY + at.t + TY * i) * NX + at.x] = swapped(v[i]);
+        for (int i = 0; i < EY; ++i) wave[plane * (NY * NX) + at.pixel(i)] = swapped(v[i]);
     }
     __syncthreads();
     if (threadIdx.x < 3) {
@@ -105,42 +106,42 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_slope(
 }
 
 // sums[b, block, step, 3]: misfit and two derivatives at lengths steps[0 .. count) of waves wave + t first + t^2 second.
-extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_along(
+extern "C" __global__ void __launch_bounds__(ALONG_THREADS, 2) columns_along(
     const float2 *wave, const float2 *first, const float2 *second, float *sums, const COUNTS *counts, const float *weight,
     const float *scale, const float *background, const long long *rows, const float *steps, int count, int modes,
     float offset, float floor_, int poisson) {
-    __shared__ float2 shared[COLUMNS * pitch_of(NY)];
+    constexpr int DEGREE = FITTED_LIGHT ? 4 : 2, WARPS = ALONG_THREADS / 32;
+    __shared__ float2 shared[ALONG * pitch_of(NY)];
     __shared__ float parts[WARPS][3 * MOST_STEPS];
-    constexpr int DEGREE = FITTED_LIGHT ? 4 : 2;
-    const Column at(shared);
+    const Column<EA, ALONG> at(shared);
     const float bright = scale[rows[at.b]] / ((float)NY * NX);
-    float c[DEGREE + 1][EY];
+    float c[DEGREE + 1][EA];
 #pragma unroll
     for (int d = 0; d <= DEGREE; ++d)
 #pragma unroll
-        for (int i = 0; i < EY; ++i) c[d][i] = 0;
+        for (int i = 0; i < EA; ++i) c[d][i] = 0;
     for (int m = 0; m < modes; ++m) {
         const long long plane = (long long)at.b * modes + m;
-        float2 v[EY], u[EY];
-        load_column(v, wave, plane, at);
-        load_column(u, first, plane, at);
+        float2 v[EA], u[EA];
+        at.load(v, wave, plane);
+        at.load(u, first, plane);
 #pragma unroll
-        for (int i = 0; i < EY; ++i) c[0][i] += dot(v[i], v[i]), c[1][i] += 2 * dot(v[i], u[i]), c[2][i] += dot(u[i], u[i]);
+        for (int i = 0; i < EA; ++i) c[0][i] += dot(v[i], v[i]), c[1][i] += 2 * dot(v[i], u[i]), c[2][i] += dot(u[i], u[i]);
 #if FITTED_LIGHT
-        float2 w[EY];
-        load_column(w, second, plane, at);
+        float2 w[EA];
+        at.load(w, second, plane);
 #pragma unroll
-        for (int i = 0; i < EY; ++i)
+        for (int i = 0; i < EA; ++i)
             c[2][i] += 2 * dot(v[i], w[i]), c[3][i] += 2 * dot(u[i], w[i]), c[4][i] += dot(w[i], w[i]);
 #endif
     }
-    float n[EY], good[EY];
+    float n[EA], good[EA];
 #pragma unroll
-    for (int i = 0; i < EY; ++i) {
-        const int pixel = (at.t + TY * i) * NX + at.x;
+    for (int i = 0; i < EA; ++i) {
+        const int pixel = at.pixel(i);
         good[i] = weight[pixel];
         n[i] = count_of(counts, good[i], rows[at.b] * (NY * NX) + pixel);
-        if (!poisson) n[i] = sqrtf(n[i] + offset);
+        if (!poisson) n[i] = root_of(n[i] + offset);
 #pragma unroll
         for (int d = 0; d <= DEGREE; ++d) c[d][i] *= bright;
         c[0][i] += background[pixel];
@@ -149,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_along(
         const float t = steps[k];
         float loss = 0, slope_sum = 0, bend_sum = 0;
 #pragma unroll
-        for (int i = 0; i < EY; ++i) {
+        for (int i = 0; i < EA; ++i) {
             float now = c[DEGREE][i], down = 0, twice = 0;
 #pragma unroll
             for (int d = DEGREE - 1; d >= 0; --d) {
@@ -178,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_along(
         }
     }
     __syncthreads();
-    for (int j = threadIdx.x; j < 3 * count; j += COLUMN_THREADS) {
+    for (int j = threadIdx.x; j < 3 * count; j += ALONG_THREADS) {
         float total = 0;
         for (int warp = 0; warp < WARPS; ++warp) total += parts[warp][j];
         sums[((long long)at.b * gridDim.x + blockIdx.x) * 3 * count + j] = total;
@@ -208,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2) rows_back(
         const float2 *in = wave + (((long long)b * modes + m) * NY + y) * NX;
 #pragma unroll
         for (int i = 0; i < EX; ++i) v[i] = swapped(in[t + TX * i]);
-        transform<NX>(v, t, line);
+        transform<NX, EX>(v, t, line);
         const long long seen = (corner[2 * b] + y) * width + corner[2 * b + 1];
         float2 lit[EX];
         load_light(lit, light, b, m, modes, y, t, line);
@@ -228,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2) rows_back(
         }
 #endif
         if (MOVED && light_gradient) {
-            transform<NX>(total, t, line);
+            transform<NX, EX>(total, t, line);
 #pragma unroll
             for (int i = 0; i < EX; ++i) {
                 light_gradient[(long long)b * modes * NY * NX + in_light + t + TX * i] = total[i];
@@ -259,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_products(
     float2 v[EX];
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = swapped(in[at.t + TX * i]);
-    transform<NX>(v, at.t, at.line);
+    transform<NX, EX>(v, at.t, at.line);
     float total[5] = {0, 0, 0, 0, 0};
     float2 lit[EX], d_lit[EX];
     load_light(lit, light, at, modes);
@@ -297,19 +298,19 @@ __device__ __forceinline__ float2 phase_of(int index, int n, float fraction) {
 extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_light(
     float2 *light, const float2 *spectrum, const float *fraction, int modes) {
     __shared__ float2 shared[COLUMNS * pitch_of(NY)];
-    const Column at(shared);
+    const Column<EY, COLUMNS> at(shared);
     const float2 column = rsqrtf((float)NY * NX) * phase_of(at.x, NX, fraction[2 * at.b + 1]);
     for (int m = 0; m < modes; ++m) {
         float2 v[EY];
 #pragma unroll
         for (int i = 0; i < EY; ++i) {
-            const float2 phase = phase_of(at.t + TY * i, NY, fraction[2 * at.b]) * column;
-            v[i] = swapped(spectrum[(m * NY + at.t + TY * i) * NX + at.x] * phase);
+            const float2 phase = phase_of(at.t + at.T * i, NY, fraction[2 * at.b]) * column;
+            v[i] = swapped(spectrum[m * (NY * NX) + at.pixel(i)] * phase);
         }
-        transform<NY>(v, at.t, at.line);
+        transform<NY, EY>(v, at.t, at.line);
         const long long plane = (long long)at.b * modes + m;
 #pragma unroll
-        for (int i = 0; i < EY; ++i) light[(plane * NY + at.t + TY * i) * NX + at.x] = swapped(v[i]);
+        for (int i = 0; i < EY; ++i) light[plane * (NY * NX) + at.pixel(i)] = swapped(v[i]);
     }
 }
 
@@ -318,19 +319,19 @@ extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_light(
 extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) columns_light_back(
     float2 *spectrum, const float2 *light, const float *fraction, int batch, int modes, int group) {
     __shared__ float2 shared[COLUMNS * pitch_of(NY)];
-    const Column at(shared);
+    const Column<EY, COLUMNS> at(shared);
     const int m = at.b % modes, begin = at.b / modes * group;
     float2 total[EY];
 #pragma unroll
     for (int i = 0; i < EY; ++i) total[i] = make_float2(0, 0);
     for (int b = begin; b < min(batch, begin + group); ++b) {
         float2 v[EY];
-        load_column(v, light, (long long)b * modes + m, at);
+        at.load(v, light, (long long)b * modes + m);
         const float2 column = rsqrtf((float)NY * NX) * phase_of(at.x, NX, fraction[2 * b + 1]);
 #pragma unroll
         for (int i = 0; i < EY; ++i)
-            total[i] = total[i] + conj_times(phase_of(at.t + TY * i, NY, fraction[2 * b]) * column, v[i]);
+            total[i] = total[i] + conj_times(phase_of(at.t + at.T * i, NY, fraction[2 * b]) * column, v[i]);
     }
 #pragma unroll
-    for (int i = 0; i < EY; ++i) add(spectrum + (m * NY + at.t + TY * i) * NX + at.x, total[i]);
+    for (int i = 0; i < EY; ++i) add(spectrum + m * (NY * NX) + at.pixel(i), total[i]);
 }

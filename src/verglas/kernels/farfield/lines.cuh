@@ -21,13 +21,12 @@ struct Half {  // float16, not negative; infinities and what is no number become
 #endif
 
 __host__ __device__ constexpr int elements_of(int n) { return n >= 128 ? 16 : 8; }  // of a line that a thread holds
-__host__ __device__ constexpr int threads_of(int n) { return n / elements_of(n); }  // of a line
-__host__ __device__ constexpr int lines_of(int n, int others) { return 256 / threads_of(n) < others ? 256 / threads_of(n) : others; }
+__host__ __device__ constexpr int lines_of(int threads, int others) { return 256 / threads < others ? 256 / threads : others; }
 __host__ __device__ constexpr int pitch_of(int n) { return n + n / 16 + 1; }  // of a line in shared memory: no two threads in a bank
 
-constexpr int EX = elements_of(NX), TX = threads_of(NX), ROWS = lines_of(NX, NY), ROW_THREADS = TX * ROWS;
-constexpr int EY = elements_of(NY), TY = threads_of(NY), COLUMNS = lines_of(NY, NX), COLUMN_THREADS = TY * COLUMNS;
-constexpr int WARPS = (COLUMN_THREADS + 31) / 32;
+constexpr int EX = elements_of(NX), TX = NX / EX, ROWS = lines_of(TX, NY), ROW_THREADS = TX * ROWS;
+constexpr int EY = elements_of(NY), COLUMNS = lines_of(NY / EY, NX), COLUMN_THREADS = NY / EY * COLUMNS;
+constexpr int EA = 8, ALONG = lines_of(NY / EA, NX), ALONG_THREADS = NY / EA * ALONG;  // fewer, where three waves are held at once
 constexpr int MOST_STEPS = 8;
 
 __device__ __forceinline__ float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
@@ -97,8 +96,8 @@ template <> struct Dft<16> {  // 4 x 4
 };
 
 // One stage of Stockham's transform of N numbers, of which thread t holds t + T i; DONE: product of the radices before.
-template <int N, int R, int DONE> __device__ __forceinline__ void stage(float2 *v, int t, float2 *line) {
-    constexpr int E = elements_of(N), T = threads_of(N), APART = E / R;
+template <int N, int E, int R, int DONE> __device__ __forceinline__ void stage(float2 *v, int t, float2 *line) {
+    constexpr int T = N / E, APART = E / R;
     constexpr bool LAST = DONE * R == N;
 #pragma unroll
     for (int q = 0; q < APART; ++q) {
@@ -129,14 +128,11 @@ template <int N, int R, int DONE> __device__ __forceinline__ void stage(float2 *
     for (int i = 0; i < E; ++i) v[i] = line[t + T * i + (t + T * i) / 16];
 }
 
-// Transform, not scaled, of a line of N numbers; called by all threads of a block.
-template <int N> __device__ __forceinline__ void transform(float2 *v, int t, float2 *line) {
-    if constexpr (N == 32) stage<N, 8, 1>(v, t, line), stage<N, 4, 8>(v, t, line);
-    if constexpr (N == 64) stage<N, 8, 1>(v, t, line), stage<N, 8, 8>(v, t, line);
-    if constexpr (N == 128) stage<N, 16, 1>(v, t, line), stage<N, 8, 16>(v, t, line);
-    if constexpr (N == 256) stage<N, 16, 1>(v, t, line), stage<N, 16, 16>(v, t, line);
-    if constexpr (N == 512) stage<N, 16, 1>(v, t, line), stage<N, 16, 16>(v, t, line), stage<N, 2, 256>(v, t, line);
-    if constexpr (N == 1024) stage<N, 16, 1>(v, t, line), stage<N, 16, 16>(v, t, line), stage<N, 4, 256>(v, t, line);
+// Transform, not scaled, of a line of N numbers, E to a thread; called by all threads of a block.
+template <int N, int E, int DONE = 1> __device__ __forceinline__ void transform(float2 *v, int t, float2 *line) {
+    constexpr int R = N / DONE < E ? N / DONE : E;
+    stage<N, E, R, DONE>(v, t, line);
+    if constexpr (DONE * R < N) transform<N, E, DONE * R>(v, t, line);
 }
 
 __device__ __forceinline__ void add(float2 *to, float2 value) {
@@ -168,7 +164,7 @@ __device__ __forceinline__ void load_light(
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = MOVED ? swapped(row[t + TX * i]) : row[t + TX * i];
     if (!MOVED) return;
-    transform<NX>(v, t, line);
+    transform<NX, EX>(v, t, line);
 #pragma unroll
     for (int i = 0; i < EX; ++i) v[i] = swapped(v[i]);
 }
@@ -188,20 +184,24 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
-// Where a thread of a block of columns stands: block = (columns, position).
-struct Column {
+// Where a thread of a block of C columns stands, E numbers of one to a thread: block = (columns, position).
+template <int E, int C> struct Column {
+    static constexpr int T = NY / E;
     int t, x, b;
     float2 *line;
     __device__ Column(float2 *shared) {
-        t = threadIdx.x / COLUMNS;
-        x = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS;
+        t = threadIdx.x / C;
+        x = blockIdx.x * C + threadIdx.x % C;
         b = blockIdx.y;
-        line = shared + threadIdx.x % COLUMNS * pitch_of(NY);
+        line = shared + threadIdx.x % C * pitch_of(NY);
+    }
+    __device__ __forceinline__ int pixel(int i) const { return (t + T * i) * NX + x; }  // of number i of the thread
+    __device__ __forceinline__ void load(float2 *v, const float2 *wave, long long plane) const {  // and transform
+#pragma unroll
+        for (int i = 0; i < E; ++i) v[i] = wave[plane * (NY * NX) + pixel(i)];
+        transform<NY, E>(v, t, line);
     }
 };
 
-__device__ __forceinline__ void load_column(float2 *v, const float2 *wave, long long plane, const Column &at) {
-#pragma unroll
-    for (int i = 0; i < EY; ++i) v[i] = wave[(plane * NY + at.t + TY * i) * NX + at.x];
-    transform<NY>(v, at.t, at.line);
-}
+// sqrt, to the last digits but one; of what is not positive as of 1e-30.
+__device__ __forceinline__ float root_of(float a) { return fmaxf(a, 1e-30f) * rsqrtf(fmaxf(a, 1e-30f)); }
