@@ -64,6 +64,7 @@ class Launches:
 
     @property
     def column_blocks(self) -> int:
+        """Blocks of columns of a window."""
         return self.columns // self.at_once_columns
 
     def waves(self) -> Tensor:
@@ -95,11 +96,13 @@ class Launches:
 
     @property
     def patterns(self) -> tuple[Tensor, ...]:
+        """What kernels are told of them, in their order."""
         one = self.counted
         return one.counts_NYX, one.weight_YX, one.scale_N, one.background_YX, one.rows_B
 
     @property
     def noise(self) -> tuple[float, float, int]:
+        """The last arguments of kernels that compare."""
         return float(self.counted.noise.offset), FLOOR, int(self.counted.noise.poisson)
 
 
