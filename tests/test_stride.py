@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch import multiprocessing
 
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.distributed.ranks import Ranks
-from verglas.kernels.fold import fold, unfold
+from verglas.kernels.fold import fold, radial, unfold
 from verglas.maximization.gridding import blob_factor, blob_transform, gridding_weights
 from verglas.maximization.stride import StrideConvolution, strides_for
 from verglas.projection.volume import unpack
@@ -44,7 +45,9 @@ def by_one_transform(values_V: torch.Tensor, rows: RowTable, size: int) -> torch
     real = torch.fft.irfftn(dense.to(torch.complex128), s=(size,) * 3)
     axis = torch.fft.fftfreq(size, dtype=torch.float64)
     r = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt()
-    found = torch.fft.rfftn(real * blob_factor(2.0, values_V)(r)).real
+    table = blob_factor(2.0, values_V)
+    factor = np.interp(r.numpy(), np.arange(len(table.values_T)) * table.step, table.values_T.numpy())
+    found = torch.fft.rfftn(real * torch.from_numpy(factor)).real
     x, y, z = rows.coordinates_V3().long().unbind(1)
     inside = (x * x + y * y + z * z) < rows.radius**2
     return torch.where(inside, found[z % size, y % size, torch.where(inside, x, 0)], 0)
@@ -78,6 +81,16 @@ def test_fold_and_unfold(name: str, planes: int) -> None:
     torch.testing.assert_close(other_V.cpu().double(), out_V, rtol=0, atol=1e-13 if dtype == torch.float64 else 1e-4)
     adjoint = (wanted * wanted).sum() - ((out_V - values_V) * values_V).sum()
     assert abs(float(adjoint)) < 1e-12 * float((wanted * wanted).sum())
+
+
+@pytest.mark.parametrize("name", versions())
+def test_products_with_a_function_of_the_distance(name: str) -> None:
+    dtype = torch.float32 if name == "triton" else torch.float64
+    planes_MYX = torch.rand(6, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = planes_MYX.to(DEVICES[name], dtype, copy=True)
+    radial(planes_MYX, blob_factor(2.0, planes_MYX), 3, 2, "reference")
+    radial(found, blob_factor(2.0, found), 3, 2, name)
+    torch.testing.assert_close(found.cpu().double(), planes_MYX, rtol=0, atol=1e-14 if dtype == torch.float64 else 1e-6)
 
 
 def test_the_blob_is_that_of_its_definition() -> None:

@@ -17,13 +17,12 @@ at 1/2. So do we, on any grid of at least that size: maps agree to two thousandt
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.kernels.fold import RadialTable
 from verglas.maximization.stride import StrideConvolution, strides_for
 from verglas.nufft.fine import smooth_size
 from verglas.projection.volume import coordinate_chunks, radius2
@@ -65,16 +64,9 @@ def blob_transform(r: Tensor, padding: float) -> Tensor:
     return torch.where(square >= 0, inside, beyond) / ((torch.cosh(alpha) - torch.sinh(alpha) / alpha) / alpha**2)
 
 
-def blob_factor(padding: float, like: Tensor, stretch: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """K(stretch r) as a function of r from a table, 0 where stretch r > 1/2; in the precision of `like` and on its device."""
+def blob_factor(padding: float, like: Tensor, stretch: float = 1.0) -> RadialTable:
+    """K(stretch r) as a function of r, 0 where stretch r > 1/2; in the precision of `like` and on its device."""
     step = 0.5 / (SAMPLES - 2)
     table = blob_transform(torch.arange(SAMPLES, dtype=torch.float64) * step, padding).to(like)
     table[-2:] = 0
-    slope = table.diff(append=table[-1:])
-
-    def factor(r: Tensor) -> Tensor:
-        place = (r * (stretch / step)).clamp_max(SAMPLES - 2)
-        index = place.int()
-        return table[index] + slope[index] * (place - index)
-
-    return factor
+    return RadialTable(table, step / stretch)

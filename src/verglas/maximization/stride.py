@@ -17,7 +17,6 @@ OML-Relion, IPDPS 2021).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
-from verglas.kernels.fold import fold, unfold
+from verglas.kernels.fold import RadialTable, fold, radial, unfold
 
 BYTES = {"cpu": 2e9, "cuda": 16e9}  # what the transforms of one residue may take, unless more strides cannot be had
 ARRAYS = 4  # as large as one residue that are alive at a time: its transform, twice with the FFT's own, and planes
@@ -33,12 +32,12 @@ ARRAYS = 4  # as large as one residue that are alive at a time: its transform, t
 
 @dataclass(frozen=True)
 class StrideConvolution:
-    """rows: where the voxels lie; size: P; factor: what the inverse transform is multiplied by, a function of the distance from
-    the origin in units of P (0 .. sqrt(3)/2); strides: a divisor of P; ranks: who share the residues."""
+    """rows: where the voxels lie; size: P; factor: what the inverse transform is multiplied by, of the distance from the origin
+    in units of P (0 .. sqrt(3)/2); strides: a divisor of P; ranks: who share the residues."""
 
     rows: RowTable
     size: int
-    factor: Callable[[Tensor], Tensor]
+    factor: RadialTable
     strides: int
     ranks: Ranks = ALONE
 
@@ -57,7 +56,7 @@ class StrideConvolution:
             part = torch.view_as_complex(fold(values_V, self.rows, phase_Z2, shape))
             planes = torch.fft.irfftn(part, s=(shape[0], self.size, self.size), norm="forward")
             del part
-            self._multiply(planes, residue)
+            radial(planes, self.factor, self.strides, residue)
             unfold(torch.view_as_real(torch.fft.rfftn(planes)), self.rows, phase_Z2, out_V)
         out_V /= float(self.size) ** 3
         return self.ranks.add_up(out_V, "convolution")
@@ -65,14 +64,6 @@ class StrideConvolution:
     def traffic(self, values_V: Tensor) -> float:
         """Bytes that each rank sends for one convolution."""
         return 2 * (self.ranks.size - 1) / self.ranks.size * values_V.nbytes
-
-    def _multiply(self, planes_MYX: Tensor, residue: int) -> None:
-        """By the factor at z = strides m + residue, plane after plane, in place."""
-        axis = torch.arange(self.size, device=planes_MYX.device)
-        axis2 = torch.where(axis > self.size // 2, axis - self.size, axis).to(planes_MYX.dtype).square()
-        plane2_YX = axis2[:, None] + axis2
-        for m, plane in enumerate(planes_MYX):
-            plane *= self.factor((plane2_YX + axis2[self.strides * m + residue]).sqrt_().div_(self.size))
 
 
 def strides_for(size: int, element_bytes: int, device: torch.device, at_least: int = 1) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numba
 from torch import Tensor
 
 from verglas.core.rows import RowTable
+from verglas.kernels.fold import RadialTable
 from verglas.kernels.positions import FASTMATH
 
 
@@ -39,6 +42,21 @@ def _unfold(part, start, length, half, phase, out):
                 out[first + x] += re * line[2 * x] + im * line[2 * x + 1]
 
 
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
+def _radial(planes, table, per_step, strides, residue):
+    size, last = planes.shape[1], len(table) - 2
+    for m in numba.prange(planes.shape[0]):
+        z = strides * m + residue
+        z -= size if z > size // 2 else 0
+        for row in range(size):
+            y = row - size if row > size // 2 else row
+            for column in range(size):
+                x = column - size if column > size // 2 else column
+                place = min(math.sqrt(x * x + y * y + z * z) * per_step, float(last))
+                index = int(place)
+                planes[m, row, column] *= table[index] + (table[index + 1] - table[index]) * (place - index)
+
+
 def fold_cpu(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """See `fold`."""
     out = values_V.new_empty(*shape, 2)
@@ -51,3 +69,9 @@ def unfold_cpu(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V: Tenso
     """See `unfold`."""
     table = (rows.start_ZY.numpy(), rows.length_ZY.numpy(), rows.half)
     _unfold(part_MYX2.contiguous().flatten(2).numpy(), *table, phase_Z2.contiguous().numpy(), out_V.numpy())
+
+
+def radial_cpu(planes_MYX: Tensor, table: RadialTable, strides: int, residue: int) -> None:
+    """See `radial`."""
+    per_step = 1 / (planes_MYX.shape[1] * table.step)
+    _radial(planes_MYX.numpy(), table.values_T.to(planes_MYX.dtype).numpy(), per_step, strides, residue)

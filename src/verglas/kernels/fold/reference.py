@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
+from verglas.kernels.fold import RadialTable
 
 
 def fold_reference(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -21,6 +22,18 @@ def unfold_reference(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V:
     planes, size, columns, _ = part_MYX2.shape
     place_V, z_V, fits_V = _places(rows, (planes, size, columns))
     out_V += (part_MYX2.view(-1, 2)[place_V] * phase_Z2[z_V]).sum(1) * fits_V
+
+
+def radial_reference(planes_MYX: Tensor, table: RadialTable, strides: int, residue: int) -> None:
+    """See `radial`."""
+    size = planes_MYX.shape[1]
+    axis = torch.arange(size, device=planes_MYX.device)
+    axis2 = torch.where(axis > size // 2, axis - size, axis).to(planes_MYX.dtype).square()
+    r_MYX = (axis2[residue::strides][:, None, None] + axis2[:, None] + axis2).sqrt() / size
+    place = (r_MYX / table.step).clamp_max(len(table.values_T) - 2)
+    index = place.int()
+    low, high = table.values_T[index], table.values_T[index + 1]
+    planes_MYX *= low + (high - low) * (place - index)
 
 
 def _places(rows: RowTable, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:

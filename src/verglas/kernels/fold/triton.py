@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from verglas.core.rows import RowTable
+from verglas.kernels.fold import RadialTable
 
 BLOCK, WARPS = 256, 2  # voxels of a row worked on at a time
 
@@ -52,6 +53,24 @@ def _unfold_kernel(part, start, length, phase, out, planes, size, columns, half,
         tl.store(out + begin + x, tl.load(out + begin + x, mask=mask, other=0.0) + found, mask=mask)
 
 
+@triton.jit
+def _radial_kernel(planes, table, per_step, last, strides, residue, size, BLOCK: tl.constexpr):
+    m, row = tl.program_id(0) // size, tl.program_id(0) % size
+    z = strides * m + residue
+    z = tl.where(z > size // 2, z - size, z).to(tl.float32)
+    y = tl.where(row > size // 2, row - size, row).to(tl.float32)
+    target = planes + tl.program_id(0).to(tl.int64) * size
+    for x0 in range(0, size, BLOCK):
+        column = x0 + tl.arange(0, BLOCK)
+        mask = column < size
+        x = tl.where(column > size // 2, column - size, column).to(tl.float32)
+        place = tl.minimum(tl.sqrt(x * x + (y * y + z * z)) * per_step, last)
+        index = place.to(tl.int32)
+        low, high = tl.load(table + index), tl.load(table + index + 1)
+        value = tl.load(target + column, mask=mask, other=0.0)
+        tl.store(target + column, value * (low + (high - low) * (place - index.to(tl.float32))), mask=mask)
+
+
 def fold_triton(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """See `fold`."""
     planes, size, columns = shape
@@ -71,4 +90,13 @@ def unfold_triton(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V: Te
     _unfold_kernel[((2 * reach + 1) ** 2,)](
         part_MYX2.contiguous(), rows.start_ZY, rows.length_ZY, phase_Z2.contiguous(), out_V, planes, size, columns, rows.half,
         reach, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
+
+
+def radial_triton(planes_MYX: Tensor, table: RadialTable, strides: int, residue: int) -> None:
+    """See `radial`."""
+    planes, size, _ = planes_MYX.shape
+    _radial_kernel[(planes * size,)](
+        planes_MYX, table.values_T.contiguous(), 1 / (size * table.step), float(len(table.values_T) - 2), strides, residue, size,
+        BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
