@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,13 +14,15 @@ from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, se
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy as np
     import torch
 
     from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
-    from verglas.maximization.accumulate import Accumulator
-    from verglas.maximization.reconstruct import Geometry
+    from verglas.maximization.least_squares import NormalSums
+    from verglas.maximization.reconstruct import Geometry, Sums
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.loader import BadImage, ImageLoader
     from verglas.particles.table import ParticleTable
@@ -61,6 +64,8 @@ class Reconstruct:
     """Oversampling of Fourier space."""
     gridding: Literal["plain", "exact"] = "plain"
     """plain: data over weight; exact: weights are iterated to even sampling (relion_reconstruct without --skip_gridding)."""
+    solver: Literal["gridding", "cg"] = "gridding"
+    """gridding: sums on a padded grid; cg: least squares by conjugate gradients, without interpolation: slower, more accurate."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
@@ -102,6 +107,8 @@ class Reconstruct:
                 raise InputError(name, str(value), "a length above 0 Å")
         if self.half_maps and self.no_half_maps:
             raise InputError("--half-maps", "given together with --no-half-maps", "one of the two")
+        if self.solver == "cg" and self.gridding == "exact":
+            raise InputError("--gridding", "exact given together with --solver cg", "one of the two: cg does no gridding")
         if self.mask is not None and self.mask_diameter is not None:
             raise InputError("--mask-diameter", "given together with --mask", "one of the two")
 
@@ -148,6 +155,17 @@ class Task:
         return cls(options, table, half_B, geometry, loader, device, mask)
 
 
+    def new_sums(self) -> Callable[[], NormalSums] | None:
+        """Makes the normal equations that `--solver cg` adds to; None for sums on a padded grid."""
+        if self.options.solver == "gridding":
+            return None
+        from verglas.core.symmetry import normalise_name
+        from verglas.maximization.least_squares import NormalSums
+
+        geometry, symmetry = self.geometry, normalise_name(self.options.sym)
+        return partial(NormalSums, geometry.box, geometry.radius, symmetry, self.device)
+
+
 def share(table: ParticleTable, half_B: np.ndarray, ranks: Ranks) -> np.ndarray:
     """The rows whose images this rank adds up: an equal part of every half-set, one piece of the order of the files."""
     import torch
@@ -163,7 +181,7 @@ def share(table: ParticleTable, half_B: np.ndarray, ranks: Ranks) -> np.ndarray:
     return np.flatnonzero((owners(order_B, torch.from_numpy(half_B), ranks.size) == ranks.rank).numpy())
 
 
-def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> list[Accumulator]:
+def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> Sequence[Sums]:
     """Weighted sums of all slices, of all ranks, one for each half-set; run None: this rank says nothing."""
     from verglas.distributed.ranks import each_its_part
     from verglas.maximization.reconstruct import accumulate
@@ -183,7 +201,7 @@ def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> li
 
         with each_its_part(ranks):
             ctf, device = task.options.ctf, task.device
-            sums = accumulate(task.table, task.half_B, task.loader, task.geometry, ctf, device, advance)
+            sums = accumulate(task.table, task.half_B, task.loader, task.geometry, ctf, device, advance, task.new_sums())
         for one in sums:
             one.add_up(ranks)
         advance(count)
@@ -216,7 +234,7 @@ def announce(task: Task, run: RunFolder, reason: str) -> None:
         run.log("the mask is not used: without half maps there is no FSC to take in it")
 
 
-def solved(task: Task, sums: list[Accumulator], run: RunFolder) -> Reconstruction:
+def solved(task: Task, sums: Sequence[Sums], run: RunFolder) -> Reconstruction:
     """The maps that the sums make."""
     from verglas.core.symmetry import normalise_name
     from verglas.maximization.reconstruction import solve

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor
 from verglas.core.fourier import half_plane_pixels
 from verglas.kernels.weigh import GroupTables, ImageFactors, weigh
 from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.least_squares import NormalSums
 from verglas.optics.aberrations import aberration_phase_K
 from verglas.optics.ctf import CtfParameters, GroupCtf
 from verglas.optics.group import OpticsGroup
 from verglas.particles.loader import ImageLoader
 from verglas.particles.table import ParticleTable
+
+Sums: TypeAlias = Accumulator | NormalSums
+"""What slices are added to: padded voxels, or the normal equations."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,15 @@ def model_geometry(table: ParticleTable, max_resolution: float | None, padding: 
 
 def accumulate(
     table: ParticleTable, half_B: np.ndarray, loader: ImageLoader, geometry: Geometry, use_ctf: bool,
-    device: torch.device | str, advance: Callable[[int], None] = lambda n: None,
-) -> list[Accumulator]:  # fmt: skip
+    device: torch.device | str, advance: Callable[[int], None] = lambda n: None, new: Callable[[], Sums] | None = None,
+) -> Sequence[Sums]:  # fmt: skip
     """Backproject every image of `loader` into one accumulator per distinct value of `half_B` (its order ascending).
 
-    half_B: of all rows of the table, those of which the loader reads a part included.
+    half_B: of all rows of the table, those of which the loader reads a part included. new: makes what slices are added to, by
+    default an `Accumulator`.
     """
     values = np.unique(half_B)
-    sums = [Accumulator(geometry.box, geometry.radius, geometry.padding, device) for _ in values]
+    sums = [new() if new else Accumulator(geometry.box, geometry.radius, geometry.padding, device) for _ in values]
     rotation_B33, origin_B2, ctf = table.rotations(), table.origins(), table.ctf() if use_ctf else None
     slicers: dict[int, GroupSlices] = {}
     for batch in loader:
@@ -99,8 +105,8 @@ def accumulate(
 
 
 def _split(
-    sums: list[Accumulator], values: np.ndarray, half_B: np.ndarray
-) -> Iterator[tuple[Accumulator, Tensor | slice]]:
+    sums: Sequence[Sums], values: np.ndarray, half_B: np.ndarray
+) -> Iterator[tuple[Sums, Tensor | slice]]:
     """The rows of a batch that belong to each accumulator; a slice, which copies nothing, where that is all of them."""
     for accumulator, value in zip(sums, values):
         mine = np.flatnonzero(half_B == value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from verglas.core.masks import soft_sphere
 from verglas.core.shells import fsc, last_shell_above, resolution_angstrom
 from verglas.io.atomic import atomic_path
 from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.least_squares import NormalEquations, NormalSums
 from verglas.maximization.solve import SolvedSums, gather_sums, wiener_term
 
 MASK_EDGE = 3  # px, raised cosine outside the sphere
@@ -67,7 +69,7 @@ class Reconstruction:
                 writer.writerow([shell, resolution, *values])
 
 
-def solve(sums: list[Accumulator], symmetry: str, pixel_size: float, mask_ZYX: Tensor | None = None,
+def solve(sums: Sequence[Accumulator | NormalSums], symmetry: str, pixel_size: float, mask_ZYX: Tensor | None = None,
           mask_radius: float | None = None, exact: bool = False) -> Reconstruction:  # fmt: skip
     """Maps from one accumulator, or from two of independent halves (then with half maps, FSC, SSNR and Wiener map).
 
@@ -77,13 +79,14 @@ def solve(sums: list[Accumulator], symmetry: str, pixel_size: float, mask_ZYX: T
     """
     box, radius = sums[0].box, sums[0].radius
     if len(sums) == 1:
-        return Reconstruction(replace(gather_sums(sums, symmetry, consume=True), exact=exact).map(), pixel_size, radius)
-    halves = [replace(gather_sums([half], symmetry, consume=True), exact=exact) for half in sums]
-    whole = add(halves)
+        return Reconstruction(gathered(sums[0], symmetry, exact).map(), pixel_size, radius)
+    halves = [gathered(half, symmetry, exact) for half in sums]
+    whole = joined(halves)
     mask = mask_ZYX
     if mask is None:
-        mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE, sums[0].rows.device)
+        mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE)
     first = [half.map() for half in halves]
+    mask = mask.to(first[0].device)
     inside_S = within(fsc(first[0] * mask, first[1] * mask), radius)
     half_maps = tuple(half.map(wiener_term(inside_S, half.shell_weight(), joined=False), keep_scale=True) for half in halves)
     masked_S = within(fsc(half_maps[0] * mask, half_maps[1] * mask), radius)
@@ -92,6 +95,21 @@ def solve(sums: list[Accumulator], symmetry: str, pixel_size: float, mask_ZYX: T
         whole.map(), pixel_size, radius, whole.map(prior_S), (half_maps[0], half_maps[1]), within(fsc(*half_maps), radius),
         masked_S, whole.shell_weight() / prior_S, whole.coverage(prior_S),
     )  # fmt: skip
+
+
+def gathered(sums: Accumulator | NormalSums, symmetry: str, exact: bool) -> SolvedSums | NormalEquations:
+    """What maps are made of; `sums` are used up."""
+    if isinstance(sums, NormalSums):
+        return sums.normal()
+    return replace(gather_sums([sums], symmetry, consume=True), exact=exact)
+
+
+def joined(halves: list[SolvedSums | NormalEquations]) -> SolvedSums | NormalEquations:
+    """Both halves together."""
+    first, second = halves
+    if isinstance(first, NormalEquations) and isinstance(second, NormalEquations):
+        return first + second
+    return add([half for half in halves if isinstance(half, SolvedSums)])
 
 
 def within(curve_S: Tensor, radius: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`fold`, `unfold`, `radial`: packed voxels to and from the part of a transform that one residue of planes needs. See README.md."""
+"""`fold`, `unfold`, `radial`: packed voxels to and from the part of a transform that one residue of planes needs (README.md)."""
 
 from __future__ import annotations
 
