@@ -35,6 +35,7 @@ from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import Ways
 from verglas.ptychography.collect import bytes_of, gathered
+from verglas.ptychography.costs import measured as costs
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.reconstruct import engine_of
@@ -115,7 +116,7 @@ def measured(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> di
     position_B2, shape = positions_of(args.positions, args.window, args.fractions)
     window = (args.window, args.window)
     whole = Scan(torch.ones(len(position_B2), 1, 1).expand(-1, *window), position_B2)
-    share = Share.of_one(whole) if ranks.size == 1 else Share.of(ranks, position_B2, window, shape, device=device.type)
+    share = Share.of_one(whole) if ranks.size == 1 else Share.of(ranks, position_B2, window, shape, costs(ranks, device))
     own_B2 = position_B2 if ranks.size == 1 else position_B2[share.rows_B] - share.corner_2
     probe = torch.from_numpy(beam(LightOptions(width=WIDTH, photons=PHOTONS), args.window, False)).to(device, torch.complex64)
     scan = simulated(share, own_B2, probe, shape)

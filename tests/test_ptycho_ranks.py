@@ -13,6 +13,7 @@ from ptycho_ranks import found_by
 from ptycho_world import made_up, scan_of
 from verglas.errors import InputError
 from verglas.ptychography.collect import bytes_of
+from verglas.ptychography.costs import Costs
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.reconstruct import PassDone, reconstruct
 from verglas.ptychography.tiles import Box, Tile, chosen, shared_pixels, tiles_of
@@ -103,9 +104,10 @@ def test_more_ranks_than_positions_are_refused() -> None:
 def test_the_model_of_costs_tells_tiles_from_whole_objects() -> None:
     position_B2 = torch.cartesian_prod(*[torch.arange(40, dtype=torch.float64) * 50] * 2)
     large = tiles_of(position_B2, (512, 512), (2470, 2470), 4, 2)
-    assert chosen(large, (2470, 2470), 1, "cuda")[0] is large
+    links = Costs(5e-5, 1 / 150e9, 1 / 2.5e12)  # of two GPUs of a host
+    assert chosen(large, (2470, 2470), 1, links)[0] is large
     small = tiles_of(position_B2 / 500, (512, 512), (520, 520), 8, 2)  # all windows on one another: eight send all to all
-    tiles, reason = chosen(small, (520, 520), 1, "cuda")
+    tiles, reason = chosen(small, (520, 520), 1, links)
     assert all(tile.box == Box(0, 0, 520, 520) for tile in tiles) and "whole object" in reason
     assert all(one.cell == other.cell for one, other in zip(small, tiles, strict=True))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.ptychography.costs import measured
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.positions import Corrections
 from verglas.ptychography.positions_search import REACH
@@ -117,8 +118,8 @@ def share_of(
         rows, columns = after.found.object_OLYX.shape[-2:]
         shape, position_B2 = (rows, columns), after.found.positions_B2.cpu()
     planes = options.object_modes * (len(scan.geometry.slice_distances) + 1)
-    kind = torch.device(device).type
-    return Share.of(ranks, position_B2, scan.window, shape, planes, bool(options.positions_from), kind)
+    costs = measured(ranks, torch.device(device))
+    return Share.of(ranks, position_B2, scan.window, shape, costs, planes, bool(options.positions_from))
 
 
 def plan_of(problem: Problem) -> tuple[str, ...]:

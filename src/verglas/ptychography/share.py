@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.ptychography.costs import Costs
 from verglas.ptychography.halo import Halo
 from verglas.ptychography.scan import Scan
 from verglas.ptychography.tiles import Box, Tile, box_of, chosen, seen_by, tiles_of
@@ -42,14 +43,14 @@ class Share:
 
     @classmethod
     def of(
-        cls, ranks: Ranks, position_B2: Tensor, window: tuple[int, int], shape: tuple[int, int], planes: int = 1,
-        moving: bool = False, device: str = "cpu",
+        cls, ranks: Ranks, position_B2: Tensor, window: tuple[int, int], shape: tuple[int, int], costs: Costs, planes: int = 1,
+        moving: bool = False,
     ) -> Share:  # fmt: skip
-        """position_B2: of all, float64 on the CPU, in pixels of the object of `shape`; planes: modes times slices of the object;
-        moving: positions will be corrected; device: the type of what computes."""
+        """position_B2: of all, float64 on the CPU, in pixels of the object of `shape`; costs: of what ranks send; planes: modes
+        times slices of the object; moving: positions will be corrected."""
         whole = bool((position_B2 == position_B2.round()).all())
         tiles = tiles_of(position_B2, window, shape, ranks.size, MOVING_HALO if moving else HALO)
-        tiles, reason = chosen(tiles, shape, planes, device)
+        tiles, reason = chosen(tiles, shape, planes, costs)
         boxes = [tile.box for tile in tiles]
         halos = [Halo(replace(ranks, rank=rank), boxes, shape) for rank in range(ranks.size)]
         tiles = [replace(tile, rows_B=halo.border_first(tile.rows_B, position_B2, window)) for tile, halo in zip(tiles, halos)]

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from verglas.errors import InputError
+from verglas.ptychography.costs import Costs
 
-# Seconds, of the model by which ranks share an object: of one exchange, and of a byte between ranks and in a rank's own memory.
-# GPUs: NCCL over NVLink and HBM3, as measured by benchmarks/ptychography_scaling.py; processors: gloo on one host.
-COSTS = {"cuda": (5e-5, 1 / 150e9, 1 / 2.5e12), "cpu": (5e-4, 1 / 1e9, 1 / 5e9)}
 TOUCHED = 30  # times that a pass reads or writes an array of the object's size
 NUMBER = 8  # bytes of a complex number
 
@@ -126,22 +124,21 @@ def box_of(cell: Box, position_B2: Tensor, window: tuple[int, int], margin: int,
     return following.around(seen_by(position_B2, window, margin, shape))
 
 
-def chosen(tiles: list[Tile], shape: tuple[int, int], planes: int, device: str) -> tuple[list[Tile], str]:
+def chosen(tiles: list[Tile], shape: tuple[int, int], planes: int, costs: Costs) -> tuple[list[Tile], str]:
     """The tiles, or the whole object on every rank, whichever a pass takes less time with; and a sentence that tells why.
 
-    planes: modes times slices of the object. Tiles send what their boxes share with others', the whole object goes through an
-    all-reduce, and each rank works through what it keeps.
+    planes: modes times slices of the object; costs: as measured. Tiles send what their boxes share with others', the whole
+    object goes through an all-reduce, and each rank works through what it keeps.
     """
     whole = Box(0, 0, *shape)
     sent = max(shared_pixels(tiles, rank) for rank in range(len(tiles)))
     kept = max(tile.box.pixels for tile in tiles)
     ring = 2 * whole.pixels * (len(tiles) - 1) // len(tiles)
-    seconds = [seconds_of(pixels * planes, own * planes, device) for pixels, own in ((sent, kept), (ring, whole.pixels))]
+    seconds = [seconds_of(pixels * planes, own * planes, costs) for pixels, own in ((sent, kept), (ring, whole.pixels))]
     tiles_ms, whole_ms = (1e3 * one for one in seconds)
     about = f"exchange and steps of a pass should take {tiles_ms:.2g} ms with tiles, {whole_ms:.2g} ms with whole objects"
+    about = f"{about} ({costs.text})"
     size = f"{shape[0]:,} x {shape[1]:,} px"
-    if len(tiles) == 1:
-        return tiles, f"the whole object of {size} on one device"
     if seconds[1] <= seconds[0]:
         return [Tile(tile.rows_B, tile.cell, whole) for tile in tiles], f"each rank keeps the whole object of {size}: {about}"
     share = 100 * kept / whole.pixels
@@ -155,7 +152,6 @@ def shared_pixels(tiles: Sequence[Tile], rank: int) -> int:
     return sum(one.pixels for one in meetings if one is not None)
 
 
-def seconds_of(sent: int, kept: int, device: str) -> float:
+def seconds_of(sent: int, kept: int, costs: Costs) -> float:
     """Of a pass: one exchange of so many numbers, and steps of an object of so many."""
-    start, link, memory = COSTS[device]
-    return start + NUMBER * (sent * link + TOUCHED * kept * memory)
+    return costs.start + NUMBER * (sent * costs.link + TOUCHED * kept * costs.memory)
