@@ -56,9 +56,8 @@ def test_streamed_patterns_give_the_same_result(options: dict[str, Any], kind: t
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("options", [{"engine": "rpie"}, {"engine": "lsq", "batch_size": 5}, {"engine": "cg"}], ids=str)
 def test_patterns_are_streamed_to_a_gpu(options: dict[str, Any]) -> None:
-    (*_, whole), (*_, streamed) = (
-        reconstruct(SCAN, PtychoOptions(passes=6, double=True, pattern_memory=limit, **options), "cuda") for limit in (0.0, LITTLE)
-    )
+    chosen = [PtychoOptions(passes=6, double=True, pattern_memory=limit, **options) for limit in (0.0, LITTLE)]
+    (*_, whole), (*_, streamed) = (reconstruct(SCAN, one, "cuda") for one in chosen)
     assert "block by block" in streamed.plan[0]
     assert streamed.found.error_P == pytest.approx(whole.found.error_P, rel=1e-3)
 
