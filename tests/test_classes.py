@@ -17,9 +17,10 @@ from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import Map, read_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement import checkpoint, classes
+from verglas.refinement.batches import runs_within
 from verglas.refinement.config import ClassifyConfig
 from verglas.refinement.driver import Session
-from verglas.refinement.expect import HalfExpectation, runs_within
+from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.state import State
 from verglas.testing.log_probability import REFERENCE
 from verglas.testing.made_up import shell_of_domains

@@ -54,7 +54,7 @@ def make_blocks(sizes: list[tuple[int, int]], images: int = IMAGES, rows: int = 
         one[-1:] = rows - 1
     ptr = [torch.tensor([0] + [len(one) for one in lists]).cumsum(0) for lists in (slices, shifts)]
     blocks = Blocks.build(ptr[0], torch.cat(slices), ptr[1], torch.cat(shifts))
-    return Blocks(**{name: value.to(DEVICE) for name, value in vars(blocks).items()})
+    return blocks.to(DEVICE)
 
 
 def random_inputs(blocks: Blocks, coefficients: int, dtype: torch.dtype, images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:

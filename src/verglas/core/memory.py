@@ -52,6 +52,31 @@ def free_device_memory(device: torch.device) -> float:
     return float(min(free, allowed_fraction(device) * total - torch.cuda.memory_reserved(device)))
 
 
+def usable_device_memory(device: torch.device) -> float:
+    """Bytes that arrays can still take of a GPU: beside what is free, what PyTorch holds without using it."""
+    import torch
+
+    return free_device_memory(device) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def uploaded(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the host on a device. A GPU's stream takes them in its turn (from pinned memory): nobody waits for it."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def make_room(device: torch.device, needed: float) -> None:
+    """Give back what PyTorch holds of a GPU without using it, if less than `needed` bytes are free beside it.
+
+    Taking it anew costs tens of ms. PyTorch itself gives back what it holds before it runs out; what else is on the GPU does not.
+    """
+    import torch
+
+    if device.type == "cuda" and free_device_memory(device) < needed:
+        torch.cuda.empty_cache()
+
+
 def allowed_fraction(device: torch.device) -> float:
     """Share of a GPU's memory that PyTorch may take; 1 where it cannot tell."""
     import torch

@@ -66,19 +66,26 @@ class InPlaneGrid:
 
     def rotations(self, index_O: Tensor) -> Tensor:
         """Perturbed matrices Rz(psi) of coarse orientations, float64 [O, 3, 3], on the device of the index."""
-        return self._turns(self.psi_P, index_O)
+        return self._turns(0, index_O)
 
     def child_rotations(self, fine_index_F: Tensor) -> Tensor:
         """Perturbed matrices Rz(psi) of children, float64 [F, 3, 3], on the device of the index."""
-        return self._turns(self._fine_psi_Q, fine_index_F)
+        return self._turns(self.oversampling, fine_index_F)
 
-    @cached_property
-    def _fine_psi_Q(self) -> Tensor:
-        parts = 2**self.oversampling
-        centre_C = (torch.arange(parts, dtype=torch.float64) + 0.5) / parts - 0.5  # of the equal parts of a step
-        return (self.psi_P[:, None] + centre_C * self.psi_step).flatten()
-
-    def _turns(self, psi_Q: Tensor, index_F: Tensor) -> Tensor:
-        psi_F = (psi_Q + self.perturbation * self.psi_step).to(index_F.device)[index_F.long()]
+    def _turns(self, levels: int, index_F: Tensor) -> Tensor:
+        psi_F = self._psi_on(levels, index_F.device)[index_F.long()]
         zero_F = torch.zeros_like(psi_F)
         return matrix_from_euler(zero_F, zero_F, psi_F)
+
+    def _psi_on(self, levels: int, device: torch.device) -> Tensor:
+        """Perturbed angles, each of 2^levels equal parts of a step; brought to a device once."""
+        key = levels, device
+        if key not in self._psis:
+            centre_C = (torch.arange(2**levels, dtype=torch.float64) + 0.5) / 2**levels - 0.5
+            psi_Q = (self.psi_P[:, None] + centre_C * self.psi_step).flatten()
+            self._psis[key] = (psi_Q + self.perturbation * self.psi_step).to(device)
+        return self._psis[key]
+
+    @cached_property
+    def _psis(self) -> dict[tuple[int, torch.device], Tensor]:
+        return {}

@@ -25,8 +25,10 @@ from verglas.core.symmetry import mates_beyond, symmetry_matrices
 from verglas.errors import InputError
 from verglas.expectation.healpix import directions_of_pixels, largest_radius
 from verglas.expectation.sampling import OrientationGrid, directions_of_unit, view_vectors, views_of_unit
+from verglas.kernels.blocks import owner
 
 _CUT = 3.0  # sigmas
+_CHILDREN = 4  # of a HEALPix pixel
 _FIRST_ORDER = 2  # of the HEALPix pixels with which the descent to the grid's directions starts
 _PAIRS_AT_ONCE = 2**21  # (prior, first pixel) pairs, and so the memory of a block of particles: some 100 MB
 
@@ -65,7 +67,7 @@ def select_local(grid: OrientationGrid, prior_B33: Tensor, sigma_degrees: float,
     if not 0 < sigma_degrees <= 180:
         raise InputError("local search", f"a prior of {sigma_degrees:g} degrees", "more than 0, up to 180",
                          "Search globally, or give the spread of the pose errors.")  # fmt: skip
-    mates_G33 = symmetry_matrices(symmetry).to(prior_B33.device)
+    mates_G33 = _mates(symmetry, prior_B33.device)
     descent = _descent(grid.healpix_order, grid.symmetry, _CUT * sigma_degrees, prior_B33.device)
     block = max(1, _PAIRS_AT_ONCE // (len(mates_G33) * len(descent.levels[0].view_U3)))
     counts, orientations, logs = [], [], []
@@ -92,14 +94,19 @@ def select_relaxed(
     mates_R33 = mates_beyond(symmetry, relaxed).to(prior_B33.device)
     prior_Q33 = (prior_B33[:, None].double() @ mates_R33).reshape(-1, 3, 3)
     ptr_Q1, orientation_N, log_prior_N = select_local(grid, prior_Q33, sigma_degrees, symmetry)
-    prior_N = torch.repeat_interleave(torch.arange(len(prior_Q33), device=ptr_Q1.device), ptr_Q1.diff())
+    prior_N = owner(ptr_Q1, len(orientation_N))
     key_N = torch.div(prior_N, len(mates_R33), rounding_mode="floor") * grid.count + orientation_N
     key_M, which_N = torch.unique(key_N, sorted=True, return_inverse=True)
     share_M = log_prior_N.new_zeros(len(key_M)).index_add_(0, which_N, log_prior_N.exp() / len(mates_R33))
     particle_M = torch.div(key_M, grid.count, rounding_mode="floor")
-    count_B = torch.bincount(particle_M, minlength=len(prior_B33))
+    count_B = ptr_Q1.new_zeros(len(prior_B33)).index_add_(0, particle_M, torch.ones_like(particle_M))
     ptr_B1 = torch.cat([count_B.new_zeros(1), count_B.cumsum(0)])
     return ptr_B1, key_M - particle_M * grid.count, share_M.log()
+
+
+@lru_cache(maxsize=4)  # every batch asks for them
+def _mates(symmetry: str, device: torch.device) -> Tensor:
+    return symmetry_matrices(symmetry).to(device)
 
 
 @lru_cache(maxsize=2)  # every batch of every iteration on this grid asks for it
@@ -134,28 +141,38 @@ def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, desce
     view_P33 = descent.view_D33[direction_P]
     pair_N, psi_N, log_N = _in_plane(grid, prior_Q33[prior_P], view_P33, sigma)
     particle_P = torch.div(prior_P, mates, rounding_mode="floor")
-    key_N = particle_P[pair_N] * grid.count + direction_P[pair_N] * grid.n_psi + psi_N
-    key_M, which_N = torch.unique(key_N, sorted=True, return_inverse=True)
-    log_M = torch.full((len(key_M),), -torch.inf, dtype=torch.float64, device=key_M.device)
-    log_M.scatter_reduce_(0, which_N, log_N, "amax")
+    key_M, log_M = _largest(particle_P[pair_N] * grid.count + direction_P[pair_N] * grid.n_psi + psi_N, log_N, mates > 1)
     particle_M = torch.div(key_M, grid.count, rounding_mode="floor")
     highest_B = log_M.new_full((particles,), -torch.inf).scatter_reduce_(0, particle_M, log_M, "amax")
     log_M = log_M - highest_B[particle_M]
     total_B = log_M.new_zeros(particles).index_add_(0, particle_M, log_M.exp())
-    count_B = torch.bincount(particle_M, minlength=particles)
+    count_B = torch.zeros_like(found_B, dtype=torch.int64).index_add_(0, particle_M, torch.ones_like(particle_M))
     return count_B, key_M - particle_M * grid.count, log_M - total_B.log()[particle_M]
 
 
+def _largest(key_N: Tensor, log_N: Tensor, repeated: bool) -> tuple[Tensor, Tensor]:
+    """Keys, ascending, each once, and the largest value of each. repeated: whether any may be there more than once."""
+    if not repeated:
+        key_M, order_M = key_N.sort()
+        return key_M, log_N[order_M]
+    key_M, which_N = torch.unique(key_N, sorted=True, return_inverse=True)
+    log_M = torch.full((len(key_M),), -torch.inf, dtype=torch.float64, device=key_M.device)
+    return key_M, log_M.scatter_reduce_(0, which_N, log_N, "amax")
+
+
 def _directions_within(view_Q3: Tensor, levels: list[_Level]) -> tuple[Tensor, Tensor]:
-    """Pairs (prior, direction of the grid) closer than the cut: descent through the pixels that are close enough."""
+    """Pairs (prior, direction of the grid) closer than the cut: descent through the pixels that are close enough.
+
+    One wait for a GPU at each level: pixels have four children at most, so all four are looked at, whether they exist or not.
+    """
     prior_P, pixel_P = torch.nonzero(view_Q3 @ levels[0].view_U3.T > levels[0].reach, as_tuple=True)
     for above, level in itertools.pairwise(levels):
-        first_P = above.child_ptr_U1[pixel_P]
-        children_P = above.child_ptr_U1[pixel_P + 1] - first_P
-        prior_P, place = _repeat(prior_P, children_P)
-        pixel_P = torch.repeat_interleave(first_P, children_P) + place
-        close = (view_Q3[prior_P] * level.view_U3[pixel_P]).sum(1) > level.reach
-        prior_P, pixel_P = prior_P[close], pixel_P[close]
+        first_P1, end_P1 = above.child_ptr_U1[pixel_P, None], above.child_ptr_U1[pixel_P + 1, None]
+        child_P4 = first_P1 + torch.arange(_CHILDREN, device=pixel_P.device)
+        view_P43 = level.view_U3[child_P4.clamp_max(len(level.view_U3) - 1)]
+        close_P4 = ((view_Q3[prior_P, None] * view_P43).sum(2) > level.reach) & (child_P4 < end_P1)
+        parent_P, child_P = close_P4.nonzero().unbind(1)
+        prior_P, pixel_P = prior_P[parent_P], child_P4[parent_P, child_P]
     return prior_P, pixel_P
 
 
@@ -194,8 +211,7 @@ def _in_plane(grid: OrientationGrid, prior_P33: Tensor, view_P33: Tensor, sigma:
 
 def _repeat(value_P: Tensor, times_P: Tensor) -> tuple[Tensor, Tensor]:
     """Each value `times` times, and the number of each repetition, counted from 0 for each value."""
-    start_P = times_P.cumsum(0) - times_P
-    return (
-        torch.repeat_interleave(value_P, times_P),
-        torch.arange(int(times_P.sum()), device=value_P.device) - torch.repeat_interleave(start_P, times_P),
-    )
+    end_P = times_P.cumsum(0)
+    count = int(end_P[-1]) if len(end_P) else 0
+    which_N = torch.repeat_interleave(times_P, output_size=count)
+    return value_P[which_N], torch.arange(count, device=value_P.device) - (end_P - times_P)[which_N]

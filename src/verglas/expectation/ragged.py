@@ -13,7 +13,13 @@ def every(particles: int, slices: int, shifts: int, device: torch.device) -> Blo
     ptr_B1 = torch.arange(particles + 1, device=device)
     slice_N = torch.arange(slices, device=device, dtype=torch.int32).repeat(particles)
     shift_M = torch.arange(shifts, device=device, dtype=torch.int32).repeat(particles)
-    return Blocks.build(ptr_B1 * slices, slice_N, ptr_B1 * shifts, shift_M)
+    return Blocks.build(ptr_B1 * slices, slice_N, ptr_B1 * shifts, shift_M, particles * slices * shifts)
+
+
+def at_all_shifts(ptr_B1: Tensor, slice_N: Tensor, shifts: int) -> Blocks:
+    """Blocks in which particles have slices of their own (CSR), and all shifts 0..shifts-1."""
+    whole = every(len(ptr_B1) - 1, 0, shifts, slice_N.device)
+    return Blocks.build(ptr_B1, slice_N, whole.shift_ptr_B1, whole.shift_M, len(slice_N) * shifts)
 
 
 def distinct(index_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -35,4 +41,5 @@ def children(blocks: Blocks, slices_each: int, shifts_each: int) -> Blocks:
     device = blocks.slice_N.device
     slices = (blocks.slice_N[:, None] * slices_each + torch.arange(slices_each, device=device, dtype=torch.int32)).flatten()
     shifts = (blocks.shift_M[:, None] * shifts_each + torch.arange(shifts_each, device=device, dtype=torch.int32)).flatten()
-    return Blocks.build(blocks.slice_ptr_B1 * slices_each, slices, blocks.shift_ptr_B1 * shifts_each, shifts)
+    count = None if blocks.count is None else blocks.count * slices_each * shifts_each
+    return Blocks.build(blocks.slice_ptr_B1 * slices_each, slices, blocks.shift_ptr_B1 * shifts_each, shifts, count)

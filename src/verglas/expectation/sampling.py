@@ -8,7 +8,7 @@ average out. Numbers and orders of samples are RELION's, so that its files and o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -187,7 +187,7 @@ class OrientationGrid:
         index_O = torch.arange(self.count) if index_O is None else index_O.long()
         direction = self.direction_of(index_O)
         view_O33 = self._perturbed_views(0, direction)
-        return _turned_in_plane(view_O33, self.psi_P, index_O - direction * self.n_psi)
+        return _turned_in_plane(view_O33, self._tables(0, index_O.device), index_O - direction * self.n_psi)
 
     def child_rotations(self, fine_index_F: Tensor) -> Tensor:
         """Perturbed matrices A of children, fine index o * C + c, float64 [F, 3, 3], on the device of the index."""
@@ -199,7 +199,7 @@ class OrientationGrid:
         psi = orientation - direction * self.n_psi
         row = direction * within + torch.div(child, in_plane, rounding_mode="floor")
         view_F33 = self._perturbed_views(self.oversampling, row)
-        return _turned_in_plane(view_F33, self._fine_psi_Q, psi * in_plane + child % in_plane)
+        return _turned_in_plane(view_F33, self._tables(self.oversampling, view_F33.device), psi * in_plane + child % in_plane)
 
     @property
     def views_D33(self) -> Tensor:
@@ -209,16 +209,30 @@ class OrientationGrid:
     def _perturbed_views(self, levels: int, row_F: Tensor) -> Tensor:
         """Perturbed matrices with psi = 0 of descendants of the directions, numbered direction * 4^levels + child, [F, 3, 3]."""
         view_E33 = views_of_unit(self.healpix_order, levels, self.symmetry, row_F.device)
-        return view_E33[row_F] @ self._perturbing_33.to(row_F.device)
+        return view_E33[row_F] @ self._tables(levels, row_F.device).perturbing_33
+
+    def _tables(self, levels: int, device: torch.device) -> _Tables:
+        """What matrices of coarse orientations (0 levels) or of children are made from; brought to a device once."""
+        key = levels, device
+        if key not in self._tables_on:
+            psi_Q = self.psi_P if levels == 0 else (self.psi_P[:, None] + _cell_centres(self.psi_step, levels)).reshape(-1)
+            psi_Q = torch.deg2rad(psi_Q.to(device))
+            turn = torch.tensor(self.perturbation * self.angular_step, dtype=torch.float64)
+            self._tables_on[key] = _Tables(psi_Q.cos(), psi_Q.sin(), matrix_from_euler(turn, turn, turn).to(device))
+        return self._tables_on[key]
 
     @cached_property
-    def _fine_psi_Q(self) -> Tensor:
-        return (self.psi_P[:, None] + _cell_centres(self.psi_step, self.oversampling)).reshape(-1)
+    def _tables_on(self) -> dict[tuple[int, torch.device], _Tables]:
+        return {}
 
-    @cached_property
-    def _perturbing_33(self) -> Tensor:
-        turn = torch.tensor(self.perturbation * self.angular_step, dtype=torch.float64)
-        return matrix_from_euler(turn, turn, turn)
+
+@dataclass(frozen=True)
+class _Tables:
+    """On one device: cosines and sines of in-plane angles, and the turn of the perturbation."""
+
+    cosine_Q: Tensor
+    sine_Q: Tensor
+    perturbing_33: Tensor
 
 
 @dataclass(frozen=True)
@@ -249,6 +263,10 @@ class OffsetGrid:
         fine_F2 = (coarse_T2[:, None] + torch.cartesian_prod(cell, cell).reshape(-1, 2)).reshape(-1, 2)
         return cls(step_angstrom, oversampling, coarse_T2, fine_F2)
 
+    def to(self, device: torch.device) -> OffsetGrid:
+        """The same on a device."""
+        return replace(self, coarse_T2=self.coarse_T2.to(device), fine_F2=self.fine_F2.to(device))
+
     @property
     def count(self) -> int:
         return len(self.coarse_T2)
@@ -269,10 +287,9 @@ def _cell_centres(step: float, oversampling: int) -> Tensor:
     return (torch.arange(parts, dtype=torch.float64) + 0.5) * (step / parts) - 0.5 * step
 
 
-def _turned_in_plane(view_F33: Tensor, psi_Q: Tensor, psi_index_F: Tensor) -> Tensor:
-    """Rz(psi) V for views V and in-plane angles in degrees, picked by index: rows 0 and 1 turn, row 2 stays."""
-    psi = torch.deg2rad(psi_Q.to(view_F33.device))
-    cosine, sine = psi.cos()[psi_index_F, None], psi.sin()[psi_index_F, None]
+def _turned_in_plane(view_F33: Tensor, tables: _Tables, psi_index_F: Tensor) -> Tensor:
+    """Rz(psi) V for views V and in-plane angles, picked by index: rows 0 and 1 turn, row 2 stays."""
+    cosine, sine = tables.cosine_Q[psi_index_F, None], tables.sine_Q[psi_index_F, None]
     out = torch.empty_like(view_F33)
     out[:, 0] = cosine * view_F33[:, 0] + sine * view_F33[:, 1]
     out[:, 1] = cosine * view_F33[:, 1] - sine * view_F33[:, 0]

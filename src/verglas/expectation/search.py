@@ -17,7 +17,7 @@ from torch import Tensor
 
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.images import ImagePreparer, Prepared
-from verglas.expectation.ragged import children, distinct, every
+from verglas.expectation.ragged import at_all_shifts, children, distinct, every
 from verglas.expectation.samples import at_most, correlations, locate_samples, product
 from verglas.expectation.sampling import OffsetGrid
 from verglas.expectation.slices import FineSlices, Slicer
@@ -42,7 +42,7 @@ class Local:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Grids and priors. log_prior_O: log of the prior of every coarse orientation, relative to its mean.
+    """Grids and priors, on the device. log_prior_O: log of the prior of every coarse orientation, relative to its mean.
 
     offset_sigma: Å; fraction: of the posterior mass that significant samples hold; operand: dtype of the factors of
     matrix products (float16 on a GPU, else the precision of the images). correlate: score by the correlation coefficient and
@@ -128,7 +128,7 @@ class Searcher:
         if not self.space.correlate:
             self._take_strong()
         one = every(len(prepared.weight_BK), 0, 1, prepared.weight_BK.device)
-        blocks = Blocks.build(own.ptr_B1, own.orientation_N, one.shift_ptr_B1, one.shift_M)
+        blocks = Blocks.build(own.ptr_B1, own.orientation_N, one.shift_ptr_B1, one.shift_M, len(own.orientation_N))
         log_prior_N = own.log_prior_N.to(prepared.weight_BK)
         zero_N = torch.zeros_like(log_prior_N)
         return Parents(blocks, zero_N, log_prior_N, zero_N[: blocks.particles]), own.ptr_B1.diff()
@@ -186,7 +186,7 @@ class Searcher:
         return torch.arange(self.space.grid.count, device=self.preparer.device)
 
     def _pixels(self, offset_T2: Tensor) -> Tensor:
-        return (offset_T2 / self.preparer.group.pixel_size).to(self.preparer.device, self.preparer.dtype)
+        return (offset_T2 / self.preparer.group.pixel_size).to(self.preparer.dtype)
 
     def _weak(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """Images and weights without the coefficients that are compared in single precision."""
@@ -280,11 +280,10 @@ class Searcher:
 
     def _coarse_local(self, prepared: Prepared, log_offset_BT: Tensor, local: Local) -> tuple[Parents, Tensor]:
         """The same over each particle's own orientations."""
-        count, (n, shifts) = self.preparer.coarse_count, log_offset_BT.shape
+        count, shifts = self.preparer.coarse_count, log_offset_BT.shape[1]
         orientation_U, row_N = distinct(local.orientation_N, self.space.grid.count)
         slices_U2K = self.coarse_slicer.coarse(self.space.grid, orientation_U)
-        whole = every(n, 0, shifts, row_N.device)
-        blocks = Blocks.build(local.ptr_B1, row_N, whole.shift_ptr_B1, whole.shift_M)
+        blocks = at_all_shifts(local.ptr_B1, row_N, shifts)
         scored_B2K, weight_BK = self._weak(prepared)
         images = self.shifted(scored_B2K, self.space.offsets.coarse_T2, count)
         score_N = compare(images, weight_BK[:, :count].contiguous(), slices_U2K, blocks)
@@ -321,7 +320,7 @@ class Searcher:
             count = self.space.grid.count
             orientation_B, shift_B = best_B % count, torch.div(best_B, count, rounding_mode="floor")
         ptr_B1 = torch.arange(len(shift_B) + 1, device=shift_B.device)
-        blocks = replace(Blocks.build(ptr_B1, orientation_B, ptr_B1, shift_B), slice_N=orientation_B)
+        blocks = replace(Blocks.build(ptr_B1, orientation_B, ptr_B1, shift_B, len(shift_B)), slice_N=orientation_B)
         zero_B = torch.zeros_like(weight_BK[:, 0])
         return Parents(blocks, zero_B, zero_B, zero_B), torch.ones_like(shift_B)
 
@@ -329,8 +328,7 @@ class Searcher:
         """(coarse orientation, coarse shift) of the best correlation among each particle's own orientations."""
         count = self.preparer.coarse_count
         orientation_U, row_N = distinct(local.orientation_N, self.space.grid.count)
-        whole = every(len(weight_BK), 0, len(self.space.offsets.coarse_T2), row_N.device)
-        blocks = Blocks.build(local.ptr_B1, row_N, whole.shift_ptr_B1, whole.shift_M)
+        blocks = at_all_shifts(local.ptr_B1, row_N, len(self.space.offsets.coarse_T2))
         images = self.shifted(scored_B2K, self.space.offsets.coarse_T2, count)
         slices_U2K = self.coarse_slicer.coarse(self.space.grid, orientation_U)
         score_N = correlations(images, weight_BK[:, :count].contiguous(), slices_U2K, blocks)

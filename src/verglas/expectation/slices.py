@@ -80,6 +80,7 @@ class FineSlices:
         self.slicer, self.grid, self.whole = slicer, grid, whole
         self.table: Tensor | None = None
         self.made_O: Tensor | None = None  # coarse orientations whose children are in the table
+        self.made = 0  # how many these are: once it is all of them, nobody waits to hear which
 
     def of(self, orientation_U: Tensor) -> tuple[Tensor, Tensor]:
         """See the class. orientation_U: int64, coarse orientations, ascending."""
@@ -95,17 +96,18 @@ class FineSlices:
         if self.table is None or self.made_O is None:
             self.table = self.slicer.empty(count * each)
             self.made_O = torch.zeros(count, dtype=torch.bool, device=orientation_U.device)
-        missing_U = orientation_U[~self.made_O[orientation_U]]
-        if len(missing_U) > ALL_AT_ONCE * count and not bool(self.made_O.any()):
-            missing_U = torch.arange(count, device=orientation_U.device)
-        self.made_O[missing_U] = True
-        if len(missing_U) == count:
-            self.slicer.children(self.grid, torch.arange(count * each, device=orientation_U.device), self.table)
+        if self.made == count:
             return self.table
-        at_once = max(1, ROWS_COPIED // each)
-        for part_U in missing_U.split(at_once):
-            rows_R = child_indices(part_U, each)
-            self.table[rows_R] = self.slicer.children(self.grid, rows_R)
+        missing_U = orientation_U[~self.made_O[orientation_U]] if self.made else orientation_U
+        if len(missing_U) > ALL_AT_ONCE * count and not self.made:
+            missing_U = torch.arange(count, device=orientation_U.device)
+            self.slicer.children(self.grid, torch.arange(count * each, device=orientation_U.device), self.table)
+        else:
+            for part_U in missing_U.split(max(1, ROWS_COPIED // each)):
+                rows_R = child_indices(part_U, each)
+                self.table[rows_R] = self.slicer.children(self.grid, rows_R)
+        self.made_O[missing_U] = True  # not before they are made: the device may run out of memory meanwhile
+        self.made += len(missing_U)
         return self.table
 
 

@@ -21,7 +21,7 @@ class Blocks:
     """CSR lists of B particles. Sample (slice a, shift t) of particle i is number value_ptr[i] + a * n_shifts(i) + t.
 
     slice_ptr_B1, shift_ptr_B1, value_ptr_B1: int64 [B + 1]; slice_N: int32, rows of the slice table (ascending within a
-    particle); shift_M: int32, which of the shifts.
+    particle); shift_M: int32, which of the shifts; count: of all samples, None where the host does not know it.
     """
 
     slice_ptr_B1: Tensor
@@ -29,13 +29,23 @@ class Blocks:
     shift_ptr_B1: Tensor
     shift_M: Tensor
     value_ptr_B1: Tensor
+    count: int | None = None
 
     @classmethod
-    def build(cls, slice_ptr_B1: Tensor, slice_N: Tensor, shift_ptr_B1: Tensor, shift_M: Tensor) -> Blocks:
+    def build(
+        cls, slice_ptr_B1: Tensor, slice_N: Tensor, shift_ptr_B1: Tensor, shift_M: Tensor, count: int | None = None
+    ) -> Blocks:
         """Blocks of these lists; the numbering of the samples follows."""
         sizes = (slice_ptr_B1[1:] - slice_ptr_B1[:-1]) * (shift_ptr_B1[1:] - shift_ptr_B1[:-1])
         value_ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        return cls(slice_ptr_B1.long(), slice_N.int(), shift_ptr_B1.long(), shift_M.int(), value_ptr)
+        return cls(slice_ptr_B1.long(), slice_N.int(), shift_ptr_B1.long(), shift_M.int(), value_ptr, count)
+
+    def to(self, device: torch.device | str) -> Blocks:
+        """The same on a device."""
+        return Blocks(
+            self.slice_ptr_B1.to(device), self.slice_N.to(device), self.shift_ptr_B1.to(device), self.shift_M.to(device),
+            self.value_ptr_B1.to(device), self.count,
+        )  # fmt: skip
 
     @property
     def particles(self) -> int:
@@ -43,8 +53,8 @@ class Blocks:
 
     @cached_property
     def samples(self) -> int:
-        """Number of samples. On a GPU the first question waits for the device."""
-        return int(self.value_ptr_B1[-1])
+        """Number of samples. Where `count` does not tell, the first question waits for a GPU."""
+        return int(self.value_ptr_B1[-1]) if self.count is None else self.count
 
     def shape(self, particle: int) -> tuple[int, int]:
         """(number of slices, number of shifts) of a particle."""
@@ -57,13 +67,20 @@ class Blocks:
         shifts = self.shift_M[self.shift_ptr_B1[particle] : self.shift_ptr_B1[particle + 1]].long()
         return slices, shifts, slice(int(self.value_ptr_B1[particle]), int(self.value_ptr_B1[particle + 1]))
 
-    def part(self, first: int, last: int) -> Blocks:
-        """The lists of particles first..last-1 alone (views)."""
-        a, b = int(self.slice_ptr_B1[first]), int(self.slice_ptr_B1[last])
-        c, d = int(self.shift_ptr_B1[first]), int(self.shift_ptr_B1[last])
+    def ranges(self, first: int, last: int) -> tuple[slice, slice, slice]:
+        """Where particles first..last-1 are in slice_N, in shift_M and among the samples; one wait for a GPU."""
+        pointers = self.slice_ptr_B1, self.shift_ptr_B1, self.value_ptr_B1
+        a, b, c, d, e, f = torch.stack([ptr_B1[place] for ptr_B1 in pointers for place in (first, last)]).tolist()
+        return slice(a, b), slice(c, d), slice(e, f)
+
+    def part(self, first: int, last: int, ranges: tuple[slice, slice, slice] | None = None) -> Blocks:
+        """The lists of particles first..last-1 alone (views); ranges: theirs, if they are known."""
+        slices, shifts, values = ranges or self.ranges(first, last)
         window = slice(first, last + 1)
-        values = self.value_ptr_B1[window] - self.value_ptr_B1[first]
-        return Blocks(self.slice_ptr_B1[window] - a, self.slice_N[a:b], self.shift_ptr_B1[window] - c, self.shift_M[c:d], values)
+        return Blocks(
+            self.slice_ptr_B1[window] - slices.start, self.slice_N[slices], self.shift_ptr_B1[window] - shifts.start,
+            self.shift_M[shifts], self.value_ptr_B1[window] - values.start, values.stop - values.start,
+        )  # fmt: skip
 
     def with_rows(self, images: Tensor) -> tuple[Tensor, Blocks]:
         """(rows [R, 2, K] of shifted images, blocks whose shift_M are rows of it).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from verglas.expectation.classes import runs_of
 from verglas.expectation.images import NoiseSpectra, Prepared
 from verglas.expectation.search import Posterior, Searcher, SearchSpace
-from verglas.kernels.blocks import Blocks, owner
+from verglas.kernels.blocks import owner
 from verglas.kernels.collect import collect
 from verglas.kernels.spectra import spectra
 from verglas.maximization.accumulate import Accumulator
@@ -99,7 +99,7 @@ def residual_spectra(searcher: Searcher, prepared: Prepared, posterior: Posterio
     """(cross, power) [B, S] up to shell `radius`, float64, in units of sigma^2 (see kernels/spectra)."""
     blocks, shells = posterior.blocks, prepared.power_BS.shape[1]
     rows = posterior.table_rows_U[blocks.slice_N.long()].int()
-    in_table = Blocks(blocks.slice_ptr_B1, rows, blocks.shift_ptr_B1, blocks.shift_M, blocks.value_ptr_B1)
+    in_table = replace(blocks, slice_N=rows)
     images = searcher.shifted(prepared.scored_B2K, searcher.space.offsets.fine_F2, lists=blocks)
     sums = spectra(posterior.weight_N, images, prepared.weight_BK, posterior.table, in_table, searcher.preparer.shell_K, shells)
     inside_S = torch.arange(shells, device=prepared.power_BS.device) <= radius

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from verglas.core.memory import make_room
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -94,8 +95,7 @@ def iterations(
         raise ValueError("a point group needs `place`, which finds its axes")
     while stage_of(state.iteration + 1, decided(given, state)) is not None:
         config, notes = decided(given, state), list[str]()
-        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
-            torch.cuda.empty_cache()
+        make_room(session.on.device, session.on.memory)
         if place is not None and symmetry_begins(state, config):
             state, notes = on_axes(state, config, place)
         done = iterate(state, session.data, config, session.on, session.mask_ZYX, progress or quiet)

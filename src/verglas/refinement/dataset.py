@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from verglas.core.memory import uploaded
 from verglas.distributed.ranks import ALONE, Ranks, each_its_part
 from verglas.distributed.shares import Shares
 from verglas.optics.ctf import CtfParameters
@@ -108,7 +109,7 @@ class Dataset:
     def _kept(self, row_B: Tensor, group: int) -> Tensor:
         """Images that were read at the start."""
         images = self.images[group]
-        place_B = self.place_B[row_B].to(images.device)
+        place_B = uploaded(self.place_B[row_B], images.device)
         return unscaled(images[place_B], self.scales[group][place_B] if group in self.scales else None)
 
     def follow_speed(self, samples_B: Tensor) -> list[str]:

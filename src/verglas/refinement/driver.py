@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from verglas.core.memory import free_device_memory, grow_device_memory, keep_freed_memory, limit_device_memory
+from verglas.core.memory import free_device_memory, grow_device_memory, keep_freed_memory, limit_device_memory, make_room
 from verglas.core.symmetry import normalise_name
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.initial_noise import first_rows, initial_noise
@@ -177,8 +177,7 @@ def iterations(session: Session, progress: Progress | None = None) -> Iterator[I
         if state.iteration >= session.config.max_iterations:
             state = replace(state, schedule=replace(state.schedule, fine_enough=True, iterations_without_gain=1,
                                                     iterations_without_changes=1))  # fmt: skip
-        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
-            torch.cuda.empty_cache()
+        make_room(session.on.device, session.on.memory)
         done = iterate(state, session.data, session.config, session.on, session.mask_ZYX, progress or quiet)
         state = same_everywhere(done.state, session.on.ranks, maps=False)
         yield replace(done, state=state, communication=session.on.ranks.communication())
@@ -189,8 +188,7 @@ def repeated(session: Session, iterate: Callable[[State], Iteration], maps: bool
     maps: as of `same_everywhere`."""
     state = session.state
     while state.iteration < session.config.max_iterations:
-        if session.on.device.type == "cuda":  # what the last iteration has freed would not fit the arrays of this one
-            torch.cuda.empty_cache()
+        make_room(session.on.device, session.on.memory)
         done = iterate(state)
         state = same_everywhere(done.state, session.on.ranks, maps)
         yield replace(done, state=state, communication=session.on.ranks.communication())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from verglas.core.memory import uploaded, usable_device_memory
 from verglas.distributed.arrivals import Arrivals
 from verglas.distributed.handout import Handout
 from verglas.distributed.ranks import ALONE, Ranks
@@ -29,6 +30,8 @@ from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
+from verglas.refinement.ahead import one_ahead
+from verglas.refinement.batches import runs_within
 from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.helpers import NOBODY, Helpers
@@ -40,6 +43,8 @@ OUT_OF_MEMORY = (
     "with --memory, and go on with --continue."
 )
 SOME = 128  # particles that stand for all of an optics group
+Finished = list[tuple[Tensor, BatchResult]]  # rows [B] of the table and their new values, part by part of a batch
+BATCHES_AHEAD = 3  # memory of as many batches has to be free before two are worked on at once: theirs, and the slices'
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 
@@ -100,14 +105,16 @@ class HalfExpectation:
         self.sums = Sums.zeros(groups, grid.shells, self.grid.n_directions, micrographs, device)
         self.ssnr_CS = torch.stack([model.ssnr_S for model in models]).to(device)
         self.space = SearchSpace(
-            self.grid, plan.offsets, self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction, on.operand,
-            plan.correlate, config.relion_offset_prior, plan.most,
+            self.grid, plan.offsets.to(device), self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction,
+            on.operand, plan.correlate, config.relion_offset_prior, plan.most,
         )  # fmt: skip
         self.ctf = None if data.ctf is None else data.ctf.to(device)
         self.whole_B2 = [whole_pixels(poses.origin_B2, group.pixel_size).to(device) for group in data.groups]
         self.origin_B2 = poses.origin_B2.to(device)
         self.norm_B, self.micrograph_B = (poses.norm_B / self.model.norm_average).to(device), poses.micrograph_B.to(device)
         self.scale_M = self.model.scale_M.to(device)
+        self.log_share_C = torch.stack([model.direction_prior_D.sum() for model in models]).to(device).log()
+        self.rotation_B33 = poses.rotation_B33.to(device) if self._local else poses.rotation_B33
         self.halved = False
         self.notices: list[str] = []
         self._searchers: dict[int, Searcher] = {}
@@ -145,8 +152,11 @@ class HalfExpectation:
             searcher = self.searcher_of(group)
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
-            for block in self._blocks(mine, self.batch_size(searcher, group)):
-                yield from self._block(searcher, block, group)
+            blocks = self._blocks(mine, self.batch_size(searcher, group))
+            begun = (rest for block in blocks for rest in self._begun(searcher, block, group))
+            finished = one_ahead(begun, self.on.device) if self._room_ahead() else (rest() for rest in begun)
+            for parts in finished:
+                yield from parts
 
     def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
         """All rows, at most `size` at a time; of several ranks those that this one gets to work on."""
@@ -159,19 +169,29 @@ class HalfExpectation:
         self.data.announce(handout.own(), size)
         yield from handout.blocks(size, self.data.announce_next)
 
-    def _block(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
-        """A batch, or, where the device runs out of memory, its parts."""
+    @property
+    def _local(self) -> bool:
+        """Whether orientations near each particle's own are searched."""
+        return self.plan.own_lists and self.plan.align == "all"
+
+    def _room_ahead(self) -> bool:
+        """Whether a batch may be begun before the last one is finished: on a GPU with memory for both beside the slices."""
+        return self.on.device.type == "cuda" and usable_device_memory(self.on.device) > BATCHES_AHEAD * self.on.memory
+
+    def _begun(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[Callable[[], Finished]]:
+        """A batch after its coarse search: what finishes it. Where the device runs out of memory, its parts."""
         first, step = 0, max(1, len(block) // (2 if self.halved else 1))
         while first < len(block):
             batch = block[first : first + step]
             try:
-                yield from self._batch(searcher, batch, group)
+                rest = self._batch(searcher, batch, group)
             except torch.OutOfMemoryError as error:  # in the coarse search: nothing of the batch has been added
                 if self.halved or len(batch) == 1:
                     raise VerglasError(OUT_OF_MEMORY) from error
                 self._halve()
                 step = max(1, len(batch) // 2)
                 continue
+            yield rest
             first += len(batch)
 
     def _halve(self) -> None:
@@ -191,7 +211,7 @@ class HalfExpectation:
     def weights(self, rows: Tensor, group: int) -> tuple[Searcher, Tensor]:
         """The searcher of an optics group, and C^2 / sigma^2 of some of its particles as they are compared [B, K]: without their
         images, which may be another rank's."""
-        searcher, row_B = self.searcher_of(group), rows.to(self.on.device)
+        searcher, row_B = self.searcher_of(group), uploaded(rows, self.on.device)
         ctf = None if self.ctf is None else self.ctf[row_B]
         spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
         return searcher, searcher.preparer.weights(ctf, self.scale_M[self.micrograph_B[row_B]], spectra)
@@ -228,9 +248,8 @@ class HalfExpectation:
     def batch_size(self, searcher: Searcher, group: int) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches, and
         images that are streamed fit theirs."""
-        local = self.plan.own_lists and self.plan.align == "all"
         orientations = self.grid.count
-        if local:
+        if self._local:
             orientations = min(orientations, costs.LOCAL_ORIENTATIONS * mates_of(self.config) * len(self.models))
         elif self.plan.align != "all":
             orientations = len(self.models)
@@ -239,14 +258,14 @@ class HalfExpectation:
         each = costs.reserved_bytes(
             costs.Counts(
                 searcher.preparer.group.box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
-                orientations, len(self.plan.offsets.coarse_T2), local, reduced,
+                orientations, len(self.plan.offsets.coarse_T2), self._local, reduced,
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],
         )  # fmt: skip
         return max(1, min(int(self.on.memory / each), self.data.largest_batch(group)))
 
-    def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Iterator[tuple[Tensor, BatchResult]]:
-        """Search a batch: all of it on the coarse grid, then as many particles at once as fit on the fine one."""
+    def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Callable[[], Finished]:
+        """Search a batch: all of it on the coarse grid; what is returned searches the fine one and adds what was found."""
         facts = self._facts(rows, group)
         spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
         prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
@@ -256,7 +275,14 @@ class HalfExpectation:
             parents, significant_B = searcher.given(prepared, own)
         else:
             parents, significant_B = searcher.coarse(prepared, facts.old_offset_B2, own, spectra.sigma2_S)
-        parts = self._parts(parents, searcher.preparer.pixels.count)
+        return partial(self._finish, searcher, prepared, parents, significant_B, facts, spectra, rows)
+
+    def _finish(
+        self, searcher: Searcher, prepared: Prepared, parents: Parents, significant_B: Tensor, facts: BatchFacts,
+        spectra: NoiseSpectra, rows: Tensor,
+    ) -> Finished:  # fmt: skip
+        """Search a batch on the fine grid and add it, as many particles at once as fit."""
+        parts, found = self._parts(parents, searcher.preparer.pixels.count), Finished()
         while parts:
             first, last = parts.pop(0)
             try:
@@ -271,7 +297,8 @@ class HalfExpectation:
                 self._halve()
                 parts[:0] = [(first, (first + last) // 2), ((first + last) // 2, last)]
                 continue
-            yield rows[first:last], result
+            found.append((rows[first:last], result))
+        return found
 
     def _part(
         self, searcher: Searcher, prepared: Prepared, parents: Parents, significant_B: Tensor, facts: BatchFacts,
@@ -291,24 +318,28 @@ class HalfExpectation:
         grid, offsets, blocks = self.grid, self.plan.offsets, parents.blocks
         each = grid.children_per_orientation
         operand, full = BYTES[self.on.operand], BYTES[self.on.dtype]
-        samples_B = blocks.value_ptr_B1.diff() * (each * offsets.children_per_offset)
-        slices_B = (blocks.slice_ptr_B1.diff() * each).clamp_max(grid.count * each)
-        row = pixels * (3 * full + 2 * operand)
+        sample = each * offsets.children_per_offset * costs.SAMPLE_BYTES[self.on.device.type]
+        shift, row = offsets.children_per_offset * 2 * pixels * operand, pixels * (3 * full + 2 * operand)
         limit = grid.count * each * row  # particles share slices: all of them together never need more than the grid
-        shifted_B = blocks.shift_ptr_B1.diff() * (offsets.children_per_offset * 2 * pixels * operand)
-        bytes_B = samples_B * costs.SAMPLE_BYTES[self.on.device.type] + shifted_B
+        budget = costs.FINE_SHARE * self.on.memory
+        if blocks.count is not None:  # then the host can tell without waiting that all of them fit
+            slices = min(len(blocks.slice_N) * each * row, limit)
+            if blocks.count * sample + len(blocks.shift_M) * shift + slices <= budget:
+                return [(0, blocks.particles)]
+        slices_B = (blocks.slice_ptr_B1.diff() * each).clamp_max(grid.count * each)
+        bytes_B = blocks.value_ptr_B1.diff() * sample + blocks.shift_ptr_B1.diff() * shift
         used_B, rows_B = torch.stack([bytes_B, slices_B * row]).double().cumsum(1).cpu()
-        return runs_within(used_B, rows_B, limit, costs.FINE_SHARE * self.on.memory)
+        return runs_within(used_B, rows_B, limit, budget)
 
     def _facts(self, rows: Tensor, group: int) -> BatchFacts:
-        row_B = rows.to(self.on.device)
+        row_B = uploaded(rows, self.on.device)
         pixel_size, micrograph_B = self.data.groups[group].pixel_size, self.micrograph_B[row_B]
         old_offset_B2 = (self.whole_B2[group][row_B] + self._rest(row_B, group)) * pixel_size
         return BatchFacts(old_offset_B2, self.norm_B[row_B], self.scale_M[micrograph_B], micrograph_B, group)
 
     def _prepare(self, preparer: ImagePreparer, rows: Tensor, group: int, facts: BatchFacts, spectra: NoiseSpectra) -> Prepared:
-        row_B = rows.to(self.on.device)
-        gain_B = 1 / facts.norm_B if self.config.correct_norm else torch.ones(len(rows))
+        row_B = uploaded(rows, self.on.device)
+        gain_B = 1 / facts.norm_B if self.config.correct_norm else torch.ones_like(facts.norm_B)
         ctf = None if self.ctf is None else self.ctf[row_B]
         shift_B2 = self.whole_B2[group][row_B]
         prepared = preparer(self.data.images_of(rows, group), shift_B2, ctf, gain_B, facts.scale_B, spectra)
@@ -325,16 +356,15 @@ class HalfExpectation:
         if not self.plan.own_lists:
             return None
         if self.plan.align != "all":
-            row_B = rows.to(self.on.device)
+            row_B = uploaded(rows, self.on.device)
             lists = (torch.arange(len(rows) + 1, device=self.on.device), row_B, torch.zeros_like(row_B, dtype=torch.float64))
         else:
             assert isinstance(self.plan.grid, OrientationGrid)  # in-plane searches are never local
-            rotation_B33 = self.poses.rotation_B33[rows].to(self.on.device)
+            rotation_B33 = self.rotation_B33[uploaded(rows, self.on.device)]
             about = (self.plan.grid, rotation_B33, self.plan.schedule.local_sigma, self.config.symmetry)
             relaxed = self.config.relax_symmetry
             lists = select_local(*about) if relaxed is None else select_relaxed(*about, relaxed)
-        share_C = torch.stack([model.direction_prior_D.sum() for model in self.models]).to(self.on.device)
-        return Local(*self.grid.in_every_class(*lists, share_C.log()))
+        return Local(*self.grid.in_every_class(*lists, self.log_share_C))
 
     def searcher_of(self, group: int) -> Searcher:
         """What compares the particles of an optics group."""
@@ -365,18 +395,3 @@ class HalfExpectation:
             whole = not self.plan.own_lists and table <= self.on.memory
             self._slices[key] = (coarse, full, FineSlices(full, grid, whole))
         return self._slices[key]
-
-
-def runs_within(used_B: Tensor, rows_B: Tensor, limit: float, budget: float) -> list[tuple[int, int]]:
-    """Consecutive runs (first, last) of particles that need at most `budget` bytes each, or are a single particle.
-
-    used_B, rows_B: running sums of the bytes of each particle's own arrays and of its slices, float64 on the CPU; the slices of
-    a run never need more than `limit`.
-    """
-    runs, first, used, rows = [], 0, 0.0, 0.0
-    while first < len(used_B):
-        needed_B = used_B[first:] - used + (rows_B[first:] - rows).clamp_max(limit)  # grows with every particle
-        last = first + max(1, int(torch.searchsorted(needed_B, budget, right=True)))
-        runs.append((first, last))
-        first, used, rows = last, float(used_B[last - 1]), float(rows_B[last - 1])
-    return runs

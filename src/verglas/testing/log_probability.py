@@ -8,7 +8,7 @@ particle's log-sum is removed, so that what is left are logarithms of posterior 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -133,9 +133,8 @@ def dense(kept: Kept, shifts: int, slices: int) -> tuple[Tensor, Tensor]:
 
 def moved(parents: Parents, on: Computing) -> Parents:
     """Parents in the precision and on the device of another computation."""
-    blocks = type(parents.blocks)(*(getattr(parents.blocks, f.name).to(on.device) for f in fields(parents.blocks)))
     numbers = (parents.kept_N, parents.slice_prior_N, parents.shift_prior_M)
-    return Parents(blocks, *(tensor.to(on.device, on.dtype) for tensor in numbers))
+    return Parents(parents.blocks.to(on.device), *(tensor.to(on.device, on.dtype) for tensor in numbers))
 
 
 def difference(got_N: Tensor, expected_N: Tensor, ptr_B1: Tensor) -> Difference:

@@ -27,12 +27,10 @@ class Parents:
 
     def part(self, first: int, last: int) -> Parents:
         """Of particles first..last-1 alone."""
-        b = self.blocks
-        return Parents(
-            b.part(first, last), self.kept_N[int(b.value_ptr_B1[first]) : int(b.value_ptr_B1[last])],
-            self.slice_prior_N[int(b.slice_ptr_B1[first]) : int(b.slice_ptr_B1[last])],
-            self.shift_prior_M[int(b.shift_ptr_B1[first]) : int(b.shift_ptr_B1[last])],
-        )  # fmt: skip
+        ranges = self.blocks.ranges(first, last)
+        slices, shifts, values = ranges
+        blocks = self.blocks.part(first, last, ranges)
+        return Parents(blocks, self.kept_N[values], self.slice_prior_N[slices], self.shift_prior_M[shifts])
 
 
 def admit_reference(score_N: Tensor, blocks: Blocks, parents: Parents, slices_each: int, shifts_each: int) -> None:

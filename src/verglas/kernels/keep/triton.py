@@ -221,7 +221,7 @@ def compact(samples: Samples, lists: Lists, ask_B: Tensor | None = None) -> tupl
     (entry, number, out), first_shift = made, rooms[0]
     slice_ptr_B1, shift_ptr_B1, value_ptr_B1 = pointers[:3, : n + 1].unbind()
     slice_part, shift_part = slice(slices), slice(first_shift, first_shift + shifts)
-    blocks = Blocks(slice_ptr_B1, number[slice_part], shift_ptr_B1, number[shift_part], value_ptr_B1)
+    blocks = Blocks(slice_ptr_B1, number[slice_part], shift_ptr_B1, number[shift_part], value_ptr_B1, values)
     return Kept(blocks, out[:values], entry[slice_part], entry[shift_part]), asked
 
 

@@ -1,0 +1,38 @@
+"""Two threads for one GPU: while one batch is finished, the next one is begun, so that it has work while a thread waits for it.
+
+The host waits for the device wherever the length of a list is known there alone. Both threads put their work into the same
+stream, each in its own order: what comes out is what one thread makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def one_ahead(begun: Iterable[Callable[[], T]], device: torch.device) -> Iterator[T]:
+    """What is made by works that were begun, in their order: a second thread finishes each while the next one is begun.
+
+    begun: gives each work's second half when its first one is done. What a second half raises is raised here. Whoever ends early
+    waits for those that were handed over, two at most.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def finished(work: Callable[[], T]) -> T:
+        with torch.cuda.stream(stream):  # of this thread, and its device; None: no change
+            return work()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="verglas-finish") as worker:
+        before: Future[T] | None = None
+        for work in begun:
+            after = worker.submit(finished, work)
+            if before is not None:
+                yield before.result()
+            before = after
+        if before is not None:
+            yield before.result()
