@@ -67,8 +67,8 @@ def uploaded(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def downloaded(values: torch.Tensor) -> torch.Tensor:
-    """Values in memory of the host. From a GPU they are copied beside what it computes, into pinned memory: a plain copy would hold
-    its stream up, and is ten times slower."""
+    """Values in memory of the host. From a GPU they are copied beside what it computes, into pinned memory: a plain copy would
+    hold its stream up, and is ten times slower."""
     import torch
 
     values = values.detach()

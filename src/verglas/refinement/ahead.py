@@ -12,7 +12,20 @@ from typing import TypeVar
 
 import torch
 
+from verglas.core.memory import usable_device_memory
+
 T = TypeVar("T")
+BATCHES = 4  # memory of as many is free before two are worked on at once: theirs, their slices', and that of references
+
+
+def in_order(begun: Iterable[Callable[[], T]], device: torch.device, batch: float) -> Iterator[T]:
+    """What works make that were begun, in their order; with one ahead, if it pays and there is room. batch: bytes of one."""
+    return one_ahead(begun, device) if room_ahead(device, batch) else (work() for work in begun)
+
+
+def room_ahead(device: torch.device, batch: float) -> bool:
+    """Whether a batch may be begun before the last one is finished: on a GPU that has memory for it."""
+    return device.type == "cuda" and usable_device_memory(device) > BATCHES * batch
 
 
 def one_ahead(begun: Iterable[Callable[[], T]], device: torch.device) -> Iterator[T]:

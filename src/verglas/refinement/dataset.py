@@ -77,8 +77,9 @@ class Dataset:
         if residency.scratch is not None:
             move_to_scratch(files, residency.scratch, shares, ranks, advance)
         ctf = contrast(table)
-        data = cls(table, [], torch.full((len(table),), -1), group_B, None if ctf is None else ctf.to(device), table.groups,
-                   budget=residency.budget, image_bytes=image_bytes, shares=shares, on_device=residency.home == "device")  # fmt: skip
+        ctf = None if ctf is None else ctf.to(device)
+        data = cls(table, [], torch.full((len(table),), -1), group_B, ctf, table.groups, budget=residency.budget,
+                   image_bytes=image_bytes, shares=shares, on_device=residency.home == "device")  # fmt: skip
         if residency.home != "disk":
             with each_its_part(ranks):
                 data._fill(files, mine_B, device, residency, advance)

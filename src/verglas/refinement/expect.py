@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from verglas.core.memory import uploaded, usable_device_memory
+from verglas.core.memory import uploaded
 from verglas.distributed.arrivals import Arrivals
 from verglas.distributed.handout import Handout
 from verglas.distributed.ranks import ALONE, Ranks
@@ -30,7 +30,7 @@ from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
-from verglas.refinement.ahead import one_ahead
+from verglas.refinement.ahead import in_order
 from verglas.refinement.batches import runs_within
 from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
@@ -44,7 +44,6 @@ OUT_OF_MEMORY = (
 )
 SOME = 128  # particles that stand for all of an optics group
 Finished = list[tuple[Tensor, BatchResult]]  # rows [B] of the table and their new values, part by part of a batch
-BATCHES_AHEAD = 3  # memory of as many batches has to be free before two are worked on at once: theirs, and the slices'
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 
@@ -145,6 +144,11 @@ class HalfExpectation:
 
     def run(self, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
         """Yield (rows [B] of the table, their new values) batch by batch."""
+        for parts in in_order(self.begun(rows), self.on.device, self.on.memory):
+            yield from parts
+
+    def begun(self, rows: Tensor) -> Iterator[Callable[[], Finished]]:
+        """Batch by batch after its coarse search: what finishes it. To be called in this order, by whichever thread."""
         for group in range(len(self.data.groups)):
             mine = rows[self.data.group_B[rows] == group]
             if len(mine) == 0:
@@ -152,11 +156,8 @@ class HalfExpectation:
             searcher = self.searcher_of(group)
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
-            blocks = self._blocks(mine, self.batch_size(searcher, group))
-            begun = (rest for block in blocks for rest in self._begun(searcher, block, group))
-            finished = one_ahead(begun, self.on.device) if self._room_ahead() else (rest() for rest in begun)
-            for parts in finished:
-                yield from parts
+            for block in self._blocks(mine, self.batch_size(searcher, group)):
+                yield from self._begun(searcher, block, group)
 
     def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
         """All rows, at most `size` at a time; of several ranks those that this one gets to work on."""
@@ -174,12 +175,8 @@ class HalfExpectation:
         """Whether orientations near each particle's own are searched."""
         return self.plan.own_lists and self.plan.align == "all"
 
-    def _room_ahead(self) -> bool:
-        """Whether a batch may be begun before the last one is finished: on a GPU with memory for both beside the slices."""
-        return self.on.device.type == "cuda" and usable_device_memory(self.on.device) > BATCHES_AHEAD * self.on.memory
-
     def _begun(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[Callable[[], Finished]]:
-        """A batch after its coarse search: what finishes it. Where the device runs out of memory, its parts."""
+        """A batch, or, where the device runs out of memory, its parts."""
         first, step = 0, max(1, len(block) // (2 if self.halved else 1))
         while first < len(block):
             batch = block[first : first + step]
@@ -216,11 +213,12 @@ class HalfExpectation:
         spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
         return searcher, searcher.preparer.weights(ctf, self.scale_M[self.micrograph_B[row_B]], spectra)
 
-    def release(self) -> None:
-        """Give back the memory of slices; accumulators stay, sums go to the host."""
+    def release(self) -> HalfExpectation:
+        """Give back the memory of slices; accumulators stay, sums go to the host. Returns itself."""
         self._searchers.clear()
         self._slices.clear()
         self.sums = self.sums.to("cpu")
+        return self
 
     def begin_adding(self) -> list[Arrivals]:
         """Have the sums of all ranks travel, after `release`, as far as ranks share the solving; `add_up` waits for them."""

@@ -14,9 +14,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,7 +35,7 @@ from verglas.refinement.state import HalfModel, Poses, direction_order
 if TYPE_CHECKING:
     from verglas.particles.table import ParticleTable
     from verglas.refinement.dataset import Dataset
-    from verglas.refinement.expect import HalfExpectation, Plan
+    from verglas.refinement.expect import Finished, HalfExpectation, Plan
 
 CORES_OF_RANK = 2  # that a rank with a GPU keeps for itself: starting kernels, reading images, writing files
 FEWEST_THREADS = 4  # of a helper that nobody asked for
@@ -214,11 +215,14 @@ class Helpers(AbstractContextManager["Helpers"]):
             lent_n = lent_n if trial else torch.cat([lent_n, mine_n])
         self._lent_n = torch.cat(self.ranks.everyones(lent_n, "lent"))
 
-    def run(self, half: HalfExpectation, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
-        """As `half.run(rows)`, rows being those of a set; with what helpers found of them."""
+    def begun(self, half: HalfExpectation, rows: Tensor) -> Iterator[Callable[[], Finished]]:
+        """As `half.begun(rows)`, rows being those of a set; with what helpers found of them."""
         if rows is not self._set:
-            yield from half.run(rows)
-            return
+            return half.begun(rows)
+        return (partial(list, [found]) for found in self._run(half, rows))
+
+    def _run(self, half: HalfExpectation, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
+        """As `half.run(rows)` with the set that helpers help with."""
         yield from half.run(without(rows, self._lent_n, len(half.data)))
         if half.on.device.type == "cuda":  # sums are fetched from there anyway when a set is through
             torch.cuda.synchronize()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,9 +32,10 @@ from verglas.maximization.sums import (
     updated_scale,
 )
 from verglas.refinement import schedule as sampling
+from verglas.refinement.ahead import in_order
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
-from verglas.refinement.expect import Computing, HalfExpectation, Plan
+from verglas.refinement.expect import Computing, Finished, HalfExpectation, Plan
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
 MINIMUM_SHELL = 5  # the resolution is never taken to be worse than this shell
@@ -196,16 +197,22 @@ def expect(
     found, under_way = list[tuple[Tensor, BatchResult]](), deque[Arrivals]()
     notices = data.follow_speed(poses.significant_B)
     on.helpers.lend(kind, [(one.models, one.rows) for one in sets], poses, data, plan, config)
-    for one in sets:
-        half = kind(one.models, data, poses, plan, config, on)
-        for batch, result in on.helpers.run(half, one.rows):
+
+    def begun() -> Iterator[Callable[[], Finished | HalfExpectation]]:
+        for one in sets:
+            finished.append(kind(one.models, data, poses, plan, config, on))
+            yield from on.helpers.begun(finished[-1], one.rows)
+            yield finished[-1].release
+
+    for what in in_order(begun(), on.device, on.memory):
+        if isinstance(what, HalfExpectation):
+            under_way += what.begin_adding()
+            continue
+        for batch, result in what:
             found.append((batch, result))
             done += len(batch)
             progress("expectation", done, total)
-            advance(under_way)
-        half.release()
-        finished.append(half)
-        under_way += half.begin_adding()
+        advance(under_way)
     on.ranks.meet("expectation")
     for half in finished:
         half.add_up(share=True)
