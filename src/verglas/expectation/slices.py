@@ -5,16 +5,32 @@ The origin never counts; where a reference's mean is far from zero it would over
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from verglas.expectation.classes import ClassGrid, runs_of
+from verglas.expectation.images import ModelGrid
 from verglas.projection.volume import FourierVolume
 
 ALL_AT_ONCE = 0.7  # share of the orientations from which on all are made together: that spares a copy
 ROWS_COPIED = 4096  # slices made before they are copied to their places in a table
 # Numbers of slices made in one go: bounds what is made beside them. From cells (half precision on a GPU) that is little.
 NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27, "cells": 2**31}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A map that was made ready to be sliced up to a radius."""
+
+    map_ZYX: Tensor
+    grid: ModelGrid
+    volume: FourierVolume
+
+    def serves(self, map_ZYX: Tensor, grid: ModelGrid) -> bool:
+        """Whether it is what another expectation needs."""
+        return self.map_ZYX is map_ZYX and (self.grid.radius, self.grid.padding) == (grid.radius, grid.padding)
 
 
 class Slicer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
-from verglas.expectation.slices import FineSlices, Slicer
+from verglas.expectation.slices import FineSlices, Reference, Slicer
 from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
@@ -51,7 +51,8 @@ BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
     memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work;
-    helpers: of this rank, on CPU cores beside its GPU.
+    helpers: of this rank, on CPU cores beside its GPU;
+    ready: references that were made already, for the next expectation.
     """
 
     device: torch.device
@@ -60,6 +61,7 @@ class Computing:
     memory: float
     ranks: Ranks = ALONE
     helpers: Helpers = NOBODY
+    ready: list[Reference] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,18 @@ class HalfExpectation:
     def make_references(self) -> None:
         """What slices are cut from, and what they are added to."""
         grid, on = self.plan.model_grid, self.on
-        self.volumes = [
-            FourierVolume.from_map(model.map_ZYX, grid.radius, grid.padding, on.device, on.operand) for model in self.models
-        ]
+        self.volumes = [self._volume(model.map_ZYX, grid) for model in self.models]
+        on.ready.clear()
         self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype) for _ in self.models]
+
+    def _volume(self, map_ZYX: Tensor, grid: ModelGrid) -> FourierVolume:
+        ready = next((one.volume for one in self.on.ready if one.serves(map_ZYX, grid)), None)
+        return ready or FourierVolume.from_map(map_ZYX, grid.radius, grid.padding, self.on.device, self.on.operand)
+
+    def leave_references(self) -> None:
+        """Leave what slices were cut from to the next expectation, which may be of the same maps."""
+        pairs = zip(self.models, self.volumes, strict=True)
+        self.on.ready[:] = [Reference(model.map_ZYX, self.plan.model_grid, volume) for model, volume in pairs]
 
     def slicer(self, coordinates_K3: Tensor, common_K: Tensor) -> Slicer:
         """What cuts slices from the references."""

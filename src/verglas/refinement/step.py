@@ -163,6 +163,7 @@ def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Comp
         axes_2B = drawn_axes(len(first), config.seed)[:, turn]
         found = expected_accuracy(searcher.full, state.poses.rotation_B33[mine], weight_BK, searcher.preparer.pixels, 0, axes_2B)
         error_2B[:, turn] = torch.stack([found.angle_B, found.offset_B])
+        half.leave_references()
     on.ranks.meet("accuracy: all")
     angle, offset = on.ranks.add_up(error_2B, "accuracy").mean(1).tolist()
     return replace(state.schedule, accuracy_angles=angle, accuracy_offsets=offset * data.groups[group].pixel_size)
