@@ -24,7 +24,6 @@ from benchmarks.gpu_busy import traced
 from verglas.cli.common import resolve_device, set_threads
 from verglas.distributed.meeting import joined
 from verglas.distributed.place import place_of
-from verglas.refinement import checkpoint
 
 PERIOD = 0.0005  # s
 WATCHED = ("MainThread", "verglas-finish")  # beginnings of names of threads whose lines are told
@@ -71,7 +70,7 @@ def sampled(work: Callable[[], object], depth: int) -> tuple[int, Counter[str]]:
 
 def told(number: int, session: scaling_rank.driver.Session, options: argparse.Namespace) -> None:
     """Print what is known of the iteration from one state."""
-    state, _, _ = checkpoint.load(scaling_rank.state_path(options.states, number))
+    state = scaling_rank.loaded(scaling_rank.state_path(options.states, number), session.on.device)
     found: list[scaling_rank.Found] = []
     with scaling_rank.recorded(found):
         scaling_rank.iteration(session, state)

@@ -226,9 +226,14 @@ def from_states(session: driver.Session, options: argparse.Namespace, every: int
     for number in options.numbers:
         path = state_path(options.states, number)
         if path.exists():
-            state, _, _ = checkpoint.load(path)
-            found.append(measured(session, thinned(state, every), number, options)[0])
+            found.append(measured(session, thinned(loaded(path, session.on.device), every), number, options)[0])
     return found
+
+
+def loaded(path: Path, device: torch.device) -> State:
+    """A state that was kept, its maps on the device, as an iteration leaves them."""
+    state, _, _ = checkpoint.load(path)
+    return replace(state, halves=[replace(half, map_ZYX=half.map_ZYX.to(device)) for half in state.halves])
 
 
 def state_path(folder: Path, number: int) -> Path:

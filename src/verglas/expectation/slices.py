@@ -15,7 +15,7 @@ from verglas.expectation.images import ModelGrid
 from verglas.projection.volume import FourierVolume
 
 ALL_AT_ONCE = 0.7  # share of the orientations from which on all are made together: that spares a copy
-ROWS_COPIED = 4096  # slices made before they are copied to their places in a table
+ROWS_COPIED = 4096  # slices made before they are copied to their places in a table; on a GPU, whose host they cost time, more
 # Numbers of slices made in one go: bounds what is made beside them. From cells (half precision on a GPU) that is little.
 NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27, "cells": 2**31}
 
@@ -119,12 +119,16 @@ class FineSlices:
             missing_U = torch.arange(count, device=orientation_U.device)
             self.slicer.children(self.grid, torch.arange(count * each, device=orientation_U.device), self.table)
         else:
-            for part_U in missing_U.split(max(1, ROWS_COPIED // each)):
+            for part_U in missing_U.split(max(1, self._rows_copied() // each)):
                 rows_R = child_indices(part_U, each)
                 self.table[rows_R] = self.slicer.children(self.grid, rows_R)
         self.made_O[missing_U] = True  # not before they are made: the device may run out of memory meanwhile
         self.made += len(missing_U)
         return self.table
+
+    def _rows_copied(self) -> int:
+        pixels, device = len(self.slicer.coordinates_K3), self.slicer.coordinates_K3.device.type
+        return ROWS_COPIED if device == "cpu" else max(ROWS_COPIED, NUMBERS_AT_ONCE["cuda"] // (2 * pixels))
 
 
 def child_indices(orientation_U: Tensor, each: int) -> Tensor:

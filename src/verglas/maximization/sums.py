@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verglas.distributed.ranks import Ranks
 
+NO_NOISE = 1e-14  # variance
 SSNR_FOR_SCALE = 3.0  # group scales are fitted to shells whose map has more signal than this
 
 
@@ -97,11 +98,11 @@ def joined_classes(parts: list[Sums]) -> Sums:
 def updated_noise(sums: Sums, previous_GS: Tensor, pixels_S: Tensor) -> Tensor:
     """sigma2 [G, S] = residual / (2 weight pixels): variance per component (facts 3.10); a group without particles keeps its own.
 
-    pixels_S: coefficients of each shell in the half plane. Values below 1e-14 copy the shell before.
+    pixels_S: coefficients of each shell in the half plane. Values below `NO_NOISE` copy the shell before.
     """
     noise_GS = sums.noise_GS / (2 * sums.particles_G[:, None].clamp_min(1e-30) * pixels_S)
-    for shell in range(1, noise_GS.shape[1]):
-        noise_GS[:, shell] = torch.where(noise_GS[:, shell] < 1e-14, noise_GS[:, shell - 1], noise_GS[:, shell])
+    for shell in range(1, noise_GS.shape[1]) if bool((noise_GS < NO_NOISE).any()) else ():
+        noise_GS[:, shell] = torch.where(noise_GS[:, shell] < NO_NOISE, noise_GS[:, shell - 1], noise_GS[:, shell])
     return torch.where(sums.particles_G[:, None] > 0, noise_GS, previous_GS)
 
 

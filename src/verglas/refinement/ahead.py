@@ -6,8 +6,10 @@ stream, each in its own order: what comes out is what one thread makes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from verglas.core.memory import usable_device_memory
 
 T = TypeVar("T")
+TURN = 2e-4  # s after which Python lets a thread run that has heard from the GPU; otherwise 5 ms, in which that may stand still
 BATCHES = 4  # memory of as many is free before two are worked on at once: theirs, their slices', and that of references
 
 
@@ -40,7 +43,7 @@ def one_ahead(begun: Iterable[Callable[[], T]], device: torch.device) -> Iterato
         with torch.cuda.stream(stream):  # of this thread, and its device; None: no change
             return work()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="verglas-finish") as worker:
+    with _quick_turns(), ThreadPoolExecutor(1, thread_name_prefix="verglas-finish") as worker:
         before: Future[T] | None = None
         for work in begun:
             after = worker.submit(finished, work)
@@ -49,3 +52,14 @@ def one_ahead(begun: Iterable[Callable[[], T]], device: torch.device) -> Iterato
             before = after
         if before is not None:
             yield before.result()
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Python's threads take turns of `TURN`."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

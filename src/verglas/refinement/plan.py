@@ -40,7 +40,7 @@ from verglas.refinement.plan_sizes import (
 )  # fmt: skip
 from verglas.refinement.residency import Residency, images_at_once, residences
 
-SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 8 * GB}
+SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 16 * GB}
 COMFORTABLE = {"cpu": 0.0, "cuda": 2 * GB}  # left for batches, else images take less precision or move to the host
 KEPT_FREE = 0.05  # of the memory there is
 
