@@ -167,7 +167,7 @@ class HalfExpectation:
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
             for block in self._blocks(mine, self.batch_size(searcher, group)):
-                yield from self._begun(searcher, block, group)
+                yield from self._block(searcher, block, group)
 
     def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
         """All rows, at most `size` at a time; of several ranks those that this one gets to work on."""
@@ -185,7 +185,7 @@ class HalfExpectation:
         """Whether orientations near each particle's own are searched."""
         return self.plan.own_lists and self.plan.align == "all"
 
-    def _begun(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[Callable[[], Finished]]:
+    def _block(self, searcher: Searcher, block: Tensor, group: int) -> Iterator[Callable[[], Finished]]:
         """A batch, or, where the device runs out of memory, its parts."""
         first, step = 0, max(1, len(block) // (2 if self.halved else 1))
         while first < len(block):
