@@ -9,7 +9,7 @@ The plane x = 0 is stored whole: (0, y, z) and (0, -y, -z) are both there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -69,6 +69,12 @@ class RowTable:
         per_plane = self.length_ZY.long().sum(1)
         return torch.cat([per_plane.new_zeros(1), per_plane.cumsum(0)])
 
+    @cached_property
+    def slab_starts(self) -> list[int]:
+        """The same for the host; on a GPU the first question waits for it."""
+        starts: list[int] = self.slab_starts_Z().tolist()
+        return starts
+
 
 @lru_cache(maxsize=16)
 def _packed(radius: float) -> RowTable:
@@ -88,8 +94,13 @@ def _packed(radius: float) -> RowTable:
 
 
 def packed_sphere(radius: float, device: torch.device | str = "cpu") -> RowTable:
-    """Row table that serves trilinear sampling at |p| <= radius (voxels), as few voxels as that allows."""
-    return _packed(float(radius)).to(device)
+    """Row table that serves trilinear sampling at |p| <= radius (voxels), as few voxels as that allows. Nobody changes it."""
+    return _packed_on(float(radius), torch.device(device))
+
+
+@lru_cache(maxsize=16)
+def _packed_on(radius: float, device: torch.device) -> RowTable:
+    return _packed(radius).to(device)
 
 
 @lru_cache(maxsize=16)

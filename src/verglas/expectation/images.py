@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class Prepared:
 
 
 class ImagePreparer:
-    """Prepares batches of one optics group; tables are built once per iteration.
+    """Prepares batches of one optics group; its tables are not changed (`image_preparer`).
 
     coarse_count: how many coefficients belong to the coarse disc; shell_K: model shell of each coefficient;
     coordinates_K3: where they lie in the model, in its integer frequencies; common_K: sigma_c; detail: the last shell of what
@@ -192,6 +193,15 @@ class ImagePreparer:
         sums = power_BP.new_zeros(len(power_BP), self.grid.shells + 2, dtype=torch.float64)
         sums.index_add_(1, self.shell_YX, power_BP.double())
         return sums[:, :-2] * self.field**2, sums[:, -2]
+
+
+@lru_cache(maxsize=8)
+def image_preparer(
+    group: OpticsGroup, grid: ModelGrid, diameter: float, mask_edge: float, device: torch.device, dtype: torch.dtype
+) -> ImagePreparer:
+    """The same for both half-sets, and while sizes stay: its tables are made on the host, and a lattice is looked for in its
+    coordinates."""
+    return ImagePreparer(group, grid, diameter, mask_edge, device, dtype)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Slabs:
     def runs_of(self, rank: int) -> list[slice]:
         """Where the voxels of a rank lie among all."""
         low, high, half = self.ends[rank], self.ends[rank + 1], self.whole.half
-        starts = self.whole.slab_starts_Z().tolist()
+        starts = self.whole.slab_starts
         if low == 0:
             return [slice(starts[half - high + 1], starts[half + high])]
         return [slice(starts[half - high + 1], starts[half - low + 1]), slice(starts[half + low], starts[half + high])]

@@ -263,24 +263,25 @@ def radius2(coordinates_3V: Tensor) -> Tensor:
 def coordinate_chunks(rows: RowTable, voxels: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box."""
     voxels = voxels or VOXELS_AT_ONCE.get(rows.device.type, 2**23)
-    starts = rows.slab_starts_Z().tolist()
+    starts = rows.slab_starts
     low = 0
     while low < rows.edge:
         high = low + 1
         while high < rows.edge and starts[high + 1] - starts[low] <= voxels:
             high += 1
-        yield slice(starts[low], starts[high]), _plane_coordinates(rows, low, high)
+        yield slice(starts[low], starts[high]), _plane_coordinates(rows, low, high, starts[high] - starts[low])
         low = high
 
 
-def _plane_coordinates(rows: RowTable, low: int, high: int) -> Tensor:
+def _plane_coordinates(rows: RowTable, low: int, high: int, count: int) -> Tensor:
+    """Of planes low..high-1, which hold `count` voxels."""
     if rows.device.type == "cpu":
         from verglas.kernels.coordinates import plane_coordinates_cpu
 
         return plane_coordinates_cpu(rows, low, high)
     lengths = rows.length_ZY[low:high].flatten()
     numbers = torch.arange(len(lengths), device=rows.device, dtype=torch.int32)
-    row = torch.repeat_interleave(numbers, lengths)
+    row = torch.repeat_interleave(numbers, lengths, output_size=count)
     first = rows.start_ZY[low:high].flatten() - rows.start_ZY[low, 0]
     x = torch.arange(len(row), device=rows.device, dtype=torch.int32) - first[row]
     return torch.stack([x, row % rows.edge - rows.half, row // rows.edge + (low - rows.half)])

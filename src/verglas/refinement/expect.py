@@ -16,7 +16,7 @@ from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import VerglasError
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.given import GivenPoses
-from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise
+from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise, image_preparer
 from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
@@ -377,10 +377,9 @@ class HalfExpectation:
     def searcher_of(self, group: int) -> Searcher:
         """What compares the particles of an optics group."""
         if group not in self._searchers:
-            preparer = ImagePreparer(
-                self.data.groups[group], self.plan.model_grid, self.config.diameter, self.config.mask_edge, self.on.device,
-                self.on.dtype,
-            )  # fmt: skip
+            config, on = self.config, self.on
+            geometry = self.data.groups[group], self.plan.model_grid, config.diameter, config.mask_edge
+            preparer = image_preparer(*geometry, on.device, on.dtype)
             some = partial(self._some_weights, group)
             self._searchers[group] = Searcher(preparer, self.space, *self._slices_of(preparer), some)
         return self._searchers[group]
