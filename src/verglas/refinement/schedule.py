@@ -15,6 +15,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from verglas.core.memory import uploaded
 from verglas.core.symmetry import symmetry_matrices
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
@@ -175,16 +176,19 @@ def explain_sampling(state: State, config: RefineConfig) -> str:
     return f"{step} {verdict.value}"
 
 
-def monitor_changes(old_poses: Poses, new_poses: Poses, state: State, config: RefineConfig) -> Schedule:
+def monitor_changes(
+    old_poses: Poses, new_poses: Poses, state: State, config: RefineConfig, device: torch.device | None = None
+) -> Schedule:
     """The schedule with the changes of the poses (mean angle in degrees; rms offset along one axis in Å) and their counter.
 
     An iteration counts as one without large changes when angles and offsets each changed by less than 0.4 fine steps of the
     grid of the start, or by no less than the smallest change so far. (Of the start: in RELION the process that counts never
     hears of finer grids; measured by replaying its runs. Counting in present steps would hold fine grids longer.)
-    The first iteration on a grid has nothing to be compared with and never counts.
+    The first iteration on a grid has nothing to be compared with and never counts. device: that compares the poses.
     """
     schedule = state.schedule
-    angles = float(axes_distance(new_poses.rotation_B33, old_poses.rotation_B33, config.symmetry).mean())
+    new_B33, old_B33 = (uploaded(one.rotation_B33, device or one.rotation_B33.device) for one in (new_poses, old_poses))
+    angles = float(axes_distance(new_B33, old_B33, config.symmetry).mean())
     moved = (new_poses.origin_B2 - old_poses.origin_B2).double()
     offsets = math.sqrt(float(moved.square().sum()) / (2 * len(moved)))
     fresh = schedule.smallest_angles == UNKNOWN

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import soft_sphere
-from verglas.core.memory import in_host_memory
+from verglas.core.memory import downloaded, uploaded
 from verglas.distributed.arrivals import Arrivals
 from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
@@ -116,7 +116,7 @@ def iterate(
         elif not state.schedule.converged:
             new = with_resolution(new, config, notes)
         if not correlate:
-            new = replace(new, schedule=sampling.monitor_changes(state.poses, poses, new, config))
+            new = replace(new, schedule=sampling.monitor_changes(state.poses, poses, new, config, on.device))
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2, final)
 
 
@@ -231,19 +231,23 @@ def advance(under_way: deque[Arrivals]) -> None:
         under_way.popleft()
 
 
-def store(poses: Poses, found: list[tuple[Tensor, BatchResult]], on: Computing) -> None:
-    """Put the results of batches (their rows, their values) of all ranks into `poses`; the device is waited for only here."""
+def store(poses: Poses, found: Finished, on: Computing) -> None:
+    """Put the results of batches of all ranks into `poses`. They are gathered and put in order on the device, which the host
+    waits for only here."""
     names = list(BatchResult.__dataclass_fields__)
     like = [getattr(poses, name) for name in names]
-    rows = torch.cat([rows for rows, _ in found]) if found else torch.zeros(0)
-    columns = [rows.to(on.device, torch.float64)[:, None]]
-    for name, one in zip(names, like, strict=True):
-        value_n = torch.cat([getattr(result, name).to(on.device) for _, result in found]) if found else one[:0].to(on.device)
-        columns.append(value_n.double().reshape(len(value_n), one[:1].numel()))
-    all_nF = in_host_memory(on.ranks.gathered(torch.cat(columns, 1), "poses"))
-    row_n, *values = all_nF.split([1, *(one[:1].numel() for one in like)], 1)
-    for one, value_nF in zip(like, values, strict=True):
-        one[row_n[:, 0].long()] = value_nF.reshape(-1, *one.shape[1:]).to(one.dtype)
+    widths = [1, *(one[:1].numel() for one in like)]
+    mine_nF = torch.zeros(0, sum(widths), dtype=torch.float64, device=on.device)
+    if found:
+        columns = [uploaded(torch.cat([rows for rows, _ in found]), on.device)]
+        columns += [torch.cat([getattr(result, name) for _, result in found]) for name in names]
+        mine_nF = torch.cat([column.double().reshape(len(column), -1) for column in columns], 1)
+    all_nF = on.ranks.gathered(mine_nF, "poses")
+    parts = all_nF[all_nF[:, 0].argsort()].split(widths, 1)
+    flat = downloaded(torch.cat([part.flatten() for part in parts]))
+    row_n, *values = flat.split([part.numel() for part in parts])
+    for one, value in zip(like, values, strict=True):
+        one[row_n.long()] = value.view(-1, *one.shape[1:]).to(one.dtype)
 
 
 def copied(poses: Poses) -> Poses:
