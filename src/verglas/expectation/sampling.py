@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from verglas.core.memory import uploaded
 from verglas.core.rotations import matrix_from_euler
 from verglas.core.symmetry import normalise_name, symmetry_matrices
 from verglas.errors import InputError
@@ -216,9 +217,9 @@ class OrientationGrid:
         key = levels, device
         if key not in self._tables_on:
             psi_Q = self.psi_P if levels == 0 else (self.psi_P[:, None] + _cell_centres(self.psi_step, levels)).reshape(-1)
-            psi_Q = torch.deg2rad(psi_Q.to(device))
+            psi_Q = torch.deg2rad(uploaded(psi_Q, device))
             turn = torch.tensor(self.perturbation * self.angular_step, dtype=torch.float64)
-            self._tables_on[key] = _Tables(psi_Q.cos(), psi_Q.sin(), matrix_from_euler(turn, turn, turn).to(device))
+            self._tables_on[key] = _Tables(psi_Q.cos(), psi_Q.sin(), uploaded(matrix_from_euler(turn, turn, turn), device))
         return self._tables_on[key]
 
     @cached_property
@@ -265,7 +266,7 @@ class OffsetGrid:
 
     def to(self, device: torch.device) -> OffsetGrid:
         """The same on a device."""
-        return replace(self, coarse_T2=self.coarse_T2.to(device), fine_F2=self.fine_F2.to(device))
+        return replace(self, coarse_T2=uploaded(self.coarse_T2, device), fine_F2=uploaded(self.fine_F2, device))
 
     @property
     def count(self) -> int:

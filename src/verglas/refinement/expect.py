@@ -93,8 +93,8 @@ class HalfExpectation:
     ) -> None:
         self.models, self.data, self.poses, self.plan, self.config, self.on = models, data, poses, plan, config, on
         self.model, device = models[0], on.device
-        self.noise_GS = self.model.sigma2_noise_GS.to(device)
-        self.common_S = common_noise(self.model.sigma2_noise_GS).to(device)
+        self.noise_GS = uploaded(self.model.sigma2_noise_GS, device)
+        self.common_S = uploaded(common_noise(self.model.sigma2_noise_GS), device)
         grid = plan.model_grid
         given = None
         if plan.align != "all":
@@ -104,18 +104,19 @@ class HalfExpectation:
         self.make_references()
         groups, micrographs = len(data.groups), len(self.model.scale_M)
         self.sums = Sums.zeros(groups, grid.shells, self.grid.n_directions, micrographs, device)
-        self.ssnr_CS = torch.stack([model.ssnr_S for model in models]).to(device)
+        self.ssnr_CS = uploaded(torch.stack([model.ssnr_S for model in models]), device)
         self.space = SearchSpace(
             self.grid, plan.offsets.to(device), self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction,
             on.operand, plan.correlate, config.relion_offset_prior, plan.most,
         )  # fmt: skip
         self.ctf = None if data.ctf is None else data.ctf.to(device)
-        self.whole_B2 = [whole_pixels(poses.origin_B2, group.pixel_size).to(device) for group in data.groups]
-        self.origin_B2 = poses.origin_B2.to(device)
-        self.norm_B, self.micrograph_B = (poses.norm_B / self.model.norm_average).to(device), poses.micrograph_B.to(device)
-        self.scale_M = self.model.scale_M.to(device)
-        self.log_share_C = torch.stack([model.direction_prior_D.sum() for model in models]).to(device).log()
-        self.rotation_B33 = poses.rotation_B33.to(device) if self._local else poses.rotation_B33
+        self.whole_B2 = [uploaded(whole_pixels(poses.origin_B2, group.pixel_size), device) for group in data.groups]
+        self.origin_B2 = uploaded(poses.origin_B2, device)
+        self.norm_B = uploaded(poses.norm_B / self.model.norm_average, device)
+        self.micrograph_B = uploaded(poses.micrograph_B, device)
+        self.scale_M = uploaded(self.model.scale_M, device)
+        self.log_share_C = uploaded(torch.stack([model.direction_prior_D.sum() for model in models]), device).log()
+        self.rotation_B33 = uploaded(poses.rotation_B33, device) if self._local else poses.rotation_B33
         self.halved = False
         self.notices: list[str] = []
         self._searchers: dict[int, Searcher] = {}
@@ -149,7 +150,7 @@ class HalfExpectation:
         """Log prior of every coarse orientation of every class, relative to its mean; empty where particles have their own."""
         if self.plan.own_lists:  # not asked for, and long on a fine grid
             return torch.empty(0, dtype=torch.float64, device=self.on.device)
-        prior_D = torch.cat([model.direction_prior_D for model in self.models]).to(self.on.device)
+        prior_D = uploaded(torch.cat([model.direction_prior_D for model in self.models]), self.on.device)
         return torch.log(prior_D / prior_D.mean()).repeat_interleave(self.plan.grid.n_psi)
 
     def run(self, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
