@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from verglas.cli.refine_watch import gist
-from verglas.core.memory import downloaded
+from verglas.core.memory import in_host_memory
 from verglas.core.symmetry import symmetry_matrices
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Pictures, Stack, Table, Text, write_report
 from verglas.report.pictures import map_pictures, slices_picture, write_pngs
@@ -198,7 +198,7 @@ def maps_shown(iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> Section
 
 def as_array(map_ZYX: Tensor) -> np.ndarray:
     """A map as the report's drawings take it."""
-    return downloaded(map_ZYX).float().numpy()
+    return in_host_memory(map_ZYX).float().numpy()
 
 
 def orientations(iteration: Iteration, config: RefineConfig) -> Section:

@@ -5,6 +5,7 @@ The origin never counts; where a reference's mean is far from zero it would over
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,14 @@ class Reference:
     def serves(self, map_ZYX: Tensor, grid: ModelGrid) -> bool:
         """Whether it is what another expectation needs."""
         return self.map_ZYX is map_ZYX and (self.grid.radius, self.grid.padding) == (grid.radius, grid.padding)
+
+
+def volume_of(
+    map_ZYX: Tensor, grid: ModelGrid, device: torch.device, dtype: torch.dtype, ready: Sequence[Reference] = ()
+) -> FourierVolume:
+    """A map ready to be sliced, made unless one of those that are `ready` serves."""
+    found = next((one.volume for one in ready if one.serves(map_ZYX, grid)), None)
+    return found or FourierVolume.from_map(map_ZYX, grid.radius, grid.padding, device, dtype)
 
 
 class Slicer:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.core.memory import downloaded
+from verglas.core.memory import in_host_memory
 from verglas.errors import InputError
 from verglas.io.atomic import atomic_path
 from verglas.io.progress import say
@@ -140,7 +140,7 @@ def _feed(digest: Any, texts: list[str], *arrays: np.ndarray) -> None:
 def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
     """`value` as JSON can hold it; tensors are appended to `arrays` and named by their position."""
     if isinstance(value, Tensor):
-        array = downloaded(value).contiguous().numpy()
+        array = in_host_memory(value).contiguous().numpy()
         arrays.append(array.astype(array.dtype.newbyteorder("<"), copy=False))
         return {"array": len(arrays) - 1}
     if dataclasses.is_dataclass(value):

@@ -21,14 +21,13 @@ from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
-from verglas.expectation.slices import FineSlices, Reference, Slicer
+from verglas.expectation.slices import FineSlices, Reference, Slicer, volume_of
 from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
 from verglas.maximization.planes import PlaneAccumulator
 from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
-from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
 from verglas.refinement.ahead import in_order
 from verglas.refinement.batches import runs_within
@@ -125,13 +124,9 @@ class HalfExpectation:
     def make_references(self) -> None:
         """What slices are cut from, and what they are added to."""
         grid, on = self.plan.model_grid, self.on
-        self.volumes = [self._volume(model.map_ZYX, grid) for model in self.models]
+        self.volumes = [volume_of(model.map_ZYX, grid, on.device, on.operand, on.ready) for model in self.models]
         on.ready.clear()
         self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype) for _ in self.models]
-
-    def _volume(self, map_ZYX: Tensor, grid: ModelGrid) -> FourierVolume:
-        ready = next((one.volume for one in self.on.ready if one.serves(map_ZYX, grid)), None)
-        return ready or FourierVolume.from_map(map_ZYX, grid.radius, grid.padding, self.on.device, self.on.operand)
 
     def leave_references(self) -> None:
         """Leave what slices were cut from to the next expectation, which may be of the same maps."""
@@ -295,18 +290,16 @@ class HalfExpectation:
         while parts:
             first, last = parts.pop(0)
             try:
-                whole = last - first == len(rows)
+                part, whole = slice(first, last), last - first == len(rows)
                 mine = parents if whole else parents.part(first, last)
-                result = self._part(
-                    searcher, prepared[first:last], mine, significant_B[first:last], facts[first:last], spectra
-                )
+                result = self._part(searcher, prepared[part], mine, significant_B[part], facts[part], spectra)
             except torch.OutOfMemoryError as error:
                 if self.halved or last - first == 1:
                     raise VerglasError(OUT_OF_MEMORY) from error
                 self._halve()
                 parts[:0] = [(first, (first + last) // 2), ((first + last) // 2, last)]
                 continue
-            found.append((rows[first:last], result))
+            found.append((rows[part], result))
         return found
 
     def _part(

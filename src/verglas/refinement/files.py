@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.core.memory import downloaded
+from verglas.core.memory import in_host_memory
 from verglas.io.mrc import Map, StackWriter, write_map
 from verglas.maximization.halves import Solution
 from verglas.particles.table import ParticleTable
@@ -127,5 +127,5 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def _write_map(path: Path, map_ZYX: Tensor, pixel_size: float) -> Path:
-    write_map(path, Map(np.asarray(downloaded(map_ZYX), np.float32), pixel_size), overwrite=True)
+    write_map(path, Map(np.asarray(in_host_memory(map_ZYX), np.float32), pixel_size), overwrite=True)
     return path

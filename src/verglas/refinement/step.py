@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import soft_sphere
-from verglas.core.memory import downloaded, uploaded
+from verglas.core.memory import in_host_memory, uploaded
 from verglas.distributed.arrivals import Arrivals
 from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
@@ -244,7 +244,7 @@ def store(poses: Poses, found: Finished, on: Computing) -> None:
         mine_nF = torch.cat([column.double().reshape(len(column), -1) for column in columns], 1)
     all_nF = on.ranks.gathered(mine_nF, "poses")
     parts = all_nF[all_nF[:, 0].argsort()].split(widths, 1)
-    flat = downloaded(torch.cat([part.flatten() for part in parts]))
+    flat = in_host_memory(torch.cat([part.flatten() for part in parts]))
     row_n, *values = flat.split([part.numel() for part in parts])
     for one, value in zip(like, values, strict=True):
         one[row_n.long()] = value.view(-1, *one.shape[1:]).to(one.dtype)
