@@ -3,11 +3,11 @@
     python -m benchmarks.kill_ranks [--ranks 2] [--kills 10] [--device cuda|cpu] [--together 5] [--seed 0]
         [--particles STAR --reference MRC --diameter D] [--keep DIR]
 
-Moments are drawn from the whole time of an undisturbed run, process start and last iteration included; `--together` runs share
-the device. Of each kill is printed whether all other processes ended, how soon, with which exit code and message, and how far the
-map that came out in the end is from the first undisturbed one: root mean square of the difference over that of the map, and the
-largest 1 - FSC up to its resolution. Those of a second undisturbed run are the measure: sums of GPUs, and of another number of
-ranks, are added in another order.
+Moments are drawn from the whole time of an undisturbed run, process start and last iteration included, and for every second pair
+of kills from the time after its ranks had met; `--together` runs share the device. Of each kill is printed whether all other
+processes ended, how soon, with which exit code and message, and how far the map that came out in the end is from the first
+undisturbed one: root mean square of the difference over that of the map, and the largest 1 - FSC up to its resolution. Those of a
+second undisturbed run are the measure: sums of GPUs, and of another number of ranks, are added in another order.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class Case:
 
     def said(self, name: str) -> Path:
         return self.folder / f"{name}.txt"
+
+
+def met(out: Path, begun: float) -> float:
+    """Seconds from the start of a run (time.time()) until its ranks had met, and the first one opened its folder."""
+    return max(0.0, (out / "config.json").stat().st_mtime - begun)
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
@@ -150,14 +155,16 @@ def main() -> None:
         folder = options.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
         case = case_of(options, folder)
+        begun = time.time()
         seconds = case.finish("whole", options.ranks)
-        print(f"undisturbed run on {options.ranks} ranks: {seconds:.1f} s", flush=True)
+        first = met(case.out("whole"), begun)
+        print(f"undisturbed run on {options.ranks} ranks: {seconds:.1f} s, met after {first:.1f} s", flush=True)
         with ThreadPoolExecutor(options.together) as several:
             again = several.submit(case.finish, "again", options.ranks)
             fewer = max(1, options.ranks - 1)
             lines = [
-                several.submit(kill_one, case, number, draw.uniform(0, seconds), draw.randrange(options.ranks),
-                               options.ranks if number % 2 else fewer)
+                several.submit(kill_one, case, number, draw.uniform(first if number % 4 > 1 else 0, seconds),
+                               draw.randrange(options.ranks), options.ranks if number % 2 else fewer)
                 for number in range(options.kills)
             ]  # fmt: skip
             again.result()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks import scaling_model
 from benchmarks.figures import number_text
 
 Pass = Mapping[str, Any]  # what benchmarks.scaling_rank publishes of a pass
 Figures = dict[str, float]
 HEADING = ("ranks particles  kind              size  signif.  seconds  accur. expect. maxim."
            "  sending hidden waiting    MB least MB  differs  poses")  # fmt: skip
+STAGES = {"seconds": "iterations", "expectation": "expectation"}
 FIRST_WEIGHED = 1  # number of the first iteration that weighs poses by their probability
 
 
@@ -24,6 +26,9 @@ def figures_of(passes: Sequence[Pass]) -> Figures:
     found |= efficiencies("strong", alike(strong)) | efficiencies("weak", [one for one in passes if is_weak(one, fewest)])
     for one in strong:
         found |= shares(one)
+    for stage, title in STAGES.items():
+        points = [(one["particles"], one["ranks"], whole(one, stage)) for one in passes]
+        found |= scaling_model.figures(title, points)
     return found | fixed(passes)
 
 
@@ -48,7 +53,7 @@ def efficiencies(name: str, passes: Sequence[Pass]) -> Figures:
     passes = sorted(passes, key=lambda one: int(one["ranks"]))
     found: Figures = {}
     for one in passes:
-        for stage, title in (("seconds", "iterations"), ("expectation", "expectation")):
+        for stage, title in STAGES.items():
             found[f"{name}, {one['ranks']} ranks, {title} s"] = whole(one, stage)
             if one is not passes[0]:
                 found[f"{name}, {one['ranks']} ranks, efficiency, {title}"] = efficiency(passes[0], one, stage)
