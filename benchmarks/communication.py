@@ -86,7 +86,8 @@ def sharing(box: int, device: torch.device, ranks: Ranks) -> dict[str, float]:
     rank sends meanwhile, the least that it could, and by how much the maps differ (share of the largest value)."""
     support = soft_sphere(box, 0.35 * box, 5, device) > 0
     found, maps = {}, []
-    for name, way in (("shared", replace(ranks, ways=Ways())), ("not shared", replace(ranks, ways=Ways(share_solving=False)))):
+    for name, ways in {"shared": Ways(), "shared, coded": Ways(compress=True), "not shared": Ways(share_solving=False)}.items():
+        way = replace(ranks, ways=ways)
         adding, solving_ms = [], []
         for _ in range(REPEATS + 1):
             pair = made_up(box, device), made_up(box, device)
@@ -107,8 +108,8 @@ def sharing(box: int, device: torch.device, ranks: Ranks) -> dict[str, float]:
                   f"{name}: MB sent": sent["bytes_of_ranks"][0] / 1e6}  # fmt: skip
         maps.append(solutions[0].map_ZYX * support)
     least = 2 * (12 * packed_sphere(float(box)).count + 4 * int(support.sum())) * (ranks.size - 1) / ranks.size
-    difference = float((maps[0] - maps[1]).abs().max() / maps[1].abs().max())
-    return {**found, "least MB": least / 1e6, "difference of the maps": difference}
+    plain, by_codes = (float((one - maps[2]).abs().max() / maps[2].abs().max()) for one in maps[:2])
+    return {**found, "least MB": least / 1e6, "difference of the maps": plain, "difference of the maps, coded": by_codes}
 
 
 def stages(box: int, device: torch.device) -> dict[str, float]:

@@ -13,7 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from verglas.core.rows import packed_sphere
+from verglas.distributed.coding import BLOCK, LARGEST, coded, coded_bytes, decoded, link_is_slow, pays
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.distributed.ways import Ways
 from verglas.kernels import voxels
 from verglas.maximization import accumulate
 from verglas.maximization.accumulate import Accumulator
@@ -92,6 +94,10 @@ def work(rank: int, folder: str) -> None:
     for case in CASES:
         found[case] = solved(case, ranks, [rank])
     found["behind"] = begun_and_finished(ranks)
+    by_codes = replace(ranks, ways=Ways(compress=True))
+    found["coded"], found["coded maps"] = begun_and_finished(by_codes), solved("C1", by_codes, [rank])
+    found["sent by codes"], found["slow link"] = ranks.communication(), link_is_slow(ranks, torch.device("cpu"))
+    accumulate.VOXELS_AT_ONCE = 8_000_000
     voxels.compiled = lambda values: False
     found["plain"] = solved("C1", ranks, [rank])
     found["sent"] = ranks.communication()
@@ -125,8 +131,37 @@ def test_sums_that_travel_behind_other_things_arrive(of_ranks: list[dict[str, An
     expected = sum(sums_of(rank, 2, "C1").running_V4 for rank in range(SIZE))
     for found in of_ranks:
         assert torch.allclose(found["behind"][:, :3], expected[:, :3], atol=1e-5)
-    entry = of_ranks[0]["sent"]["by_name"]["sums of slices"]
+    entry = of_ranks[0]["sent by codes"]["by_name"]["sums of slices"]
     assert entry["kind"] == "reduce" and entry["count"] > 20 and len(of_ranks[0]["sent"]["hidden_seconds_of_ranks"]) == SIZE
+
+
+def test_sums_that_travel_as_codes_take_half_the_bytes(of_ranks: list[dict[str, Any]]) -> None:
+    exact = sum(sums_of(rank, 2, "C1").running_V4 for rank in range(SIZE))[:, :3]
+    for found in of_ranks:
+        assert 0 < float((found["coded"][:, :3] - exact).abs().max()) < SIZE * float(exact.abs().max()) / LARGEST / 2
+        assert torch.equal(found["coded"], of_ranks[0]["coded"]) and found["slow link"] == of_ranks[0]["slow link"]
+    for name, value in solved("C1", ALONE, list(range(SIZE))).items():
+        found = of_ranks[1]["coded maps"][name]
+        if not name.endswith("map_ZYX") or name.split()[0] not in ("first", "second"):
+            assert torch.allclose(found, value.to(found.dtype), atol=5e-4 * float(value.abs().max())), name
+    sent = of_ranks[0]["sent by codes"]["by_name"]
+    plain, codes = (sent[name]["payload"] / sent[name]["count"] for name in ("sums of slices", "sums of slices, coded"))
+    assert sent["sums of slices, coded"]["kind"] == "all-to-all" and plain > 0 and codes > 0
+
+
+def test_codes_are_near_their_values() -> None:
+    values_VC = torch.randn(1000, 3, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 4, 1000)[:, None]
+    values_VC[:BLOCK] = 0
+    made = coded(values_VC)
+    assert len(made) == coded_bytes(1000, 3) < 0.56 * values_VC.nbytes
+    error_VC = (decoded(made, 1000, 3) - values_VC).abs()
+    for part, error in zip(values_VC.split(BLOCK), error_VC.split(BLOCK), strict=True):
+        assert bool((error.amax(0) <= 0.505 * part.abs().amax(0) / LARGEST + 1e-30).all())
+    assert coded_bytes(0, 3) == len(coded(values_VC[:0])) == 0
+
+
+def test_codes_are_sent_where_the_link_is_slower_than_they_are_made() -> None:
+    assert pays(link=0.010, coding=0.002) and not pays(link=0.0001, coding=0.0002)
 
 
 @pytest.mark.parametrize(("size", "radius"), [(2, 64), (3, 41), (8, 64), (5, 20)])

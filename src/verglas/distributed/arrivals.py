@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from verglas.distributed.coding import coded, coded_bytes, decoded
 from verglas.distributed.meter import Entry
 from verglas.distributed.ranks import Ranks
 
@@ -29,13 +33,24 @@ class Piece:
     take: Callable[[Tensor], None]
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """What was sent at `began`, from memory of `device`. arrived: takes it in, once `work` is done."""
+
+    work: dist.Work
+    entry: Entry
+    device: torch.device
+    began: float
+    arrived: Callable[[], None]
+
+
 class Arrivals:
     """Pieces on their way. `advance` now and then, `finish` in the end."""
 
     def __init__(self, ranks: Ranks, pieces: Iterable[Piece], name: str) -> None:
         self.ranks, self.name = ranks, name
-        self._waiting = deque(pieces)
-        self._under_way: deque[tuple[Piece, Tensor, dist.Work, Entry, float]] = deque()
+        self._waiting: deque[list[Piece]] = deque(self._together(pieces))
+        self._under_way: deque[UnderWay] = deque()
 
     @property
     def left(self) -> bool:
@@ -44,32 +59,77 @@ class Arrivals:
 
     def advance(self) -> None:
         """Take in what has arrived, without waiting, and send what comes next."""
-        while self._under_way and self._under_way[0][2].is_completed():
-            piece, tensor, work, entry, started = self._under_way.popleft()
-            work.wait()  # on a GPU: what is queued from here on comes after it
-            entry.hidden_seconds += time.perf_counter() - started
-            self._taken(piece, tensor)
+        while self._under_way and self._under_way[0].work.is_completed():
+            one = self._under_way.popleft()
+            one.work.wait()  # on a GPU: what is queued from here on comes after it
+            one.entry.hidden_seconds += time.perf_counter() - one.began
+            one.arrived()
         self._send()
 
     def finish(self) -> None:
         """Wait for all pieces."""
         self._send()
         while self._under_way:
-            piece, tensor, work, entry, _ = self._under_way.popleft()
-            with self.ranks.together(self.name), self.ranks.meter.standing(entry, tensor.device):
-                work.wait()
-            self._taken(piece, tensor)
+            one = self._under_way.popleft()
+            with self.ranks.together(self.name), self.ranks.meter.standing(one.entry, one.device):
+                one.work.wait()
+            one.arrived()
             self._send()
-
-    def _taken(self, piece: Piece, tensor: Tensor) -> None:
-        if piece.rank == self.ranks.rank:
-            piece.take(tensor)
 
     def _send(self) -> None:
         while self._waiting and len(self._under_way) < AT_ONCE:
-            piece = self._waiting.popleft()
-            tensor = piece.make()
-            entry = self.ranks.meter.count("reduce", self.name, tensor.nbytes, self.ranks.size)
-            work = dist.reduce(tensor, piece.rank, group=self.ranks.behind, async_op=True)
-            assert work is not None
-            self._under_way.append((piece, tensor, work, entry, time.perf_counter()))
+            self._under_way.append(self._begun(self._waiting.popleft()))
+
+    def _together(self, pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+        """What is sent at once: each piece alone."""
+        for piece in pieces:
+            yield [piece]
+
+    def _begun(self, pieces: list[Piece]) -> UnderWay:
+        (piece,) = pieces
+        tensor = piece.make()
+        entry = self.ranks.meter.count("reduce", self.name, tensor.nbytes, self.ranks.size)
+        work = dist.reduce(tensor, piece.rank, group=self.ranks.behind, async_op=True)
+        assert work is not None
+        mine = piece.rank == self.ranks.rank
+        return UnderWay(work, entry, tensor.device, time.perf_counter(), partial(piece.take, tensor) if mine else _nothing)
+
+
+class CodedArrivals(Arrivals):
+    """The same in half the bytes (`verglas.distributed.coding`): each rank is sent its pieces by all others, and adds them up."""
+
+    def _together(self, pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+        """A piece for each rank at once, as long as there are any."""
+        of_rank: dict[int, list[Piece]] = {rank: [] for rank in range(self.ranks.size)}
+        for piece in pieces:
+            of_rank[piece.rank].append(piece)
+        for row in zip_longest(*of_rank.values()):
+            yield [piece for piece in row if piece is not None]
+
+    def _begun(self, pieces: list[Piece]) -> UnderWay:
+        me, size = self.ranks.rank, self.ranks.size
+        mine = next((piece for piece in pieces if piece.rank == me), None)
+        mine_VC = None if mine is None else mine.make()
+        parts = {piece.rank: coded(piece.make()) for piece in pieces if piece is not mine}
+        device = next(one for one in (mine_VC, *parts.values()) if one is not None).device
+        none = torch.empty(0, dtype=torch.uint8, device=device)
+        sent = [parts.get(rank, none) for rank in range(size)]
+        each = 0 if mine_VC is None else coded_bytes(*mine_VC.shape)
+        out, found = torch.cat(sent), torch.empty((size - 1) * each, dtype=torch.uint8, device=device)
+        received = [each * (rank != me) for rank in range(size)]
+        payload = len(out) * size // (size - 1)  # as if each sent something to itself, too
+        entry = self.ranks.meter.count("all-to-all", f"{self.name}, coded", payload, size)
+        lengths = [len(one) for one in sent]
+        work = dist.all_to_all_single(found, out, received, lengths, group=self.ranks.behind, async_op=True)
+
+        def arrived(kept: Tensor = out) -> None:  # kept in memory until it has been sent
+            if mine is not None and mine_VC is not None:
+                for part in found.split(each):
+                    mine_VC.add_(decoded(part, *mine_VC.shape))
+                mine.take(mine_VC)
+
+        return UnderWay(work, entry, device, time.perf_counter(), arrived)
+
+
+def _nothing() -> None:
+    """What a piece for another rank does here."""

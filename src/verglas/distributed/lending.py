@@ -13,7 +13,7 @@ TRIAL = 64  # particles, at most, on which a helper first shows how quick it is
 MARGIN = 0.7  # of the expectation: when it is to be back
 LEAST = 0.005  # of all particles: fewer are not lent
 WORTH = 2.0  # seconds saved for each second that lending takes
-RESTS = 5  # expectations until one that was too slow is tried again
+RESTS = 5  # expectations until one that gets nothing is tried again
 LATE = 2  # times in a row after which it rests
 
 
@@ -36,27 +36,30 @@ class Lending:
     found: Found | None = None
     _per_row: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # seconds of all ranks together, of expectations
     _late: int = 0
-    _rests: int = 0
+    _rested: int = 0  # expectations since it was last given something
+    _barred: bool = False  # was late too often: rests as long as that says
 
     def wants_trial(self) -> bool:
-        """Whether the helper is to show how quick it is; asked once in every expectation."""
-        self._rests = max(0, self._rests - 1)
-        return self.found is None and self._rests == 0
+        """Whether the helper is to show how quick it is: not known, or long ago. Asked once in every expectation."""
+        self._rested += 1
+        if self._rested < RESTS and (self.found is not None or self._barred):
+            return False
+        self._rested, self._late, self._barred = 0, 0, False
+        return True
 
     def rows(self, total: int, most: int) -> int:
         """How many rows to lend, at most `most`, of an expectation of `total` rows."""
-        if self.found is None or len(self._per_row) < 2:  # the first expectation compiles: it tells nothing of the next
+        if self.found is None or self._barred or len(self._per_row) < 2:  # the first expectation compiles: it tells nothing
             return 0
-        seconds = total * min(self._per_row)
-        left = MARGIN * seconds / 2**self._late - self.found.begin - self.found.give
-        count = min(max(0, int(left / self.found.per_row)), most)
-        saved = count * min(self._per_row)
-        if count < LEAST * total or saved < WORTH * self.cost:
-            could = f"it could take {count} of {total} particles ({100 * count / total:.2g} %)"
-            self.told = f"the CPU rests: {could}, which would save {saved:.2g} s"
-            self._rest()
+        each, found = min(self._per_row), self.found
+        left = MARGIN * total * each / 2**self._late - found.begin - found.give
+        count = min(max(0, int(left / found.per_row)), most)
+        many = f"{count} of {total} particles ({100 * count / total:.2g} %)"
+        if count < LEAST * total or count * each < WORTH * self.cost:
+            pace = f"it takes {found.begin + found.give:.2g} s and {found.per_row:.2g} s for each"
+            self.told = f"the CPU rests: in {total * each:.2g} s it could take {many}; {pace}"
             return 0
-        self.told = f"the CPU took {count} of {total} particles ({100 * count / total:.2g} %)"
+        self.told, self._rested = f"the CPU took {many}", 0
         return count
 
     def passed(self, total: int, seconds: float) -> None:
@@ -69,11 +72,7 @@ class Lending:
         self._late = 0 if lent else self._late
 
     def late(self) -> None:
-        """It was not back in time: half as much the next time, then none."""
+        """It was not back in time: half as much the next time, then none for a while."""
         self.told = "the CPU was not back in time: its particles were worked on without it"
         self._late += 1
-        if self._late >= LATE:
-            self._rest()
-
-    def _rest(self) -> None:
-        self.found, self._late, self._rests = None, 0, RESTS
+        self._barred = self._late >= LATE

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from verglas.distributed.beat import patience_of
+from verglas.distributed.coding import link_is_slow
 from verglas.distributed.place import LeadMissing, Place
 from verglas.distributed.pulse import Pulse
 from verglas.distributed.ranks import ALONE, Ranks
@@ -49,11 +51,14 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
     _pulse.rest(False)
     behind = None if device.type == "cuda" else dist.new_group(timeout=LONGEST)  # NCCL has nothing else to send meanwhile
+    ranks = Ranks(
+        place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device), pulse=_pulse,
+        behind=behind,
+    )  # fmt: skip
     try:
-        yield Ranks(
-            place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device),
-            pulse=_pulse, behind=behind,
-        )  # fmt: skip
+        if ranks.ways.compress is None and place.size > place.local_size:  # within a host links are quick
+            ranks = replace(ranks, ways=replace(ranks.ways, compress=link_is_slow(ranks, device)))
+        yield ranks
     except BaseException as error:
         _pulse.last_words(error)
         raise

@@ -13,18 +13,22 @@ PREFIX = "VERGLAS_"
 @dataclass(frozen=True)
 class Ways:
     """share_solving: each rank adds up and solves its slab of a map; else all do everything. overlap: the sums of one half-set
-    travel while the particles of the next one are worked on (of shared solving only)."""
+    travel while the particles of the next one are worked on; compress: they travel in half the bytes (None: between several
+    hosts, if that is measured to be quicker). The latter two of shared solving only."""
 
     share_solving: bool = True
     overlap: bool = True
+    compress: bool | None = None
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Ways:
-        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1; 1 unless they say otherwise. InputError for other values."""
+        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1; what is best if they say nothing. InputError for other values."""
         said = {}
         for one in fields(cls):
             name = PREFIX + one.name.upper()
-            value = environment.get(name, "1")
+            value = environment.get(name)
+            if value is None:
+                continue
             if value not in ("0", "1"):
                 raise InputError(name, f"'{value}' in the environment", "0 or 1", "Leave it out to use what is best.")
             said[one.name] = value == "1"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable, packed_sphere
-from verglas.distributed.arrivals import Arrivals, Piece
+from verglas.distributed.arrivals import Arrivals, CodedArrivals, Piece
 from verglas.distributed.ranks import Ranks
 from verglas.kernels.backproject import backproject
 from verglas.maximization.slabs import Slabs
@@ -112,7 +112,8 @@ class Accumulator:
         slabs = Slabs.of(self.rows, self.padding, self.box, ranks) if ranks.size > 1 and ranks.ways.share_solving else None
         if slabs is not None:
             mine_V4 = self.running_V4.new_zeros(slabs.rows.count, 4)
-            self._arriving = slabs, mine_V4, Arrivals(ranks, self._pieces(slabs, mine_V4), "sums of slices")
+            kind = CodedArrivals if ranks.ways.compress and mine_V4.dtype == torch.float32 else Arrivals
+            self._arriving = slabs, mine_V4, kind(ranks, self._pieces(slabs, mine_V4), "sums of slices")
             return self._arriving[2]
         return None
 
