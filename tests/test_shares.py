@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -152,6 +153,9 @@ def test_the_first_block_of_a_set_does_not_make_a_rank_slow() -> None:
     assert pace.start / float(pace.speed_R[0]) == pytest.approx(5.0)
     alike = measured([few, few], pace)  # nothing but first blocks
     assert torch.allclose(alike.speed_R, torch.ones(2, dtype=torch.float64)) and alike.start == pace.start
+    crumbs = [*few, Block(10, 0.0, 1.0)]  # others are too small to tell of speeds
+    found = measured([crumbs, crumbs], pace)
+    assert torch.allclose(found.speed_R, alike.speed_R) and found.fixed is not None and math.isfinite(found.fixed)
 
 
 def test_rows_go_back_to_whom_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,10 +123,10 @@ def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
     """
     firsts_R = [[one for one in blocks if one.first] for blocks in blocks_R]
     later_R = [[one for one in blocks if not one.first] for blocks in blocks_R]
-    if not any(later_R):
-        firsts_R, later_R = later_R, firsts_R
     most_R = [max((block.rows for block in blocks), default=0) for blocks in blocks_R]
-    whole_R = [[one for one in blocks if one.rows >= WHOLE * most] for blocks, most in zip(later_R, most_R, strict=True)]
+    whole_R = _whole(later_R, most_R)
+    if not any(whole_R):  # then first ones have to tell
+        firsts_R, later_R, whole_R = [[] for _ in blocks_R], blocks_R, _whole(blocks_R, most_R)
     y_R = [torch.tensor([one.seconds / one.rows for one in blocks], dtype=torch.float64) for blocks in whole_R]
     x_R = [torch.tensor([one.samples / one.rows for one in blocks], dtype=torch.float64) for blocks in whole_R]
     k_p = torch.cat([_relative_cost(x_n, y_n) for x_n, y_n in zip(x_R, y_R, strict=True)])
@@ -139,6 +139,11 @@ def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
     mean_row = (1 + k * float(torch.cat(x_R).mean())) / mean
     pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, mean_row, before.start if start is None else start / mean, True)
     return replace(pace, fixed=_fixed(later_R, most_R, pace, before))
+
+
+def _whole(blocks_R: list[list[Block]], most_R: list[int]) -> list[list[Block]]:
+    """The large ones among every rank's blocks."""
+    return [[one for one in blocks if one.rows >= WHOLE * most] for blocks, most in zip(blocks_R, most_R, strict=True)]
 
 
 def _start(firsts_R: list[list[Block]], speed_R: Tensor, k: float) -> tuple[float | None, Tensor]:
