@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import Ways
+from verglas.kernels import farfield
 from verglas.ptychography import reconstruct as reconstruction
 from verglas.ptychography import share as shares
 from verglas.ptychography.collect import bytes_of, whole
@@ -27,7 +28,8 @@ PATIENCE = 120.0  # s
 
 def found_by(scan: Scan, cases: Sequence[dict[str, Any]], size: int, folder: Path) -> list[dict[str, Any]]:
     """What `size` processes find, one answer for each case: options of a reconstruction, and `whole` (each keeps the whole
-    object), `overlap`, `halo` (px about what moving positions see), `after` (a pass to go on from)."""
+    object), `overlap`, `kernels` (those of far fields), `halo` (px about what moving positions see), `after` (a pass to go on
+    from)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     processes = [context.Process(target=_rank, args=(rank, size, folder, scan, list(cases))) for rank in range(size)]
@@ -58,6 +60,8 @@ def _rank(rank: int, size: int, folder: Path, scan: Scan, cases: list[dict[str, 
 def _answer(ranks: Ranks, scan: Scan, case: dict[str, Any]) -> dict[str, Any]:
     ranks = replace(ranks, ways=Ways(overlap=case.pop("overlap", True)))
     costs = Costs(0.0, 0.0, -1.0 if case.pop("whole", False) else 1.0)  # so that the larger object is chosen, or not
+    missing = None if case.pop("kernels", False) else "not asked for"
+    farfield.why_not = lambda device, dtype, window: missing
     reconstruction.measured = lambda ranks, device: costs  # type: ignore[assignment]
     shares.MOVING_HALO = case.pop("halo", shares.MOVING_HALO)
     after: PassDone | None = case.pop("after", None)

@@ -12,6 +12,7 @@ import torch
 from ptycho_ranks import found_by
 from ptycho_world import made_up, scan_of
 from verglas.errors import InputError
+from verglas.kernels import farfield
 from verglas.ptychography.collect import bytes_of
 from verglas.ptychography.costs import Costs
 from verglas.ptychography.options import PtychoOptions
@@ -30,15 +31,21 @@ CASES: dict[str, dict[str, Any]] = {
     "cg, everything": {"engine": "cg", "passes": 8, "warm_up": 2, "double": True, **ALL_OF_IT},
     "lsq": {"engine": "lsq", "passes": 3, "momentum": 0.5, "double": True},
     "rpie, compact": {"engine": "rpie", "passes": 3, "batches": "compact", "double": True},
+    "rpie, kernels": {"engine": "rpie", "passes": 3, "kernels": True, "subpixel": False},
+    "lsq, kernels": {"engine": "lsq", "passes": 2, "kernels": True},
+    "cg, kernels": {"engine": "cg", "passes": 3, "warm_up": 0, "kernels": True},
     "raar": {"engine": "raar", "passes": 4, "double": True},
 }
-OF_RANKS = ("whole", "overlap", "halo")
+OF_RANKS = ("whole", "overlap", "halo", "kernels")
 FIELDS = ("object_OLYX", "probe_MYX", "positions_B2", "scale_B", "background_YX", "eigen_KYX", "opr_BK")
 
 
 def alone(case: dict[str, Any], after: PassDone | None = None) -> PassDone:
     options = {name: value for name, value in case.items() if name not in OF_RANKS}
-    *_, last = reconstruct(SCAN, PtychoOptions(**options), after=after)
+    with pytest.MonkeyPatch.context() as patch:
+        if case.get("kernels"):
+            patch.setattr(farfield, "why_not", lambda device, dtype, window: None)
+        *_, last = reconstruct(SCAN, PtychoOptions(**options), after=after)
     return last
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ptycho_world import made_up, scan_of
 from verglas.errors import InputError
+from verglas.kernels import farfield
 from verglas.ptychography import memory
 from verglas.ptychography.collect import bytes_of
 from verglas.ptychography.memory import Needs, kept
@@ -51,6 +52,23 @@ def test_streamed_patterns_give_the_same_result(options: dict[str, Any], kind: t
     # Only the line search differs: several lengths at once instead of Newton's.
     tolerance = 1e-3 if options["engine"] == "cg" else 1e-12
     assert streamed.found.error_P == pytest.approx(whole.found.error_P, rel=tolerance)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("engine", ["cg", "lsq"])
+def test_nobody_waits_for_a_pattern(engine: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sums take patterns as `walk` hands them out, also those of the far field's kernels."""
+    of_walks = Blocks.patterns
+
+    def patterns(self: Blocks, rows_B: torch.Tensor) -> torch.Tensor:
+        assert self._now is not None and self._now[0] is rows_B
+        return of_walks(self, rows_B)
+
+    monkeypatch.setattr(Blocks, "patterns", patterns)
+    monkeypatch.setattr(farfield, "why_not", lambda device, dtype, window: None if kernels else "not asked for")
+    streamed = last(SCAN, engine=engine, passes=3, warm_up=1, pattern_memory=LITTLE)
+    monkeypatch.undo()
+    assert streamed.error == pytest.approx(last(SCAN, engine=engine, passes=3, warm_up=1).error, rel=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -81,8 +81,8 @@ def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Cou
     """Where a chunk lies, and its patterns; in the order of stripes: what is at work together sees the same of the object."""
     position_B2 = x["positions_B2"][rows_B]
     stripe_B = (position_B2[:, 0] / STRIPE).floor()
-    rows_B = rows_B[(stripe_B * x["object_OLYX"].shape[-1] + position_B2[:, 1]).argsort()]
+    order_B = (stripe_B * x["object_OLYX"].shape[-1] + position_B2[:, 1]).argsort()
     stored_BYX, index_B = problem.counts.stored(rows_B)
     scale_B = x["scale_B"] if index_B is rows_B else x["scale_B"][rows_B]
-    counted = Counted(stored_BYX, scale_B, index_B, problem.counts.weight_YX, x["background_YX"], problem.noise)
-    return problem.model.place(x["positions_B2"], rows_B), counted
+    counted = Counted(stored_BYX, scale_B, index_B[order_B], problem.counts.weight_YX, x["background_YX"], problem.noise)
+    return problem.model.place(x["positions_B2"], rows_B[order_B]), counted
