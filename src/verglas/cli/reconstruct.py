@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
     from verglas.maximization.least_squares import NormalSums
-    from verglas.maximization.reconstruct import Geometry, Sums
+    from verglas.maximization.reconstruct import Geometry, GroupSlices, Sums
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.loader import BadImage, ImageLoader
     from verglas.particles.table import ParticleTable
@@ -66,6 +66,8 @@ class Reconstruct:
     """plain: data over weight; exact: weights are iterated to even sampling (relion_reconstruct without --skip_gridding)."""
     solver: Literal["gridding", "cg"] = "gridding"
     """gridding: sums on a padded grid; cg: least squares by conjugate gradients, without interpolation: slower, more accurate."""
+    ewald: Literal["off", "on", "reversed"] = "off"
+    """Correct for the curvature of the Ewald sphere (needs CTFs). Which of the two is right depends on the map's hand."""
     folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the STAR file's)")] = None
     """What image names are relative to, if not the STAR file's folder (or the current one)."""
     skip_bad: Flag = False
@@ -107,6 +109,8 @@ class Reconstruct:
                 raise InputError(name, str(value), "a length above 0 Å")
         if self.half_maps and self.no_half_maps:
             raise InputError("--half-maps", "given together with --no-half-maps", "one of the two")
+        if self.ewald != "off" and not self.ctf:
+            raise InputError("--ewald", "given together with --no-ctf", "one of the two: sidebands differ by the CTF's phase")
         if self.solver == "cg" and self.gridding == "exact":
             raise InputError("--gridding", "exact given together with --solver cg", "one of the two: cg does no gridding")
         if self.mask is not None and self.mask_diameter is not None:
@@ -166,6 +170,17 @@ class Task:
         return partial(NormalSums, geometry.box, geometry.radius, symmetry, self.device)
 
 
+    def slicer(self) -> Callable[..., GroupSlices]:
+        """Makes what turns the images of a group into slices: planes, or with --ewald both sheets of the sphere."""
+        from verglas.maximization.ewald import EwaldSlices
+        from verglas.maximization.reconstruct import GroupSlices
+
+        if self.options.ewald == "off":
+            return GroupSlices
+        diameter = self.options.mask_diameter or self.geometry.box * self.geometry.pixel_size
+        return partial(EwaldSlices, diameter=diameter, reverse=self.options.ewald == "reversed")
+
+
 def share(table: ParticleTable, half_B: np.ndarray, ranks: Ranks) -> np.ndarray:
     """The rows whose images this rank adds up: an equal part of every half-set, one piece of the order of the files."""
     import torch
@@ -201,7 +216,8 @@ def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> Se
 
         with each_its_part(ranks):
             ctf, device = task.options.ctf, task.device
-            sums = accumulate(task.table, task.half_B, task.loader, task.geometry, ctf, device, advance, task.new_sums())
+            how = task.new_sums(), task.slicer()
+            sums = accumulate(task.table, task.half_B, task.loader, task.geometry, ctf, device, advance, *how)
         for one in sums:
             one.add_up(ranks)
         advance(count)
@@ -239,7 +255,8 @@ def solved(task: Task, sums: Sequence[Sums], run: RunFolder) -> Reconstruction:
     from verglas.core.symmetry import normalise_name
     from verglas.maximization.reconstruction import solve
 
-    slices, geometry, mask = sum(one.slices for one in sums), task.geometry, task.mask_ZYX
+    geometry, mask = task.geometry, task.mask_ZYX
+    slices = sum(one.slices for one in sums) // (1 if task.options.ewald == "off" else 2)
     diameter = task.options.mask_diameter
     with run.progress("Solving for the maps", 1, "steps") as bar:
         radius = diameter / 2 / geometry.pixel_size if diameter else None

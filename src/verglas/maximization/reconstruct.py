@@ -34,6 +34,10 @@ class Geometry:
     padding: float = 2.0
 
 
+Slices: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""data [B, 2, K], weight [B, K] and where they lie: coordinates [K, 3] in the model's integer frequencies."""
+
+
 class GroupSlices:
     """Turns images of one optics group into CTF-weighted slices; tables are built once.
 
@@ -69,6 +73,10 @@ class GroupSlices:
                 envelope_B2 = torch.stack([ctf.bfactor_B, ctf.scale_B], 1)
         return weigh(fourier_BYX, self.tables, ImageFactors(self.turn_per_angstrom * origin_B2, phase_B4, envelope_B2))
 
+    def parts(self, image_BYX: Tensor, origin_B2: Tensor, ctf: CtfParameters | None) -> list[Slices]:
+        """What an image adds to the model: here one plane."""
+        return [(*self(image_BYX, origin_B2, ctf), self.coordinates_K3)]
+
 
 def model_geometry(table: ParticleTable, max_resolution: float | None, padding: float = 2.0) -> Geometry:
     """The first optics group's grid; radius from `max_resolution` (Å), rounded up, or N/2."""
@@ -82,11 +90,12 @@ def model_geometry(table: ParticleTable, max_resolution: float | None, padding: 
 def accumulate(
     table: ParticleTable, half_B: np.ndarray, loader: ImageLoader, geometry: Geometry, use_ctf: bool,
     device: torch.device | str, advance: Callable[[int], None] = lambda n: None, new: Callable[[], Sums] | None = None,
+    cut: Callable[..., GroupSlices] = GroupSlices,
 ) -> Sequence[Sums]:  # fmt: skip
     """Backproject every image of `loader` into one accumulator per distinct value of `half_B` (its order ascending).
 
     half_B: of all rows of the table, those of which the loader reads a part included. new: makes what slices are added to, by
-    default an `Accumulator`.
+    default an `Accumulator`. cut: makes what turns images of a group into slices.
     """
     values = np.unique(half_B)
     sums = [new() if new else Accumulator(geometry.box, geometry.radius, geometry.padding, device) for _ in values]
@@ -94,12 +103,13 @@ def accumulate(
     slicers: dict[int, GroupSlices] = {}
     for batch in loader:
         if batch.group_index not in slicers:
-            slicers[batch.group_index] = GroupSlices(batch.group, geometry, use_ctf, device)
+            slicers[batch.group_index] = cut(batch.group, geometry, use_ctf, device)
         slicer = slicers[batch.group_index]
         rows = torch.from_numpy(batch.index_B)
-        data_B2K, weight_BK = slicer(batch.image_BYX, origin_B2[rows], None if ctf is None else ctf[rows])
+        parts = slicer.parts(batch.image_BYX, origin_B2[rows], None if ctf is None else ctf[rows])
         for accumulator, mine in _split(sums, values, half_B[batch.index_B]):
-            accumulator.add(data_B2K[mine], weight_BK[mine], rotation_B33[rows[mine]], slicer.coordinates_K3)
+            for data_B2K, weight_BK, coordinates_K3 in parts:
+                accumulator.add(data_B2K[mine], weight_BK[mine], rotation_B33[rows[mine]], coordinates_K3)
         advance(len(batch))
     return sums
 
