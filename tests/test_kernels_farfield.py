@@ -91,7 +91,7 @@ def test_misfit_and_gradient(name: str, device: str, shape: tuple[int, int], opt
     assert none is None and torch.equal(again, found)
 
 
-@pytest.mark.parametrize("shape, options", CASES[:4], ids=str)
+@pytest.mark.parametrize("shape, options", [*CASES[:4], ((256, 32), {"positions": 1}), ((512, 32), {"positions": 1})], ids=str)
 @pytest.mark.parametrize("fitted", [True, False])
 @pytest.mark.parametrize("name", ["cuda", "cpu"])
 def test_misfit_along_a_step(name: str, device: str, shape: tuple[int, int], options: dict[str, object], fitted: bool) -> None:

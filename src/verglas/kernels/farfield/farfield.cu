@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rows_step(
 }
 
 // wave[b, m] := columns of the slope times the wave at the detector, transformed back; sums[b, block, 3]: loss, (sqrt I - sqrt n)^2, n.
-extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, 3) columns_slope(
+extern "C" __global__ void __launch_bounds__(COLUMN_THREADS, NY <= 256 ? 3 : 2) columns_slope(
     float2 *wave, float *sums, const COUNTS *counts, const float *weight, const float *scale, const float *background,
     const long long *rows, int modes, float offset, float floor_, int poisson) {
     constexpr int WARPS = COLUMN_THREADS / 32;
@@ -189,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(ALONG_THREADS, 2) columns_along(
 // Rows transformed back and spread: object += conj(light) wave by atomics; light += conj(object) wave, summed over `group` positions
 // in registers, or, MOVED, written for each with its rows transformed again. With CURVATURE, not MOVED, also sums of scale |light|^2
 // and scale |object|^2. What is null is not asked for. block = (rows, group of positions and mode).
-extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2) rows_back(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, NX <= 256 ? 2 : 1) rows_back(
     float2 *object_gradient, float2 *light_gradient, float *object_curvature, float *light_curvature, const float2 *wave,
     const float2 *object, const long long *corner, const float2 *light, const float *scale, const long long *rows, int width,
     int batch, int modes, int group) {
