@@ -1,4 +1,5 @@
 // Runs kernels of blocks of many threads on the CPU: every thread is a coroutine that stops where the block meets. For tests.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -27,11 +28,14 @@ inline void atomicAdd(float *target, float value) { *target += value; }
 
 constexpr int MOST = 1024;
 static Index threadIdx, blockIdx, gridDim;
-static ucontext_t scheduler, threads[MOST];
+static ucontext_t threads[MOST];
+static jmp_buf home, meeting[MOST];  // jumps, once threads have begun: swapcontext asks the system each time
 static float shown[MOST];
-static bool done[MOST];
+static bool fresh[MOST], done[MOST];
 
-inline void __syncthreads() { swapcontext(&threads[threadIdx.x], &scheduler); }
+inline void __syncthreads() {
+    if (!_setjmp(meeting[threadIdx.x])) _longjmp(home, 1);
+}
 inline float __shfl_xor_sync(unsigned, float value, int apart) {  // all threads of a block come here
     shown[threadIdx.x] = value;
     __syncthreads();
@@ -44,6 +48,18 @@ template <class Function> static Function *running;
 template <class Function> static void thread_main(int thread) {
     (*running<Function>)();
     done[thread] = true;
+    _longjmp(home, 1);
+}
+
+// A thread until it meets the others.
+__attribute__((noinline)) static void go_on(int thread) {
+    if (_setjmp(home)) return;
+    threadIdx.x = thread;
+    if (fresh[thread]) {
+        fresh[thread] = false;
+        setcontext(&threads[thread]);
+    }
+    _longjmp(meeting[thread], 1);
 }
 
 // All threads of one block, from meeting to meeting.
@@ -51,18 +67,16 @@ template <class Function> void run_block(int count, Function function) {
     static std::vector<char> stacks(MOST << 15);
     running<Function> = &function;
     for (int thread = 0; thread < count; ++thread) {
-        done[thread] = false;
+        fresh[thread] = true, done[thread] = false;
         getcontext(&threads[thread]);
         threads[thread].uc_stack = {.ss_sp = &stacks[thread << 15], .ss_flags = 0, .ss_size = 1 << 15};
-        threads[thread].uc_link = &scheduler;
         makecontext(&threads[thread], (void (*)())thread_main<Function>, 1, thread);
     }
     for (bool busy = true; busy;) {
         busy = false;
         for (int thread = 0; thread < count; ++thread) {
             if (done[thread]) std::abort();  // some threads ended, others still meet
-            threadIdx.x = thread;
-            swapcontext(&scheduler, &threads[thread]);
+            go_on(thread);
             busy |= !done[thread];
         }
     }

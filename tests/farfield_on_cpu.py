@@ -40,7 +40,8 @@ def compiled(folder: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
     any_pointer = "struct Any { void *p; template <class T> operator T *() const { return (T *)p; } };\n"
     hosts = "".join(host(name, kinds) for name, kinds in KERNELS.items())
     (own / "host.cpp").write_text(f'#include "{header}"\n#include "{cuda.SOURCE}"\n{any_pointer}{hosts}')
-    options = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", *(f"-D{define}" for define in defines)]
+    options = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
+    options += [f"-D{define}" for define in defines]
     subprocess.run(["g++", *options, "host.cpp", "-o", "host.so"], cwd=own, check=True, capture_output=True, text=True)
     return ctypes.CDLL(str(own / "host.so"))
 

@@ -126,7 +126,9 @@ def plan_of(problem: Problem) -> tuple[str, ...]:
     """What is kept where and why, for people: sentences; of several ranks that which keeps most."""
     ranks, needs = problem.share.ranks, problem.needs
     text = max(ranks.everyones((needs.patterns + needs.object + needs.exits, problem.kept.text), "plans"))[1]
-    return (problem.share.reason, f"of one rank, at most: {text}") if ranks.size > 1 else (text,)
+    why = problem.why_not_fused
+    how = "sums by the far field's kernels" if why is None else f"sums by the model, array by array: {why}"
+    return (problem.share.reason, f"of one rank, at most: {text}", how) if ranks.size > 1 else (text, how)
 
 
 def _kept_with(problem: Problem, x: Unknowns, engine: Engine) -> tuple[Share, Unknowns]:
