@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from benchmarks.ptychography import judged, simulated
+
 from farfield_on_cpu import device_of_kernels
 from ptycho_world import made_up, scan_of
 from verglas.kernels import farfield
