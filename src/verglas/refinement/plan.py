@@ -209,7 +209,7 @@ def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
     """Memory and time of one kind of iteration."""
     batch = particles_at_once(run.problem, run.config, run.machine.kind, sizes, run.working_memory)
     batch = min(batch, images_at_once(run.residency.budget, run.problem.one_image))
-    phases = [_reference_items(run, sizes), *_batch_items(run, sizes, batch), _solution_items(run, sizes)]
+    phases = [_reference_items(run, sizes), _batch_items(run, sizes, batch), _solution_items(run, sizes)]
     where = run.machine.works_on
     largest = max(phases, key=lambda items: sum(item.bytes for item in items if item.where == where))
     items = [*_resident(run, sizes), *largest]
@@ -279,26 +279,25 @@ def _one_volume_bytes(run: RunPlan, voxels: float) -> float:
     return float(voxels * (small if voxels * small <= costs.LARGEST_IN_EIGHTS else large))
 
 
-def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[list[Item]]:
-    """While a batch is compared: on the coarse grid, on the fine one."""
+def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
+    """While a batch is compared on the coarse grid and on the fine one: a GPU begins a batch before the last one is finished
+    (refinement/ahead.py); on a CPU what the coarse search has freed is kept, but too small for the fine one's arrays."""
     config, kind, where = run.config, run.machine.kind, run.machine.works_on
     s, op = sum_bytes(config), operand_bytes(config, kind)
     k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
     numbers = coarse * children_of(sizes, config) * 2 * k
     kept = not sizes.listed and numbers * op <= run.working_memory
     table = 0 if sizes.listed else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
+    batches = 1 if kind == "cpu" else 2
     always = [
         Item("reference, packed", where, _volume_bytes(run, sizes)),
         Item("slices of the coarse grid", where, table),
         Item("slices of the fine grid", where, numbers * op if kept else 0),
-        Item("prepared images of a batch", where, batch * costs.PREPARED_PER_COEFFICIENT * k * s),
+        Item("prepared images of a batch", where, batches * batch * costs.PREPARED_PER_COEFFICIENT * k * s),
     ]
     on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
     on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept)
-    searches = [Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
-    if kind == "cpu":  # what the coarse search has freed is kept (core/memory.py), but too small for the fine one's arrays
-        return [[*always, *searches]]
-    return [[*always, item] for item in searches]
+    return [*always, Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
 
 
 def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
