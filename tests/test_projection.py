@@ -198,6 +198,21 @@ def test_packing_there_and_back(size: int, radius: int) -> None:
     assert torch.allclose(v.unpack(inside, rows, size), torch.where(keep, fourier, 0), atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_packing_loses_no_bit(dtype: torch.dtype) -> None:
+    rows = packed_sphere(9)
+    x, y, z = rows.coordinates_V3().T
+    packed = torch.randn(rows.count, 2, dtype=dtype) * (x**2 + y**2 + z**2 < 81)[:, None]
+    assert torch.equal(v.pack(v.unpack(packed, rows, 20), rows), packed)
+
+
+def test_packed_voxels_are_a_quarter_of_the_cube() -> None:
+    """pi / 12 = 26.2 % of a cube of the sphere's diameter, and the rim that interpolation touches."""
+    for radius in (200, 400):
+        share = packed_sphere(float(radius)).count / (2 * radius) ** 3
+        assert math.pi / 12 < share < math.pi / 12 + 0.01
+
+
 @pytest.mark.parametrize("axes", [(1, 2, 0), (2, 0, 1)])
 def test_packing_along_another_axis_is_packing_the_turned_map(axes: tuple[int, int, int]) -> None:
     """Copies for GPU kernels: their x runs along volume axis axes[0] (0 = x), which is array axis 2 - axes[0]."""
