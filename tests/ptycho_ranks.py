@@ -71,6 +71,6 @@ def _answer(ranks: Ranks, scan: Scan, case: dict[str, Any]) -> dict[str, Any]:
     share = last.share
     return {
         "done": whole(last), "object": last.found.object_OLYX, "box": share.tile.box, "cell": share.tile.cell,
-        "rows": share.rows_B, "reason": share.reason, "bytes": bytes_of(last.found, last.memory),
+        "rows": share.rows_B, "plan": last.plan, "bytes": bytes_of(last.found, last.memory),
         "sent": set(ranks.meter.read()), "followed": first.share.tiles != share.tiles,
     }  # fmt: skip

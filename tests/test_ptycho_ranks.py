@@ -70,6 +70,8 @@ def test_several_find_what_one_finds(size: int, tmp_path: Path) -> None:
                 assert torch.equal(first, second), name
     sent = {name: answer["parts"][0]["sent"] for name, answer in answers.items()}
     assert "whole gradient" in sent["cg, whole objects"] and "gradient" in sent["cg"] and "whole gradient" not in sent["cg"]
+    assert "keeps a tile" in answers["cg"]["parts"][0]["plan"][0] and "of one rank" in answers["cg"]["parts"][0]["plan"][1]
+    assert ["sparse" in answers[name]["parts"][0]["plan"][-1] for name in ("lsq", "rpie, compact")] == [False, True]
     of_one = alone(CASES["raar"])
     kept = [part["bytes"] for part in answers["raar"]["parts"]]
     assert max(kept) < (1 / size + 0.1) * bytes_of(of_one.found, of_one.memory)

@@ -126,9 +126,13 @@ def plan_of(problem: Problem) -> tuple[str, ...]:
     """What is kept where and why, for people: sentences; of several ranks that which keeps most."""
     ranks, needs = problem.share.ranks, problem.needs
     text = max(ranks.everyones((needs.patterns + needs.object + needs.exits, problem.kept.text), "plans"))[1]
-    why = problem.why_not_fused
+    why, options = problem.why_not_fused, problem.options
     how = "sums by the far field's kernels" if why is None else f"sums by the model, array by array: {why}"
-    return (problem.share.reason, f"of one rank, at most: {text}", how) if ranks.size > 1 else (text, how)
+    if ranks.size == 1:
+        return text, how
+    few = options.batches == "compact" and options.engine in ("lsq", "rpie", "epie")
+    busy = ("mini-batches of neighbours keep one or two ranks busy at a time: --batches sparse is for several",) if few else ()
+    return problem.share.reason, f"of one rank, at most: {text}", how, *busy
 
 
 def _kept_with(problem: Problem, x: Unknowns, engine: Engine) -> tuple[Share, Unknowns]:
