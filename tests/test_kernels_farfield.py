@@ -167,5 +167,8 @@ def test_what_the_kernels_cannot_take() -> None:
     lit, _, counted = case((32, 32))
     with pytest.raises(TypeError, match="complex128"):
         farfield(lit, counted, None, False, implementation="cuda")
+    many = Lit(torch.ones(40, 40).cfloat(), torch.ones(1, 32, 32).cfloat(), torch.zeros(65536, 2).long())
+    with pytest.raises(TypeError, match="65536 waves"):
+        farfield(many, single_counts(counted, "cpu"), None, False, implementation="cuda")
     with pytest.raises(ValueError, match="triton"):
         farfield(lit, counted, None, False, implementation="triton")

@@ -26,7 +26,7 @@ from verglas.ptychography.total_variation import TotalVariation
 from verglas.ptychography.unknowns import Line, Unknowns
 
 CPU_NUMBERS = 2**19  # complex numbers of a chunk's exit waves on the CPU: its arrays stay near the cache
-GPU_NUMBERS = 2**26
+GPU_NUMBERS = 65_535 * 32 * 32  # the most waves of a launch of `farfield`, were they of its smallest window
 # Poisson's slope 1 - n / I is ruled by pixels that next to nothing is predicted for; far from the fit these lead astray: on
 # counted photons 60 passes that began with 20 of the amplitudes came to a greater likelihood than 60 of Poisson's.
 AMPLITUDE_PASSES = 20
