@@ -156,6 +156,9 @@ def test_rings_of_noise_and_of_signal() -> None:
     _, none_S, _ = judging.frc(noise1_YX, noise2_YX)
     assert none_S[10:].max() < 0.3 and (none_S[10:] > halfbit_S[10:]).mean() < 0.05
     assert judging.resolution(frequency_S, np.where(frequency_S < 0.2, 1.0, 0.0), halfbit_S) == pytest.approx(5.0, rel=0.1)
+    dip_S = np.where((frequency_S < 0.2) & (np.abs(frequency_S - 0.04) > 0.02), 1.0, 0.0)  # at long periods, hardly determined
+    assert judging.resolution(frequency_S, dip_S, halfbit_S) == pytest.approx(5.0, rel=0.1)
+    assert judging.resolution(frequency_S, 0 * frequency_S, halfbit_S) == np.inf
 
 
 def test_what_is_seen_is_where_light_went() -> None:

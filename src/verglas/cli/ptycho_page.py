@@ -66,10 +66,12 @@ class Shown:
         self.difference_YX = np.where(seen_YX, np.abs(aligned_YX - truth_YX), np.nan)
         return self.verdict
 
-    def resolution(self) -> tuple[float, str]:
-        """Period at which the halves' correlation falls below half a bit, with its unit."""
+    def resolution(self) -> tuple[float | str, str]:
+        """Period down to which the halves' correlation reaches half a bit, with its unit; ("none", "") if it nowhere does."""
         assert self.rings is not None
         period = judging.resolution(*self.rings)
+        if not np.isfinite(period):
+            return "none", ""
         return (float(f"{period:.4g}"), "px") if self.pixel is None else (float(f"{1e9 * period * self.pixel:.4g}"), "nm")
 
 
@@ -161,7 +163,8 @@ def curves(shown: Shown) -> list[Section]:
         unit, scale = ("px⁻¹", 1.0) if shown.pixel is None else ("nm⁻¹", 1e-9 / shown.pixel)
         period, length = shown.resolution()
         labels = ["halves", "half a bit"]
-        caption = f"They agree down to a period of {period:g} {length}. Each has half the light."
+        agree = "agree nowhere" if period == "none" else f"agree down to a period of {period:g} {length}"
+        caption = f"They {agree}. Each has half the light."
         made.append(Curve("Fourier ring correlation of two halves", frequency_S * scale, [correlation_S, halfbit_S], labels,
                           f"spatial frequency / {unit}", "FRC", y_range=(0.0, 1.05), caption=caption))  # fmt: skip
     return made

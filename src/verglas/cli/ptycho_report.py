@@ -54,7 +54,7 @@ class PtychoReport:
             shown.compare_halves(*(read_result(half)[0] for half in halves))
             period, unit = shown.resolution()
             figures["resolution_of_halves"] = {"value": period, "unit": unit}
-            said["halves agree to"] = f"{period:g} {unit}"
+            said["halves agree to"] = f"{period} {unit}"
         if self.truth is not None:
             truth = read_result(self.truth)[0]
             verdict = shown.compare_truth(truth)

@@ -167,10 +167,17 @@ def frc(first_YX: np.ndarray, second_YX: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def resolution(frequency_S: np.ndarray, correlation_S: np.ndarray, threshold_S: np.ndarray) -> float:
-    """Period (px) of the last ring before the correlation first falls below the threshold; ring 0 is not asked."""
-    below = np.flatnonzero(correlation_S[1:] < threshold_S[1:])
-    last = int(below[0]) if len(below) else len(frequency_S) - 1
-    return 1 / frequency_S[last] if last else math.inf
+    """Period (px) of the last ring of the longest run of rings in which the correlation reaches the threshold, but for ring 0.
+
+    A run, as the longest periods are weakly determined, above all in a near field, and may differ where all shorter ones agree.
+    inf: it is reached in no ring.
+    """
+    agree_S = np.concatenate([[False], correlation_S[1:] >= threshold_S[1:], [False]])
+    turns = np.flatnonzero(agree_S[1:] != agree_S[:-1])
+    first, last = turns[::2] + 1, turns[1::2]
+    if not len(first):
+        return math.inf
+    return float(1 / frequency_S[last[int((last - first).argmax())]])
 
 
 def _fade(edge: int) -> np.ndarray:
