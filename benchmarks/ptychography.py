@@ -36,7 +36,9 @@ from verglas.ptychography.start import as_unknowns, first_guess
 Figures = dict[str, float]
 
 
-def simulated(positions: int, window: int, error: float = 0.0, photons: float = 1e6, width: float = 0.5, seed: int = 0) -> tuple[Scan, Truth]:
+def simulated(
+    positions: int, window: int, error: float = 0.0, photons: float = 1e6, width: float = 0.5, seed: int = 0
+) -> tuple[Scan, Truth]:
     """A scan with its true probe, and its truth."""
     setting = Setting(
         light=LightOptions(photons=photons, width=width),

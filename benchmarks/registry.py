@@ -73,6 +73,8 @@ EMPIAR = ("models/5a1a_D2.npz", "empiar10028_ctf/defocus_u_v_angle_105247.npy")
 LARGE = ("--model", "{data}/" + EMPIAR[0], "--defocus", "{data}/" + EMPIAR[1], "--work", "{work}")
 BETAGAL = ("betagal_tutorial/particles_1391_no_poses.star", "maps/relion_tests_ref_model_betagal_10017.mrc")
 
+FAR_STAR, NEAR_STAR = "ptycho/siemens-star-small.npz.bz2", "ptycho/PETRAIII_P25_Near_Field_Ptycho.cxi"
+
 BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "startup", "`verglas --help`, `refine --help`, imports", "cpu", "cpu", 15, "startup",
@@ -196,6 +198,18 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "gpu_classify", "3-D classification of the same set: K=6, 25 iterations, order 2", "long", "gpu", 500, "gpu_large",
         ("all", "--job", "classify", *LARGE), files=EMPIAR,
         bars=(Bar("e", "classification, K=6, 25 iterations, 105,247 x 360 px, whole process", "whole s", "<=", 300, "s"),),
+    ),
+    Benchmark(
+        "ptychography", "ptychography: simulated star, engines from a wrong probe, positions 3.5 px off", "long", "cpu", 900,
+        "ptychography", ("star", "probe", "positions", "--passes", "64"),
+    ),
+    Benchmark(
+        "ptychography far field", "the real far-field star, error of three engines after 12 passes", "long", "cpu", 200,
+        "ptychography", ("real", "--scan", "{data}/" + FAR_STAR, "--passes", "12"), files=(FAR_STAR,),
+    ),
+    Benchmark(
+        "ptychography near field", "the real near-field star, the same", "long", "cpu", 100, "ptychography",
+        ("real", "--scan", "{data}/" + NEAR_STAR, "--focus", "3.65e-3", "--passes", "12"), files=(NEAR_STAR,),
     ),
     Benchmark(
         "ptychography scaling", "ptychography on several GPUs: same result, strong scaling, memory", "long", "gpu", 60,
