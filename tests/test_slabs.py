@@ -138,7 +138,7 @@ def test_sums_that_travel_behind_other_things_arrive(of_ranks: list[dict[str, An
 def test_sums_that_travel_as_codes_take_half_the_bytes(of_ranks: list[dict[str, Any]]) -> None:
     exact = sum(sums_of(rank, 2, "C1").running_V4 for rank in range(SIZE))[:, :3]
     for found in of_ranks:
-        assert 0 < float((found["coded"][:, :3] - exact).abs().max()) < SIZE * float(exact.abs().max()) / LARGEST / 2
+        assert 0 < float((found["coded"][:, :3] - exact).abs().max()) < 2 * SIZE * float(exact.abs().max()) / LARGEST
         assert torch.equal(found["coded"], of_ranks[0]["coded"]) and found["slow link"] == of_ranks[0]["slow link"]
     for name, value in solved("C1", ALONE, list(range(SIZE))).items():
         found = of_ranks[1]["coded maps"][name]
@@ -156,7 +156,9 @@ def test_codes_are_near_their_values() -> None:
     assert len(made) == coded_bytes(1000, 3) < 0.56 * values_VC.nbytes
     error_VC = (decoded(made, 1000, 3) - values_VC).abs()
     for part, error in zip(values_VC.split(BLOCK), error_VC.split(BLOCK), strict=True):
-        assert bool((error.amax(0) <= 0.505 * part.abs().amax(0) / LARGEST + 1e-30).all())
+        largest = part.abs().amax(0)
+        assert bool((error <= 6.2e-5 * largest.pow(0.25) * part.abs().pow(0.75) + 1e-8 * largest).all())
+    assert torch.equal(decoded(made, 1000, 3)[BLOCK:].sign(), values_VC[BLOCK:].sign())
     assert coded_bytes(0, 3) == len(coded(values_VC[:0])) == 0
 
 
