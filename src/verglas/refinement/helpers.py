@@ -219,7 +219,14 @@ class Helpers(AbstractContextManager["Helpers"]):
         """As `half.begun(rows)`, rows being those of a set; with what helpers found of them."""
         if rows is not self._set:
             return half.begun(rows)
+        if len(self._lent_n) == 0:
+            return self._watched(half, rows)
         return (partial(list, [found]) for found in self._run(half, rows))
+
+    def _watched(self, half: HalfExpectation, rows: Tensor) -> Iterator[Callable[[], Finished]]:
+        """As `half.begun(rows)`; how long it took tells what can be lent the next time."""
+        yield from half.begun(rows)
+        self._through(time.perf_counter() - self._began, 0)
 
     def _run(self, half: HalfExpectation, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
         """As `half.run(rows)` with the set that helpers help with."""
@@ -227,13 +234,15 @@ class Helpers(AbstractContextManager["Helpers"]):
         if half.on.device.type == "cuda":  # sums are fetched from there anyway when a set is through
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._began
-        missing_n = self._nothing
-        if len(self._lent_n):
-            back, missing_n = self._taken_back(half, seconds)
-            yield from back
-            missing_n = torch.cat(self.ranks.everyones(missing_n, "not back"))
-            yield from half.run(missing_n)
-        self._worked, self._all = self._worked + len(self._lent_n) - len(missing_n), self._all + self._total
+        back, missing_n = self._taken_back(half, seconds)
+        yield from back
+        missing_n = torch.cat(self.ranks.everyones(missing_n, "not back"))
+        yield from half.run(missing_n)
+        self._through(seconds, len(self._lent_n) - len(missing_n))
+
+    def _through(self, seconds: float, worked: int) -> None:
+        """An expectation took so long without what was lent; helpers worked on so many rows."""
+        self._worked, self._all = self._worked + worked, self._all + self._total
         for helper in self.helpers:
             helper.lending.passed(self._total - len(self._lent_n), seconds)
         if seconds >= SHORTEST:
