@@ -50,6 +50,18 @@ def test_trials_find_the_defocus_and_its_sign() -> None:
     assert lit.error < 0.3 * dark.error
 
 
+def test_trials_find_the_curvature_of_a_near_field() -> None:
+    setting = Setting(
+        StarOptions(spokes=10), LightOptions(width=0.6), PathOptions(positions=40, overlap=0.75),
+        DetectorOptions(window=48, near_field=True),
+    )  # fmt: skip
+    truth = make_truth(setting)
+    counts_BYX = np.concatenate(list(patterns(truth, setting)))
+    scan = Scan(torch.from_numpy(counts_BYX), torch.from_numpy(truth.recorded_B2), truth.geometry)
+    beam = guessed_beam(scan, "cpu")
+    assert beam.width == 0.4 and beam.error[0] < 0.7 * beam.error[1]  # 1 / (4 x 0.6) is the truth
+
+
 def test_a_known_width_needs_no_trials() -> None:
     scan, _ = simulated()
     beam = guessed_beam(scan, "cpu", -0.3)

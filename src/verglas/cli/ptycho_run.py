@@ -252,15 +252,16 @@ class PtychoRun:
         width = self.job.beam_width
         if scan.geometry.kind == "near" and width is not None:
             raise InputError("--beam-width", f"{width:g} for a near field", "a far field",
-                             "A near field starts with its mean pattern.")  # fmt: skip
-        if scan.geometry.kind == "near" or (scan.probe_MYX is not None and width is None):
+                             "A near field starts with its mean pattern, bent as trials tell.")  # fmt: skip
+        if scan.probe_MYX is not None and width is None:
             return scan
         self.ranks.doing("looking for the focus", part="")
         beam = guessed_beam(scan, device, width, self.ranks)
         tried = "" if width is not None else f"; error of its trial {beam.error[0]:.3g}, of the next best {beam.error[1]:.3g}"
         if run is not None:
             cone = f"light with the mean pattern's cone, {beam.width:g} windows wide on the object"
-            run.log(f"first guess of the probe: {cone}{tried}")
+            mean = f"the mean pattern, with a curvature of {beam.width:g}"
+            run.log(f"first guess of the probe: {mean if scan.geometry.kind == 'near' else cone}{tried}")
         return replace(scan, probe_MYX=beam.probe_MYX)
 
     def _page_on_the_way(self, run: RunFolder, scan: Scan, last: PassDone, records: list[Record]) -> None:
