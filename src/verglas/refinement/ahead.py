@@ -15,15 +15,20 @@ from typing import TypeVar
 import torch
 
 from verglas.core.memory import usable_device_memory
+from verglas.distributed.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 TURN = 2e-4  # s after which Python lets a thread run that has heard from the GPU; otherwise 5 ms, in which that may stand still
 BATCHES = 4  # memory of as many is free before two are worked on at once: theirs, their slices', and that of references
 
 
-def in_order(begun: Iterable[Callable[[], T]], device: torch.device, batch: float) -> Iterator[T]:
-    """What works make that were begun, in their order; with one ahead, if it pays and there is room. batch: bytes of one."""
-    return one_ahead(begun, device) if room_ahead(device, batch) else (work() for work in begun)
+def in_order(
+    begun: Iterable[Callable[[], T]], device: torch.device, batch: float, ranks: Ranks = ALONE
+) -> Iterator[T]:  # fmt: skip
+    """What works make that were begun, in their order; with one ahead, if it pays and there is room. batch: bytes of one; of
+    several ranks none is, unless they are asked to (`Ways.ahead`)."""
+    wanted = ranks.size == 1 or ranks.ways.ahead
+    return one_ahead(begun, device) if wanted and room_ahead(device, batch) else (work() for work in begun)
 
 
 def room_ahead(device: torch.device, batch: float) -> bool:

@@ -150,7 +150,7 @@ class HalfExpectation:
 
     def run(self, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
         """Yield (rows [B] of the table, their new values) batch by batch."""
-        for parts in in_order(self.begun(rows), self.on.device, self.on.memory):
+        for parts in in_order(self.begun(rows), self.on.device, self.on.memory, self.on.ranks):
             yield from parts
 
     def begun(self, rows: Tensor) -> Iterator[Callable[[], Finished]]:

@@ -205,7 +205,7 @@ def expect(
             yield from on.helpers.begun(finished[-1], one.rows)
             yield finished[-1].release
 
-    for what in in_order(begun(), on.device, on.memory):
+    for what in in_order(begun(), on.device, on.memory, on.ranks):
         if isinstance(what, HalfExpectation):
             under_way += what.begin_adding()
             continue
