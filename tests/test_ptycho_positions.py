@@ -60,6 +60,6 @@ def test_large_errors() -> None:
     truth = make_truth(setting)
     counts = torch.from_numpy(np.concatenate(list(patterns(truth, setting))).astype(np.float32))
     scan = Scan(counts, torch.from_numpy(truth.recorded_B2), probe_MYX=torch.from_numpy(truth.probe_MYX))
-    *_, done = reconstruct(scan, PtychoOptions(engine="rpie", passes=64, positions_from=5))
+    *_, done = reconstruct(scan, PtychoOptions(passes=64, positions_from=5))
     assert left_over(truth.recorded_B2, truth.position_B2) > 3
     assert left_over(done.found.positions_B2.numpy(), truth.position_B2) < 0.2
