@@ -53,7 +53,9 @@ def test_a_process_alone_sends_nothing() -> None:
 
 
 def test_switches_are_read_from_the_environment() -> None:
-    assert Ways.of({}) == Ways() and Ways().share_solving and not Ways.of({"VERGLAS_OVERLAP": "0"}).overlap
+    assert Ways.of({}) == Ways() and Ways().share_solving
+    assert Ways().overlap is None and Ways.of({"VERGLAS_OVERLAP": "1"}).overlap
+    assert Ways.of({"VERGLAS_OVERLAP": "0"}).overlap is False
     assert not Ways.of({"VERGLAS_SHARE_SOLVING": "0"}).share_solving
     assert not Ways().ahead and Ways.of({"VERGLAS_AHEAD": "1"}).ahead
     assert Ways().compress is None and Ways.of({"VERGLAS_COMPRESS": "1"}).compress

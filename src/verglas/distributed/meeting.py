@@ -51,9 +51,11 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     store = dist.PrefixStore(f"verglas/{next(_RUNS)}", dist.distributed_c10d._get_default_store())
     _pulse.rest(False)
     behind = None if device.type == "cuda" else dist.new_group(timeout=LONGEST)  # NCCL has nothing else to send meanwhile
+    ways = Ways.of(os.environ)
+    if ways.overlap is None:
+        ways = replace(ways, overlap=device.type != "cuda")
     ranks = Ranks(
-        place.rank, place.size, place.local_size, store, ways=Ways.of(os.environ), work=Work.on(device), pulse=_pulse,
-        behind=behind,
+        place.rank, place.size, place.local_size, store, ways=ways, work=Work.on(device), pulse=_pulse, behind=behind,
     )  # fmt: skip
     try:
         if ranks.ways.compress is None and place.size > place.local_size:  # within a host links are quick

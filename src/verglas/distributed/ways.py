@@ -13,12 +13,13 @@ PREFIX = "VERGLAS_"
 @dataclass(frozen=True)
 class Ways:
     """share_solving: each rank adds up and solves its slab of a map; else all do everything. overlap: the sums of one half-set
-    travel while the particles of the next one are worked on; compress: they travel in half the bytes (None: between several
-    hosts, if that is measured to be quicker). The latter two of shared solving only. ahead: a GPU of several ranks, too, begins a
-    batch before the last one is finished (alone it always does)."""
+    travel while the particles of the next one are worked on (None: not between GPUs, where sending takes some ms, and takes
+    multiprocessors from computing); compress: they travel in half the bytes (None: between several hosts, if that is measured to
+    be quicker). The latter two of shared solving only. ahead: a GPU of several ranks, too, begins a batch before the last one is
+    finished (alone it always does)."""
 
     share_solving: bool = True
-    overlap: bool = True
+    overlap: bool | None = None
     compress: bool | None = None
     ahead: bool = False  # four GPUs stood still in their second iteration with it: benchmarks/NOTES.md
 
