@@ -173,4 +173,4 @@ def test_more_orientations_than_32_bits_can_number() -> None:
     for rows, found in half.run(torch.arange(16)):
         for row, rotation_33 in zip(rows.tolist(), found.rotation_B33, strict=True):
             assert float(angular_distance(rotation_33, problem.poses.rotation_B33[row] @ mates_G33).min()) < 1.0
-    assert float(half.sums.cpu().direction_D.sum()) == pytest.approx(16, rel=0.01)
+    assert float(half.sums.to("cpu").direction_D.sum()) == pytest.approx(16, rel=0.01)
