@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,22 +17,18 @@ import torch
 from verglas.cli.main import main as verglas
 from verglas.core.masks import soft_sphere
 from verglas.core.shells import fsc
-from verglas.io.mrc import Stack, StackWriter, read_map
+from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
+from verglas.testing.for_relion import as_one_stack
 
 OURS = {"plain": [], "exact": ["--gridding", "exact"], "cg": ["--solver", "cg"]}
 THEIRS = {"plain of RELION": ["--skip_gridding"], "exact of RELION": []}
 
 
-def one_stack(folder: Path) -> None:
-    """all.star and all.mrcs, float32, as RELION 3.1 reads them."""
-    table = ParticleTable.read(folder / "truth.star")
-    group, n = table.groups[0], len(table)
-    with StackWriter(folder / "all.mrcs", n, (group.box, group.box), group.pixel_size) as stack:
-        for first in range(0, n, 256):
-            stack.append(Stack.open(folder / "particles.mrcs").read(slice(first, min(n, first + 256))))
-    frame = table.frame.assign(rlnImageName=[f"{i + 1:06d}@all.mrcs" for i in range(n)])
-    replace(table, frame=frame, folder=folder).write(folder / "all.star")
+def run(words: list[str]) -> None:
+    """A command of verglas; ends with its exit code if that says that something was wrong."""
+    if code := verglas(words):
+        raise SystemExit(code)
 
 
 def main() -> None:
@@ -51,8 +46,8 @@ def main() -> None:
         folder = (options.work or Path(scratch)) / "set"
         words = ["--n", options.images, "--box", options.box, "--pixel", options.pixel, "--snr", options.snr, "--seed", 1]
         words += ["--model", options.model] if options.model else []
-        verglas(["simulate", *map(str, words), "--device", options.device, "--out", str(folder)])
-        one_stack(folder)
+        run(["simulate", *map(str, words), "--device", options.device, "--out", str(folder)])
+        as_one_stack(ParticleTable.read(folder / "truth.star"), folder)
         truth = torch.from_numpy(read_map(folder / "truth.mrc").data_ZYX.copy())
         mask = soft_sphere(options.box, 0.4 * options.box, 3)
         lines = []
@@ -65,7 +60,7 @@ def main() -> None:
         for name, words in OURS.items():
             started, out = time.perf_counter(), folder / name
             command = ["reconstruct", "--particles", str(folder / "all.star"), "--no-half-maps", "--out", str(out), *words]
-            verglas([*command, "--device", options.device])
+            run([*command, "--device", options.device])
             judge(name, out / "map.mrc", started)
         for name, words in THEIRS.items() if shutil.which("relion_reconstruct") else ():
             started = time.perf_counter()

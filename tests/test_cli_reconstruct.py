@@ -18,8 +18,9 @@ from verglas.cli.main import main
 from verglas.core.fourier import centred_rfft3
 from verglas.core.masks import soft_sphere
 from verglas.core.shells import fsc, fsc_of_transforms, shell_sum
-from verglas.io.mrc import Map, Stack, StackWriter, read_map, write_map
+from verglas.io.mrc import Map, read_map, write_map
 from verglas.particles.table import ParticleTable
+from verglas.testing.for_relion import as_one_stack
 
 BOX, PIXEL, N = 32, 4.5, 600
 
@@ -214,19 +215,6 @@ def test_betagal_looks_like_its_atomic_model(betagal, shared):
     assert mean >= 0.72 > mirrored + 0.2
 
 
-def in_float32(star: Path, folder: Path, out: Path) -> Path:
-    """The same particles with all images in one float32 stack, which RELION 3.1 can read."""
-    table = ParticleTable.read(star, folder)
-    locations = table.image_locations()
-    group = table.groups[0]
-    with StackWriter(out / "all.mrcs", len(table), (group.box, group.box), group.pixel_size) as writer:
-        for stack, image in zip(locations.stack_index_B, locations.image_index_B):
-            writer.append(Stack.open(locations.paths[stack]).read(slice(int(image), int(image) + 1)))
-    frame = table.frame.assign(rlnImageName=[f"{i + 1:06d}@all.mrcs" for i in range(len(table))])
-    replace(table, frame=frame, folder=out).write(out / "all.star")
-    return out / "all.star"
-
-
 @pytest.mark.interop
 @pytest.mark.parametrize("star", ["betagal_tutorial/particles_1391_with_poses.star", "betagal_relion_refine/run_data.star"])
 def test_the_map_is_that_of_relion_reconstruct(shared, tmp_path, star):
@@ -234,7 +222,7 @@ def test_the_map_is_that_of_relion_reconstruct(shared, tmp_path, star):
         pytest.skip("relion_reconstruct is not installed")
     folder = shared / "data/betagal_tutorial"
     ours = reconstruct(tmp_path / "ours", shared / "data" / star, "--folder", folder, "--sym", "D2", "--no-half-maps")
-    in_float32(shared / "data" / star, folder, tmp_path)
+    as_one_stack(ParticleTable.read(shared / "data" / star, folder), tmp_path)
     command = "relion_reconstruct --i all.star --o theirs.mrc --ctf --sym D2 --skip_gridding"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     curve = fsc(volume(ours / "map.mrc"), volume(tmp_path / "theirs.mrc"))

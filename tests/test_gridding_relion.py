@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -19,9 +18,10 @@ from verglas.cli.main import main
 from verglas.core.masks import soft_sphere
 from verglas.core.rows import packed_sphere
 from verglas.core.shells import fsc
-from verglas.io.mrc import Stack, StackWriter, read_map
+from verglas.io.mrc import read_map
 from verglas.maximization.solve import SolvedSums
 from verglas.particles.table import ParticleTable
+from verglas.testing.for_relion import as_one_stack
 
 N, BOX, PIXEL = 300, 32, 4.5
 LIMIT, RADIUS = "10.5", 14  # Å, and the last shell
@@ -41,11 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("relion")
     words = ["simulate", "--n", N, "--box", BOX, "--pixel", PIXEL, "--snr", 0.2, "--seed", 1, "--device", "cpu"]
     assert main([str(word) for word in [*words, "--out", out / "set"]]) == 0
-    table = ParticleTable.read(out / "set/truth.star")
-    with StackWriter(out / "all.mrcs", N, (BOX, BOX), PIXEL) as stack:
-        stack.append(Stack.open(out / "set/particles.mrcs").read(slice(0, N)))
-    frame = table.frame.assign(rlnImageName=[f"{i + 1:06d}@all.mrcs" for i in range(N)])
-    replace(table, frame=frame, folder=out).write(out / "all.star")
+    as_one_stack(ParticleTable.read(out / "set/truth.star"), out)
     for name, words in (("plain", ["--skip_gridding"]), ("exact", [])):
         command = f"relion_reconstruct --i all.star --o {name}.mrc --ctf --maxres {LIMIT} --write_debug_output".split()
         subprocess.run([*command, *words], cwd=out, check=True, capture_output=True)

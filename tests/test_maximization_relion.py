@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,13 @@ import torch
 from verglas.cli.main import main
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.shells import fsc
-from verglas.io.mrc import Stack, StackWriter, read_map
+from verglas.io.mrc import Stack, read_map
 from verglas.maximization import reference as ref
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import Solution, solve_halves, solve_single
 from verglas.maximization.reconstruct import Geometry, GroupSlices
 from verglas.particles.table import ParticleTable
+from verglas.testing.for_relion import as_one_stack
 
 N, BOX, PIXEL, RADIUS = 300, 32, 4.5, 15
 COMMAND = (
@@ -48,13 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["simulate", "--n", N, "--box", BOX, "--pixel", PIXEL, "--snr", 0.2, "--seed", 1, "--device", "cpu"]
     assert main([str(word) for word in [*words, "--out", out / "set"]]) == 0
     table = ParticleTable.read(out / "set/truth.star")
-    with StackWriter(out / "all.mrcs", N, (BOX, BOX), PIXEL) as stack:
-        stack.append(Stack.open(out / "set/particles.mrcs").read(slice(0, N)))
-    frame = table.frame.assign(
-        rlnImageName=[f"{i + 1:06d}@all.mrcs" for i in range(N)], rlnOriginXAngst=0.0, rlnOriginYAngst=0.0,
-        rlnRandomSubset=np.arange(N) % 2 + 1,
-    )  # fmt: skip
-    replace(table, frame=frame, folder=out).write(out / "all.star")
+    as_one_stack(table, out, rlnOriginXAngst=0.0, rlnOriginYAngst=0.0, rlnRandomSubset=np.arange(N) % 2 + 1)
     return out
 
 
