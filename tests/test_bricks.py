@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ BRICK = (8, 8, 8)
 HOST = """
 #include "{header}"
 #include "{source}"
-extern "C" void run(float4 *accumulator, int *start, int4 *items, float *sampling, float4 *slices, int *table, float *data,
+extern "C" void run(float4 *accumulator, Position *start, int4 *items, float *sampling, float4 *slices, int *table, float *data,
                     float *weight, float ax, float ay, float bx, float by, int n_items, int chunks,
                     int n_slices, int n_pixels, int reach, int half, float limit2) {{
     blockDim = {{1, 1}};
@@ -65,13 +66,16 @@ class Case:
 @pytest.fixture(scope="module")
 def warp(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """bricks.cu compiled for this processor."""
+    return compiled(tmp_path_factory.mktemp("warp"))
+
+
+def compiled(folder: Path, *more: str) -> ctypes.CDLL:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("warp")
     header = Path(__file__).with_name("warp_on_cpu.h")
     (folder / "host.cpp").write_text(HOST.format(header=header, source=bricks.SOURCE))
     defines = [f"-DBRICK_{axis}={size}" for axis, size in zip("XYZ", BRICK)]
-    options = ["-std=c++20", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC", *defines]
+    options = ["-std=c++20", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC", *defines, *more]
     subprocess.run(["g++", *options, "host.cpp", "-o", "host.so"], cwd=folder, check=True, capture_output=True, text=True)
     return ctypes.CDLL(str(folder / "host.so"))
 
@@ -88,6 +92,12 @@ def on_cpu(warp: ctypes.CDLL, case: Case, chunks: int = 1) -> tuple[torch.Tensor
     sizes = (len(items), chunks, n_slices, n_pixels, lattice.reach, case.rows.half)
     warp.run(*pointers, *map(ctypes.c_float, lattice.basis), *map(ctypes.c_int, sizes), ctypes.c_float(case.rows.limit2))
     return sums, lattice
+
+
+def test_tables_of_64_bits(tmp_path: Path) -> None:
+    case = Case(6, 5)
+    case.rows = replace(case.rows, start_ZY=case.rows.start_ZY.long())
+    assert relative(on_cpu(compiled(tmp_path, "-DWIDE=1"), case)[0], case.expected()) < 2e-6
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

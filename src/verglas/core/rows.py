@@ -21,7 +21,8 @@ class RowTable:
 
     radius: largest |p| (in voxels) at which the volume is sampled: kernels leave out samples with |p|^2 > limit2;
     half: rows run over -half..half in z and y;
-    start_ZY: int32 [2 half + 1, 2 half + 1], position of x = 0 of each row; length_ZY: int32, voxels in each row;
+    start_ZY: [2 half + 1, 2 half + 1], position of x = 0 of each row, int32, or int64 where `count` is beyond int32 (kernels take
+    both); length_ZY: int32, voxels in each row;
     count: voxels in all. Rows of length 0 are never touched by samples inside `radius`.
     """
 
@@ -55,7 +56,7 @@ class RowTable:
         start_ZY = ends.view_as(length_ZY) - length_ZY
         # Samples at whole z touch the plane above with weight 0: what they read there has to be in memory.
         within = start_ZY.clamp_max(max(0, count - self.half - 3))
-        return RowTable(self.radius, self.half, torch.where(length_ZY > 0, start_ZY, within).int(), length_ZY, count)
+        return RowTable(self.radius, self.half, _narrow(torch.where(length_ZY > 0, start_ZY, within), count), length_ZY, count)
 
     def coordinates_V3(self) -> Tensor:
         """(x, y, z) of every stored voxel, int32 [count, 3]."""
@@ -88,9 +89,12 @@ def _packed(radius: float) -> RowTable:
     ends = length.flatten().cumsum(0)
     start = (ends - length.flatten()).view_as(length)
     count = int(ends[-1])
-    if count > 2**31 - 1:
-        raise ValueError(f"a packed sphere of radius {radius} has {count} voxels, more than 32-bit addresses hold")
-    return RowTable(float(radius), half, start.int(), length.int(), count)
+    return RowTable(float(radius), half, _narrow(start, count), length.int(), count)
+
+
+def _narrow(start_ZY: Tensor, count: int) -> Tensor:
+    """Positions among `count` voxels (int64) in as few bytes as hold them: kernels read them with every sample."""
+    return start_ZY.int() if count < 2**31 else start_ZY
 
 
 def packed_sphere(radius: float, device: torch.device | str = "cpu") -> RowTable:
@@ -115,9 +119,7 @@ def _planes(radius: float, planes: int) -> RowTable:
     ends = length.flatten().cumsum(0)
     start = (ends - length.flatten()).view_as(length)
     count = int(ends[-1])
-    if count > 2**31 - 1:
-        raise ValueError(f"{planes} planes of radius {radius} have {count} voxels, more than 32-bit addresses hold")
-    return RowTable(float(radius + planes), half, start.int(), length.int(), count)
+    return RowTable(float(radius + planes), half, _narrow(start, count), length.int(), count)
 
 
 def packed_planes(radius: float, planes: int, device: torch.device | str = "cpu") -> RowTable:
@@ -133,5 +135,6 @@ def dense_half(radius: float, device: torch.device | str = "cpu") -> RowTable:
     half = int(radius + 0.02) + 1
     edge = 2 * half + 1
     length = torch.full((edge, edge), half + 1, dtype=torch.int32)
-    start = torch.arange(edge * edge, dtype=torch.int32).view(edge, edge) * (half + 1)
-    return RowTable(float(radius), half, start, length, edge * edge * (half + 1)).to(device)
+    start = torch.arange(edge * edge).view(edge, edge) * (half + 1)
+    count = edge * edge * (half + 1)
+    return RowTable(float(radius), half, _narrow(start, count), length, count).to(device)

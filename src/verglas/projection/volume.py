@@ -282,6 +282,6 @@ def _plane_coordinates(rows: RowTable, low: int, high: int, count: int) -> Tenso
     lengths = rows.length_ZY[low:high].flatten()
     numbers = torch.arange(len(lengths), device=rows.device, dtype=torch.int32)
     row = torch.repeat_interleave(numbers, lengths, output_size=count)
-    first = rows.start_ZY[low:high].flatten() - rows.start_ZY[low, 0]
+    first = (rows.start_ZY[low:high].flatten() - rows.start_ZY[low, 0]).int()
     x = torch.arange(len(row), device=rows.device, dtype=torch.int32) - first[row]
     return torch.stack([x, row % rows.edge - rows.half, row // rows.edge + (low - rows.half)])

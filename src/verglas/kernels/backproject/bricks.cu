@@ -13,6 +13,12 @@
 // Every point q of the whole plane lattice is looked at, and the table says which stored pixel it is: k = q, or k = -q,
 // whose data are conjugated. A point counts where p = S q has x > 0 (x >= 0 for k = q): each pixel exactly once, in one brick.
 
+#ifdef WIDE  // positions of rows in a volume of more than 2^31 voxels
+typedef long long Position;
+#else
+typedef int Position;
+#endif
+
 constexpr unsigned ALL = 0xffffffffu;
 constexpr int STEP_Y = BRICK_X + 1, STEP_Z = STEP_Y * (BRICK_Y + 1), VOXELS = STEP_Z * (BRICK_Z + 1);
 constexpr int TESTS = 4;                // slices a lane tests before hits are worked off
@@ -165,7 +171,7 @@ __device__ __forceinline__ void add_voxel(float4 *target, float re, float im, fl
 }
 
 // Add what the brick received to the packed volume.
-__device__ void flush(float4 *accumulator, const int *start, int half, const Brick &brick, const float *sums, int lane) {
+__device__ void flush(float4 *accumulator, const Position *start, int half, const Brick &brick, const float *sums, int lane) {
     for (int voxel = lane; voxel < VOXELS; voxel += 32) {
         const float re = sums[voxel], im = sums[PLANE + voxel], weight = sums[2 * PLANE + voxel];
         if (re == 0 && im == 0 && weight == 0) continue;
@@ -176,7 +182,7 @@ __device__ void flush(float4 *accumulator, const int *start, int half, const Bri
 
 // items [blocks along x]: first cell (x, y, z) of a brick and part << 16 | parts: which share of the slices is this block's.
 extern "C" __global__ void __launch_bounds__(32) backproject_bricks(
-    float4 *accumulator, const int *start, const int4 *items, const float4 *slices, const int *table, const float *data,
+    float4 *accumulator, const Position *start, const int4 *items, const float4 *slices, const int *table, const float *data,
     const float *weight, int n_slices, int n_pixels, int reach, int half, float limit2) {
     __shared__ float sums[3 * PLANE];
     __shared__ float4 stage[12 * ROW / 4];

@@ -109,9 +109,9 @@ def _items(radius: float, half: int, brick: tuple[int, int, int], device: torch.
     return torch.from_numpy(items.astype(np.int32)).to(device)
 
 
-def kernels(device: torch.device) -> tuple[Kernel, Kernel]:
-    """(slice_geometry, backproject_bricks), compiled for `device`; NvrtcError if they cannot be."""
-    defines = tuple(f"BRICK_{axis}={size}" for axis, size in zip("XYZ", BRICK_XYZ))
+def kernels(device: torch.device, wide: bool = False) -> tuple[Kernel, Kernel]:
+    """(slice_geometry, backproject_bricks), compiled for `device`; NvrtcError if they cannot be. wide: the row table is int64."""
+    defines = (*(f"BRICK_{axis}={size}" for axis, size in zip("XYZ", BRICK_XYZ)), *(["WIDE=1"] if wide else []))
     return load(SOURCE, "slice_geometry", device, defines), load(SOURCE, "backproject_bricks", device, defines)
 
 
@@ -158,7 +158,7 @@ def _add_bricks(
     accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor, lattice: Lattice
 ) -> None:
     device, n_slices, n_pixels = accumulator_V4.device, len(data_R2K), data_R2K.shape[2]
-    geometry, bricks = kernels(device)
+    geometry, bricks = kernels(device, rows.start_ZY.dtype == torch.int64)
     sampling = sampling_R33.to(device, torch.float32).contiguous()
     data = data_R2K.to(torch.float32).contiguous()
     weight = None if weight_RK is None else weight_RK.to(torch.float32).contiguous()

@@ -65,7 +65,7 @@ def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, 
     edge = np.int32(2 * half + 1)
     for slab in numba.prange(len(cuts) - 1):
         first_row, last_row = np.int32(cuts[slab]) * edge, np.int32(cuts[slab + 1]) * edge
-        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), np.uint32)
+        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), u)
         fraction, sign = np.empty((3, RUN), accumulator.dtype), np.empty(RUN, accumulator.dtype)
         chosen = np.empty(RUN + 1, np.int32)
         for r in range(len(sampling)):

@@ -61,8 +61,9 @@ def make_cells(values_V2: Tensor, rows: RowTable, scale: float, corners: int | N
     width_Z = rows.length_ZY.amax(1).long()
     rows_Z = torch.div((rows.length_ZY > 0).sum(1), 2, rounding_mode="floor")  # y runs from -rows to rows
     size_Z = torch.where(width_Z > 0, (2 * rows_Z + 1) * width_Z, 0)
-    plane_Z2 = torch.stack([size_Z.cumsum(0) - size_Z + rows_Z * width_Z, width_Z], 1).int()
+    plane_Z2 = torch.stack([size_Z.cumsum(0) - size_Z + rows_Z * width_Z, width_Z], 1)
     cells = int(size_Z.sum())
+    plane_Z2 = plane_Z2.int() if cells < 2**31 else plane_Z2
     corners = corners or (8 if 32 * cells <= EIGHT_UP_TO else 4)
     words = torch.empty(cells, corners, dtype=torch.int32, device=values_V2.device)
     voxels = values_V2.contiguous().view(torch.int32)

@@ -51,7 +51,7 @@ def _project(values, start, half, limit2, sampling, x_K, y_K, z_K, factor_K, out
     tasks_each = (len(x_K) + TASK - 1) // TASK
     for task in numba.prange(len(sampling) * tasks_each):
         r, begin = task // tasks_each, (task % tasks_each) * TASK
-        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), np.uint32)
+        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), u)
         fraction, sign = np.empty((3, RUN), values.dtype), np.empty(RUN, values.dtype)
         for first in range(begin, min(begin + TASK, len(x_K)), RUN):
             last = min(first + RUN, len(x_K))
@@ -100,7 +100,7 @@ def _project_columns(columns, start, half, limit2, sampling, x_K, y_K, z_K, fact
     tasks_each = (len(x_K) + TASK - 1) // TASK
     for task in numba.prange(len(sampling) * tasks_each):
         r, begin = task // tasks_each, (task % tasks_each) * TASK
-        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros(RUN + AHEAD, np.uint32)
+        row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros(RUN + AHEAD, u)
         fraction, sign = np.empty((3, RUN), columns.dtype), np.empty(RUN, columns.dtype)
         for first in range(begin, min(begin + TASK, len(x_K)), RUN):
             last = min(first + RUN, len(x_K))
