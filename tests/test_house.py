@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "postprocess": BASE | {"io", "maximization"},
     "simulation": BASE | {"io", "optics", "projection", "particles"},
     "report": BASE | {"io"},
-    "nufft": BASE | {"kernels"},
+    "nufft": BASE | {"kernels", "distributed"},
     "ptychography": BASE | {"kernels", "distributed", "io"},  # stands apart from cryo-EM
     "testing": {"core", "distributed", "io", "optics", "particles", "simulation", *LADDER},
 }

@@ -10,6 +10,7 @@ import torch
 from verglas.errors import InputError
 from verglas.nufft import Plan, Toeplitz, nufft1, nufft2
 from verglas.nufft.direct import direct1, direct2
+from verglas.nufft.quickest import Quickest
 
 SHAPES = [(24, 31), (17, 20, 24)]
 
@@ -68,6 +69,35 @@ def test_batches_and_single_vectors(sign: int) -> None:
     plan = Plan(point_MD, SHAPES[0], 1e-3, dtype=torch.complex128, implementation="reference")
     torch.testing.assert_close(plan.type1(values, sign)[1], plan.type1(values[1], sign))
     torch.testing.assert_close(plan.type2(modes[None], sign)[0, 1], plan.type2(modes[1], sign))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "finufft"])
+def test_no_points(implementation: str) -> None:
+    plan = Plan(torch.zeros(0, 2), (8, 8), 1e-3, implementation=implementation)
+    assert torch.equal(plan.type1(torch.zeros(3, 0)), torch.zeros(3, 8, 8, dtype=torch.complex64))
+    assert plan.type2(torch.zeros(3, 8, 8)).shape == (3, 0)
+
+
+def test_the_quickest_is_taken_for_each_type() -> None:
+    point_MD, values, modes = case(SHAPES[0])
+    plan = Plan(point_MD, SHAPES[0], 1e-3, implementation="quickest")
+    assert "quickest of cpu" in plan.kernel and "finufft" in plan.kernel
+    assert off(plan.type1(values), direct1(point_MD, values, SHAPES[0])) < 3e-3
+    assert off(plan.type2(modes), direct2(point_MD, modes)) < 3e-3
+    assert isinstance(plan.engine, Quickest)
+    for kind in (1, 2):
+        seconds = plan.engine.seconds[kind]
+        assert plan.engine.chosen[kind] is plan.engine.engines[seconds.index(min(seconds))]
+    assert "type 1: " in plan.kernel and "type 2: " in plan.kernel
+
+
+def test_single_precision_of_the_peer_is_known() -> None:
+    point_MD, *_ = case((24, 24))
+    assert "finufft" in Plan(point_MD, (24, 24), 1e-4).kernel
+    assert "finufft" not in Plan(point_MD, (2400, 24), 1e-4).kernel  # its points are in single precision
+    assert "finufft" not in Plan(point_MD, (24, 24), 1e-4, dtype=torch.complex128).kernel
+    with pytest.raises(InputError, match="cufinufft"):
+        Plan(point_MD, (24, 24), implementation="cufinufft")
 
 
 def test_gradients() -> None:

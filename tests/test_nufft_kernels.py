@@ -91,6 +91,26 @@ def test_sums_do_not_depend_on_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("shape", [(1, 21, 18), (22, 18, 21)])
+def test_a_slab_has_its_part_of_the_sums(name: str, shape: tuple[int, int, int]) -> None:
+    """Points whose first cells are planes 8 .. 15 (rows, in a plane), on these and those that they reach."""
+    axis = 2 if shape[0] > 1 else 1
+    taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW)
+    point_M3 = points(400, shape)
+    first_M = located(point_M3, shape, taps, "reference").cell_M3[:, axis]
+    whole = located(point_M3[(first_M >= 8) & (first_M < 16)], shape, taps, name)
+    count = 8 + whole.width - 1
+    slab, values = whole.within(8, count), drawn(1, len(whole), 2)
+    grid, part = drawn(1, *shape, 2), torch.zeros(1, *slab.shape, 2, dtype=torch.float64)
+    wanted = torch.zeros_like(grid)
+    spread(wanted, whole, values, name)
+    spread(part, slab, values, name)
+    inside = (slice(None),) * (3 - axis) + (slice(8, 8 + count),)
+    torch.testing.assert_close(part, wanted[inside], rtol=0, atol=1e-13)
+    torch.testing.assert_close(interpolate(grid[inside].contiguous(), slab, name), interpolate(grid, whole, name))
+
+
 def test_no_points() -> None:
     shape = SHAPES[1]
     taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW)

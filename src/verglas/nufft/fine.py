@@ -51,6 +51,13 @@ class FineGrid:
         z, y, x = (1, *self.sizes)[-3:]
         return z, y, x
 
+    def in_cells(self, point_MD: Tensor) -> Tensor:
+        """Points (x, y) or (x, y, z) in radians as float64 [M, 3] in cells; z = 0 in two dimensions."""
+        cells = torch.tensor(self.sizes[::-1], dtype=torch.float64, device=point_MD.device)
+        point_M3 = torch.zeros(len(point_MD), 3, dtype=torch.float64, device=point_MD.device)
+        point_M3[:, : len(cells)] = point_MD * (cells / (2 * math.pi))
+        return point_M3
+
     def zeros(self, batch: int) -> Tensor:
         """An empty grid [B, Z, Y, X, 2]."""
         return torch.zeros(batch, *self.cells, 2, dtype=self.dtype, device=self.device)
@@ -65,18 +72,25 @@ class FineGrid:
         if len(self.shape) == 2:
             values = values[:, 0]
         for axis in range(len(self.shape) - 1, -1, -1):
-            values = _dft(values, axis + 1, sign)
-            values = _around(values, axis + 1, self.shape[axis]) * self._deconvolution(axis)
+            values = self.modes_along(values, axis, sign)
         return values
 
     def grid(self, modes: Tensor, sign: int) -> Tensor:
         """What is to be interpolated to get the modes' sum at points: the transpose of `modes`, [B, Z, Y, X, 2]."""
         values = modes
-        for axis, n in enumerate(self.sizes):
-            values = _dft(_padded(values * self._deconvolution(axis), axis + 1, n), axis + 1, sign)
+        for axis in range(len(self.shape)):
+            values = self.cells_along(values, axis, sign)
         if len(self.shape) == 2:
             values = values[:, None]
         return torch.view_as_real(values.contiguous())
+
+    def modes_along(self, values: Tensor, axis: int, sign: int) -> Tensor:
+        """Modes of one axis of `shape`, from its cells: complex [B, ...], the other axes as they are."""
+        return _around(_dft(values, axis + 1, sign), axis + 1, self.shape[axis]) * self._deconvolution(axis)
+
+    def cells_along(self, values: Tensor, axis: int, sign: int) -> Tensor:
+        """The transpose of `modes_along`."""
+        return _dft(_padded(values * self._deconvolution(axis), axis + 1, self.sizes[axis]), axis + 1, sign)
 
     def _deconvolution(self, axis: int) -> Tensor:
         """1 / phi^(k) along one axis of the modes, shaped to multiply them."""

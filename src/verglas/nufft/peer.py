@@ -1,36 +1,76 @@
-"""The same transforms by finufft (Barnett, Magland & af Klinteberg 2019), on the CPU: peer and reference of accuracy."""
+"""The same transforms by finufft (Barnett, Magland & af Klinteberg 2019, SIAM J. Sci. Comput. 41, C479) on the CPU and cufinufft
+(Shih, Wright, Andén, Blaschke & Barnett 2021, arXiv 2102.08463) on GPUs: peers, and what computes where they are quicker."""
 
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from verglas.nufft.fine import FineGrid
 
-def peer1(point_MD: Tensor, values: Tensor, shape: tuple[int, ...], sign: int, accuracy: float) -> Tensor:
-    """Type 1: [..., M] -> [..., *shape]."""
-    batch = values.shape[:-1]
-    plan, single = _plan(1, point_MD, shape, math.prod(batch), sign, accuracy, values.dtype)
-    found = plan.execute(values.reshape(-1, len(point_MD)).contiguous().numpy())
-    return torch.from_numpy(np.asarray(found, single)).view(*batch, *shape)
+OF_DEVICE = {"cpu": "finufft", "cuda": "cufinufft"}
+BEST, BEST_OF_MODE = 1e-5, 1e-7  # errors they reach in single precision: any, and times modes (benchmarks/NOTES.md)
 
 
-def peer2(point_MD: Tensor, modes: Tensor, shape: tuple[int, ...], sign: int, accuracy: float) -> Tensor:
-    """Type 2: [..., *shape] -> [..., M]."""
-    batch = modes.shape[: modes.ndim - len(shape)]
-    plan, single = _plan(2, point_MD, shape, math.prod(batch), sign, accuracy, modes.dtype)
-    found = plan.execute(modes.reshape(-1, *shape).contiguous().numpy())
-    return torch.from_numpy(np.asarray(found, single)).view(*batch, len(point_MD))
+def peer_of(device: torch.device) -> str | None:
+    """Which of the two computes on a device; None where it is not installed."""
+    name = OF_DEVICE.get(device.type)
+    return name if name is not None and find_spec(name) is not None else None
 
 
-def _plan(kind: int, point_MD: Tensor, shape: tuple[int, ...], batch: int, sign: int, accuracy: float, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-    import finufft
+def reaches(accuracy: float, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a peer's error is as small as asked for. In single precision it has points in single precision, too, an error of
+    phases that grows with the modes."""
+    return dtype == torch.complex128 or accuracy >= max(BEST, BEST_OF_MODE * max(shape))
 
-    single = np.complex64 if dtype == torch.complex64 else np.complex128
-    plan = finufft.Plan(kind, shape, n_trans=batch, eps=accuracy, isign=sign, dtype=single, nthreads=torch.get_num_threads())
-    real = np.float32 if single == np.complex64 else np.float64
-    # finufft's first coordinate belongs to the slowest axis of an array in C order.
-    plan.setpts(*(np.ascontiguousarray(column.numpy(), real) for column in point_MD.T.flip(0)))
-    return plan, single
+
+class Peer:
+    """Its transforms between fixed points and modes; the last plan is kept, with the points sorted.
+
+    fine: what was asked for (shape, precision, device); its grid is not used. point_MD: in radians.
+    """
+
+    def __init__(self, name: str, fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float) -> None:
+        self.name, self.shape, self.points, self.accuracy = name, fine.shape, point_MD, accuracy
+        self.real = fine.dtype
+        self.upsampling = upsampling if upsampling in (1.25, 2.0) else 0.0  # 0: its own choice
+        self._kept: tuple[tuple[int, int, int], Any] | None = None
+
+    @property
+    def kernel(self) -> str:
+        """What computes, for a run record."""
+        return f"{self.name}, accuracy {self.accuracy:g}"
+
+    def run(self, kind: int, sign: int, given: Tensor) -> Tensor:
+        """Type 1 or 2; given [..., M] or [..., *shape], complex."""
+        inner, outer = ((len(self.points),), self.shape) if kind == 1 else (self.shape, (len(self.points),))
+        lead = given.shape[: given.ndim - len(inner)]
+        if given.numel() == 0 or math.prod(outer) == 0:
+            return given.new_zeros(*lead, *outer)
+        vectors = given.reshape(-1, *inner).contiguous()
+        found = self._plan(kind, sign, len(vectors)).execute(vectors if vectors.is_cuda else vectors.numpy())
+        return (found if vectors.is_cuda else torch.from_numpy(found)).view(*lead, *outer)
+
+    def _plan(self, kind: int, sign: int, batch: int) -> Any:
+        if self._kept is not None and self._kept[0] == (kind, sign, batch):
+            return self._kept[1]
+        self._kept = None  # its grid goes before another one is made
+        options: dict[str, Any] = {"upsampfac": self.upsampling}
+        if self.points.is_cuda:
+            stream = torch.cuda.current_stream(self.points.device).cuda_stream
+            options |= {"gpu_device_id": self.points.device.index or 0, "gpu_stream": stream}
+        else:
+            options["nthreads"] = torch.get_num_threads()
+        dtype = "complex64" if self.real == torch.float32 else "complex128"
+        plan = import_module(self.name).Plan(kind, self.shape, batch, self.accuracy, sign, dtype, **options)
+        # The first coordinate belongs to the slowest axis of an array in C order.
+        columns = [column.to(self.real).contiguous() for column in self.points.T.flip(0)]
+        plan.setpts(*(column if column.is_cuda else np.asarray(column) for column in columns))
+        self._kept = (kind, sign, batch), plan
+        return plan

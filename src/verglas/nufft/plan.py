@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from verglas.distributed.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.kernels import choose
-from verglas.kernels.spread import Places, interpolate, located, spread
 from verglas.nufft.fine import FineGrid
-from verglas.nufft.peer import peer1, peer2
+from verglas.nufft.own import Own
+from verglas.nufft.peer import OF_DEVICE, Peer, peer_of, reaches
+from verglas.nufft.quickest import Engine, Quickest
+from verglas.nufft.shared import SharedGrid
 
-PEER_FROM = 1e-5  # accuracy from which finufft is the faster one in single precision, and reaches it (benchmarks/NOTES.md)
 SINGLE = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -23,60 +24,66 @@ class Plan:
 
     point_MD: (x, y) or (x, y, z) in radians, float32 or float64 whatever the values' precision (rounding to float32 moves points
     of N modes by about N 1e-7); shape: of the modes, (Y, X) or (Z, Y, X); accuracy: relative error wanted; upsampling: of the
-    grid, 1.2 to 4: less takes less memory and more taps; dtype: complex64 or complex128; implementation: "auto", "reference",
-    "cpu", "triton" or "finufft" (CPU). `kernel` says which "auto" took. InputError for what cannot be served.
+    grid, 1.2 to 4: less takes less memory and more taps; dtype: complex64 or complex128. InputError for what cannot be served.
+
+    implementation: "reference", "cpu" or "triton" (kernels/spread), "finufft" (CPU), "cufinufft" (GPU), "quickest" (of the two
+    that the device has, found out with the first transform of each type), or "auto": single precision takes a peer that reaches
+    the accuracy, finufft on the CPU and the quickest on a GPU that has cufinufft. `kernel` says what was taken.
+
+    ranks: who share the transforms. Each has points of its own (all of them give `accuracy` and so on alike), makes the plan and
+    transforms together with the others, and has its range of modes: `shared.turn.mine` along the second slowest axis, of shape
+    `modes_shape`. way: "values" or "sums" travel, or "auto": what costs less (verglas.nufft.shared). `shared` is None without
+    other ranks.
     """
 
     def __init__(
         self, point_MD: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6, upsampling: float = 2.0,
-        dtype: torch.dtype = torch.complex64, implementation: str = "auto",
+        dtype: torch.dtype = torch.complex64, implementation: str = "auto", ranks: Ranks = ALONE,
+        way: str = "auto",
     ) -> None:  # fmt: skip
         if point_MD.ndim != 2 or point_MD.shape[1] != len(shape) or not point_MD.is_floating_point():
             raise InputError("nufft", f"points {tuple(point_MD.shape)}", f"real coordinates [M, {len(shape)}]")
         if dtype not in SINGLE:
             raise InputError("nufft", f"precision {dtype}", "complex64 or complex128")
-        if implementation == "finufft" and point_MD.device.type != "cpu":
-            raise InputError("nufft", f"finufft on {point_MD.device}", "points on the CPU")
-        self.dtype, self.accuracy, self.upsampling = dtype, accuracy, upsampling
+        self.dtype, self.points = dtype, point_MD.detach()
         self.fine = FineGrid.of(tuple(shape), accuracy, upsampling, point_MD.device, SINGLE[dtype])
-        if implementation == "auto" and point_MD.device.type == "cpu" and dtype == torch.complex64 and accuracy >= PEER_FROM:
-            implementation = "finufft"
-        self.implementation = choose(point_MD.device, SINGLE[dtype], implementation).name
-        self.points = point_MD.detach()
-        self._places: Places | None = None
+        self.shared: SharedGrid | None = None
+        if ranks.size > 1:
+            if implementation in ("finufft", "cufinufft", "quickest"):
+                raise InputError("nufft", f"{implementation} on {ranks.size} ranks", "auto, reference, cpu or triton")
+            name = choose(point_MD.device, self.fine.dtype, implementation).name
+            self.shared = SharedGrid(self.fine, self.fine.in_cells(self.points), ranks, name, way)
+        self.engine: Engine = self.shared or _engine(self.fine, self.points, accuracy, upsampling, implementation)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the modes, of all ranks."""
         return self.fine.shape
+
+    @property
+    def modes_shape(self) -> tuple[int, ...]:
+        """Of this rank's modes."""
+        return self.shape if self.shared is None else self.shared.modes_shape
 
     @property
     def kernel(self) -> str:
         """What computes, for a run record."""
-        if self.implementation == "finufft":
-            return f"nufft: finufft, accuracy {self.accuracy:g}"
-        return f"nufft: {self.implementation}, window of {self.fine.window.width} cells, grid {self.fine.sizes}"
-
-    @property
-    def places(self) -> Places:
-        """The points on the fine grid, sorted when first needed."""
-        if self._places is None:
-            cells = torch.tensor(self.fine.sizes[::-1], dtype=torch.float64, device=self.points.device)
-            point_M3 = torch.zeros(len(self.points), 3, dtype=torch.float64, device=self.points.device)
-            point_M3[:, : len(cells)] = self.points * (cells / (2 * math.pi))
-            self._places = located(point_M3, self.fine.cells, self.fine.taps(), self.implementation)
-        return self._places
+        return f"nufft: {self.engine.kernel}"
 
     def type1(self, values: Tensor, sign: int = -1) -> Tensor:
-        """f[..., k] = sum_j values[..., j] exp(sign i k.x_j): [..., M] -> [..., *shape]. Differentiable, any number of times."""
-        self._check(values, (len(self.points),), sign)
+        """f[..., k] = sum_j values[..., j] exp(sign i k.x_j): [..., M] -> [..., *modes_shape], j over the points of all ranks.
+        Differentiable, any number of times."""
+        self.check(values, (len(self.points),), sign)
         return _Transform.apply(self, 1, sign, values.to(self.dtype), None)
 
     def type2(self, modes: Tensor, sign: int = +1) -> Tensor:
-        """c[..., j] = sum_k modes[..., k] exp(sign i k.x_j): [..., *shape] -> [..., M]. Differentiable, any number of times."""
-        self._check(modes, self.shape, sign)
+        """c[..., j] = sum_k modes[..., k] exp(sign i k.x_j): [..., *modes_shape] -> [..., M], k over the modes of all ranks.
+        Differentiable, any number of times."""
+        self.check(modes, self.modes_shape, sign)
         return _Transform.apply(self, 2, sign, modes.to(self.dtype), None)
 
-    def _check(self, given: Tensor, last: tuple[int, ...], sign: int) -> None:
+    def check(self, given: Tensor, last: tuple[int, ...], sign: int) -> None:
+        """InputError unless the last axes of what is given are `last`, and the sign is one."""
         if tuple(given.shape[given.ndim - len(last) :]) != last:
             raise InputError("nufft", f"values of shape {tuple(given.shape)}", f"{last} as the last axes")
         if sign not in (-1, 1):
@@ -84,16 +91,23 @@ class Plan:
 
     def run(self, kind: int, sign: int, given: Tensor) -> Tensor:
         """Type 1 or 2, without gradients."""
-        if self.implementation == "finufft":
-            return (peer1 if kind == 1 else peer2)(self.points, given, self.shape, sign, self.accuracy)
-        if kind == 1:
-            grid = self.fine.zeros(math.prod(given.shape[:-1]))
-            spread(grid, self.places, torch.view_as_real(given.contiguous()).view(-1, len(self.points), 2), self.implementation)
-            return self.fine.modes(grid, sign).view(*given.shape[:-1], *self.shape)
-        lead = given.shape[: given.ndim - len(self.shape)]
-        grid = self.fine.grid(given.reshape(-1, *self.shape), sign)
-        values = torch.view_as_complex(interpolate(grid, self.places, self.implementation))
-        return values.view(*lead, len(self.points))
+        return self.engine.run(kind, sign, given.resolve_conj().resolve_neg())
+
+
+def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float, implementation: str) -> Engine:
+    """What computes on one device; see `Plan`."""
+    device, dtype = point_MD.device, torch.complex64 if fine.dtype == torch.float32 else torch.complex128
+    installed = peer_of(device)
+    if implementation == "auto" and dtype == torch.complex64 and installed and reaches(accuracy, fine.shape, dtype):
+        implementation = "finufft" if device.type == "cpu" else "quickest"
+    if implementation in OF_DEVICE.values() or implementation == "quickest":
+        if installed is None or implementation not in ("quickest", installed):
+            raise InputError("nufft", f"{implementation} on {device}", "finufft for the CPU, cufinufft for CUDA, installed")
+        peer = Peer(installed, fine, point_MD, accuracy, upsampling)
+        if implementation != "quickest":
+            return peer
+        return Quickest([Own(fine, point_MD, choose(device, fine.dtype).name), peer])
+    return Own(fine, point_MD, choose(device, fine.dtype, implementation).name)
 
 
 class _Transform(torch.autograd.Function):
@@ -139,7 +153,7 @@ def nufft1(
 ) -> Tensor:  # fmt: skip
     """Type 1, points to modes [..., *shape]; gradients for points and values. Real values count as complex. See `Plan`."""
     plan = Plan(point_MD, shape, accuracy, upsampling, _complex(values), implementation)
-    plan._check(values, (len(point_MD),), sign)
+    plan.check(values, (len(point_MD),), sign)
     return _Transform.apply(plan, 1, sign, values.to(plan.dtype), point_MD)
 
 
@@ -149,7 +163,7 @@ def nufft2(
     """Type 2, modes [..., (Z,) Y, X] to points [..., M], as many axes as the points have; gradients for both. See `Plan`."""
     shape = tuple(modes.shape[modes.ndim - point_MD.shape[1] :])
     plan = Plan(point_MD, shape, accuracy, upsampling, _complex(modes), implementation)
-    plan._check(modes, plan.shape, sign)
+    plan.check(modes, plan.shape, sign)
     return _Transform.apply(plan, 2, sign, modes.to(plan.dtype), point_MD)
 
 

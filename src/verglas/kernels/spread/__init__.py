@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from verglas.kernels import choose, implementation_of
@@ -33,6 +34,20 @@ class Places:
     def width(self) -> int:
         """Taps along x and y (and z, if the grid is no plane)."""
         return self.taps_DW.shape[1]
+
+    def within(self, low: int, count: int) -> Places:
+        """The same points on `count` planes of the grid from `low` on (rows, if the grid is a plane), in which all cells lie that
+        they touch. low: where a bin begins."""
+        axis = 2 if self.shape[0] > 1 else 1
+        assert low % BIN_XYZ[axis] == 0
+        cell_M3 = self.cell_M3.clone()
+        cell_M3[:, axis] -= low
+        first_Z = self.first_of_bin_Z
+        if axis == 2:
+            layer_Z = torch.arange(-(-count // BIN_XYZ[2]) + 1, device=first_Z.device) + low // BIN_XYZ[2]
+            first_Z = first_Z[layer_Z.clamp(max=len(first_Z) - 1)]
+        shape = (count, *self.shape[1:]) if axis == 2 else (1, count, self.shape[2])
+        return replace(self, shape=shape, cell_M3=cell_M3, first_of_bin_Z=first_Z)
 
 
 def located(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto") -> Places:

@@ -1,0 +1,43 @@
+"""Transforms on one device by spreading and FFTs of its own, whose points are sorted once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from verglas.kernels.spread import Places, interpolate, located, spread
+from verglas.nufft.fine import FineGrid
+
+
+class Own:
+    """fine: the grid; point_MD: in radians; implementation: of kernels/spread."""
+
+    def __init__(self, fine: FineGrid, point_MD: Tensor, implementation: str) -> None:
+        self.fine, self.points, self.implementation = fine, point_MD, implementation
+        self._places: Places | None = None
+
+    @property
+    def kernel(self) -> str:
+        """What computes, for a run record."""
+        return f"{self.implementation}, window of {self.fine.window.width} cells, grid {self.fine.sizes}"
+
+    @property
+    def places(self) -> Places:
+        """The points on the fine grid, sorted when first needed."""
+        if self._places is None:
+            self._places = located(self.fine.in_cells(self.points), self.fine.cells, self.fine.taps(), self.implementation)
+        return self._places
+
+    def run(self, kind: int, sign: int, given: Tensor) -> Tensor:
+        """Type 1 or 2; given [..., M] or [..., *shape]."""
+        if kind == 1:
+            grid = self.fine.zeros(math.prod(given.shape[:-1]))
+            values_BM2 = torch.view_as_real(given.contiguous()).view(len(grid), len(self.points), 2)
+            spread(grid, self.places, values_BM2, self.implementation)
+            return self.fine.modes(grid, sign).view(*given.shape[:-1], *self.fine.shape)
+        lead = given.shape[: given.ndim - len(self.fine.shape)]
+        grid = self.fine.grid(given.reshape(-1, *self.fine.shape), sign)
+        values = torch.view_as_complex(interpolate(grid, self.places, self.implementation))
+        return values.view(*lead, len(self.points))
