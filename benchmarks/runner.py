@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -16,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.process_tree import end_all
 from benchmarks.record import ROOT, Record, Source, flat, machine
 from benchmarks.registry import Benchmark
 
@@ -93,8 +92,7 @@ def figures_of(command: Sequence[str], out: Path, limit: float) -> dict[str, flo
     try:
         code = process.wait(timeout=max(limit, 1))
     except BaseException as error:  # the time is over or the user has had enough: its own children end with it
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_all(process)
         if isinstance(error, subprocess.TimeoutExpired):
             raise Failed(f"stopped after {limit:.0f} s") from error
         raise

@@ -1,7 +1,7 @@
 """Refinements on several GPUs of one host where time on it is short: `python -m benchmarks.side_by_side --model 5a1a_D2.npz`.
 
     python -m benchmarks.side_by_side --model MODEL [--ranks 4] [--particles 105247] [--box 360] [--pixel 1.34] [--diameter 320]
-        [--warm 2000] [--seconds 240] [--work DIR] [--out FIGURES.json] [--device cuda]
+        [--warm 2000] [--seconds 240] [--work DIR] [--logs DIR] [--out FIGURES.json] [--device cuda]
 
 One set (of eight copies of MODEL, unless it is `demo`) is simulated while a small one warms the compiler's cache. It is refined
 by all ranks; then, side by side on GPUs of their own, by half of the ranks, and by one rank each with 1 / RANKS and a half of the
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,15 @@ from typing import Any
 from benchmarks import scaling_model
 from benchmarks.eight_copies import write_eight
 from benchmarks.figures import publish
+from benchmarks.process_tree import TRACED, end_all
 from benchmarks.refinement_run import iterations_of, mean_fsc
 from benchmarks.scaling import several
 from benchmarks.scaling_rank import NUMBER_BYTES, REFERENCE_NUMBERS, VOXEL_NUMBERS, half_ball
 from benchmarks.simulated import simulated
 from verglas.particles.table import ParticleTable
 
-PADDING, ENDING = 2, 10.0  # of references; s that a stopped run has to end
+PADDING = 2  # of references
+LAST = 3000  # characters of what a run said, shown where it did not end well
 NEARLY = 0.1  # share by which sizes may differ in iterations that the model is fitted to: fewer particles, fewer shells
 Event = Mapping[str, Any]
 
@@ -63,31 +64,25 @@ class Job:
         elif self.ranks > 1:
             program = [*several(self.ranks), "verglas"]
         cores = max(1, len(os.sched_getaffinity(0)) // options.ranks)
-        here = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus)), "OMP_NUM_THREADS": str(cores)}
-        begin = time.monotonic()
-        with (options.work / f"{self.name}.txt").open("wb") as said:
+        here = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus)), "OMP_NUM_THREADS": str(cores)} | TRACED
+        begin, log = time.monotonic(), options.logs / f"{self.name}.txt"
+        with log.open("wb") as said:
             command = [sys.executable, *program, *map(str, words)]
             process = subprocess.Popen(command, stdout=said, stderr=said, env=here, start_new_session=True)
-        code = ended(process, until)
+            code = ended(process, until)
         seconds, events = time.monotonic() - begin, iterations_of(out) if (out / "events.jsonl").exists() else []
         print(f"{self.name}: {self.particles} particles, {self.ranks} ranks: {seconds:.1f} s, exit code {code}", flush=True)
-        if code != 0 and not events:
-            print((options.work / f"{self.name}.txt").read_text(errors="replace")[-1500:], flush=True)
+        if code != 0:
+            print(log.read_text(errors="replace")[-LAST:], flush=True)
         return events
 
 
 def ended(process: subprocess.Popen[bytes], until: float) -> int | None:
-    """The exit code of a process; None of one that is stopped when it is time."""
+    """The exit code of a process; None of one that is stopped when it is time, with all its ranks."""
     try:
         return process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            os.killpg(process.pid, sign)
-            try:
-                process.wait(ENDING)
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        end_all(process, traced=True)
         return None
 
 
@@ -183,13 +178,15 @@ def main(words: Sequence[str] | None = None) -> None:
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--out", type=Path)
+    for name in ("work", "logs", "out"):
+        parser.add_argument(f"--{name}", type=Path)
     options = parser.parse_args(words)
     until = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as scratch:
         options.work = options.work or Path(scratch)
-        options.work.mkdir(parents=True, exist_ok=True)
+        options.logs = options.logs or options.work
+        for folder in (options.work, options.logs):
+            folder.mkdir(parents=True, exist_ok=True)
         whole, _ = sets(options)
         print(f"simulated and warmed, {until - time.monotonic():.0f} s are left", flush=True)
         every, half = options.ranks, options.ranks // 2

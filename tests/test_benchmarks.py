@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from benchmarks import registry, runner, tables, verifier
 from benchmarks.figures import publish
 from benchmarks.floors import Ceilings, Work, floors
 from benchmarks.gpu_busy import Trace, kernel_owners, kind_of, union
+from benchmarks.process_tree import TRACED, end_all
 from benchmarks.record import Record, Source
 from benchmarks.refinement_run import permuted
 from benchmarks.registry import Bar, Benchmark
@@ -215,7 +217,8 @@ def test_figures_come_from_the_file_that_a_module_writes(tmp_path: Path) -> None
 def test_what_takes_too_long_is_stopped_with_its_children(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     child = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(alive)!r}).touch()\n    time.sleep(0.05)\n"
-    words = script(tmp_path, f"subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n")
+    in_its_own_session = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\ntime.sleep(60)\n"
+    words = script(tmp_path, in_its_own_session)
     with pytest.raises(runner.Failed, match="stopped after"):
         runner.figures_of(words, tmp_path / "figures.json", 1.5)
     assert alive.exists()
@@ -223,6 +226,18 @@ def test_what_takes_too_long_is_stopped_with_its_children(tmp_path: Path) -> Non
     last = alive.stat().st_mtime_ns
     time.sleep(0.5)
     assert alive.stat().st_mtime_ns == last
+
+
+def test_what_is_stopped_says_where_it_stands(tmp_path: Path) -> None:
+    stuck = "import time\ndef stands_still():\n    print('here', flush=True)\n    time.sleep(60)\nstands_still()\n"
+    with (tmp_path / "log").open("wb") as log:
+        words = script(tmp_path, f"subprocess.call([sys.executable, '-c', {stuck!r}], start_new_session=True)\n")
+        running = subprocess.Popen([*words, "--out", ""], stdout=log, stderr=log, env=os.environ | TRACED)
+    until = time.monotonic() + 30
+    while "here" not in (tmp_path / "log").read_text() and time.monotonic() < until:
+        time.sleep(0.02)
+    end_all(running, traced=True)
+    assert "in stands_still" in (tmp_path / "log").read_text()
 
 
 def test_medians_and_reasons_to_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:

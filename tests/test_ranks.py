@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from verglas.cli import launch
 from verglas.cli.launch import gpus_wanted
 from verglas.cli.main import main
 from verglas.distributed.place import Place, first_host, place_of
@@ -47,7 +47,7 @@ def test_gpus_that_are_not_there_are_refused(text: str) -> None:
 
 
 def test_gpus_are_counted_among_those_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(launch, "gpus_there", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5a,7")
     assert gpus_wanted("0,2") == (2, "4,7") and gpus_wanted("1,0") == (2, "GPU-5a,4") and gpus_wanted("all") == (3, None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

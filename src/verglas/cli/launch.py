@@ -1,30 +1,60 @@
-"""--gpus: the same command once per GPU of this computer, started by torchrun's own launcher."""
+"""--gpus: the same command once per GPU of this computer. Nothing here imports PyTorch: the processes are to begin with that."""
 
 from __future__ import annotations
 
-import logging
+import ctypes
 import os
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 
 from verglas.distributed.beat import LOST
 from verglas.distributed.place import place_of
 from verglas.errors import InputError
 from verglas.io.progress import say
 
+PROGRAM = ("-m", "verglas")  # Python's words for it
 RESTARTS = 3  # of a run that is to go on by itself
+LOOK = 0.05  # s between two looks for processes that have ended
+TOGETHER = 0.3  # s after the first one that failed in which others may end by what ended it
+ENDING = 30.0  # s that processes have to end when they are told to
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2): the signal that a process gets when its parent ends
+COUNT_GPUS = """
+import ctypes, sys
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+sys.exit(cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or print(count.value))
+"""
+
+
+class Stopped(BaseException):
+    """This process was told to stop. number: of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def gpus_there() -> int:
+    """How many GPUs CUDA_VISIBLE_DEVICES leaves, as NVIDIA's driver says; 0 without it. Asked in a process of its own, as the
+    driver's first answer to a process stays its answer."""
+    asked = subprocess.run([sys.executable, "-I", "-S", "-c", COUNT_GPUS], capture_output=True, text=True, check=False)
+    return int(asked.stdout) if asked.returncode == 0 else 0
 
 
 def gpus_wanted(gpus: str) -> tuple[int, str | None]:
     """(how many, CUDA_VISIBLE_DEVICES or None for the first ones) of 'all', '4' or '0,2', of the visible ones: in a job of Slurm
     its own. InputError if they are not there, or if srun started several processes already."""
-    import torch
-
     if place_of(os.environ) is not None:
         raise InputError("--gpus", f"'{gpus}' beside several processes of srun", "one of the two",
                          "Let srun start one process per GPU, without --gpus, or one in all (--ntasks 1).")  # fmt: skip
-    there = torch.cuda.device_count()
+    there = gpus_there()
     if gpus == "all":
         count, visible = there, None
     elif "," in gpus:
@@ -33,13 +63,13 @@ def gpus_wanted(gpus: str) -> tuple[int, str | None]:
             raise InputError("--gpus", f"'{gpus}'", "all, a number, or numbers of GPUs such as 0,1")
         count, visible = len(numbers), ",".join(visible_names(numbers))
         if max(map(int, numbers)) >= there:
-            raise InputError("--gpus", f"'{gpus}'", f"numbers below {there}, which is how many GPUs PyTorch finds here")
+            raise InputError("--gpus", f"'{gpus}'", f"numbers below {there}, which is how many GPUs the driver finds here")
     elif gpus.isdigit():
         count, visible = int(gpus), None
     else:
         raise InputError("--gpus", f"'{gpus}'", "all, a number, or numbers of GPUs such as 0,1")
     if not 1 <= count <= there:
-        raise InputError("--gpus", f"'{gpus}'", f"at most {there}, which is how many GPUs PyTorch finds here",
+        raise InputError("--gpus", f"'{gpus}'", f"at most {there}, which is how many GPUs the driver finds here",
                          "Leave it out to compute in this process.")  # fmt: skip
     return count, visible
 
@@ -56,13 +86,10 @@ def launch(gpus: str, command: list[str], elastic: bool = False) -> int:
     count, visible = gpus_wanted(gpus)
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
-
-    def left() -> int:
-        import torch
-
-        return min(count, torch.cuda.device_count())
-
-    return run(left, command, RESTARTS if elastic else 0)
+    if not any(word.startswith("--device") for word in command):
+        command = [*command, "--device", "cuda"]  # a PyTorch without CUDA is to say so, not to compute on the CPU
+    counts = iter([count])  # asked again only where a process was lost
+    return run(lambda: next(counts, None) or min(count, gpus_there()), command, RESTARTS if elastic else 0)
 
 
 def run(processes: Callable[[], int], command: list[str], restarts: int) -> int:
@@ -75,32 +102,97 @@ def run(processes: Callable[[], int], command: list[str], restarts: int) -> int:
 
 
 def run_once(processes: int, command: list[str]) -> int:
-    """The exit code of the process that failed first, `LOST` if it was killed; 0 if none did."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    """The exit code of the process that failed first, `LOST` if it was killed; 0 if none did. They end if this one is ended."""
+    begun: list[subprocess.Popen[bytes]] = []
+    with _signals_raise():
+        try:
+            with _free_port() as port:
+                for rank in range(processes):
+                    begun.append(_begun(rank, processes, port, command))
+                failed = _first_failed(begun)
+            end(begun, signal.SIGTERM)
+        except Stopped as stop:
+            end(begun, stop.number)
+            return 128 + stop.number
+    if failed is None:
+        return 0
+    rank, code = failed
+    if code > 0:
+        return code
+    say(f"The process of rank {rank} ({begun[rank].pid}) was ended by {signal.Signals(-code).name}.")
+    return LOST
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    if os.environ.get("VERGLAS_DEBUG") != "1":
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="verglas", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0, monitor_interval=0.2,
-    )  # fmt: skip
+
+def _begun(rank: int, size: int, port: int, command: list[str]) -> subprocess.Popen[bytes]:
+    """The process of a rank, told where it stands as torchrun would tell it. Ctrl-C reaches it through this process alone."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost",
+             "MASTER_PORT": port}  # fmt: skip
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // size)))
+    environment = os.environ | {name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": threads}
+    words = [sys.executable, *PROGRAM, *command]
+    return subprocess.Popen(words, env=environment, start_new_session=True, preexec_fn=_ends_with_parent())
+
+
+def _ends_with_parent() -> Callable[[], object] | None:
+    """What lets a process be ended when its parent is killed, called in it before it begins; None where that is not possible."""
+    return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+
+
+@contextmanager
+def _free_port() -> Iterator[int]:
+    """A port at which the first rank can listen; as long as the `with` lasts no other program is given it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a listening one may have it, too
+        held.bind(("", 0))
+        yield held.getsockname()[1]
+
+
+def _first_failed(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+    """(rank, exit code) of the process that failed first, soon after it has ended; None when all are done."""
+    while True:
+        codes = [process.poll() for process in processes]
+        if all(code == 0 for code in codes):
+            return None
+        if any(codes):
+            time.sleep(TOGETHER)
+            failed = [(rank, process.poll() or 0) for rank, process in enumerate(processes)]
+            return min((one for one in failed if one[1] != 0), key=lambda one: how_early(one[1]))
+        time.sleep(LOOK)
+
+
+def how_early(code: int) -> tuple[bool, bool, int]:
+    """Orders processes that ended at about the same time: a killed one (code below 0) is before those that miss it; one that was
+    ended by SIGTERM is last."""
+    return code == -signal.SIGTERM, code > 0, code
+
+
+def end(processes: list[subprocess.Popen[bytes]], number: int) -> None:
+    """Let processes that still run end by a signal; those that have not after `ENDING`, or when this one is told again, are
+    killed."""
+    running = [process for process in processes if process.poll() is None]
     try:
-        elastic_launch(config, sys.executable)("-m", "verglas", *command)
-    except ChildFailedError as error:
-        rank, first = min(error.failures.items(), key=lambda failed: how_early(failed[1].timestamp, failed[1].exitcode))
-        if first.exitcode > 0:
-            return int(first.exitcode)
-        say(f"The process of rank {rank} ({first.pid}) was ended by {first.signal_name()}.")
-        return LOST
-    except SignalException as stop:
-        return 128 + int(stop.sigval)
-    return 0
+        for process in running:
+            process.send_signal(number)
+        until = time.monotonic() + ENDING
+        for process in running:
+            process.wait(max(0.0, until - time.monotonic()))
+    except (Stopped, subprocess.TimeoutExpired):
+        for process in running:
+            process.kill()
+            process.wait()
 
 
-def how_early(second: int, code: int) -> tuple[bool, int, int]:
-    """Orders failures of processes: the one that ended the run comes first. Within a second a killed one (code below 0) is before
-    those that miss it; one ended by SIGTERM was most likely ended by the launcher, as another one had failed."""
-    return code == -signal.SIGTERM, second, code
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Within, signals that ask this process to stop raise `Stopped`, but for those that it was started to ignore (nohup)."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, told) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
