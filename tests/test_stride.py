@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from verglas.core.rows import RowTable, packed_sphere
-from verglas.distributed.ranks import Ranks
-from verglas.kernels.fold import fold, radial, unfold
-from verglas.maximization.gridding import blob_factor, blob_transform, gridding_weights
-from verglas.maximization.stride import StrideConvolution, strides_for
+from verglas.distributed.ranks import ALONE, Ranks
+from verglas.kernels.fold import divide, fold, radial, unfold
+from verglas.maximization.gridding import blob_factor, blob_transform, even_out, memory
+from verglas.maximization.stride import StrideConvolution, residue_bytes, strides_for, voxels_in
 from verglas.projection.volume import unpack
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -103,21 +103,41 @@ def test_the_blob_is_that_of_its_definition() -> None:
     torch.testing.assert_close(blob_transform(r, 2.0), wanted, rtol=0, atol=1e-8)
 
 
-def test_gridding_weights_make_the_sampling_even() -> None:
+@pytest.mark.parametrize("name", versions())
+def test_quotients(name: str) -> None:
+    dtype = torch.float32 if name == "triton" else torch.float64
+    generator = torch.Generator().manual_seed(4)
+    values_V, divisor_V = torch.rand(5000, generator=generator), torch.randn(5000, generator=generator)
+    values_V[7], divisor_V[7] = 0, 0
+    found_V = values_V.to(DEVICES[name], dtype, copy=True)
+    divide(found_V, divisor_V.to(found_V), 0.1, name)
+    wanted_V = values_V.double()
+    divide(wanted_V, divisor_V.double(), 0.1, "reference")
+    torch.testing.assert_close(found_V.cpu().double(), wanted_V, rtol=1e-6, atol=0)
+    assert float(wanted_V.max()) <= 10 and float(found_V[7]) == 0
+
+
+def evened(weight_V: torch.Tensor, rows: RowTable, iterations: int = 10, ranks: Ranks = ALONE) -> torch.Tensor:
+    """v w of the weights within the radius."""
+    x, y, z = rows.coordinates_V3().unbind(1)
+    product_V = torch.where(x * x + y * y + z * z < rows.radius**2, weight_V, 0)
+    even_out(product_V, rows, 24, 2.0, iterations, ranks)
+    return product_V
+
+
+def test_gridding_makes_the_sampling_even() -> None:
     rows = packed_sphere(12.0)
     weight_V = 0.2 + even_voxels(rows)
     x, y, z = rows.coordinates_V3().unbind(1)
     r = (x * x + y * y + z * z).double().sqrt()
-    convolved = StrideConvolution(rows, 30, blob_factor(2.0, weight_V, 27 / 24), 1)  # as `gridding_weights` does it
+    convolved = StrideConvolution(rows, 30, blob_factor(2.0, weight_V, 27 / 24), 1)  # as `even_out` does it
 
     def unevenness(iterations: int) -> float:
-        even = convolved(gridding_weights(weight_V, rows, 24, 2.0, iterations) * weight_V)
-        return float((even[r < 7] - 1).abs().max())  # within the blob's reach of the edge it cannot be even
+        return float((convolved(evened(weight_V, rows, iterations))[r < 7] - 1).abs().max())  # near the edge it cannot be even
 
     assert unevenness(10) < 0.04 and unevenness(10) < 0.5 * unevenness(2)
-    found_V = gridding_weights(weight_V, rows, 24, 2.0)
-    assert float(found_V[r >= 12].abs().max()) == 0
-    torch.testing.assert_close(gridding_weights(3 * weight_V, rows, 24, 2.0) * 3, found_V, rtol=1e-9, atol=0)
+    assert float(evened(weight_V, rows)[r >= 12].abs().max()) == 0
+    torch.testing.assert_close(evened(3 * weight_V, rows), evened(weight_V, rows), rtol=1e-9, atol=0)
 
 
 def shared_convolution(rank: int, folder: str) -> None:
@@ -129,7 +149,7 @@ def shared_convolution(rank: int, folder: str) -> None:
     ranks = Ranks(rank, RANKS, RANKS)
     convolved = StrideConvolution(rows, 24, blob_factor(2.0, values_V), 4, ranks)
     found_V = convolved(values_V)
-    weights_V = gridding_weights(values_V + 0.1, rows, 24, 2.0, 2, ranks)
+    weights_V = evened(values_V + 0.1, rows, 2, ranks)
     entry = ranks.meter.entries["convolution"]
     torch.save((found_V, weights_V, entry.bytes / entry.count, convolved.traffic(values_V)), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
@@ -140,7 +160,7 @@ def test_ranks_share_the_strides(tmp_path: Path) -> None:
     rows = packed_sphere(11.0)
     values_V = even_voxels(rows)
     wanted = by_one_transform(values_V, rows, 24)
-    weights_V = gridding_weights(values_V + 0.1, rows, 24, 2.0, 2)
+    weights_V = evened(values_V + 0.1, rows, 2)
     for rank in range(RANKS):
         found_V, shared_V, sent, expected = torch.load(tmp_path / f"rank{rank}.pt")
         assert float((found_V - wanted)[wanted != 0].abs().max()) < 1e-13 * float(wanted.abs().max())
@@ -148,11 +168,14 @@ def test_ranks_share_the_strides(tmp_path: Path) -> None:
         assert sent == expected == 2 * (RANKS - 1) / RANKS * 8 * rows.count
 
 
-def test_strides_fit_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert strides_for(64, 4, cpu) == 1 and strides_for(64, 4, cpu, 3) == 4
-    assert strides_for(2048, 4, cpu) == 128
+def test_strides_fit_memory() -> None:
+    assert strides_for(64, 4) == 8 and strides_for(30, 4) == 5  # half the transforms, before passes over the voxels tell
+    assert [strides_for(1620, size) for size in (4, 8)] == [15, 15] and strides_for(2160, 4) == 15
+    for size in (432, 810, 1620, 2160):
+        assert residue_bytes(size, strides_for(size, 4), 4) <= max(1e9, 6 * voxels_in(size))
+    assert strides_for(64, 4, 8) == 16 and strides_for(64, 4, 2) == 8
     with pytest.raises(ValueError, match="strides"):
-        strides_for(8, 4, cpu, 5)
+        strides_for(8, 4, 5)
     with pytest.raises(ValueError, match="divide"):
         StrideConvolution(packed_sphere(3.0), 8, blob_factor(2.0, torch.zeros(1)), 3)
+    assert memory(1000, 400.0) == 4000 + residue_bytes(810, strides_for(810, 4), 4)

@@ -6,7 +6,9 @@ without --skip_gridding iterates, from v = 1 within the radius (facts 4.6; Pipe 
     v <- v / |C * (v w)|      w: weights (with the prior), C: a Kaiser-Bessel blob of order 0, alpha 15, unit sum,
                               radius 1.9 voxels of the unpadded transform
 
-and the map is made of v times the data. The convolution is a product in real space with the blob's transform,
+and the map is made of v times the data. Since w stays the same, that is u <- u / |C * u| for u = v w, from u = w on: one array is
+kept, and what data is divided by in the end is 1 / v = w / u. The convolution is a product in real space with the blob's
+transform,
 
     K(r) = f(sigma) / f(alpha),   sigma² = alpha² - (2 pi a r)²,   f(s) = (cosh s - sinh(s) / s) / s²
 
@@ -22,35 +24,36 @@ from torch import Tensor
 
 from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
-from verglas.kernels.fold import RadialTable
-from verglas.maximization.stride import StrideConvolution, strides_for
+from verglas.kernels.fold import RadialTable, divide
+from verglas.maximization.stride import StrideConvolution, residue_bytes, strides_for
 from verglas.nufft.fine import smooth_size
-from verglas.projection.volume import coordinate_chunks, radius2
 
 ITERATIONS = 10
 BLOB_RADIUS, BLOB_ALPHA = 1.9, 15.0  # radius in voxels of the unpadded transform
-SMALLEST, LARGEST = 1e-6, 1e20  # of |C * (v w)|, and of v
+SMALLEST, LARGEST = 1e-6, 1e20  # of |C * u|, and of v
 SAMPLES = 4096  # of the table of K over 0 .. 1/2; linear between: off by 1e-7
 
 
-def gridding_weights(
-    weight_V: Tensor, rows: RowTable, size: int, padding: float, iterations: int = ITERATIONS, ranks: Ranks = ALONE
-) -> Tensor:
-    """What data is to be multiplied by, [V]; 0 at and beyond the radius of `rows`. size: P, of the padded transform.
+def even_out(
+    product_V: Tensor, rows: RowTable, size: int, padding: float, iterations: int = ITERATIONS, ranks: Ranks = ALONE
+) -> None:
+    """Make v w of w, in place. size: P, of the padded transform.
 
-    weight_V: float32 or float64, as the result.
+    product_V: [V] float32 or float64, w, and 0 at and beyond the radius of `rows`, where it stays 0.
     """
     least = 2 * int(rows.radius) + 3
     grid = smooth_size(least)
-    strides = strides_for(grid, weight_V.element_size(), weight_V.device, ranks.size)
-    convolved = StrideConvolution(rows, grid, blob_factor(padding, weight_V, least / size), strides, ranks)
-    found_V = torch.empty_like(weight_V)
-    for part, coordinates in coordinate_chunks(rows):
-        found_V[part] = radius2(coordinates) < rows.radius**2
+    strides = strides_for(grid, product_V.element_size(), ranks.size)
+    convolution = StrideConvolution(rows, grid, blob_factor(padding, product_V, least / size), strides, ranks)
+    convolved_V = torch.empty_like(product_V)
     for _ in range(iterations):
-        found_V /= convolved(found_V * weight_V).abs_().clamp_min_(SMALLEST)
-        found_V.clamp_max_(LARGEST)
-    return found_V
+        divide(product_V, convolution(product_V, convolved_V), SMALLEST)
+
+
+def memory(voxels: int, radius: float, element_bytes: int = 4) -> float:
+    """Bytes that `even_out` takes at most beside `product_V`: what was convolved, and the transforms of one residue."""
+    grid = smooth_size(2 * int(radius) + 3)
+    return voxels * element_bytes + residue_bytes(grid, strides_for(grid, element_bytes), element_bytes)
 
 
 def blob_transform(r: Tensor, padding: float) -> Tensor:

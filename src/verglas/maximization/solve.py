@@ -16,7 +16,7 @@ from verglas.core.masks import fill_outside, soft_sphere
 from verglas.core.rows import RowTable
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.gridding import gridding_weights
+from verglas.maximization.gridding import LARGEST, even_out
 from verglas.maximization.point_group import apply_point_group
 from verglas.maximization.slabs import Slabs, extent_along_y, stays_in_planes
 from verglas.projection.volume import (
@@ -38,7 +38,7 @@ class SolvedSums:
     """Symmetrised sums of one set of particles. data [V, 2], weight [V] on `rows`; shells in image frequencies.
 
     slabs: where ranks share them, `rows` are this one's; curves and maps are then of all, and asked for by all.
-    exact: data are multiplied by weights that make the sampling even (`gridding.gridding_weights`), not divided by the sums'.
+    exact: data are multiplied by weights that make the sampling even (`gridding.even_out`), not divided by the sums'.
     """
 
     data_V2: Tensor
@@ -92,11 +92,19 @@ class SolvedSums:
 
     def _evened(self, prior_S: Tensor, size: int) -> SolvedSums:
         """The same data over weights whose inverse makes the sampling even: of the sums' weight and the prior."""
-        weight_V, prior = self.weight_V.clone(), prior_S.to(self.weight_V)
-        for part, _, r, _ in self._radii():
-            weight_V[part] += prior[(r + 0.5).long()]
-        found_V = gridding_weights(weight_V, self.rows, size, self.padding)
-        return replace(self, weight_V=torch.where(found_V > 0, 1 / found_V, 0))
+        found_V = torch.empty_like(self.weight_V, memory_format=torch.contiguous_format)
+        for part, weight in self._with_prior(prior_S):
+            found_V[part] = weight
+        even_out(found_V, self.rows, size, self.padding)
+        for part, weight in self._with_prior(prior_S):
+            found_V[part] = torch.where(found_V[part] > 0, (weight / found_V[part]).clamp_min_(1 / LARGEST), 0)
+        return replace(self, weight_V=found_V)
+
+    def _with_prior(self, prior_S: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of voxels: where they lie, and weight + prior, 0 at and beyond the radius."""
+        prior = prior_S.to(self.weight_V)
+        for part, _, r, inside in self._radii():
+            yield part, torch.where(inside, self.weight_V[part] + prior[(r + 0.5).long()], 0)
 
     def _map_of_all(self, slabs: Slabs, curves_S: tuple[Tensor, Tensor, Tensor], support_ZYX: Tensor | None) -> Tensor:
         """The map that all ranks work on: each from its planes to its rows along y of the map, of those that are wanted. Corners

@@ -8,16 +8,17 @@ a radial factor. That transform at the planes z = s m + p, s strides, m = 0..M-1
     transform (M, P, P), multiply by the factor at z = s m + p, transform back
     unfold   read k at k_z modulo M, times exp(-2 pi i p k_z / P)
 
-and the sum of all residues is the convolution, exactly. So memory is that of P / s planes, and ranks that each work on some
-residues need one sum over ranks of what they found, and no exchange of transforms: for V voxels of b bytes each of R ranks sends
-2 (R - 1) / R V b bytes (`traffic`), less than twice the voxels however many ranks there are (the stride-based transform of
-OML-Relion, IPDPS 2021).
+and the sum of all residues is the convolution, exactly. The inverse transform is real and even: what residue s - p finds is the
+complex conjugate of what p finds, so 0 <= p <= s / 2 are enough, those between counted twice, and many strides take half the
+transforms of one. Memory is that of P / s planes, and ranks that each work on some residues need one sum over ranks of what they
+found, and no exchange of transforms: for V voxels of b bytes each of R ranks sends 2 (R - 1) / R V b bytes (`traffic`), less than
+twice the voxels however many ranks there are (the stride-based transform of OML-Relion, IPDPS 2021).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.kernels.fold import RadialTable, fold, radial, unfold
 
-BYTES = {"cpu": 2e9, "cuda": 16e9}  # what the transforms of one residue may take, unless more strides cannot be had
 ARRAYS = 4  # as large as one residue that are alive at a time: its transform, twice with the FFT's own, and planes
+TRANSFORMS, PASSES = 63, 3  # bytes per element of P³ that all transforms of a convolution move, and each residue beside them
+LEAST, PER_VOXEL = 1e9, 6  # bytes of one residue that are always granted, in all and for each voxel (of single precision)
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,26 @@ class StrideConvolution:
         if self.size % self.strides:
             raise ValueError(f"{self.strides} strides do not divide a transform of {self.size}")
 
-    def __call__(self, values_V: Tensor) -> Tensor:
-        """The convolution at the stored voxels, of all ranks and on all ranks; values: float32 or float64 [V]."""
-        out_V = torch.zeros_like(values_V)
+    def __call__(self, values_V: Tensor, out_V: Tensor | None = None) -> Tensor:
+        """The convolution at the stored voxels, of all ranks and on all ranks; values: float32 or float64 [V].
+
+        out_V: filled and returned, by default new.
+        """
+        out_V = torch.zeros_like(values_V) if out_V is None else out_V.zero_()
+        table = replace(self.factor, values_T=self.factor.values_T / float(self.size) ** 3)
         z = torch.arange(-self.rows.half, self.rows.half + 1, dtype=torch.float64, device=values_V.device)
-        for residue in range(self.ranks.rank, self.strides, self.ranks.size):
+        shape = (self.size // self.strides, self.size, self.size // 2 + 1)
+        for residue in range(self.ranks.rank, self.strides // 2 + 1, self.ranks.size):
             turn_Z = z * (2 * math.pi * residue / self.size)
             phase_Z2 = torch.stack([turn_Z.cos(), turn_Z.sin()], 1).to(values_V.dtype)
-            shape = (self.size // self.strides, self.size, self.size // 2 + 1)
             part = torch.view_as_complex(fold(values_V, self.rows, phase_Z2, shape))
             planes = torch.fft.irfftn(part, s=(shape[0], self.size, self.size), norm="forward")
             del part
-            radial(planes, self.factor, self.strides, residue)
-            unfold(torch.view_as_real(torch.fft.rfftn(planes)), self.rows, phase_Z2, out_V)
-        out_V /= float(self.size) ** 3
+            radial(planes, table, self.strides, residue)
+            part = torch.fft.rfftn(planes)
+            del planes
+            twice = 1 if 2 * residue % self.strides == 0 else 2
+            unfold(torch.view_as_real(part), self.rows, twice * phase_Z2, out_V)
         return self.ranks.add_up(out_V, "convolution")
 
     def traffic(self, values_V: Tensor) -> float:
@@ -66,10 +74,22 @@ class StrideConvolution:
         return 2 * (self.ranks.size - 1) / self.ranks.size * values_V.nbytes
 
 
-def strides_for(size: int, element_bytes: int, device: torch.device, at_least: int = 1) -> int:
-    """The fewest strides, no fewer than the ranks, whose residues fit in `BYTES`; ValueError if `size` has too few divisors."""
-    needed = ARRAYS * element_bytes * float(size) ** 3
-    choices = [s for s in range(at_least, size // 2 + 1) if size % s == 0]
+def strides_for(size: int, element_bytes: int, ranks: int = 1) -> int:
+    """The number of strides whose convolution moves the fewest bytes through memory, of those that fit into it and give work to
+    all ranks (the most there can be if none fits); ValueError if `size` has too few divisors."""
+    choices = [s for s in range(1, size // 2 + 1) if size % s == 0 and s // 2 + 1 >= ranks]
     if not choices:
-        raise ValueError(f"a transform of {size} cannot be cut into {at_least} strides")
-    return next((s for s in choices if needed / s <= BYTES.get(device.type, 2e9)), choices[-1])
+        raise ValueError(f"a transform of {size} cannot be cut into the strides of {ranks} ranks")
+    granted = max(LEAST, PER_VOXEL * element_bytes / 4 * voxels_in(size))
+    fit = [s for s in choices if residue_bytes(size, s, element_bytes) <= granted] or choices[-1:]
+    return min(fit, key=lambda s: -(-(s // 2 + 1) // ranks) * (TRANSFORMS / s + PASSES))
+
+
+def residue_bytes(size: int, strides: int, element_bytes: int) -> float:
+    """What the transforms of one residue take."""
+    return ARRAYS * element_bytes * float(size) ** 3 / strides
+
+
+def voxels_in(size: int) -> float:
+    """About how many voxels the packed sphere has that fits into a transform of `size`."""
+    return math.pi / 12 * float(size) ** 3

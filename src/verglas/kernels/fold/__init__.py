@@ -1,4 +1,5 @@
-"""`fold`, `unfold`, `radial`: packed voxels to and from the part of a transform that one residue of planes needs (README.md)."""
+"""`fold`, `unfold`, `radial`: packed voxels to and from the part of a transform that one residue of planes needs; `divide` by
+what was found (README.md)."""
 
 from __future__ import annotations
 
@@ -35,6 +36,11 @@ def unfold(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V: Tensor, i
 def radial(planes_MYX: Tensor, table: RadialTable, strides: int, residue: int, implementation: str = "auto") -> None:
     """Multiply the planes z = strides m + residue of a real transform by a function of the distance, in place."""
     _version("radial", planes_MYX, implementation)(planes_MYX, table, strides, residue)
+
+
+def divide(values_V: Tensor, divisor_V: Tensor, least: float, implementation: str = "auto") -> None:
+    """values /= max(|divisor|, least), in place."""
+    _version("divide", values_V, implementation)(values_V, divisor_V, least)
 
 
 def _version(operation: str, like: Tensor, implementation: str):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""`fold` and `unfold` on the CPU: Numba, a task for each plane of the result."""
+"""`fold` and its companions on the CPU: Numba, a task for each plane of the result."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def _radial(planes, table, per_step, strides, residue):
                 planes[m, row, column] *= table[index] + (table[index + 1] - table[index]) * (place - index)
 
 
+@numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
+def _divide(values, divisor, least):
+    for i in numba.prange(len(values)):
+        values[i] /= max(abs(divisor[i]), least)
+
+
 def fold_cpu(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """See `fold`."""
     out = values_V.new_empty(*shape, 2)
@@ -75,3 +81,9 @@ def radial_cpu(planes_MYX: Tensor, table: RadialTable, strides: int, residue: in
     """See `radial`."""
     per_step = 1 / (planes_MYX.shape[1] * table.step)
     _radial(planes_MYX.numpy(), table.values_T.to(planes_MYX.dtype).numpy(), per_step, strides, residue)
+
+
+def divide_cpu(values_V: Tensor, divisor_V: Tensor, least: float) -> None:
+    """See `divide`."""
+    values, divisor = values_V.numpy(), divisor_V.numpy()
+    _divide(values, divisor, values.dtype.type(least))

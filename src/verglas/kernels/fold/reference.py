@@ -1,4 +1,4 @@
-"""`fold` and `unfold` in plain torch: the definition, one voxel after another in the order they are stored."""
+"""`fold` and its companions in plain torch: the definition, one voxel after another in the order they are stored."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def radial_reference(planes_MYX: Tensor, table: RadialTable, strides: int, resid
     index = place.int()
     low, high = table.values_T[index], table.values_T[index + 1]
     planes_MYX *= low + (high - low) * (place - index)
+
+
+def divide_reference(values_V: Tensor, divisor_V: Tensor, least: float) -> None:
+    """See `divide`."""
+    values_V /= divisor_V.abs().clamp_min(least)
 
 
 def _places(rows: RowTable, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""`fold` and `unfold` on the GPU: a program for each row; float32."""
+"""`fold` and its companions on the GPU: a program for a run of voxels of a row; float32."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from torch import Tensor
 from verglas.core.rows import RowTable
 from verglas.kernels.fold import RadialTable
 
-BLOCK, WARPS = 256, 2  # voxels of a row worked on at a time
+BLOCK, WARPS = 512, 4  # voxels of a row that a program works on
+FLAT = 2048  # voxels that a program of `divide` works on
 
 
 @triton.jit
-def _fold_kernel(values, start, length, phase, out, planes, size, columns, half, reach, BLOCK: tl.constexpr):
+def _fold_kernel(
+    values, start, length, phase, out, planes, size, columns, half, reach, TWINS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     m, row = tl.program_id(0) // size, tl.program_id(0) % size
     y = tl.where(row > size // 2, row - size, row)
     edge = 2 * half + 1
-    first_z = m - ((reach + m) // planes) * planes
-    target = out + tl.program_id(0).to(tl.int64) * columns * 2
     within = tl.abs(y) <= reach
-    for x0 in range(0, columns, BLOCK):
-        x = x0 + tl.arange(0, BLOCK)
-        real, imaginary = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-        for z in range(first_z, reach + 1, planes):
-            re, im = tl.load(phase + 2 * (z + half)), tl.load(phase + 2 * (z + half) + 1)
-            for twin in range(2):  # y = size/2 is stored as -size/2, too
-                own = tl.where(twin == 0, y, -y)
-                used = within & ((twin == 0) | (y == size // 2))
-                table = (z + half) * edge + own + half
-                count = tl.load(length + table, mask=used, other=0)
-                begin = tl.load(start + table, mask=used, other=0)
-                value = tl.load(values + begin + x, mask=(x < count) & (x < columns), other=0.0)
-                real += re * value
-                imaginary += im * value
-        tl.store(target + 2 * x, real, mask=x < columns)
-        tl.store(target + 2 * x + 1, imaginary, mask=x < columns)
+    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real, imaginary = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for z in range(m - ((reach + m) // planes) * planes, reach + 1, planes):
+        re, im = tl.load(phase + 2 * (z + half)), tl.load(phase + 2 * (z + half) + 1)
+        for twin in tl.static_range(TWINS):  # y = size/2 is stored as -size/2, too
+            used = within & ((twin == 0) | (y == size // 2))
+            table = (z + half) * edge + half + (-y if twin else y)
+            count = tl.load(length + table, mask=used, other=0)
+            begin = tl.load(start + table, mask=used, other=0)
+            value = tl.load(values + begin + x, mask=(x < count) & (x < columns), other=0.0)
+            real += re * value
+            imaginary += im * value
+    target = out + tl.program_id(0).to(tl.int64) * columns * 2
+    pair = 2 * x[:, None] + tl.arange(0, 2)[None, :]
+    tl.store(target + pair, tl.join(real, imaginary), mask=(x < columns)[:, None])
 
 
 @triton.jit
@@ -46,11 +46,12 @@ def _unfold_kernel(part, start, length, phase, out, planes, size, columns, half,
     re, im = tl.load(phase + 2 * (z + half)), tl.load(phase + 2 * (z + half) + 1)
     m, row = ((z % planes) + planes) % planes, ((y % size) + size) % size
     source = part + (m.to(tl.int64) * size + row) * columns * 2
-    for x0 in range(0, count, BLOCK):
-        x = x0 + tl.arange(0, BLOCK)
-        mask = x < count
-        found = re * tl.load(source + 2 * x, mask=mask, other=0.0) + im * tl.load(source + 2 * x + 1, mask=mask, other=0.0)
-        tl.store(out + begin + x, tl.load(out + begin + x, mask=mask, other=0.0) + found, mask=mask)
+    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = x < count
+    pair = 2 * x[:, None] + tl.arange(0, 2)[None, :]
+    real, imaginary = tl.split(tl.load(source + pair, mask=mask[:, None], other=0.0))
+    before = tl.load(out + begin + x, mask=mask, other=0.0)
+    tl.store(out + begin + x, before + re * real + im * imaginary, mask=mask)
 
 
 @triton.jit
@@ -60,15 +61,22 @@ def _radial_kernel(planes, table, per_step, last, strides, residue, size, BLOCK:
     z = tl.where(z > size // 2, z - size, z).to(tl.float32)
     y = tl.where(row > size // 2, row - size, row).to(tl.float32)
     target = planes + tl.program_id(0).to(tl.int64) * size
-    for x0 in range(0, size, BLOCK):
-        column = x0 + tl.arange(0, BLOCK)
-        mask = column < size
-        x = tl.where(column > size // 2, column - size, column).to(tl.float32)
-        place = tl.minimum(tl.sqrt(x * x + (y * y + z * z)) * per_step, last)
-        index = place.to(tl.int32)
-        low, high = tl.load(table + index), tl.load(table + index + 1)
-        value = tl.load(target + column, mask=mask, other=0.0)
-        tl.store(target + column, value * (low + (high - low) * (place - index.to(tl.float32))), mask=mask)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < size
+    x = tl.where(column > size // 2, column - size, column).to(tl.float32)
+    place = tl.minimum(tl.sqrt(x * x + (y * y + z * z)) * per_step, last)
+    index = place.to(tl.int32)
+    low, high = tl.load(table + index), tl.load(table + index + 1)
+    value = tl.load(target + column, mask=mask, other=0.0)
+    tl.store(target + column, value * (low + (high - low) * (place - index.to(tl.float32))), mask=mask)
+
+
+@triton.jit
+def _divide_kernel(values, divisor, least, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    found = tl.maximum(tl.abs(tl.load(divisor + i, mask=mask, other=1.0)), least)
+    tl.store(values + i, tl.load(values + i, mask=mask, other=0.0) / found, mask=mask)
 
 
 def fold_triton(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -76,9 +84,9 @@ def fold_triton(values_V: Tensor, rows: RowTable, phase_Z2: Tensor, shape: tuple
     planes, size, columns = shape
     out = values_V.new_empty(*shape, 2)
     reach = min(rows.half, size // 2)
-    _fold_kernel[(planes * size,)](
+    _fold_kernel[(planes * size, triton.cdiv(columns, BLOCK))](
         values_V.contiguous(), rows.start_ZY, rows.length_ZY, phase_Z2.contiguous(), out, planes, size, columns, rows.half, reach,
-        BLOCK=BLOCK, num_warps=WARPS,
+        TWINS=2 if 2 * reach >= size else 1, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -87,7 +95,7 @@ def unfold_triton(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V: Te
     """See `unfold`."""
     planes, size, columns, _ = part_MYX2.shape
     reach = min(rows.half, size // 2)
-    _unfold_kernel[((2 * reach + 1) ** 2,)](
+    _unfold_kernel[((2 * reach + 1) ** 2, triton.cdiv(min(columns, rows.half + 1), BLOCK))](
         part_MYX2.contiguous(), rows.start_ZY, rows.length_ZY, phase_Z2.contiguous(), out_V, planes, size, columns, rows.half,
         reach, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
@@ -96,7 +104,13 @@ def unfold_triton(part_MYX2: Tensor, rows: RowTable, phase_Z2: Tensor, out_V: Te
 def radial_triton(planes_MYX: Tensor, table: RadialTable, strides: int, residue: int) -> None:
     """See `radial`."""
     planes, size, _ = planes_MYX.shape
-    _radial_kernel[(planes * size,)](
+    _radial_kernel[(planes * size, triton.cdiv(size, BLOCK))](
         planes_MYX, table.values_T.contiguous(), 1 / (size * table.step), float(len(table.values_T) - 2), strides, residue, size,
         BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
+
+
+def divide_triton(values_V: Tensor, divisor_V: Tensor, least: float) -> None:
+    """See `divide`."""
+    count = values_V.numel()
+    _divide_kernel[(triton.cdiv(count, FLAT),)](values_V, divisor_V, least, count, BLOCK=FLAT, num_warps=WARPS)
