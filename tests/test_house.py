@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{name: BASE | {"distributed", *LADDER[:height]} for height, name in enumerate(LADDER)},
     "particles": BASE | {"io", "optics"},
     "postprocess": BASE | {"io", "maximization"},
-    "simulation": BASE | {"io", "optics", "projection", "particles"},
+    "simulation": BASE | {"io", "optics", "projection", "particles", "kernels", "nufft"},
     "report": BASE | {"io"},
     "nufft": BASE | {"kernels", "distributed"},
     "ptychography": BASE | {"kernels", "distributed", "io"},  # stands apart from cryo-EM

@@ -10,6 +10,7 @@ import torch
 from verglas.errors import InputError
 from verglas.nufft import Plan, Toeplitz, nufft1, nufft2
 from verglas.nufft.direct import direct1, direct2
+from verglas.nufft.fine import FineGrid
 from verglas.nufft.quickest import Quickest
 
 SHAPES = [(24, 31), (17, 20, 24)]
@@ -76,6 +77,15 @@ def test_no_points(implementation: str) -> None:
     plan = Plan(torch.zeros(0, 2), (8, 8), 1e-3, implementation=implementation)
     assert torch.equal(plan.type1(torch.zeros(3, 0)), torch.zeros(3, 8, 8, dtype=torch.complex64))
     assert plan.type2(torch.zeros(3, 8, 8)).shape == (3, 0)
+
+
+def test_few_points_take_a_small_grid() -> None:
+    """The fewer points, the less the grid is upsampled; the error stays."""
+    point_MD, values, _ = case((40, 40, 40))
+    few = Plan(point_MD, (40, 40, 40), 1e-3, dtype=torch.complex128, implementation="reference")
+    many = FineGrid.of((40, 40, 40), 1e-3, None, "cpu", torch.float64, 10**7)
+    assert few.fine.sizes == (50, 50, 50) and many.sizes == (80, 80, 80) and few.fine.window.width > many.window.width
+    assert off(few.type1(values), direct1(point_MD, values, (40, 40, 40))) < 1e-3
 
 
 def test_the_quickest_is_taken_for_each_type() -> None:

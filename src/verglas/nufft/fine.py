@@ -12,6 +12,9 @@ from torch import Tensor
 from verglas.errors import InputError
 from verglas.nufft.window import Window, window_for
 
+UPSAMPLINGS = (1.25, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
+CELL_TAPS = {"cuda": 7.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
+
 
 @dataclass(frozen=True)
 class FineGrid:
@@ -25,9 +28,11 @@ class FineGrid:
 
     @classmethod
     def of(
-        cls, shape: tuple[int, ...], accuracy: float, upsampling: float, device: torch.device | str, dtype: torch.dtype
-    ) -> FineGrid:
-        """For modes of `shape`; accuracy: relative error wanted (root mean square); dtype: float32 or float64, of the grid.
+        cls, shape: tuple[int, ...], accuracy: float, upsampling: float | None, device: torch.device | str, dtype: torch.dtype,
+        points: int = 0,
+    ) -> FineGrid:  # fmt: skip
+        """For modes of `shape`; accuracy: relative error wanted (root mean square); dtype: float32 or float64, of the grid;
+        upsampling: None for what costs least with so many points.
 
         InputError for what no window serves.
         """
@@ -36,14 +41,28 @@ class FineGrid:
             raise InputError("nufft", f"modes of shape {tuple(shape)}", "two or three axes of at least one mode")
         if not least <= accuracy < 1:
             raise InputError("nufft", f"accuracy {accuracy:g} in {dtype}", f"{least:g} to 1", "Use complex128 for less error.")
-        if not 1.2 <= upsampling <= 4:
+        if upsampling is not None and not 1.2 <= upsampling <= 4:
             raise InputError("nufft", f"upsampling {upsampling:g}", "1.2 to 4")
-        try:
-            window = window_for(accuracy, upsampling, len(shape), rounding)
-        except ValueError as error:
-            raise InputError("nufft", str(error), "", "Ask for a larger upsampling.") from error
-        sizes = tuple(smooth_size(max(math.ceil(upsampling * n - 1e-9), 2 * window.width)) for n in shape)
-        return cls(tuple(shape), sizes, window, torch.device(device), dtype)
+        found: list[FineGrid] = []
+        for factor in UPSAMPLINGS if upsampling is None else (upsampling,):
+            try:
+                window = window_for(accuracy, factor, len(shape), rounding)
+            except ValueError as error:
+                if factor in (upsampling, UPSAMPLINGS[-1]):
+                    raise InputError("nufft", str(error), "", "Ask for a larger upsampling.") from error
+                continue
+            sizes = tuple(smooth_size(max(math.ceil(factor * n - 1e-9), 2 * window.width)) for n in shape)
+            found.append(cls(tuple(shape), sizes, window, torch.device(device), dtype))
+        return min(found, key=lambda grid: grid.taps_of(points))
+
+    def taps_of(self, points: int) -> float:
+        """What a transform of so many points costs, in taps of one of them."""
+        return points * self.window.width ** len(self.shape) + self.cell_taps * math.prod(self.sizes)
+
+    @property
+    def cell_taps(self) -> float:
+        """Taps that cost as much as a cell."""
+        return CELL_TAPS.get(self.device.type, CELL_TAPS["cpu"])
 
     @property
     def cells(self) -> tuple[int, int, int]:

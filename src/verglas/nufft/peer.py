@@ -36,7 +36,7 @@ class Peer:
     fine: what was asked for (shape, precision, device); its grid is not used. point_MD: in radians.
     """
 
-    def __init__(self, name: str, fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float) -> None:
+    def __init__(self, name: str, fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float | None) -> None:
         self.name, self.shape, self.points, self.accuracy = name, fine.shape, point_MD, accuracy
         self.real = fine.dtype
         self.upsampling = upsampling if upsampling in (1.25, 2.0) else 0.0  # 0: its own choice

@@ -14,7 +14,7 @@ from verglas.nufft.fine import FineGrid
 from verglas.nufft.own import Own
 from verglas.nufft.peer import OF_DEVICE, Peer, peer_of, reaches
 from verglas.nufft.quickest import Engine, Quickest
-from verglas.nufft.shared import SharedGrid
+from verglas.nufft.shared import SharedGrid, check_shared
 
 SINGLE = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -24,7 +24,8 @@ class Plan:
 
     point_MD: (x, y) or (x, y, z) in radians, float32 or float64 whatever the values' precision (rounding to float32 moves points
     of N modes by about N 1e-7); shape: of the modes, (Y, X) or (Z, Y, X); accuracy: relative error wanted; upsampling: of the
-    grid, 1.2 to 4: less takes less memory and more taps; dtype: complex64 or complex128. InputError for what cannot be served.
+    grid, 1.2 to 4: less takes less memory and more taps (None: 1.25 to 2, what should take least time for so many points); dtype:
+    complex64 or complex128. InputError for what cannot be served.
 
     implementation: "reference", "cpu" or "triton" (kernels/spread), "finufft" (CPU), "cufinufft" (GPU), "quickest" (of the two
     that the device has, found out with the first transform of each type), or "auto": single precision takes a peer that reaches
@@ -37,20 +38,20 @@ class Plan:
     """
 
     def __init__(
-        self, point_MD: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6, upsampling: float = 2.0,
-        dtype: torch.dtype = torch.complex64, implementation: str = "auto", ranks: Ranks = ALONE,
-        way: str = "auto",
+        self, point_MD: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6,
+        upsampling: float | None = None, dtype: torch.dtype = torch.complex64, implementation: str = "auto",
+        ranks: Ranks = ALONE, way: str = "auto",
     ) -> None:  # fmt: skip
         if point_MD.ndim != 2 or point_MD.shape[1] != len(shape) or not point_MD.is_floating_point():
             raise InputError("nufft", f"points {tuple(point_MD.shape)}", f"real coordinates [M, {len(shape)}]")
         if dtype not in SINGLE:
             raise InputError("nufft", f"precision {dtype}", "complex64 or complex128")
         self.dtype, self.points = dtype, point_MD.detach()
-        self.fine = FineGrid.of(tuple(shape), accuracy, upsampling, point_MD.device, SINGLE[dtype])
+        check_shared(shape, implementation, ranks)
+        most = max(ranks.counts(len(point_MD), "points of ranks"))
+        self.fine = FineGrid.of(tuple(shape), accuracy, upsampling, point_MD.device, SINGLE[dtype], most * ranks.size)
         self.shared: SharedGrid | None = None
         if ranks.size > 1:
-            if implementation in ("finufft", "cufinufft", "quickest"):
-                raise InputError("nufft", f"{implementation} on {ranks.size} ranks", "auto, reference, cpu or triton")
             name = choose(point_MD.device, self.fine.dtype, implementation).name
             self.shared = SharedGrid(self.fine, self.fine.in_cells(self.points), ranks, name, way)
         self.engine: Engine = self.shared or _engine(self.fine, self.points, accuracy, upsampling, implementation)
@@ -94,7 +95,7 @@ class Plan:
         return self.engine.run(kind, sign, given.resolve_conj().resolve_neg())
 
 
-def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float, implementation: str) -> Engine:
+def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float | None, implementation: str) -> Engine:
     """What computes on one device; see `Plan`."""
     device, dtype = point_MD.device, torch.complex64 if fine.dtype == torch.float32 else torch.complex128
     installed = peer_of(device)
@@ -148,8 +149,8 @@ def _gradient_of_points(plan: Plan, sign: int, modes: Tensor, values: Tensor) ->
 
 
 def nufft1(
-    point_MD: Tensor, values: Tensor, shape: tuple[int, ...], sign: int = -1, accuracy: float = 1e-6, upsampling: float = 2.0,
-    implementation: str = "auto",
+    point_MD: Tensor, values: Tensor, shape: tuple[int, ...], sign: int = -1, accuracy: float = 1e-6,
+    upsampling: float | None = None, implementation: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Type 1, points to modes [..., *shape]; gradients for points and values. Real values count as complex. See `Plan`."""
     plan = Plan(point_MD, shape, accuracy, upsampling, _complex(values), implementation)
@@ -158,8 +159,9 @@ def nufft1(
 
 
 def nufft2(
-    point_MD: Tensor, modes: Tensor, sign: int = +1, accuracy: float = 1e-6, upsampling: float = 2.0, implementation: str = "auto"
-) -> Tensor:
+    point_MD: Tensor, modes: Tensor, sign: int = +1, accuracy: float = 1e-6, upsampling: float | None = None,
+    implementation: str = "auto",
+) -> Tensor:  # fmt: skip
     """Type 2, modes [..., (Z,) Y, X] to points [..., M], as many axes as the points have; gradients for both. See `Plan`."""
     shape = tuple(modes.shape[modes.ndim - point_MD.shape[1] :])
     plan = Plan(point_MD, shape, accuracy, upsampling, _complex(modes), implementation)

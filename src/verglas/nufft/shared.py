@@ -33,9 +33,16 @@ from verglas.kernels.spread import BIN_XYZ, Places, interpolate, located, spread
 from verglas.nufft.fine import FineGrid
 from verglas.nufft.turn import PIECES, Turn, ahead
 
-CELL_TAPS = 2  # taps whose spreading takes as long as what else is done with one cell (an H200: 1.6 at an error of 1e-3)
 PASSES = 5  # over a plane's cells in memory: cleared, spread to, and transformed twice
 MEMORY_PER_LINK = 0.1  # time of a byte in memory, of one between ranks
+
+
+def check_shared(shape: tuple[int, ...], implementation: str, ranks: Ranks) -> None:
+    """InputError if ranks cannot share transforms to modes of this shape."""
+    if len(shape) > 1 and shape[1] < ranks.size:
+        raise InputError("nufft", f"{shape[1]} modes along the second axis", f"at least {ranks.size}, one a process")
+    if ranks.size > 1 and implementation in ("finufft", "cufinufft", "quickest"):
+        raise InputError("nufft", f"{implementation} on {ranks.size} ranks", "auto, reference, cpu or triton")
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,6 @@ class SharedGrid:
     """
 
     def __init__(self, fine: FineGrid, point_M3: Tensor, ranks: Ranks, implementation: str, way: str = "auto") -> None:
-        if fine.shape[1] < ranks.size:
-            raise InputError("nufft", f"{fine.shape[1]} modes along the second axis", f"at least {ranks.size}, one a process")
         self.fine, self.ranks, self.implementation, self.points = fine, ranks, implementation, len(point_M3)
         ends, self.way = self._slabs(point_M3, way)
         rows = tuple(fine.shape[1] * rank // ranks.size for rank in range(ranks.size + 1))
@@ -192,7 +197,7 @@ class SharedGrid:
         taps, plane = fine.window.width ** len(fine.shape), prod(fine.sizes[1:])
         count_Z = torch.bincount(self._first_cells(point_M3) // thick, minlength=bins)
         count_Z = self.ranks.add_up(count_Z, "points of planes").cpu()
-        work_Z = (count_Z * taps + CELL_TAPS * thick * plane).cumsum(0)
+        work_Z = (count_Z * taps + int(fine.cell_taps) * thick * plane).cumsum(0)
         cuts = torch.searchsorted(work_Z, work_Z[-1] * torch.arange(1, size) // size) + 1
         for q in range(size - 1):  # at least one bin each
             cuts[q] = min(max(int(cuts[q]), q + 1, int(cuts[q - 1]) + 1 if q else 1), bins - (size - 1 - q))

@@ -27,8 +27,8 @@ class Toeplitz:
 
     @classmethod
     def of(
-        cls, point_MD: Tensor, weight_M: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6, upsampling: float = 2.0,
-        dtype: torch.dtype = torch.complex64, implementation: str = "auto",
+        cls, point_MD: Tensor, weight_M: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6,
+        upsampling: float | None = None, dtype: torch.dtype = torch.complex64, implementation: str = "auto",
     ) -> Toeplitz:  # fmt: skip
         """For points (radians) of weights w; as `Plan`."""
         plan = Plan(point_MD, tuple(2 * n for n in shape), accuracy, upsampling, dtype, implementation)

@@ -1,9 +1,8 @@
 """Exact transforms of point atoms: type-1 non-uniform Fourier sums, in two and three dimensions.
 
 F(k) = (1/n) sum_j w_j exp(-2 pi i k . x_j / L), the transform of verglas.core.fourier (forward 1/n, phases about the
-centre), with x_j in Å from the centre, L = box * pixel size and integer k. finufft does it on the CPU. `spread_transform`
-is plain torch for any device: spread on a grid twice as fine with the kernel exp(beta (sqrt(1 - z^2) - 1)), FFT, divide
-by the transform of the kernel (Barnett, Magland & af Klinteberg 2019, SIAM J. Sci. Comput. 41, C479).
+centre), with x_j in Å from the centre, L = box * pixel size and integer k. Every image has points of its own: finufft does
+images one by one on the CPU, `spread_transform` all at once on any device.
 The Nyquist row and column are set to zero: with N even their phase is ambiguous.
 """
 
@@ -11,23 +10,26 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-WIDTH = 7  # cells of the fine grid that one atom touches along an axis; error about 1e-6
-BETA = 2.30 * WIDTH
+from verglas.kernels import choose
+from verglas.kernels.spread import located, spread
+from verglas.nufft import Plan
+from verglas.nufft.fine import FineGrid
+
 TOLERANCE = 1e-5
 _ELEMENTS_AT_ONCE = 1 << 25
+_ELEMENTS_OF_POINT = 16  # 4 bytes each: place, order, value, and what is needed to find them
 
 
 def atom_transforms(xy_BN2: Tensor, weight_N: Tensor, box: int, pixel_size: float, threads: int = 1) -> Tensor:
     """Transforms of projected atoms [B, box, box/2+1] complex64; xy in Å from the centre, on the device of `xy_BN2`."""
     if xy_BN2.device.type == "cpu":
         return _finufft_images(xy_BN2, weight_N, box, pixel_size, threads)
-    chunk = max(1, _ELEMENTS_AT_ONCE // max(xy_BN2.shape[1] * WIDTH, 4 * box * box))
+    chunk = max(1, _ELEMENTS_AT_ONCE // max(xy_BN2.shape[1] * _ELEMENTS_OF_POINT, 8 * box * box))
     parts = [spread_transform(part, weight_N, box, pixel_size) for part in xy_BN2.split(chunk)]
     return torch.cat(parts)
 
@@ -48,56 +50,47 @@ def _finufft_images(xy_BN2: Tensor, weight_N: Tensor, box: int, pixel_size: floa
     return _without_nyquist(torch.from_numpy(np.stack(images)))
 
 
-def spread_transform(xy_BN2: Tensor, weight_N: Tensor, box: int, pixel_size: float) -> Tensor:
-    """The same as `atom_transforms` by spreading in torch, all images at once; complex64 [B, box, box/2+1]."""
-    fine = 2 * box
-    n_images = len(xy_BN2)
-    cell_BN2 = xy_BN2.float() * (2 / pixel_size)
-    first_BN2 = torch.ceil(cell_BN2 - WIDTH / 2)
-    taps = torch.arange(WIDTH, device=xy_BN2.device)
-    weight_BN2W = kernel(first_BN2[..., None] + taps - cell_BN2[..., None])
-    index_BN2W = (first_BN2[..., None].long() + taps) % fine
-    image = torch.arange(n_images, device=xy_BN2.device)[:, None, None] * fine**2
-    grid = torch.zeros(n_images * fine**2, device=xy_BN2.device)
-    row_weight_BNW = weight_BN2W[:, :, 0] * weight_N.float()[:, None]
-    for tap in range(WIDTH):
-        index = image + index_BN2W[:, :, 1, tap, None] * fine + index_BN2W[:, :, 0]
-        grid.index_add_(0, index.flatten(), (row_weight_BNW * weight_BN2W[:, :, 1, tap, None]).flatten())
-    fourier = torch.fft.rfft2(grid.view(n_images, fine, fine))[..., : box // 2 + 1]
-    fourier = torch.cat([fourier[:, : box // 2], fourier[:, fine - box // 2 :]], 1)
-    correction = kernel_transform(box).to(xy_BN2.device)
-    fourier = fourier / (box**2 * correction[:, None] * correction[None, : box // 2 + 1])
-    return _without_nyquist(fourier)
+def spread_transform(
+    xy_BN2: Tensor, weight_N: Tensor, box: int, pixel_size: float, implementation: str = "auto"
+) -> Tensor:  # fmt: skip
+    """The same as `atom_transforms` by spreading, all images at once; complex64 [B, box, box/2+1].
 
-
-def kernel(distance: Tensor) -> Tensor:
-    """exp(beta (sqrt(1 - z^2) - 1)) with z = 2 distance / WIDTH, 0 outside |z| < 1; distance in cells of the fine grid."""
-    inside = 1 - (distance * (2 / WIDTH)).square()
-    return torch.where(inside > 0, torch.exp(BETA * (inside.clamp_min(0).sqrt() - 1)), torch.zeros_like(inside))
-
-
-@lru_cache(maxsize=8)
-def kernel_transform(box: int) -> Tensor:
-    """Fourier transform of `kernel` at the `box` frequencies in FFT order, cells of a 2 box grid; float32 [box]."""
-    node_Q, weight_Q = np.polynomial.legendre.leggauss(200)
-    position_Q = torch.from_numpy(node_Q) * WIDTH / 2
-    value_Q = kernel(position_Q) * torch.from_numpy(weight_Q) * WIDTH / 2
-    frequency_K = torch.fft.fftfreq(box, dtype=torch.float64) / 2
-    return (value_Q * torch.cos(2 * math.pi * frequency_K[:, None] * position_Q)).sum(1).float()
+    The images' grids lie one below the other, with room between them for what goes over their ends.
+    """
+    images, device = len(xy_BN2), xy_BN2.device
+    fine = FineGrid.of((box, box), TOLERANCE, 2.0, device, torch.float32)
+    rows, columns = fine.sizes
+    shift, room = (fine.window.width + 1) // 2, fine.window.width + 1
+    point_BN3 = torch.zeros(*xy_BN2.shape[:2], 3, dtype=torch.float64, device=device)
+    point_BN3[..., :2] = xy_BN2.double() * (rows / (box * pixel_size))
+    top_B1 = torch.arange(images, device=device)[:, None] * (rows + room)
+    point_BN3[..., 1] = point_BN3[..., 1] % rows + top_B1 + shift
+    name = choose(device, torch.float32, implementation).name
+    places = located(point_BN3.view(-1, 3), (1, images * (rows + room), columns), fine.taps(), name)
+    values_1M2 = torch.zeros(1, len(places), 2, device=device)
+    values_1M2[0, :, 0] = (weight_N.float() / box**2).repeat(images)
+    grid = torch.zeros(1, 1, images * (rows + room), columns, 2, device=device)
+    spread(grid, places, values_1M2, name)
+    grid = grid.view(images, 1, rows + room, columns, 2)
+    grid[:, :, :room] += grid[:, :, rows:]
+    return _half(fine.modes(grid[:, :, :rows].roll(-shift, 2), -1), (1,))
 
 
 def atom_volume_transform(xyz_N3: Tensor, weight_N: Tensor, box: int, pixel_size: float) -> Tensor:
     """Transform of an atom model in three dimensions, forward 1/box^3, complex64 [Z, Y, X/2+1] on the CPU."""
-    import finufft
-
-    radians_3N = (xyz_N3.double() * (2 * math.pi / (box * pixel_size))).T.contiguous().cpu().numpy()
-    strength_N = (weight_N.double() / box**3).cpu().numpy().astype(np.complex128)
-    # The smaller oversampling keeps a 360 px volume near 2 GB and still reaches the tolerance.
-    modes_ZYX = finufft.nufft3d1(radians_3N[2], radians_3N[1], radians_3N[0], strength_N, (box, box, box), eps=TOLERANCE,
-                                 isign=-1, modeord=1, upsampfac=1.25)  # fmt: skip
-    half_ZYX = torch.from_numpy(modes_ZYX[:, :, : box // 2 + 1].astype(np.complex64))
+    point_N3 = xyz_N3.double().cpu() * (2 * math.pi / (box * pixel_size))
+    # The smaller upsampling keeps a 360 px volume near 2 GB and still reaches the tolerance.
+    plan = Plan(point_N3, (box, box, box), TOLERANCE, 1.25, torch.complex128, "finufft")
+    half_ZYX = _half(plan.type1(weight_N.double().cpu() / box**3, -1), (0, 1))
     half_ZYX[box // 2] = 0
-    return _without_nyquist(half_ZYX)
+    return half_ZYX
+
+
+def _half(modes: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The stored half [..., box, box/2+1] complex64, without Nyquist, of ascending modes; `axes` get the order of FFTs."""
+    box = modes.shape[-1]
+    half = torch.fft.ifftshift(modes[..., box // 2 :].to(torch.complex64), dim=axes)
+    return _without_nyquist(torch.nn.functional.pad(half, (0, box // 2 + 1 - half.shape[-1])))
 
 
 def _without_nyquist(fourier: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class AtomSource:
     @property
     def kernel(self) -> str:
         """What computes, and why."""
-        return "exact sums: finufft (CPU device)" if self.plane.device.type == "cpu" else "exact sums: torch spreading (GPU)"
+        return "exact sums: finufft (CPU device)" if self.plane.device.type == "cpu" else "exact sums: spreading (GPU)"
 
     def __call__(self, rotation_B33: Tensor, class_B: Tensor) -> Tensor:
         group, device = self.plane.group, self.plane.device
