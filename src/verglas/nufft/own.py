@@ -30,6 +30,10 @@ class Own:
             self._places = located(self.fine.in_cells(self.points), self.fine.cells, self.fine.taps(), self.implementation)
         return self._places
 
+    def forget(self) -> None:
+        """Free what is kept."""
+        self._places = None
+
     def run(self, kind: int, sign: int, given: Tensor) -> Tensor:
         """Type 1 or 2; given [..., M] or [..., *shape]."""
         if kind == 1:

@@ -45,7 +45,7 @@ class Peer:
     @property
     def kernel(self) -> str:
         """What computes, for a run record."""
-        return f"{self.name}, accuracy {self.accuracy:g}"
+        return f"{self.name}, accuracy {self.accuracy:g}, {self.real}"
 
     def run(self, kind: int, sign: int, given: Tensor) -> Tensor:
         """Type 1 or 2; given [..., M] or [..., *shape], complex."""
@@ -54,13 +54,18 @@ class Peer:
         if given.numel() == 0 or math.prod(outer) == 0:
             return given.new_zeros(*lead, *outer)
         vectors = given.reshape(-1, *inner).contiguous()
-        found = self._plan(kind, sign, len(vectors)).execute(vectors if vectors.is_cuda else vectors.numpy())
+        found = self.prepared(kind, sign, len(vectors)).execute(vectors if vectors.is_cuda else vectors.numpy())
         return (found if vectors.is_cuda else torch.from_numpy(found)).view(*lead, *outer)
 
-    def _plan(self, kind: int, sign: int, batch: int) -> Any:
+    def forget(self) -> None:
+        """Free what is kept."""
+        self._kept = None
+
+    def prepared(self, kind: int, sign: int, batch: int) -> Any:
+        """Its plan, with the points sorted; for transforms of so many vectors."""
         if self._kept is not None and self._kept[0] == (kind, sign, batch):
             return self._kept[1]
-        self._kept = None  # its grid goes before another one is made
+        self.forget()  # its grid goes before another one is made
         options: dict[str, Any] = {"upsampfac": self.upsampling}
         if self.points.is_cuda:
             stream = torch.cuda.current_stream(self.points.device).cuda_stream
