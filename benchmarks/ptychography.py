@@ -3,7 +3,8 @@
 star        a simulated Siemens star, 200 positions of 64 px at 1e6 photons, probe known: 32 passes of plain conjugate gradients
             in double precision beside the default engine in both; error and structural similarity against the truth
 probe       the same with a first guess of the probe that is narrower by a fifth, all engines
-positions   150 positions of 64 px, 3.5 px rms off, --seeds: what is left, px, after the affine map that no data tell
+positions   150 positions of 64 px, --photons, 3.5 px rms off, --seeds, the star or --spheres: what is left, px, after the affine
+            map that no data tell
 real        --scan FILE (the near field also --focus M): error of every engine after --passes
 floor       seconds of a pass beside those of its bare Fourier transforms, in batches of the same size, --window px
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -37,9 +39,10 @@ Figures = dict[str, float]
 
 
 def simulated(
-    positions: int, window: int, error: float = 0.0, photons: float = 1e6, width: float = 0.5, seed: int = 0
-) -> tuple[Scan, Truth]:
-    """A scan with its true probe, and its truth."""
+    positions: int, window: int, error: float = 0.0, photons: float = 1e6, width: float = 0.5, seed: int = 0,
+    spheres: bool = False,
+) -> tuple[Scan, Truth]:  # fmt: skip
+    """A scan with its true probe, and its truth; of a Siemens star, or of spheres."""
     setting = Setting(
         light=LightOptions(photons=photons, width=width),
         path=PathOptions(positions=positions, position_error=error, overlap=0.75),
@@ -47,8 +50,21 @@ def simulated(
         seed=seed,
     )
     truth = make_truth(setting)
+    if spheres:
+        truth = replace(truth, object_YX=many_spheres(truth.object_YX.shape, seed))
     counts = torch.from_numpy(np.concatenate(list(patterns(truth, setting))).astype(np.float32))
     return Scan(counts, torch.from_numpy(truth.recorded_B2), truth.geometry, probe_MYX=torch.from_numpy(truth.probe_MYX)), truth
+
+
+def many_spheres(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Transmission of spheres of 3 to 12 px radius that lie at random, thin ones seen through thick ones, complex128 [Y, X]."""
+    random = np.random.default_rng(seed)
+    y_Y1, x_X = np.arange(shape[0])[:, None], np.arange(shape[1])
+    thickness_YX = np.zeros(shape)
+    for _ in range(shape[0] * shape[1] // 150):
+        radius, (y, x) = random.uniform(3, 12), random.uniform(0, 1, 2) * shape
+        thickness_YX += np.sqrt(np.clip(radius**2 - (y_Y1 - y) ** 2 - (x_X - x) ** 2, 0, None))
+    return np.exp(thickness_YX * (-0.06j - 0.01))
 
 
 def last(scan: Scan, options: PtychoOptions, device: str) -> PassDone:
@@ -111,7 +127,7 @@ def positions(args: argparse.Namespace) -> Figures:
     """What is left of 3.5 px."""
     figures: Figures = {}
     for seed in args.seeds:
-        scan, truth = simulated(150, 64, error=3.5, photons=1e5, seed=seed)
+        scan, truth = simulated(150, 64, error=3.5, photons=args.photons, seed=seed, spheres=args.spheres)
         figures[f"{seed} start px"] = position_error(truth.recorded_B2, truth.position_B2)
         for engine in args.engines:
             done = last(scan, PtychoOptions(engine=engine, passes=args.passes, positions_from=5), args.device)
@@ -177,6 +193,8 @@ def main() -> None:
     parser.add_argument("--scan", type=Path)
     parser.add_argument("--focus", type=float)
     parser.add_argument("--engines", nargs="+", default=["cg", "lsq", "rpie"])
+    parser.add_argument("--spheres", action="store_true")
+    parser.add_argument("--photons", type=float, default=1e5)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)

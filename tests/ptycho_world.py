@@ -102,6 +102,12 @@ def made_up(window: int = 32, side: int = 7, step: float = 3.3, counts: float = 
     )  # fmt: skip
 
 
+def displaced(truth: Reconstruction) -> Tensor:
+    """[B, 2] its positions, those of a corner (about 9) moved together by 9 px."""
+    near_B = (truth.positions_B2 - truth.positions_B2[0]).norm(dim=1) < 9
+    return truth.positions_B2 + near_B[:, None] * torch.tensor([-7.0, -6.0], dtype=torch.float64)
+
+
 def scan_of(truth: Reconstruction, geometry: Geometry | None = None, seed: int | None = None) -> Scan:
     """Its patterns in the detector's order, with counting noise where a seed is given, and a probe that is not quite right."""
     geometry = geometry or Geometry()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ptycho_ranks import found_by
-from ptycho_world import made_up, scan_of
+from ptycho_world import displaced, made_up, scan_of
 from verglas.errors import InputError
 from verglas.kernels import farfield
 from verglas.ptychography.collect import bytes_of
@@ -86,6 +87,17 @@ def test_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
         [answer] = found_by(SCAN, [{**case, "passes": 7, "after": half}], 2, folder)
         check_same(alone({**case, "passes": 7}), answer["done"], name)
         check_same(alone({**case, "passes": 8}), alone({**case, "passes": 8}, answer["done"]), name)
+
+
+def test_a_region_is_grown_back_by_several(tmp_path: Path) -> None:
+    """From a pass of one process at which positions rest."""
+    truth = made_up()
+    scan = replace(scan_of(truth, seed=1), positions_B2=displaced(truth))
+    case: dict[str, Any] = {"engine": "rpie", "passes": 40, "positions_from": 3, "double": True}
+    passes = list(reconstruct(scan, PtychoOptions(**case)))
+    assert passes[18].memory["regions.rests"].any()
+    [answer] = found_by(scan, [{**case, "after": passes[18]}], 2, tmp_path)
+    check_same(passes[-1], answer["done"], "rpie")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7])

@@ -58,9 +58,11 @@ class ConjugateGradients:
         return x.plus(direction, length), sums.mismatch / sums.counted
 
     def _by_mini_batches(self, number: int) -> bool:
-        """Whether pass `number` is one of the first, or positions still move."""
+        """Whether pass `number` is one of the first, or positions still move or rest."""
         options = self.problem.options
         if number <= options.warm_up and options.probe_from == 1:
+            return True
+        if self.problem.rests_B is not None:
             return True
         if not options.positions_from or number > options.positions_from + PATIENCE:
             return False

@@ -75,7 +75,8 @@ class MiniBatches:
         else:
             parts = list(torch.randperm(total, generator=draw).tensor_split(count))
         order = torch.randperm(count, generator=draw).tolist()
-        return [share.own(parts[i].sort().values).to(self.problem.like.device) for i in order]
+        problem = self.problem
+        return [problem.at_work(share.own(parts[i].sort().values).to(problem.like.device)) for i in order]
 
     def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, Tensor]:
         sums = self.problem.sums(x, names, rows_B)

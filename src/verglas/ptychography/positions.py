@@ -19,6 +19,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from verglas.ptychography.positions_regions import Regions
 from verglas.ptychography.positions_search import inside, searched_positions
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.unknowns import Line, Unknowns
@@ -41,29 +42,38 @@ class Corrections:
         """memory: of a pass to go on after; what is of positions is taken out of it."""
         self.problem, self.moved = problem, 0.0
         self.recorded_B2 = problem.share.everyones(problem.scan.positions_B2.double().to(problem.like.device))
-        self.memory = {MOVE: memory.pop(MOVE, torch.zeros_like(self.recorded_B2))}
+        self.move_B2 = memory.pop(MOVE, torch.zeros_like(self.recorded_B2))
+        self.regions = Regions(problem, self.recorded_B2, memory)
         position_B2 = self.recorded_B2.cpu()
         nearest_BN = cKDTree(position_B2).query(position_B2, range(1, min(NEIGHBOURS, len(position_B2)) + 1))[1]
         self.nearest_BN = torch.from_numpy(nearest_BN).to(problem.like.device)
 
     def after_pass(self, x: Unknowns, number: int) -> Unknowns:
         """Positions after pass `number` (1 is the first); their mean stays, and they stay inside the object."""
-        problem, share, passes = self.problem, self.problem.share, number - self.problem.options.positions_from
-        corner_2, move_B2 = share.corner_2.to(self.recorded_B2), self.memory[MOVE]
+        problem, share, options = self.problem, self.problem.share, self.problem.options
+        passes, corner_2 = number - options.positions_from, share.corner_2.to(self.recorded_B2)
         before_B2 = share.everyones(x["positions_B2"] + corner_2)
         if passes % SEARCH_EVERY == SEARCH_EVERY - 1:
-            x = searched_positions(problem, x, FIRST_FAR_OFF if passes < FIRST else FAR_OFF)
+            x = searched_positions(problem, x, FIRST_FAR_OFF if passes < FIRST or self.regions.under_trial else FAR_OFF)
         position_B2 = share.everyones(x["positions_B2"] + corner_2)
-        move_B2 = torch.where(position_B2 == before_B2, move_B2, 0.0)
-        step_B2 = share.everyones(torch.cat([steps(problem, x, rows_B) for rows_B in problem.chunks()]))
+        move_B2 = torch.where(position_B2 == before_B2, self.move_B2, 0.0)
+        step_B2 = share.everyones(steps(problem, x))
         length_B1 = step_B2.norm(dim=1, keepdim=True)
         move_B2 = MOMENTUM * move_B2 + SHARE * step_B2 * (LONGEST / length_B1.clamp_min(LONGEST))
-        move_B2 = move_B2 - move_B2.mean(0)
-        position_B2 = position_B2 + move_B2
+        self.move_B2 = move_B2 - move_B2.mean(0)
+        position_B2 = position_B2 + self.move_B2
         position_B2 = position_B2 - self.taken_back(position_B2, passes)
-        self.memory = {MOVE: move_B2}
         self.moved = float((position_B2 - before_B2).square().sum(1).mean().sqrt())
-        return x.changed(positions_B2=inside(problem, x, share.cut_field("positions_B2", position_B2)))
+        x = x.changed(positions_B2=inside(problem, x, share.cut_field("positions_B2", position_B2)))
+        moved = self.regions.after_pass(x, passes, options.passes - number)
+        stays_B = (moved["positions_B2"] == x["positions_B2"]).all(1)
+        self.move_B2 = torch.where(share.everyones(stays_B)[:, None], self.move_B2, 0.0)
+        return moved
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What the next pass depends on."""
+        return {MOVE: self.move_B2} | self.regions.memory
 
     def taken_back(self, position_B2: Tensor, passes: int) -> Tensor:
         """[B, 2] share of the mean correction of each position's neighbours, `passes` after the first correction; px."""
@@ -72,8 +82,15 @@ class Corrections:
         return max(0.0, TAKEN_BACK * (1 - passes / FIRST)) * (common_B2 - common_B2.mean(0))
 
 
-def steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
-    """[B, 2] Gauss-Newton steps, px, float64."""
+def steps(problem: Problem, x: Unknowns) -> Tensor:
+    """[B, 2] Gauss-Newton steps of this rank's positions, px, float64; 0 for those that rest."""
+    step_B2 = torch.zeros_like(x["positions_B2"])
+    for rows_B in problem.chunks(problem.at_work()):
+        step_B2[rows_B] = _steps(problem, x, rows_B)
+    return step_B2
+
+
+def _steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
     model = problem.model
     waves = model.waves(Line(x), rows_B)
     root_BYX = waves.intensity[0].clamp_min(1e-6).sqrt()

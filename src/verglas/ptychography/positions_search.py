@@ -40,20 +40,33 @@ class Others:
 def searched_positions(problem: Problem, x: Unknowns, far_off: float) -> Unknowns:
     """Positions whose loss is more than far_off times the median moved to where it is least on the grid; the others stay."""
     others = others_of(problem, x)
-    here_12 = torch.zeros(1, 2, dtype=torch.long)
-    loss_B = torch.cat([losses(problem, x, others, rows_B, here_12) for rows_B in problem.chunks()])[:, 0]
-    rows_N = (loss_B > far_off * problem.share.everyones(loss_B).median()).nonzero()[:, 0]
+    loss_B = losses_here(problem, x, others)
+    rows_N = (loss_B > far_off * problem.share.everyones(loss_B).nanmedian()).nonzero()[:, 0]
     if not len(rows_N):
         return x
+    offset_N2, least_N, greatest_N = best_places(problem, x, others, rows_N)
+    gain_N = loss_B[rows_N] - least_N
+    goes_N = (gain_N > LEAST_GAIN * (greatest_N - least_N)) & (gain_N > LEAST_LOSS)
+    moved_B2 = x["positions_B2"].clone()
+    moved_B2[rows_N] += offset_N2 * goes_N[:, None]
+    return x.changed(positions_B2=inside(problem, x, moved_B2))
+
+
+def best_places(problem: Problem, x: Unknowns, others: Others, rows_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """([N, 2] px, float64, from each position to the place of the grid where its loss is least; this loss, and the greatest)."""
     axis = torch.arange(-REACH, REACH + 1, GRID)
     offset_G2 = torch.cartesian_prod(axis, axis)
     loss_NG = torch.cat([losses(problem, x, others, rows_B, offset_G2) for rows_B in problem.chunks(rows_N)])
     least_N, best_N = loss_NG.min(1)
-    gain_N = loss_B[rows_N] - least_N
-    goes_N = (gain_N > LEAST_GAIN * (loss_NG.amax(1) - least_N)) & (gain_N > LEAST_LOSS)
-    moved_B2 = x["positions_B2"].clone()
-    moved_B2[rows_N] += offset_G2.to(moved_B2)[best_N] * goes_N[:, None]
-    return x.changed(positions_B2=inside(problem, x, moved_B2))
+    return offset_G2.to(x["positions_B2"])[best_N], least_N, loss_NG.amax(1)
+
+
+def losses_here(problem: Problem, x: Unknowns, others: Others) -> Tensor:
+    """[B] loss of all positions of this rank where they are, on the object of the others; no number for those that rest."""
+    here_12, loss_B = torch.zeros(1, 2, dtype=torch.long), torch.full_like(x["scale_B"], torch.nan)
+    for rows_B in problem.chunks(problem.at_work()):
+        loss_B[rows_B] = losses(problem, x, others, rows_B, here_12)[:, 0]
+    return loss_B
 
 
 def inside(problem: Problem, x: Unknowns, position_B2: Tensor) -> Tensor:
@@ -64,17 +77,17 @@ def inside(problem: Problem, x: Unknowns, position_B2: Tensor) -> Tensor:
 
 
 def others_of(problem: Problem, x: Unknowns) -> Others:
-    """The sums over all positions, of all ranks."""
+    """The sums over all positions at work, of all ranks."""
     object_OLYX, share = x["object_OLYX"], problem.share
     if object_OLYX.shape[1] > 1:
         return Others(wider(object_OLYX))
     into = Unknowns(object_OLYX=torch.zeros_like(object_OLYX))
-    for rows_B in problem.chunks():
+    for rows_B in problem.chunks(problem.at_work()):
         waves = problem.model.waves(Line(x), rows_B)
         problem.model.spread(x, waves, wanted(problem, x, waves), into)
     share.add_up(into)
     evenly = x.changed(scale_B=torch.ones_like(x["scale_B"]))
-    light_OLYX = problem.curvature(evenly, ("object_OLYX",), problem.everything)["object_OLYX"]
+    light_OLYX = problem.curvature(evenly, ("object_OLYX",), problem.at_work())["object_OLYX"]
     sum_O, light_O = share.total(*((one[(..., *share.cell)]).sum((1, 2, 3)) for one in (into["object_OLYX"], light_OLYX)))
     ridge = RIDGE * float(share.greatest("object_OLYX", light_OLYX))
     mean_O111 = (sum_O / light_O)[:, None, None, None]
@@ -126,6 +139,7 @@ def _object_of_others(problem: Problem, x: Unknowns, others: Others, waves: Wave
         return wide_BOLYX
     light_BOLYX = patches(others.light_OLYX.to(wide_BOLYX.dtype), corner_B2, edges).real
     own = (..., slice(REACH, -REACH), slice(REACH, -REACH))
-    wide_BOLYX[own] -= problem.model.through(waves, wanted(problem, x, waves))[1]
-    light_BOLYX[own] -= waves.light[0].abs().square().sum(1)[:, None, None]
+    works_B1111 = problem.works(waves.place.rows_B)[:, None, None, None, None]
+    wide_BOLYX[own] -= problem.model.through(waves, wanted(problem, x, waves))[1] * works_B1111
+    light_BOLYX[own] -= waves.light[0].abs().square().sum(1)[:, None, None] * works_B1111
     return wide_BOLYX / light_BOLYX.clamp_min(others.ridge)

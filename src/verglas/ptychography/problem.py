@@ -77,6 +77,7 @@ class Problem:
         self.model = Model(scan.geometry, scan.window, scan.object_pixel, self.like, moves)
         self.regulariser = TotalVariation(options.total_variation * self.counts.total, self.share)
         self.everything = torch.arange(len(scan), device=device)
+        self.rests_B: Tensor | None = None  # of this rank's positions those that draw no object for a while
         self.why_not_fused = fused.why_not(self)
         self.chunk = self._chunk()
 
@@ -116,6 +117,15 @@ class Problem:
         rows_B = self.everything if rows_B is None else rows_B
         if len(rows_B):  # else this rank has none of a mini-batch
             yield from self.counts.walk(rows_B, self.chunk)
+
+    def at_work(self, rows_B: Tensor | None = None) -> Tensor:
+        """Those of positions, all of this rank by default, that do not rest."""
+        rows_B = self.everything if rows_B is None else rows_B
+        return rows_B if self.rests_B is None else rows_B[~self.rests_B[rows_B]]
+
+    def works(self, rows_B: Tensor) -> Tensor:
+        """1 for positions at work, 0 for those that rest."""
+        return self.like.new_ones(len(rows_B)) if self.rests_B is None else (~self.rests_B[rows_B]).to(self.like.dtype)
 
     def mismatch(self, waves: Waves, counts_BYX: Tensor) -> Tensor:
         """Sum of (sqrt(I) - sqrt(n))^2 over good pixels, one number."""

@@ -98,7 +98,7 @@ def reconstruct(
         if corrections is not None and number >= options.positions_from:
             x = corrections.after_pass(x, number)
             engine.positions_moved(corrections.moved)
-            share, x = _kept_with(problem, x, engine)
+            share, x = _kept_with(problem, x, engine, corrections)
         errors += (error,)
         found = as_reconstruction(x, scan, origin_2, errors)
         kept = engine.memory | (corrections.memory if corrections is not None else {})
@@ -135,12 +135,14 @@ def plan_of(problem: Problem) -> tuple[str, ...]:
     return problem.share.reason, f"of one rank, at most: {text}", how, *busy
 
 
-def _kept_with(problem: Problem, x: Unknowns, engine: Engine) -> tuple[Share, Unknowns]:
+def _kept_with(problem: Problem, x: Unknowns, engine: Engine, corrections: Corrections) -> tuple[Share, Unknowns]:
     """The share and the unknowns, with boxes that hold what the positions see where they are now."""
     share = problem.share
     if share.holds(x["positions_B2"], REACH + 2):
         return share, x
-    problem.share = problem.regulariser.share = following = share.following(x["positions_B2"])
+    following = share.following(x["positions_B2"])
+    corrections.regions.follow(following)
+    problem.share = problem.regulariser.share = following
     engine.memory = {name: share.moved(name, value, following) for name, value in engine.memory.items()}
     return following, Unknowns(**{name: share.moved(name, value, following) for name, value in x.items()})
 

@@ -112,6 +112,10 @@ class Share:
         value_B = value[self.rows_B.to(value.device)]
         return value_B - self.corner_2.to(value_B) if name == "positions_B2" else value_B
 
+    def own_part(self, value_B: Tensor) -> Tensor:
+        """This rank's rows of what there is one of for each position of all."""
+        return value_B if self.alone else value_B[self.rows_B.to(value_B.device)]
+
     @property
     def corner_2(self) -> Tensor:
         """(row, column) of the box's first pixel in the whole object; positions of a rank count from there."""
