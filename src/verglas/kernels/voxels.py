@@ -82,15 +82,15 @@ def shell_sums_cpu(
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _divide(data, weight, prior, floor, gain, start, length, half, radius2, padding, place, out):
-    size, columns = out.shape[1], out.shape[2]
+def _divide(data, weight, prior, floor, gain, start, length, half, radius2, padding, place, first, out):
+    size, end = out.shape[1], first + out.shape[2]
     last = len(prior) - 1
     for plane in numba.prange(2 * half + 1):
         z = plane - half
         for row in range(2 * half + 1):
             y = row - half
             voxel = start[plane, row]
-            for x in range(min(length[plane, row], columns)):
+            for x in range(first, min(length[plane, row], end)):
                 r2 = x * x + y * y + z * z
                 if r2 >= radius2:
                     break
@@ -99,22 +99,22 @@ def _divide(data, weight, prior, floor, gain, start, length, half, radius2, padd
                 w = max(weight[voxel + x] + prior[shell], floor[min(np.int64(r), last)])
                 if w > 0:
                     scale = 1 / max(w * gain[shell], 1e-30)
-                    out[place[plane], y % size, x, 0] = data[voxel + x, 0] * scale
-                    out[place[plane], y % size, x, 1] = data[voxel + x, 1] * scale
+                    out[place[plane], y % size, x - first, 0] = data[voxel + x, 0] * scale
+                    out[place[plane], y % size, x - first, 1] = data[voxel + x, 1] * scale
 
 
 def divide_cpu(
     data_V2: Tensor, weight_V: Tensor, rows: RowTable, padding: float, curves_S: tuple[Tensor, Tensor, Tensor], out_ZYX2: Tensor,
-    place_E: Tensor,
+    place_E: Tensor, first: int = 0,
 ) -> None:  # fmt: skip
-    """Write data / (max(weight + prior, floor) gain) into a half transform of zeros; curves: (prior, floor, gain).
+    """Write data / (max(weight + prior, floor) gain) into columns x = first, first + 1, ... of a half transform, of zeros.
 
-    place_E: plane of `out` for each z of -half..half.
+    curves: (prior, floor, gain). place_E: plane of `out` for each z of -half..half.
     """
     prior, floor, gain = (curve.double().numpy() for curve in curves_S)
     _divide(
         data_V2.numpy(), weight_V.numpy(), prior, floor, gain, rows.start_ZY.numpy(), rows.length_ZY.numpy(), rows.half,
-        int(rows.radius**2), padding, place_E.numpy(), out_ZYX2.numpy(),
+        int(rows.radius**2), padding, place_E.numpy(), first, out_ZYX2.numpy(),
     )  # fmt: skip
 
 

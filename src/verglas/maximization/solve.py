@@ -12,22 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verglas.core.masks import fill_outside, soft_sphere
 from verglas.core.rows import RowTable
+from verglas.distributed.ranks import ALONE
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gridding import LARGEST, even_out
 from verglas.maximization.point_group import apply_point_group
-from verglas.maximization.slabs import Slabs, extent_along_y, stays_in_planes
-from verglas.projection.volume import (
-    coordinate_chunks,
-    cropped_map,
-    deposit,
-    empty_transform,
-    gridding_correction,
-    padded_size,
-    radius2,
-)  # fmt: skip
+from verglas.maximization.slabs import Slabs, stays_in_planes
+from verglas.maximization.transforms import MapPart, SharedTransform, beyond_sphere, extent_along_y
+from verglas.projection.pruned import Fill, PaddedGrid, map_of
+from verglas.projection.volume import coordinate_chunks, padded_size, radius2
 
 WEIGHT_FLOOR = 1e-3  # of the mean weight of the shell: below this a voxel was hardly seen
 FIRST_REGULARISED_SHELL = 5
@@ -82,13 +76,10 @@ class SolvedSums:
             return self._map_of_all(self.slabs, curves_S, support_ZYX)
         size = padded_size(self.box, self.padding)
         sums, curves_S = (self._evened(prior_S, size), (0 * prior_S, 0 * floor_S, gain_S)) if self.exact else (self, curves_S)
-        fourier = empty_transform(size, self.weight_V)
-        z = torch.arange(-self.rows.half, self.rows.half + 1, device=fourier.device)
-        sums._divide(curves_S, fourier, z % size)
-        real = cropped_map(torch.view_as_complex(fourier), self.box).float()
-        del fourier
-        real = fill_outside(real, soft_sphere(self.box, self.box / 2, 3, real.device))
-        return real / gridding_correction(self.box, self.padding, real.device)
+        grid = PaddedGrid.of(self.rows, self.box, size)
+        real = map_of(sums._fill(curves_S, grid), grid, self.weight_V.dtype).float()
+        MapPart(real, torch.arange(self.box, device=real.device), range(self.box)).finish(size, True, ALONE)
+        return real
 
     def _evened(self, prior_S: Tensor, size: int) -> SolvedSums:
         """The same data over weights whose inverse makes the sampling even: of the sums' weight and the prior."""
@@ -107,41 +98,36 @@ class SolvedSums:
             yield part, torch.where(inside, self.weight_V[part] + prior[(r + 0.5).long()], 0)
 
     def _map_of_all(self, slabs: Slabs, curves_S: tuple[Tensor, Tensor, Tensor], support_ZYX: Tensor | None) -> Tensor:
-        """The map that all ranks work on: each from its planes to its rows along y of the map, of those that are wanted. Corners
-        are filled if any of them is."""
-        plane_Z, size = slabs.planes(), padded_size(self.box, self.padding)
-        columns = min(int(self.rows.radius), size // 2 + 1)
-        fourier = torch.zeros(len(plane_Z), size, columns, 2, dtype=self.weight_V.dtype, device=self.weight_V.device)
+        """The map that all ranks work on, of the rows y that are wanted. Corners are filled if any of them is."""
+        inside = support_ZYX is None or bool((support_ZYX & beyond_sphere(self.box, support_ZYX.device)).any())
+        wanted = range(self.box) if support_ZYX is None or inside else extent_along_y(support_ZYX)
+        shared = SharedTransform(slabs, self.box, padded_size(self.box, self.padding), "transposed")
+        part = shared.to_map(self._fill(curves_S, shared.grid()), self.weight_V.dtype, wanted)
+        part = replace(part, values_ZYX=part.values_ZYX.float())
+        part.finish(shared.size, inside, slabs.ranks)
+        return shared.whole(part, wanted, support_ZYX)
+
+    def _fill(self, curves_S: tuple[Tensor, Tensor, Tensor], grid: PaddedGrid) -> Fill:
+        """What writes data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain)."""
         place_E = torch.full((self.rows.edge,), -1)
-        place_E[plane_Z + self.rows.half] = torch.arange(len(plane_Z))
-        self._divide(curves_S, fourier, place_E.to(fourier.device))
-        inside_ZYX = soft_sphere(self.box, self.box / 2, 3, fourier.device)
-        filled = support_ZYX is None or bool((support_ZYX & (inside_ZYX < 1)).any())
-        wanted = range(self.box) if support_ZYX is None or filled else extent_along_y(support_ZYX)
-        real = slabs.cropped_map(torch.view_as_complex(fourier), self.box, wanted).float()
-        del fourier
-        mine = slabs.rows_along_y(wanted)
-        if filled:
-            inside, outside = inside_ZYX[:, mine], 1 - inside_ZYX[:, mine]
-            total, weight = slabs.ranks.add_up(torch.stack([(real * outside).sum(), outside.sum()]).double(), "curves")
-            real = real * inside + (total / weight.clamp_min(1e-12)).float() * outside  # as `fill_outside`
-        real /= gridding_correction(self.box, self.padding, real.device)[:, mine]
-        return slabs.whole_map(real, wanted, support_ZYX)
+        place_E[grid.plane_Z.cpu() + self.rows.half] = torch.arange(len(grid.plane_Z))
 
-    def _divide(self, curves_S: tuple[Tensor, Tensor, Tensor], fourier_ZYX2: Tensor, place_E: Tensor) -> None:
-        """Write data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain).
-
-        place_E: plane of the transform for each z of -half..half.
-        """
-        if voxels.compiled(self.weight_V):
-            voxels.divide_cpu(self.data_V2, self.weight_V, self.rows, self.padding, curves_S, fourier_ZYX2, place_E)
-            return
-        prior_S, floor_S, gain_S = (curve.to(self.weight_V) for curve in curves_S)
-        for part, coordinates, r, inside in self._radii():
-            shell, floor_shell = (r + 0.5).long(), r.long()
-            weight = torch.maximum(self.weight_V[part] + prior_S[shell], floor_S[floor_shell])
+        def fill(fourier_ZYX2: Tensor, first: int) -> None:
+            if voxels.compiled(self.weight_V):
+                sums = self.data_V2, self.weight_V, self.rows, self.padding
+                voxels.divide_cpu(*sums, curves_S, fourier_ZYX2, place_E, first)
+                return
+            y_Y, address, r2 = grid.addresses(self.rows, range(first, first + fourier_ZYX2.shape[2]))
+            inside = r2 < self.rows.radius**2
+            address = torch.where(inside, address, 0)
+            prior_S, floor_S, gain_S = (curve.to(self.weight_V) for curve in curves_S)
+            r = (r2.float().sqrt_() / self.padding).clamp_max_(self.radius)
+            shell = (r + 0.5).long()
+            weight = torch.maximum(self.weight_V[address] + prior_S[shell], floor_S[r.long()])
             scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S[shell]).clamp_min(1e-30), 0)
-            deposit(fourier_ZYX2, coordinates, self.data_V2[part] * scale[:, None], place_E)
+            fourier_ZYX2[:, y_Y % grid.size] = self.data_V2[address] * scale[..., None]
+
+        return fill
 
     def _weight_floor(self) -> Tensor:
         """A thousandth of the mean weight of the voxels with floor(r / padding) = shell; the last repeats its neighbour."""

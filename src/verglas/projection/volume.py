@@ -14,6 +14,7 @@ from verglas.core.masks import radius_grid
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels import choose
 from verglas.kernels.project import project
+from verglas.projection.pruned import voxels_of
 
 if TYPE_CHECKING:
     from verglas.kernels.project.cells import Cells
@@ -68,9 +69,8 @@ class FourierVolume:
         padding = size / box
         radius = box // 2 if radius is None else min(radius, box // 2)
         work = torch.float64 if dtype == torch.float64 else torch.float32
-        fourier = padded_transform(map_ZYX.to(device, work), size)
         rows = packed_sphere(float(int(radius * padding + 0.5)), device)
-        return cls.of_voxels(pack(fourier, rows), rows, box, padding, dtype)
+        return cls.of_voxels(voxels_of(map_ZYX.to(device, work), rows, size), rows, box, padding, dtype)
 
     @classmethod
     def of_voxels(cls, values_V2: Tensor, rows: RowTable, box: int, padding: float, dtype: torch.dtype) -> FourierVolume:

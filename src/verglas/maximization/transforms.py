@@ -1,0 +1,235 @@
+"""The transform of a map that ranks share, between slabs of packed voxels (`slabs`) and the map: three forms that find the same.
+
+    replicated  all voxels go to all ranks, and each transforms everything
+    transposed  a rank transforms its planes along y; each gets all z of some rows y (all-to-all), and transforms these
+    stride      a rank transforms its planes along all axes, for planes p, p + s, p + 2 s, ... of the map at a time: multiplied by
+                a phase, folded modulo P / s along z, transformed; these parts are added up at the rank that they belong to
+
+What a rank sends of V voxels, L lines along y that hold any, a map of N^3 (n rows y of it wanted), with b bytes a real number,
+among P ranks (the mean of all):
+
+    from voxels to the parts of a map    (P - 1) / P  times   2 b V   |   2 b L n / P   |   b N n N
+    from a map to slabs of voxels        (P - 1) / P  times   0       |   2 b L N / P   |   2 b Z N X      (Z planes of X columns)
+
+and to have the whole map on all ranks afterwards (P - 1) / P of the bytes wanted of it, but nothing if it was replicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from verglas.core.masks import raised_cosine
+from verglas.distributed.ranks import Ranks
+from verglas.maximization.slabs import Slabs
+from verglas.maximization.stride_parts import Strides
+from verglas.maximization.transform_costs import FORMS, Form, Shape
+from verglas.projection.pruned import Fill, PaddedGrid, correction_at, map_of, runs
+
+EDGE = 3.0  # px, of the sphere outside of which a map is its mean
+
+
+@dataclass(frozen=True)
+class MapPart:
+    """Voxels [n, m, N] of a map of N^3: planes z_A and rows y."""
+
+    values_ZYX: Tensor
+    z_A: Tensor
+    y: range
+
+    @property
+    def box(self) -> int:
+        return self.values_ZYX.shape[2]
+
+    def finish(self, size: int, filled: bool, ranks: Ranks) -> None:
+        """Fill the corners with their mean (`fill_outside`; `filled`: whether they are wanted) and divide by the gridding
+        correction at padded size P; in place. ranks: those that have the other parts."""
+        mean = self._mean_outside(ranks) if filled else 0.0
+        for part, distance in self._distances():
+            values = self.values_ZYX[part]
+            if filled:
+                inside = raised_cosine(distance, self.box / 2, EDGE)
+                values.mul_(inside).add_((1 - inside).mul_(mean))
+            values.div_(correction_at(distance, size))
+
+    def _mean_outside(self, ranks: Ranks) -> Tensor:
+        sums_2 = torch.zeros(2, dtype=torch.float64, device=self.values_ZYX.device)
+        for part, distance in self._distances():
+            outside = 1 - raised_cosine(distance, self.box / 2, EDGE)
+            sums_2 += torch.stack([(self.values_ZYX[part] * outside).sum(dtype=torch.float64), outside.sum(dtype=torch.float64)])
+        total, weight = ranks.add_up(sums_2, "curves")
+        return (total / weight.clamp_min(1e-12)).float()
+
+    def _distances(self) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of planes, and the distance of their voxels from the centre."""
+        y_C = torch.arange(self.y.start, self.y.stop, device=self.z_A.device)
+        grid = PaddedGrid(self.box, 0, 0, self.z_A)
+        for part in runs(len(self.z_A), len(self.y) * self.box, self.z_A.device):
+            yield part, grid.distance(self.z_A[part], y_C)
+
+
+@dataclass(frozen=True)
+class SharedTransform:
+    """box: N; size: P; form: how ranks do it. All ranks call its methods alike."""
+
+    slabs: Slabs
+    box: int
+    size: int
+    form: Form
+
+    def __post_init__(self) -> None:
+        assert self.form in FORMS
+
+    def to_map(self, fill: Fill, dtype: torch.dtype, wanted: range) -> MapPart:
+        """This rank's part of the map without gridding correction; of a replicated one all that is wanted.
+
+        fill: writes the columns of this rank's planes (`grid`); dtype: of the transforms; wanted: y of the map.
+        """
+        z_A, y = self.place_of(self.slabs.ranks.rank, wanted)
+        if self.form == "replicated":
+            everywhere = PaddedGrid.of(self.slabs.whole, self.box, self.size)
+            voxels_V2 = self.slabs.joined(self._packed(fill, dtype), "voxels of maps")
+            values_ZYX = map_of(everywhere.filler(voxels_V2, self.slabs.whole), everywhere, dtype, wanted)
+        elif self.form == "transposed":
+            values_ZYX = self._transposed(fill, dtype, wanted)
+        else:
+            values_ZYX = self._strides().to_map(self.grid(), fill, dtype, wanted)
+        return MapPart(values_ZYX, z_A, y)
+
+    def from_map(self, map_ZYX: Tensor) -> Tensor:
+        """This rank's packed voxels [v, 2] of the padded transform of a map that all ranks have (`pruned.voxels_of`)."""
+        grid, rows = self.grid(at_radius=True), self.slabs.rows
+        out_V2 = map_ZYX.new_zeros(rows.count, 2)
+
+        def take(cut_ZYX: Tensor, first: int) -> None:
+            grid.take(grid.from_y(cut_ZYX), first, rows, out_V2)
+
+        if self.form == "stride":
+            self._strides().from_map(map_ZYX, self._grids(at_radius=True), take)
+            return out_V2
+        z_A, y = self.place_of(self.slabs.ranks.rank, range(self.box))
+        y_C = torch.arange(y.start, y.stop, device=map_ZYX.device)
+        half_ZYX = grid.from_x(map_ZYX[:, y.start : y.stop], z_A, y_C)
+        for part in grid.column_runs(self._most_planes()):
+            if self.form == "replicated":
+                take(grid.from_z(half_ZYX[:, :, part]), part.start)
+            else:
+                take(self._to_slabs(half_ZYX[:, :, part], part), part.start)
+        return out_V2
+
+    def whole(self, part: MapPart, wanted: range, support_ZYX: Tensor | None) -> Tensor:
+        """The map [N, N, N] on all ranks, from the part of each. support: bool, voxels that are wanted; the others are 0."""
+        out_ZYX = part.values_ZYX.new_zeros(self.box, self.box, self.box)
+        ranks = self.slabs.ranks
+        for rank in range(1 if self.form == "replicated" else ranks.size):
+            z_A, y = self.place_of(rank, wanted)
+            rows, mine = slice(y.start, y.stop), self.form == "replicated" or rank == ranks.rank
+            inside = None if support_ZYX is None else support_ZYX[z_A, rows]
+            values = part.values_ZYX if mine else part.values_ZYX.new_empty(len(z_A), len(y), self.box)
+            sent = values.contiguous() if inside is None else values[inside]
+            sent = sent if self.form == "replicated" else ranks.of_rank(rank, sent, "maps")
+            out_ZYX[z_A, rows] = sent if inside is None else torch.zeros_like(values).masked_scatter_(inside, sent)
+        return out_ZYX
+
+    def traffic(self, wanted: int, element: int) -> tuple[float, float]:
+        """Bytes that a rank sends (the mean of all) for `to_map` and for `from_map`; element: of a real number."""
+        sent = Shape.of(self.slabs, self.box, self.size, wanted).sent_bytes(self.form, element)
+        return sent["to map"], sent["from map"]
+
+    def grid(self, at_radius: bool = False) -> PaddedGrid:
+        """This rank's planes; at_radius: with those that only the map's transform has something in."""
+        return self._grids(at_radius)[self.slabs.ranks.rank]
+
+    def place_of(self, rank: int, wanted: range) -> tuple[Tensor, range]:
+        """Planes z and rows y of a map that a rank has."""
+        every_A = torch.arange(self.box, device=self.slabs.whole.device)
+        if self.form == "transposed":
+            ends = self._ends_along_y(wanted)
+            return every_A, range(ends[rank], ends[rank + 1])
+        return (self._strides().planes_of(rank) if self.form == "stride" else every_A), wanted
+
+    def _grids(self, at_radius: bool) -> list[PaddedGrid]:
+        planes = [self.slabs.planes_of(rank, at_radius) for rank in range(self.slabs.ranks.size)]
+        return [PaddedGrid.of(self.slabs.whole, self.box, self.size, plane_Z) for plane_Z in planes]
+
+    def _most_planes(self) -> int:
+        return max(len(self.slabs.planes_of(rank, True)) for rank in range(self.slabs.ranks.size))
+
+    def _strides(self) -> Strides:
+        return Strides.of(self.box, self.size, self.slabs.ranks, self.slabs.whole.device)
+
+    def _ends_along_y(self, wanted: range) -> list[int]:
+        """Rank q has the rows ends[q] <= y < ends[q + 1] of those that are wanted."""
+        size = self.slabs.ranks.size
+        return [wanted.start + len(wanted) * rank // size for rank in range(size + 1)]
+
+    def _packed(self, fill: Fill, dtype: torch.dtype) -> Tensor:
+        """What `fill` writes as this rank's packed voxels."""
+        grid, rows = self.grid(), self.slabs.rows
+        out_V2 = torch.zeros(rows.count, 2, dtype=dtype, device=rows.device)
+        for part in grid.column_runs():
+            grid.take(grid.filled(fill, part, dtype), part.start, rows, out_V2)
+        return out_V2
+
+    def _transposed(self, fill: Fill, dtype: torch.dtype, wanted: range) -> Tensor:
+        """This rank's rows y, all z of them."""
+        grid, ends = self.grid(), self._ends_along_y(wanted)
+        count = ends[self.slabs.ranks.rank + 1] - ends[self.slabs.ranks.rank]
+        half_ZYX = torch.empty(self.box, count, grid.columns, dtype=dtype.to_complex(), device=grid.plane_Z.device)
+        for part in grid.column_runs(self._most_planes()):
+            cut_ZYX = grid.along_y(grid.filled(fill, part, dtype), wanted)
+            lines = self._lines(part, False)
+            plane, column = lines[self.slabs.ranks.rank]
+            mine_LY = cut_ZYX.transpose(1, 2)[torch.searchsorted(grid.plane_Z, plane), column]
+            parts = [mine_LY[:, low - wanted.start : high - wanted.start] for low, high in pairwise(ends)]
+            shapes = [(len(plane), count) for plane, _ in lines]
+            all_ZXY = cut_ZYX.new_zeros(self.size, part.stop - part.start, count)
+            for (plane, column), found in zip(lines, self._exchanged(parts, shapes), strict=True):
+                all_ZXY[plane % self.size, column] = found
+            half_ZYX[:, :, part] = torch.fft.ifft(all_ZXY, dim=0).index_select(0, grid.middle()).transpose(1, 2)
+        return grid.along_x(half_ZYX)
+
+    def _to_slabs(self, half_ZYX: Tensor, part: slice) -> Tensor:
+        """Columns of this rank's rows y, all z of them [N, n, c] -> of this rank's planes [Z, N, c]."""
+        ranks, lines, ends = self.slabs.ranks, self._lines(part, True), self._ends_along_y(range(self.box))
+        every = PaddedGrid.of(self.slabs.whole, self.box, self.size)
+        all_ZXY = every.from_z(half_ZYX).transpose(1, 2)
+        parts = [all_ZXY[plane + every.columns - 1, column] for plane, column in lines]
+        plane, column = lines[ranks.rank]
+        shapes = [(len(plane), high - low) for low, high in pairwise(ends)]
+        found_LY = torch.cat(self._exchanged(parts, shapes), 1)
+        mine = self.grid(at_radius=True)
+        out_ZXY = half_ZYX.new_zeros(len(mine.plane_Z), half_ZYX.shape[2], self.box)
+        out_ZXY[torch.searchsorted(mine.plane_Z, plane), column] = found_LY
+        return out_ZXY.transpose(1, 2)
+
+    def _lines(self, part: slice, at_radius: bool) -> list[tuple[Tensor, Tensor]]:
+        """(z, number of the column in the run) of the lines along y that hold anything, of each rank's planes."""
+        limit2, out = self.slabs.whole.radius**2 + at_radius, []
+        for grid in self._grids(at_radius):
+            x_X = torch.arange(part.start, part.stop, device=grid.plane_Z.device)
+            plane, column = (grid.plane_Z[:, None] ** 2 + x_X**2 < limit2).nonzero(as_tuple=True)
+            out.append((grid.plane_Z[plane], column))
+        return out
+
+    def _exchanged(self, parts: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
+        """Complex lines of each rank for each."""
+        sent = [torch.view_as_real(one.contiguous()) for one in parts]
+        found = self.slabs.ranks.exchanged(sent, [(*shape, 2) for shape in shapes], "transforms")
+        return [torch.view_as_complex(one) for one in found]
+
+
+def beyond_sphere(box: int, device: torch.device) -> Tensor:
+    """Which voxels of a map [N, N, N] lie outside of the inscribed sphere, where they are blended into their mean."""
+    distance2_N = (torch.arange(box, device=device) - box // 2).square()
+    return distance2_N[:, None, None] + distance2_N[:, None] + distance2_N > (box // 2) ** 2
+
+
+def extent_along_y(support_ZYX: Tensor) -> range:
+    """From the first to the last y of a mask's voxels."""
+    y = support_ZYX.any(2).any(0).nonzero()
+    return range(int(y.min()), int(y.max()) + 1) if len(y) else range(0)
