@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from verglas.errors import InputError
 
 PREFIX = "VERGLAS_"
+Form = Literal["replicated", "transposed", "stride"]  # of the transforms that ranks share: verglas.maximization.transforms
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(frozen=True)
@@ -15,24 +18,27 @@ class Ways:
     """share_solving: each rank adds up and solves its slab of a map; else all do everything. overlap: the sums of one half-set
     travel while the particles of the next one are worked on (None: not between GPUs, where sending takes some ms, and takes
     multiprocessors from computing); compress: they travel in half the bytes (None: between several hosts, if that is measured to
-    be quicker). The latter two of shared solving only. ahead: a GPU of several ranks, too, begins a batch before the last one is
-    finished (alone it always does)."""
+    be quicker); transform: the form of shared transforms (None: the quickest here). The latter three of shared solving only.
+    ahead: a GPU of several ranks, too, begins a batch before the last one is finished (alone it always does)."""
 
     share_solving: bool = True
     overlap: bool | None = None
     compress: bool | None = None
+    transform: Form | None = None
     ahead: bool = False  # four GPUs stood still in their second iteration with it: benchmarks/NOTES.md
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Ways:
-        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1; what is best if they say nothing. InputError for other values."""
-        said = {}
+        """As VERGLAS_SHARE_SOLVING and so on say, 0 or 1 (VERGLAS_TRANSFORM: a form); what is best if they say nothing.
+        InputError for other values."""
+        said: dict[str, Any] = {}
         for one in fields(cls):
             name = PREFIX + one.name.upper()
             value = environment.get(name)
             if value is None:
                 continue
-            if value not in ("0", "1"):
-                raise InputError(name, f"'{value}' in the environment", "0 or 1", "Leave it out to use what is best.")
-            said[one.name] = value == "1"
+            allowed = FORMS if one.name == "transform" else ("0", "1")
+            if value not in allowed:
+                raise InputError(name, f"'{value}' in the environment", " or ".join(allowed), "Leave it out to use what is best.")
+            said[one.name] = value if one.name == "transform" else value == "1"
         return cls(**said)

@@ -19,6 +19,7 @@ from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gridding import LARGEST, even_out
 from verglas.maximization.point_group import apply_point_group
 from verglas.maximization.slabs import Slabs, stays_in_planes
+from verglas.maximization.transform_probes import form_for
 from verglas.maximization.transforms import MapPart, SharedTransform, beyond_sphere, extent_along_y
 from verglas.projection.pruned import Fill, PaddedGrid, map_of
 from verglas.projection.volume import coordinate_chunks, padded_size, radius2
@@ -101,10 +102,12 @@ class SolvedSums:
         """The map that all ranks work on, of the rows y that are wanted. Corners are filled if any of them is."""
         inside = support_ZYX is None or bool((support_ZYX & beyond_sphere(self.box, support_ZYX.device)).any())
         wanted = range(self.box) if support_ZYX is None or inside else extent_along_y(support_ZYX)
-        shared = SharedTransform(slabs, self.box, padded_size(self.box, self.padding), "transposed")
+        size = padded_size(self.box, self.padding)
+        form = form_for(slabs, self.box, size, len(wanted), self.weight_V.element_size())
+        shared = SharedTransform(slabs, self.box, size, form)
         part = shared.to_map(self._fill(curves_S, shared.grid()), self.weight_V.dtype, wanted)
         part = replace(part, values_ZYX=part.values_ZYX.float())
-        part.finish(shared.size, inside, slabs.ranks)
+        part.finish(size, inside, ALONE if form == "replicated" else slabs.ranks)
         return shared.whole(part, wanted, support_ZYX)
 
     def _fill(self, curves_S: tuple[Tensor, Tensor, Tensor], grid: PaddedGrid) -> Fill:

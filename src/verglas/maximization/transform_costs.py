@@ -13,10 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from verglas.distributed.ways import FORMS, Form
 from verglas.maximization.slabs import Slabs
 
-Form = Literal["replicated", "transposed", "stride"]
-FORMS: tuple[Form, ...] = ("replicated", "transposed", "stride")
 Way = Literal["to map", "from map"]
 WAYS: tuple[Way, ...] = ("to map", "from map")
 
@@ -78,6 +77,17 @@ class Shape:
             return along_y / ranks * each + along_z * (each - math.log2(ranks)) + along_x * each
         return ((along_y if way == "to map" else along_y / ranks) + along_z + along_x) * each
 
+    def workspace(self, form: Form, element: int) -> float:
+        """Bytes beside a rank's voxels while a map comes about (some columns and small arrays apart)."""
+        half = 2 * element * self.box * self.wanted * self.columns
+        map_bytes = element * self.box**2 * self.wanted
+        if form == "replicated":
+            return 2 * element * self.voxels * (1 + 1 / self.ranks) + half + map_bytes
+        if form == "transposed":
+            return (half + map_bytes) / self.ranks
+        cut = 2 * element * self.planes * self.wanted * self.columns
+        return (cut + 4 * map_bytes) / self.ranks
+
     def collected_bytes(self, form: Form) -> float:
         """That a rank sends for all to have the whole map afterwards, in single precision."""
         return 0.0 if form == "replicated" else (self.ranks - 1) / self.ranks * 4.0 * self.box**2 * self.wanted
@@ -93,9 +103,12 @@ class Costs:
         """Of a transform; to a map: until all ranks have the map."""
         return float(np.dot(self.coefficients[way][form], features(shape, way, form, element)))
 
-    def choice(self, shape: Shape, way: Way = "to map", element: int = 4) -> Form:
-        """The quickest form."""
-        return min(FORMS, key=lambda form: self.seconds(shape, way, form, element))
+    def choice(self, shape: Shape, way: Way = "to map", element: int = 4, room: float = math.inf) -> Form:
+        """The quickest form that has room (bytes) for its arrays; the one that needs least, if none has."""
+        fitting = [form for form in FORMS if shape.workspace(form, element) <= room]
+        if not fitting:
+            return min(FORMS, key=lambda form: shape.workspace(form, element))
+        return min(fitting, key=lambda form: self.seconds(shape, way, form, element))
 
 
 def features(shape: Shape, way: Way, form: Form, element: int) -> list[float]:

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from verglas.core.masks import raised_cosine
 from verglas.distributed.ranks import Ranks
+from verglas.distributed.ways import FORMS, Form
 from verglas.maximization.slabs import Slabs
 from verglas.maximization.stride_parts import Strides
-from verglas.maximization.transform_costs import FORMS, Form, Shape
+from verglas.maximization.transform_costs import Shape
 from verglas.projection.pruned import Fill, PaddedGrid, correction_at, map_of, runs
 
 EDGE = 3.0  # px, of the sphere outside of which a map is its mean
