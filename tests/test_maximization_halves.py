@@ -22,6 +22,7 @@ from verglas.kernels.project import project
 from verglas.maximization import reference as ref
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import (
+    CELLS_AT_ONCE,
     Solution,
     fsc_of_sums,
     gathered_halves,
@@ -112,6 +113,15 @@ def test_fsc_comes_from_the_sums_on_the_unpadded_grid(radius: int, padding: floa
     assert found.shape == (BOX // 2 + 1,) and found.dtype == torch.float64
     assert np.allclose(found.numpy(), expected, atol=1e-9) and 0.1 < float(found[8]) < 0.99
     assert float(found[0]) == 1 and not found[radius + 1 :].any()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_fsc_plane_by_plane_is_that_of_all_planes_at_once(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered = gathered_halves(halves(13, 1.5), "C1")
+    expected = fsc_of_sums(gathered)
+    monkeypatch.setattr(voxels, "compiled", lambda values: compiled)
+    monkeypatch.setitem(CELLS_AT_ONCE, "cpu", 1)
+    torch.testing.assert_close(fsc_of_sums(gathered), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("fudge", [1.0, 4.0])

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.reconstruction import add
 from verglas.maximization.solve import SolvedSums, gather_sums
 from verglas.projection.volume import coordinate_chunks, radius2
+
+CELLS_AT_ONCE = {"cpu": 2**21, "cuda": 2**24}  # of the unpadded grid that the FSC is taken on: bounded temporaries
 
 FscOfMaps = Callable[[list[Tensor]], Tensor]
 """How to judge two unregularised half maps, for example inside a mask: maps [N, N, N] -> FSC [N/2 + 1]."""
@@ -68,14 +69,12 @@ def solve_joined(
     """
     halves = gathered_halves(sums, symmetry)
     half_maps = [half.map() for half in halves]
-    whole = add(halves)
     if fsc_S is None:
-        join_low_shells(halves, join_shell)
+        join_low_shells(halves, join_shell)  # which leaves their sum as it is
         curve_S = fsc_of_sums(halves)
     else:
         curve_S = fsc_S(half_maps) if callable(fsc_S) else fsc_S
-    del halves
-    return _solve_with_fsc(whole, curve_S, tau2_fudge, True), half_maps, curve_S
+    return _solve_with_fsc(_added(halves), curve_S, tau2_fudge, True), half_maps, curve_S
 
 
 def solve_single(
@@ -96,6 +95,14 @@ def solve_single(
 def gathered_halves(sums: tuple[Accumulator, Accumulator], symmetry: str) -> list[SolvedSums]:
     """Both halves with Friedel partners and point group applied; the accumulators are used up."""
     return [gather_sums([half], symmetry, consume=True) for half in sums]
+
+
+def _added(halves: list[SolvedSums]) -> SolvedSums:
+    """Sums of both halves together, in the memory of the more precise one."""
+    first, second = sorted(halves, key=lambda half: -half.weight_V.element_size())
+    first.data_V2.add_(second.data_V2)
+    first.weight_V.add_(second.weight_V)
+    return first
 
 
 def join_low_shells(halves: list[SolvedSums], shell: int) -> None:
@@ -122,15 +129,15 @@ def fsc_of_sums(halves: list[SolvedSums]) -> Tensor:
     real space. The plane x = 0, stored whole, counts as stored.
     """
     first, second = halves
-    average_a, average_b = _unpadded_average(first), _unpadded_average(second)
-    shell, inside = _unpadded_shells(first)
-
-    def total(values: Tensor) -> Tensor:
-        return torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
-
-    cross, power_a, power_b = first.of_all(
-        (total((average_a * average_b).sum(1)), total(average_a.square().sum(1)), total(average_b.square().sum(1)))
-    )
+    sums_3S = torch.zeros(3, first.radius + 1, dtype=torch.float64, device=first.weight_V.device)
+    plane_U, edge, columns = _unpadded_grid(first)
+    for part_U in plane_U.split(max(1, CELLS_AT_ONCE[plane_U.device.type] // (edge * columns))):
+        average_a, average_b = _unpadded_average(first, part_U), _unpadded_average(second, part_U)
+        shell, inside = _unpadded_shells(first, part_U)
+        products = (average_a * average_b).sum(1), average_a.square().sum(1), average_b.square().sum(1)
+        for sum_S, values in zip(sums_3S, products, strict=True):
+            sum_S += torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
+    cross, power_a, power_b = first.of_all((sums_3S[0], sums_3S[1], sums_3S[2]))
     norm = (power_a * power_b).sqrt()
     fsc_S = cross.new_zeros(first.box // 2 + 1)
     fsc_S[: first.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
@@ -184,9 +191,9 @@ def _padded_radius(shell: int, padding: float) -> int:
     return int(shell * padding + 0.5)
 
 
-def _unpadded_average(sums: SolvedSums) -> Tensor:
-    """Data over weight (re, im) on the grid of `_unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
-    plane_U, edge, columns = _unpadded_grid(sums)
+def _unpadded_average(sums: SolvedSums, plane_U: Tensor) -> Tensor:
+    """Data over weight (re, im) on planes of `_unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
+    _, edge, columns = _unpadded_grid(sums)
     total = torch.zeros(len(plane_U) * edge * columns, 3, dtype=torch.float64, device=sums.weight_V.device)
     half = edge // 2
     axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=total.device)
@@ -196,7 +203,8 @@ def _unpadded_average(sums: SolvedSums) -> Tensor:
         voxels.sum_unpadded_cpu(sums.data_V2, sums.weight_V, sums.rows, nearest_E, plane_U, total.view(shape))
     else:
         place_E = torch.searchsorted(plane_U, nearest_E)
-        for part, coordinates in coordinate_chunks(sums.rows):
+        ends = torch.searchsorted(nearest_E, torch.stack([plane_U[0], plane_U[-1] + 1])).tolist()
+        for part, coordinates in coordinate_chunks(sums.rows, planes=range(*ends)):
             x, y, _ = nearest_E[coordinates.long() + sums.rows.half]
             plane = place_E[coordinates[2].long() + sums.rows.half]
             values = torch.cat([sums.data_V2[part], sums.weight_V[part, None]], 1)
@@ -215,9 +223,9 @@ def _unpadded_grid(sums: SolvedSums) -> tuple[Tensor, int, int]:
     return z, 2 * half + 1, half + 1
 
 
-def _unpadded_shells(sums: SolvedSums) -> tuple[Tensor, Tensor]:
-    """Shell round(r) of each voxel of that grid (no more than the radius), and whether r <= radius; flat."""
-    plane_U, edge, columns = _unpadded_grid(sums)
+def _unpadded_shells(sums: SolvedSums, plane_U: Tensor) -> tuple[Tensor, Tensor]:
+    """Shell round(r) of each voxel of planes of that grid (no more than the radius), and whether r <= radius; flat."""
+    _, edge, columns = _unpadded_grid(sums)
     device = sums.weight_V.device
     axis = torch.arange(edge, device=device, dtype=torch.float64) - edge // 2
     x = torch.arange(columns, device=device, dtype=torch.float64)

@@ -100,14 +100,14 @@ class SolvedSums:
 
     def _map_of_all(self, slabs: Slabs, curves_S: tuple[Tensor, Tensor, Tensor], support_ZYX: Tensor | None) -> Tensor:
         """The map that all ranks work on, of the rows y that are wanted. Corners are filled if any of them is."""
-        inside = support_ZYX is None or bool((support_ZYX & beyond_sphere(self.box, support_ZYX.device)).any())
-        wanted = range(self.box) if support_ZYX is None or inside else extent_along_y(support_ZYX)
+        filled = support_ZYX is None or beyond_sphere(support_ZYX)
+        wanted = range(self.box) if support_ZYX is None or filled else extent_along_y(support_ZYX)
         size = padded_size(self.box, self.padding)
         form = form_for(slabs, self.box, size, len(wanted), self.weight_V.element_size())
         shared = SharedTransform(slabs, self.box, size, form)
         part = shared.to_map(self._fill(curves_S, shared.grid()), self.weight_V.dtype, wanted)
         part = replace(part, values_ZYX=part.values_ZYX.float())
-        part.finish(size, inside, ALONE if form == "replicated" else slabs.ranks)
+        part.finish(size, filled, ALONE if form == "replicated" else slabs.ranks)
         return shared.whole(part, wanted, support_ZYX)
 
     def _fill(self, curves_S: tuple[Tensor, Tensor, Tensor], grid: PaddedGrid) -> Fill:

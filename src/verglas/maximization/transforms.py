@@ -224,10 +224,13 @@ class SharedTransform:
         return [torch.view_as_complex(one) for one in found]
 
 
-def beyond_sphere(box: int, device: torch.device) -> Tensor:
-    """Which voxels of a map [N, N, N] lie outside of the inscribed sphere, where they are blended into their mean."""
-    distance2_N = (torch.arange(box, device=device) - box // 2).square()
-    return distance2_N[:, None, None] + distance2_N[:, None] + distance2_N > (box // 2) ** 2
+def beyond_sphere(support_ZYX: Tensor) -> bool:
+    """Whether voxels of a mask lie outside of the inscribed sphere, where maps are blended into their mean."""
+    box = len(support_ZYX)
+    distance2_N = (torch.arange(box, device=support_ZYX.device) - box // 2).int().square()
+    limit2, flat_YX = (box // 2) ** 2, distance2_N[:, None] + distance2_N
+    parts = runs(box, box**2, support_ZYX.device)
+    return any(bool((support_ZYX[part] & (flat_YX + distance2_N[part, None, None] > limit2)).any()) for part in parts)
 
 
 def extent_along_y(support_ZYX: Tensor) -> range:

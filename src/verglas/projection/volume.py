@@ -260,14 +260,17 @@ def radius2(coordinates_3V: Tensor) -> Tensor:
     return x * x + y * y + z * z
 
 
-def coordinate_chunks(rows: RowTable, voxels: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box."""
+def coordinate_chunks(
+    rows: RowTable, voxels: int | None = None, planes: range | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box. planes: which, counted
+    from 0; all if not said."""
     voxels = voxels or VOXELS_AT_ONCE.get(rows.device.type, 2**23)
     starts = rows.slab_starts
-    low = 0
-    while low < rows.edge:
+    low, end = (0, rows.edge) if planes is None else (planes.start, planes.stop)
+    while low < end:
         high = low + 1
-        while high < rows.edge and starts[high + 1] - starts[low] <= voxels:
+        while high < end and starts[high + 1] - starts[low] <= voxels:
             high += 1
         yield slice(starts[low], starts[high]), _plane_coordinates(rows, low, high, starts[high] - starts[low])
         low = high
