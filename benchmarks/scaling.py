@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.figures import publish
 from benchmarks.refinement_run import Run, mean_fsc, opening, refined
-from benchmarks.scaling_tables import figures_of, texts, whole_figures
+from benchmarks.scaling_tables import figures_of, stage_tables, texts, whole_figures
 from benchmarks.simulated import AS_RELION, simulated
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
@@ -68,13 +68,14 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
         words = ["--data", data, "--states", options.work / "states", "--diameter", options.diameter, "--passes", passes,
                  "--trace", ",".join(map(str, options.trace)), "--most", options.most, "--device", options.device,
                  "--numbers", ",".join(map(str, options.numbers)), "--compare", ",".join(map(str, options.compare)),
-                 "--begun", time.time(), "--out", out]  # fmt: skip
+                 "--stages", ",".join(map(str, options.stages)), "--begun", time.time(), "--out", out]  # fmt: skip
         command = [sys.executable, *several(ranks), "benchmarks.scaling_rank", *map(str, words)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment(ranks))
         if done.returncode:
             raise SystemExit(f"{ranks} ranks failed:\n{done.stderr[-6000:]}")
         found += json.loads(out.read_text())
     (options.work / "iterations.json").write_text(json.dumps(found) + "\n")
+    print(*stage_tables(found), sep="\n", flush=True)
     about = {"particles": options.particles, "box px": options.box, "pixel Å": FIELD / options.box}
     return about | {"diameter Å": options.diameter} | figures_of(found)
 
@@ -166,6 +167,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
                         help="of iterations that are done by all but the first of --ranks")  # fmt: skip
     parser.add_argument("--compare", type=int, nargs="*", default=[2, 4, 6], help="numbers of iterations whose sums are compared")
     parser.add_argument("--trace", type=int, nargs="*", default=[2, 5], help="numbers of iterations done once more under CUPTI")
+    parser.add_argument("--stages", type=int, nargs="*", default=[], help="numbers of iterations whose stages are timed")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)

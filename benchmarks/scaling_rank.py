@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.gpu_busy import traced, union
 from benchmarks.iteration_kinds import kind_of, pushed
 from benchmarks.scaling_tables import HEADING, lines, texts
+from benchmarks.stage_times import StageTimes
 from verglas.cli.common import resolve_device, set_threads
 from verglas.cli.plan import this_machine
 from verglas.core.rows import RowTable
@@ -94,6 +95,7 @@ class Timed:
     against_first: dict[str, float] = field(default_factory=dict)
     again: dict[str, float] = field(default_factory=dict)
     kernels: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -176,6 +178,15 @@ def kernels_of(session: driver.Session, state: State) -> dict[str, float]:
     return {name: sum(one[name] for one in everyones) / len(everyones) for name in mine}
 
 
+def stages_of(session: driver.Session, state: State) -> dict[str, float]:
+    """Seconds by stage of one more iteration, mean over ranks (benchmarks/stage_times.py)."""
+    times = StageTimes()
+    with times.watching():
+        iteration(session, state)
+    everyones = session.on.ranks.everyones(times.seconds)
+    return {name: sum(one[name] for one in everyones) / len(everyones) for name in times.seconds}
+
+
 def measured(session: driver.Session, state: State, number: int, options: argparse.Namespace) -> tuple[Timed, Iteration]:
     """An iteration from a state, done twice (kernels are compiled in the first one): the second one's time counts. What the first
     one found is compared with the second one's, and with what is kept of this number, or kept itself."""
@@ -198,6 +209,8 @@ def measured(session: driver.Session, state: State, number: int, options: argpar
             timed.against_first = compared(found[0], found[0].beside(kept), ranks)
     if number in options.trace:
         timed.kernels = kernels_of(session, state)
+    if number in options.stages:
+        timed.stages = stages_of(session, state)
     if ranks.is_lead:
         print(*lines(ranks.size, len(session.data), asdict(timed)), sep="\n", flush=True)  # kept if a later one does not end
     return timed, done
@@ -281,10 +294,12 @@ def main() -> None:
                         help="one of how many particles each pass takes")  # fmt: skip
     parser.add_argument("--numbers", type=lambda text: [int(one) for one in text.split(",")], default=list(range(99)),
                         help="iterations that are done by those who do not come first")  # fmt: skip
-    parser.add_argument("--compare", type=lambda text: [int(one) for one in text.split(",")], default=[],
+    parser.add_argument("--compare", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
                         help="iterations whose sums and poses are kept and compared")  # fmt: skip
     parser.add_argument("--trace", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
                         help="numbers of iterations that are done once more under CUPTI")  # fmt: skip
+    parser.add_argument("--stages", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
+                        help="numbers of iterations that are done once more, their stages timed")  # fmt: skip
     parser.add_argument("--most", type=int, default=99, help="iterations")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--begun", type=float, default=time.time(), help="time.time() when this was started")

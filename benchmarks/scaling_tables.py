@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import scaling_model
 from benchmarks.figures import number_text
+from benchmarks.stage_times import table
 
 Pass = Mapping[str, Any]  # what benchmarks.scaling_rank publishes of a pass
 Figures = dict[str, float]
@@ -137,6 +138,17 @@ def whole_figures(runs: Mapping[int, Mapping[str, float]]) -> Figures:
         if ranks != base:
             for name in ("without start", "expectation", "an iteration"):
                 found[f"whole, {ranks} ranks, efficiency, {name}"] = base * runs[base][f"{name} s"] / (ranks * parts[f"{name} s"])
+    return found
+
+
+def stage_tables(passes: Sequence[Pass]) -> list[str]:
+    """Lines: of each iteration whose stages were timed the host's milliseconds by stage, a column for each pass."""
+    numbers = sorted({it["number"] for one in passes for it in one["iterations"] if it["stages"]})
+    found = list[str]()
+    for number in numbers:
+        timed = [(one, it) for one in passes for it in one["iterations"] if it["number"] == number and it["stages"]]
+        found.append(f"iteration {number}, {timed[0][1]['kind']}, {timed[0][1]['size_px']} px")
+        found += table([(f"{one['ranks']} x {one['particles'] // one['ranks']}", it["stages"]) for one, it in timed])
     return found
 
 

@@ -65,18 +65,24 @@ class Handout:
         self.shares, self.ranks, self.clock, self.number = shares, shares.ranks, clock, next(shares.ranks.sequence)
         self._random = Random(self.ranks.rank)
         self.ranks.work.owned = int((shares.owner_B == self.ranks.rank).sum())
-        moved_n = (shares.owner_B[rows] != shares.home_B[rows]).long()
-        rows = rows[torch.argsort(moved_n, stable=True)]
-        owner_n = shares.owner_B[rows]
-        self.lines = [self._line(rows[owner_n == rank], samples_B) for rank in range(shares.ranks.size)]
+        moved_n = shares.owner_B[rows] != shares.home_B[rows]
+        if bool(moved_n.any()):
+            rows = rows[torch.argsort(moved_n.long(), stable=True)]
+        self._row_n, self._owner_n, self._samples_B = rows, shares.owner_B[rows], samples_B
+        self._counts = torch.bincount(self._owner_n, minlength=self.ranks.size).tolist()
+        self._lines: dict[int, Line] = {}
 
-    def _line(self, row_n: Tensor, samples_B: Tensor) -> Line:
-        samples_n = samples_B[row_n].double()
-        return Line(row_n, self.shares.pace.cost(samples_n).cumsum(0), samples_n)
+    def line(self, rank: int) -> Line:
+        """The rows of an owner; others' are not looked at before one thinks of helping them."""
+        if rank not in self._lines:
+            row_n = self._row_n[self._owner_n == rank]
+            samples_n = self._samples_B[row_n].double()
+            self._lines[rank] = Line(row_n, self.shares.pace.cost(samples_n).cumsum(0), samples_n)
+        return self._lines[rank]
 
     def own(self) -> Tensor:
         """The rows that this rank begins with."""
-        return self.lines[self.ranks.rank].row_n
+        return self.line(self.ranks.rank).row_n
 
     def blocks(self, size: int, announce: Callable[[Tensor], None] | None = None) -> Iterator[Tensor]:
         """Blocks of at most `size` rows until nobody has any left; the rows of a block have one owner.
@@ -85,7 +91,7 @@ class Handout:
         read meanwhile.
         """
         for place, (owner, part) in enumerate(self._pieces(size, announce)):
-            line, begin = self.lines[owner], self.clock()
+            line, begin = self.line(owner), self.clock()
             yield line.row_n[part]
             samples = float(line.samples_n[part].sum())
             rows, seconds = len(line.row_n[part]), self.clock() - begin
@@ -98,7 +104,7 @@ class Handout:
         n / size blocks of `fixed` and half a block of waiting are least at sqrt(2 n fixed); half of that is waited for where
         speeds are known.
         """
-        pace, rows = self.shares.pace, max(len(line.row_n) for line in self.lines)
+        pace, rows = self.shares.pace, max(self._counts)
         waits = 1 if pace.fixed is None else 0.5
         return max(1, min(size, int((2 * rows * pace.fixed_rows(size) / waits) ** 0.5)))
 
@@ -117,7 +123,7 @@ class Handout:
         if left == 0:
             return None
         kept, part = (KEPT_BACK, TAKEN_BACK) if known else (KEPT_AT_FIRST, TAKEN_AT_FIRST)
-        many = left > kept * size * self.lines[me].mean  # as many rows in each, as was announced
+        many = left > kept * size * self.line(me).mean  # as many rows in each, as was announced
         return self._take(me, math.inf if many else part * left, size)
 
     def _stolen(self, size: int, announce: Callable[[Tensor], None] | None, busy: float = 0.0) -> Piece | None:
@@ -125,19 +131,19 @@ class Handout:
 
         busy: cost of what this rank has to do before."""
         me = self.ranks.rank
-        others = [rank for rank in range(self.ranks.size) if rank != me and len(self.lines[rank].row_n)]
+        others = [rank for rank in range(self.ranks.size) if rank != me and self._counts[rank]]
         if len(others) > LOOKED_AT:
             others = self._random.sample(others, LOOKED_AT)
         while others:
             left_R, speed_R = {rank: self._left(rank) for rank in others}, self._speeds([me, *others])
             slowest = max(others, key=lambda rank: left_R[rank] / speed_R[rank])
             fair = (left_R[slowest] * speed_R[me] - busy * speed_R[slowest]) / (speed_R[me] + speed_R[slowest])
-            if fair < self._least(size) * self.lines[slowest].mean:  # its owner has taken the next piece before help would come
+            if fair < self._least(size) * self.line(slowest).mean:  # its owner has taken the next piece before help would come
                 return None
             piece = self._take(slowest, TAKEN_OF_FAIR * fair, size)
             if piece is not None:
                 if announce is not None:
-                    announce(self.lines[slowest].row_n[piece[1]])
+                    announce(self.line(slowest).row_n[piece[1]])
                 return piece
         return None
 
@@ -149,7 +155,7 @@ class Handout:
 
     def _cost(self, piece: Piece) -> float:
         """Of a piece's rows, and of the block that they are."""
-        line, part = self.lines[piece[0]], piece[1]
+        line, part = self.line(piece[0]), piece[1]
         return line.left(part.start) - line.left(part.stop) + (self.shares.pace.fixed or 0.0)
 
     def _least(self, size: int) -> int:
@@ -158,7 +164,7 @@ class Handout:
 
     def _take(self, rank: int, cost: float, size: int) -> Piece | None:
         """The next rows of an owner of about that cost, if any are left."""
-        line, least, taken = self.lines[rank], self._least(size), self._taken_of(rank, 0)
+        line, least, taken = self.line(rank), self._least(size), self._taken_of(rank, 0)
         wanted = min(size, max(least, line.next(taken, cost)))
         if len(line.row_n) - taken - wanted < least / 2:  # no crumbs
             wanted = max(wanted, min(size, len(line.row_n) - taken))
@@ -170,7 +176,7 @@ class Handout:
         return (rank, slice(first, last)) if first < last else None
 
     def _left(self, rank: int) -> float:
-        return self.lines[rank].left(self._taken_of(rank, 0))
+        return self.line(rank).left(self._taken_of(rank, 0))
 
     def _taken_of(self, rank: int, more: int) -> int:
         """How many rows of an owner are taken, with `more` that are taken now."""

@@ -54,7 +54,7 @@ class Sums:
         if ranks.size == 1:
             return self
         tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
-        count = torch.tensor([self.particles], dtype=torch.float64)
+        count = self.totals_5.new_tensor([self.particles])
         total = ranks.add_up(torch.cat([tensor.flatten() for tensor in (*tensors, count)]), "noise and priors")
         *parts, particles = total.split([tensor.numel() for tensor in (*tensors, count)])
         noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (

@@ -220,10 +220,9 @@ class HalfExpectation:
         return searcher, searcher.preparer.weights(ctf, self.scale_M[self.micrograph_B[row_B]], spectra)
 
     def release(self) -> HalfExpectation:
-        """Give back the memory of slices; accumulators stay, sums go to the host. Returns itself."""
+        """Give back the memory of slices; what was added up stays on the device, which may still be adding. Returns itself."""
         self._searchers.clear()
         self._slices.clear()
-        self.sums = self.sums.to("cpu")
         return self
 
     def begin_adding(self) -> list[Arrivals]:
@@ -234,8 +233,9 @@ class HalfExpectation:
         return [arrivals for arrivals in begun if arrivals is not None]
 
     def add_up(self, share: bool = False) -> None:
-        """Add up the sums of all ranks, after `release`. share: ranks may share the solving (`Accumulator.add_up`)."""
-        self.sums = self.sums.added_up(self.on.ranks)
+        """Add up the sums of all ranks, after `release`; `sums` go to the host. share: ranks may share the solving
+        (`Accumulator.add_up`)."""
+        self.sums = self.sums.added_up(self.on.ranks).to("cpu")
         for one in self.sums_of_slices():
             one.add_up(self.on.ranks, share)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from verglas.distributed.ranks import Ranks
 
+CELLS = 64  # along each axis: of viewing directions, for putting like ones together
+
 
 @dataclass
 class HalfModel:
@@ -209,11 +211,9 @@ def flat_spectrum(shells: int, value: float = 0.0) -> Tensor:
 
 def direction_order(rotation_B33: Tensor) -> Tensor:
     """Sort key that puts poses of like viewing direction, then of like in-plane angle, next to each other [B]."""
-    view_B3 = rotation_B33[:, 2]
-    cells = 64
-    place = ((view_B3 + 1) * (cells / 2)).floor().clamp(0, cells - 1).long()
-    key = torch.zeros(len(view_B3), dtype=torch.int64)
-    for bit in range(6):
-        for axis in range(3):
-            key |= ((place[:, axis] >> bit) & 1) << (3 * bit + axis)
-    return key
+    place_B3 = ((rotation_B33[:, 2] + 1) * (CELLS / 2)).long().clamp(0, CELLS - 1)
+    cell_N = torch.arange(CELLS, device=place_B3.device)
+    spread_N = sum(((cell_N >> bit) & 1) << 3 * bit for bit in range(CELLS.bit_length() - 1))  # its bits, two others between them
+    assert isinstance(spread_N, Tensor)
+    x_B, y_B, z_B = spread_N[place_B3].unbind(1)
+    return x_B | y_B << 1 | z_B << 2

@@ -247,7 +247,11 @@ def store(poses: Poses, found: Finished, on: Computing) -> None:
     flat = in_host_memory(torch.cat([part.flatten() for part in parts]))
     row_n, *values = flat.split([part.numel() for part in parts])
     for one, value in zip(like, values, strict=True):
-        one[row_n.long()] = value.view(-1, *one.shape[1:]).to(one.dtype)
+        value_n = value.view(-1, *one.shape[1:])
+        if len(row_n) == len(one):  # of all particles, in their order
+            one.copy_(value_n)
+        else:
+            one[row_n.long()] = value_n.to(one.dtype)
 
 
 def copied(poses: Poses) -> Poses:
