@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import publish
+from benchmarks.process_tree import TRACED
 from benchmarks.refinement_run import Run, mean_fsc, opening, refined
 from benchmarks.scaling_tables import figures_of, stage_tables, texts, whole_figures
 from benchmarks.simulated import AS_RELION, simulated
@@ -70,9 +71,11 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
                  "--numbers", ",".join(map(str, options.numbers)), "--compare", ",".join(map(str, options.compare)),
                  "--stages", ",".join(map(str, options.stages)), "--begun", time.time(), "--out", out]  # fmt: skip
         command = [sys.executable, *several(ranks), "benchmarks.scaling_rank", *map(str, words)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment(ranks))
+        log = options.work / f"ranks_{ranks}.txt"  # there also if this is ended before they are
+        with log.open("wb") as said:
+            done = subprocess.run(command, stderr=said, env=os.environ | environment(ranks) | TRACED)
         if done.returncode:
-            raise SystemExit(f"{ranks} ranks failed:\n{done.stderr[-6000:]}")
+            raise SystemExit(f"{ranks} ranks failed:\n{log.read_text(errors='replace')[-6000:]}")
         found += json.loads(out.read_text())
     (options.work / "iterations.json").write_text(json.dumps(found) + "\n")
     print(*stage_tables(found), sep="\n", flush=True)

@@ -309,7 +309,8 @@ def test_the_command_plans_for_several_gpus_that_need_not_be_here(tmp_path: Path
     words = ["plan", "--n", "100000", "--box", "256", "--apix", "1.3", "--diameter", "240", "--device", "cuda",
              "--device-memory", "80", "--host-memory", "400", "--out", str(tmp_path / "plan.json")]  # fmt: skip
     assert main([*words, "--gpus", "4"]) == 0
-    assert "By number of GPUs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "By number of GPUs" in said and "GB on each, references and sums of all maps" in said
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["ranks"] == 4 and found["particles"] == 25_000 and list(found["seconds_on"]) == ["1", "2", "4"]
     assert main([*words, "--overwrite"]) == 0

@@ -228,7 +228,10 @@ def show_ranks(plans: list[OnRanks]) -> None:
         cells = [str(plan.ranks), f"{plan.one.problem.n_particles:,}", _seconds(plan.one.seconds), _seconds(plan.between_ranks),
                  f"{100 * plan.efficiency:.0f} %", f"{plan.host_bytes / GB:.1f}"]  # fmt: skip
         table.add_row(*cells, *([f"{plan.one.peak('device') / GB:.1f}"] if device else []))
-    Console(highlight=False, width=None if Console().is_terminal else 120).print(table)
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console.print(table)
+    whole = f"{plans[-1].whole_on_each / GB:.1f} GB"
+    console.print(f"Of that {whole} on each, references and sums of all maps, do not get less with more.")
 
 
 def _iterations(made: RunPlan) -> object:

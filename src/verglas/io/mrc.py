@@ -136,11 +136,17 @@ def write_map(path: Path | str, map: Map, overwrite: bool = False, dtype: str = 
     shape = cast(tuple[int, int, int], map.data_ZYX.shape)
     header = make_header(shape, _mode(dtype), map.pixel_size, False, map.origin, map.labels)
     data = _convert(map.data_ZYX, dtype, path)
-    deviation = data.std(dtype=np.float64)
-    set_statistics(header, data.min(), data.max(), data.mean(dtype=np.float64), deviation)
+    set_statistics(header, data.min(), data.max(), *_moments(data))
     with atomic_path(Path(path), overwrite) as temporary, open(temporary, "wb") as file:
         file.write(header.tobytes())
-        file.write(data.tobytes())
+        file.write(data.reshape(-1).view(np.uint8).data)
+
+
+def _moments(data_ZYX: np.ndarray) -> tuple[float, float]:
+    """(mean, deviation from it), plane by plane: in double precision the whole map would be twice as large, and copied."""
+    mean = float(np.mean([plane_YX.mean(dtype=np.float64) for plane_YX in data_ZYX]))
+    squares = [np.square(plane_YX.astype(np.float64) - mean).mean() for plane_YX in data_ZYX]
+    return mean, float(np.sqrt(np.mean(squares)))
 
 
 def _mode(dtype: str) -> int:

@@ -30,7 +30,7 @@ from verglas.particles.optics_table import OVERRIDES, assign_groups, groups_from
 POSE_LABELS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the same one is equal to itself alone: so that what follows from it may be kept
 class ParticleTable:
     """frame: one row per particle; optics_frame: one row per optics group; folder: what image paths are relative to;
     source: the file it came from, for messages; extra_blocks: other tables of that file, written back as they are;

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,15 +57,22 @@ def save(path: Path, state: State, config: RefineConfig, table_fingerprint: str)
     text = json.dumps(content, sort_keys=True).encode()
     head = _MAGIC + b"%d\n" % VERSION + len(text).to_bytes(8, "little") + text
     with atomic_path(path, overwrite=True) as part, open(part, "wb") as file:
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         pieces: list[bytes | memoryview] = [head, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
-        for data in pieces:
-            file.write(data)
-            digest.update(data)
-        file.write(digest.digest())
+        with ThreadPoolExecutor(1) as pool:  # takes as long as writing
+            digest = pool.submit(_digest, pieces)
+            for data in pieces:
+                file.write(data)
+        file.write(digest.result())
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(path.parent)
+
+
+def _digest(pieces: list[bytes | memoryview]) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for data in pieces:
+        digest.update(data)
+    return digest.digest()
 
 
 def load(path: Path) -> tuple[State, RefineConfig, str]:
@@ -101,6 +110,7 @@ def prune(folder: Path, keep: int = KEPT) -> None:
         path.unlink(missing_ok=True)
 
 
+@lru_cache(maxsize=1)  # every iteration asks for the same
 def fingerprint(table: ParticleTable) -> str:
     """Short text that tells sets of particles apart: image numbers and stack names, CTF, optics; their order counts.
 

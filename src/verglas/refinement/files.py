@@ -14,6 +14,8 @@ Nothing in them depends on the clock: two runs of one seed write the same bytes,
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,8 @@ from verglas.refinement.files_data import groups_in_file_order, write_data
 from verglas.refinement.files_model import ModelFile, write_model
 from verglas.refinement.files_optimiser import OptimiserFile, write_optimiser, write_sampling
 from verglas.refinement.state import State
+
+MAPS_AT_ONCE = 2  # written, beside the tables
 
 
 class FinalMaps(NamedTuple):
@@ -55,20 +59,23 @@ def write_iteration(
     """
     name = iteration_name(state.iteration)
     data, sampling = folder / f"{name}_data.star", folder / f"{name}_sampling.star"
-    write_data(data, state, table)
-    write_sampling(sampling, state, config, directions_D2)
-    groups = groups_in_file_order(state, table)
-    maps, models = [], []
-    for number, classes in enumerate([[half] for half in state.halves] if state.split else [state.halves], 1):
-        part = f"{name}_half{number}" if state.split else name
-        paths = [folder / f"{part}_class{k:03d}.mrc" for k in range(1, len(classes) + 1)]
-        maps += [_write_map(path, model.map_ZYX, state.pixel_size) for path, model in zip(paths, classes)]
-        models.append(folder / f"{part}_model.star")
-        members_B = state.poses.half_B == number if state.split else torch.ones_like(state.poses.half_B, dtype=torch.bool)
-        write_model(models[-1], ModelFile(state, classes, paths, groups, members_B), config)
-    optimiser = folder / f"{name}_optimiser.star"
+    models, maps = [], list[Future[Path]]()
+    with ThreadPoolExecutor(MAPS_AT_ONCE, "verglas-maps") as beside:  # tables and maps take equally long
+        members = [[half] for half in state.halves] if state.split else [state.halves]
+        parts = [f"{name}_half{number}" if state.split else name for number in range(1, len(members) + 1)]
+        paths = [[folder / f"{part}_class{k:03d}.mrc" for k in range(1, len(one) + 1)] for part, one in zip(parts, members)]
+        for path, model in zip(chain(*paths), state.halves, strict=True):
+            maps.append(beside.submit(_write_map, path, model.map_ZYX, state.pixel_size))
+        write_data(data, state, table)
+        write_sampling(sampling, state, config, directions_D2)
+        groups = groups_in_file_order(state, table)
+        for number, (part, classes, own) in enumerate(zip(parts, members, paths), 1):
+            models.append(folder / f"{part}_model.star")
+            members_B = state.poses.half_B == number if state.split else torch.ones_like(state.poses.half_B, dtype=torch.bool)
+            write_model(models[-1], ModelFile(state, classes, own, groups, members_B), config)
+    written, optimiser = [one.result() for one in maps], folder / f"{name}_optimiser.star"
     write_optimiser(optimiser, OptimiserFile(folder / "run", models, data, sampling, command_line), state, config)
-    return [data, *models, sampling, optimiser, *maps]
+    return [data, *models, sampling, optimiser, *written]
 
 
 def write_classes2d(

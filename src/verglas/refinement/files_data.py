@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,12 @@ def updated_table(state: State, table: ParticleTable) -> ParticleTable:
     }
     columns |= {} if state.fit_B2 is None else dict(zip(FIT_LABELS, state.fit_B2.numpy().T))
     columns |= {} if state.model_fit_B2 is None else dict(zip(MODEL_LABELS, state.model_fit_B2.numpy().T))
-    return named_from_here(table.with_columns(**columns))
+    return named_from(table, Path.cwd()).with_columns(**columns)
 
 
-def named_from_here(table: ParticleTable) -> ParticleTable:
-    """Image names that lead to the stacks from the working folder, where RELION starts; self if they do so already.
+@lru_cache(maxsize=1)  # every iteration asks for the same
+def named_from(table: ParticleTable, here: Path) -> ParticleTable:
+    """Image names that lead to the stacks from the working folder `here`, where RELION starts; self if they do so already.
 
     Stacks below the working folder get relative names, others absolute ones. Names are kept, too, where the first
     stack is not to be found now: there is nothing to make better names of.
@@ -75,7 +77,7 @@ def named_from_here(table: ParticleTable) -> ParticleTable:
     names = [shown_path(path) for path in where.paths]
     pairs = zip(where.image_index_B.tolist(), where.stack_index_B.tolist())
     renamed = table.with_columns(rlnImageName=[f"{image + 1:06d}@{names[index]}" for image, index in pairs])
-    return replace(renamed, folder=Path.cwd())
+    return replace(renamed, folder=here)
 
 
 def shown_path(path: Path) -> str:

@@ -9,6 +9,8 @@ from verglas.refinement.config import RefineConfig
 from verglas.refinement.plan import RunPlan, plan
 from verglas.refinement.plan_sizes import Machine, Problem
 
+WHOLE_ON_EACH = ("reference, packed", "sums of all maps")
+
 
 @dataclass(frozen=True)
 class OnRanks:
@@ -22,6 +24,12 @@ class OnRanks:
     def host_bytes(self) -> float:
         """Memory of the host at its peak, of all ranks together (on one host)."""
         return self.ranks * self.one.peak("host")
+
+    @property
+    def whole_on_each(self) -> float:
+        """Bytes of what every rank holds as a whole, however many there are: references and sums of all half-sets or classes."""
+        worst = self.one.worst(self.one.machine.works_on)
+        return sum(item.bytes for item in worst.items if item.name in WHOLE_ON_EACH)
 
     @property
     def efficiency(self) -> float:
