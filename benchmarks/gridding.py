@@ -1,7 +1,10 @@
 """From images to a map at large boxes: backprojection of 1,000 images, then plain and exact gridding; seconds and peak memory.
 
-python -m benchmarks.gridding --boxes 200 400 [--device cuda] [--images 1000]
-Images are noise: times depend on none of it. The floor of exact gridding is what its transforms alone must move.
+python -m benchmarks.gridding --boxes 200 400 [--device cuda] [--images 1000] [--strides 3 9 15] [--parts]
+Images are noise: times depend on none of it. The floor of exact gridding is what must be read and written however it is computed
+by transforms, at the rate of a copy: in each of ten iterations two transforms of three passes and one product over half of the
+grid (the other half is its mirror image), and one quotient of all voxels.
+--strides: times of the weights alone with so many; --parts: of each step of one residue.
 """
 
 from __future__ import annotations
@@ -11,15 +14,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
+from verglas.core.rows import RowTable, packed_sphere
+from verglas.kernels.fold import divide, fold, radial, unfold
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.gridding import ITERATIONS
-from verglas.maximization.solve import gather_sums
+from verglas.maximization.gridding import ITERATIONS, blob_factor, even_out, memory
+from verglas.maximization.solve import SolvedSums, gather_sums
+from verglas.maximization.stride import StrideConvolution
 from verglas.nufft.fine import smooth_size
+from verglas.projection.volume import padded_size
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int = 2) -> float:
@@ -65,22 +73,97 @@ def add(sums: Accumulator, images: int) -> None:
 
 
 def measure(box: int, images: int, device: str, rate: float) -> None:
-    """Print one line."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    """Print one line, and what exact gridding predicts for its memory."""
+    forget_peak(device)
     sums = Accumulator(box, device=device)
     adding = seconds(lambda: add(sums, images), device, 1)
     solved = gather_sums([sums], consume=True)
+    peaks = [peak(device)]
+    forget_peak(device)
     plain = seconds(solved.map, device)
+    peaks.append(peak(device))
+    forget_peak(device)
+    gridding = time_weights(solved, device)
+    forget_peak(device)
     exact = seconds(replace(solved, exact=True).map, device)
-    size = smooth_size(2 * int(solved.rows.radius) + 3)
-    moved = ITERATIONS * (2 * 3 + 1) * 2 * 4 * size**3  # two transforms of three passes, one product: each reads and writes all
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else math.nan
+    peaks.append(peak(device))
+    voxels = solved.rows.count
+    floor = floor_bytes(solved.rows) / rate
+    relion = 11 * (2 * box) ** 3
+    predicted = (20 * voxels + memory(voxels, solved.rows.radius)) / 1e9
     print(
-        f"{box} px: {images} images added {adding:.3f} s, map plain {plain:.4f} s, exact {exact:.4f} s (floor of its "
-        f"convolutions {moved / rate:.4f} s); peak {peak:.2f} GB, {100 * peak * 1e9 / (11 * (2 * box) ** 3):.0f} % of RELION's",
+        f"{box} px: {images} images added {adding:.3f} s, map plain {plain:.4f} s, exact {exact:.4f} s, of which weights "
+        f"{gridding:.4f} s (floor {floor:.4f} s, {100 * floor / gridding:.0f} %)\n"
+        f"  peak adding {peaks[0]:.2f} GB, plain {peaks[1]:.2f} GB, exact {peaks[2]:.2f} GB (weights predicted "
+        f"{predicted:.2f} GB); {100 * max(peaks) * 1e9 / relion:.0f} % of RELION's; in use on the GPU {in_use(device):.2f} GB",
         flush=True,
     )  # fmt: skip
+
+
+def time_weights(solved: SolvedSums, device: str) -> float:
+    """Seconds of the iterations alone."""
+    weight_V, size = solved.weight_V.contiguous(), padded_size(solved.box, solved.padding)
+    return seconds(lambda: even_out(weight_V.clone(), solved.rows, size, solved.padding), device)
+
+
+def floor_bytes(rows: RowTable) -> float:
+    """What ten iterations must move (see above), in single precision."""
+    size = smooth_size(2 * int(rows.radius) + 3)
+    return ITERATIONS * 4 * ((2 * 3 + 1) * 2 * size**3 / 2 + 3 * rows.count)
+
+
+def measure_strides(box: int, strides: list[int], device: str, parts: bool) -> None:
+    """Times of one convolution with so many strides; parts: of each step, for residue 1."""
+    rows = packed_sphere(float(box), device)
+    size = smooth_size(2 * int(rows.radius) + 3)
+    values_V = torch.rand(rows.count, device=device)
+    for number in strides:
+        if size % number:
+            continue
+        forget_peak(device)
+        convolution = StrideConvolution(rows, size, blob_factor(2.0, values_V), number)
+        out_V = torch.empty_like(values_V)
+        took = seconds(partial(convolution, values_V, out_V), device)
+        print(f"  {box} px, {number} strides of {size}: {took:.4f} s a convolution, peak {peak(device):.2f} GB", flush=True)
+        if parts:
+            print("   ", time_parts(convolution, values_V, out_V, device), flush=True)
+
+
+def time_parts(convolution: StrideConvolution, values_V: torch.Tensor, out_V: torch.Tensor, device: str) -> str:
+    """Seconds of the steps of one residue."""
+    rows, size, number = convolution.rows, convolution.size, convolution.strides
+    phase_Z2 = torch.rand(rows.edge, 2, device=device)
+    shape = (size // number, size, size // 2 + 1)
+    part = torch.view_as_complex(fold(values_V, rows, phase_Z2, shape))
+    planes = torch.fft.irfftn(part, s=(shape[0], size, size), norm="forward")
+    steps: dict[str, Callable[[], object]] = {
+        "fold": lambda: fold(values_V, rows, phase_Z2, shape),
+        "inverse transform": lambda: torch.fft.irfftn(part, s=(shape[0], size, size), norm="forward"),
+        "radial": lambda: radial(planes, convolution.factor, number, 0),
+        "transform": lambda: torch.fft.rfftn(planes),
+        "unfold": lambda: unfold(torch.view_as_real(part), rows, phase_Z2, out_V),
+        "divide": lambda: divide(values_V, out_V, 1e-6),
+    }
+    return ", ".join(f"{name} {1000 * seconds(work, device):.2f} ms" for name, work in steps.items())
+
+
+def forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: str) -> float:
+    """GB that PyTorch had allocated at most."""
+    return torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else math.nan
+
+
+def in_use(device: str) -> float:
+    """GB of the GPU in use now, by everybody, what PyTorch keeps included."""
+    if device != "cuda":
+        return math.nan
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 1e9
 
 
 def main() -> None:
@@ -88,12 +171,17 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, nargs="+", default=[200, 300, 400])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--strides", type=int, nargs="*", default=[])
+    parser.add_argument("--parts", action="store_true")
     options = parser.parse_args()
     rate = copy_rate(options.device)
     print(f"copies move {rate / 1e12:.2f} TB/s")
     for box in options.boxes:
         try:
-            measure(box, options.images, options.device, rate)
+            if options.strides:
+                measure_strides(box, options.strides, options.device, options.parts)
+            else:
+                measure(box, options.images, options.device, rate)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             print(f"{box} px: {str(error)[:300]}", flush=True)
         if options.device == "cuda":
