@@ -23,10 +23,10 @@ from verglas.core.rotations import random_rotations
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels.fold import divide, fold, radial, unfold
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.gridding import ITERATIONS, blob_factor, even_out, memory
+from verglas.maximization.device_memory import DeviceMemory
+from verglas.maximization.gridding import ITERATIONS, blob_factor, even_out, grid_for
 from verglas.maximization.solve import SolvedSums, gather_sums
 from verglas.maximization.stride import StrideConvolution
-from verglas.nufft.fine import smooth_size
 from verglas.projection.volume import padded_size
 
 
@@ -87,15 +87,16 @@ def measure(box: int, images: int, device: str, rate: float) -> None:
     forget_peak(device)
     exact = seconds(replace(solved, exact=True).map, device)
     peaks.append(peak(device))
-    voxels = solved.rows.count
+    predicted = DeviceMemory.of(box, solved.radius, solved.padding, exact=True)
     floor = floor_bytes(solved.rows) / rate
     relion = 11 * (2 * box) ** 3
-    predicted = (20 * voxels + memory(voxels, solved.rows.radius)) / 1e9
     print(
         f"{box} px: {images} images added {adding:.3f} s, map plain {plain:.4f} s, exact {exact:.4f} s, of which weights "
         f"{gridding:.4f} s (floor {floor:.4f} s, {100 * floor / gridding:.0f} %)\n"
-        f"  peak adding {peaks[0]:.2f} GB, plain {peaks[1]:.2f} GB, exact {peaks[2]:.2f} GB (weights predicted "
-        f"{predicted:.2f} GB); {100 * max(peaks) * 1e9 / relion:.0f} % of RELION's; in use on the GPU {in_use(device):.2f} GB",
+        f"  peak adding {peaks[0]:.2f} GB (predicted {predicted.adding / 1e9:.2f}), plain {peaks[1]:.2f}, exact {peaks[2]:.2f} "
+        f"(weights {predicted.evening / 1e9:.2f}, "
+        f"map {predicted.mapping / 1e9:.2f}); {100 * max(peaks) * 1e9 / relion:.0f} % of RELION's; "
+        f"in use on the GPU {in_use(device):.2f} GB",
         flush=True,
     )  # fmt: skip
 
@@ -108,14 +109,14 @@ def time_weights(solved: SolvedSums, device: str) -> float:
 
 def floor_bytes(rows: RowTable) -> float:
     """What ten iterations must move (see above), in single precision."""
-    size = smooth_size(2 * int(rows.radius) + 3)
+    size = grid_for(rows.radius)
     return ITERATIONS * 4 * ((2 * 3 + 1) * 2 * size**3 / 2 + 3 * rows.count)
 
 
 def measure_strides(box: int, strides: list[int], device: str, parts: bool) -> None:
     """Times of one convolution with so many strides; parts: of each step, for residue 1."""
     rows = packed_sphere(float(box), device)
-    size = smooth_size(2 * int(rows.radius) + 3)
+    size = grid_for(rows.radius)
     values_V = torch.rand(rows.count, device=device)
     for number in strides:
         if size % number:

@@ -14,6 +14,7 @@ from torch import multiprocessing
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.kernels.fold import divide, fold, radial, unfold
+from verglas.maximization.device_memory import DeviceMemory
 from verglas.maximization.gridding import blob_factor, blob_transform, even_out, memory
 from verglas.maximization.stride import StrideConvolution, residue_bytes, strides_for, voxels_in
 from verglas.projection.volume import unpack
@@ -130,7 +131,7 @@ def test_gridding_makes_the_sampling_even() -> None:
     weight_V = 0.2 + even_voxels(rows)
     x, y, z = rows.coordinates_V3().unbind(1)
     r = (x * x + y * y + z * z).double().sqrt()
-    convolved = StrideConvolution(rows, 30, blob_factor(2.0, weight_V, 27 / 24), 1)  # as `even_out` does it
+    convolved = StrideConvolution(rows, 28, blob_factor(2.0, weight_V, 27 / 24), 1)  # as `even_out` does it
 
     def unevenness(iterations: int) -> float:
         return float((convolved(evened(weight_V, rows, iterations))[r < 7] - 1).abs().max())  # near the edge it cannot be even
@@ -179,3 +180,16 @@ def test_strides_fit_memory() -> None:
     with pytest.raises(ValueError, match="divide"):
         StrideConvolution(packed_sphere(3.0), 8, blob_factor(2.0, torch.zeros(1)), 3)
     assert memory(1000, 400.0) == 4000 + residue_bytes(810, strides_for(810, 4), 4)
+
+
+def test_memory_of_a_reconstruction() -> None:
+    """By hand: 400 px, radius 400 of the padded grid of 800, convolved on 810 with 9 strides."""
+    voxels = packed_sphere(400.0).count
+    found = DeviceMemory.of(400, 200, exact=True)
+    assert found.adding == 16 * voxels + 2.2e9
+    assert found.evening == (16 + 4 + 4) * voxels + 4 * 4 * 810**3 / 9
+    assert found.mapping == 20 * voxels + 8 * 400**2 * 401 + 4 * 400**3 + 2.2e9
+    assert found.peak == found.mapping and DeviceMemory.of(400, 200).evening == 0
+    assert DeviceMemory.of(400, 200, sets=2).adding == 32 * voxels + 2.2e9
+    largest = DeviceMemory.of(1024, 512, exact=True)
+    assert largest.peak < 80e9

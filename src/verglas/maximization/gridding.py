@@ -41,8 +41,7 @@ def even_out(
 
     product_V: [V] float32 or float64, w, and 0 at and beyond the radius of `rows`, where it stays 0.
     """
-    least = 2 * int(rows.radius) + 3
-    grid = smooth_size(least)
+    grid, least = grid_for(rows.radius), least_grid(rows.radius)
     strides = strides_for(grid, product_V.element_size(), ranks.size)
     convolution = StrideConvolution(rows, grid, blob_factor(padding, product_V, least / size), strides, ranks)
     convolved_V = torch.empty_like(product_V)
@@ -52,8 +51,18 @@ def even_out(
 
 def memory(voxels: int, radius: float, element_bytes: int = 4) -> float:
     """Bytes that `even_out` takes at most beside `product_V`: what was convolved, and the transforms of one residue."""
-    grid = smooth_size(2 * int(radius) + 3)
+    grid = grid_for(radius)
     return voxels * element_bytes + residue_bytes(grid, strides_for(grid, element_bytes), element_bytes)
+
+
+def least_grid(radius: float) -> int:
+    """What RELION convolves on."""
+    return 2 * int(radius) + 3
+
+
+def grid_for(radius: float) -> int:
+    """Size of the transforms: the next one that is quick."""
+    return smooth_size(least_grid(radius), (2, 3, 5, 7))
 
 
 def blob_transform(r: Tensor, padding: float) -> Tensor:

@@ -118,12 +118,12 @@ class FineGrid:
 
 
 @lru_cache(maxsize=256)
-def smooth_size(least: int) -> int:
-    """The smallest even size from `least` on with no prime factor but 2, 3 and 5."""
+def smooth_size(least: int, primes: tuple[int, ...] = (2, 3, 5)) -> int:
+    """The smallest even size from `least` on with no prime factor but these."""
     size = least + least % 2
     while True:
         rest = size
-        for prime in (2, 3, 5):
+        for prime in primes:
             while rest % prime == 0:
                 rest //= prime
         if rest == 1:

@@ -26,7 +26,7 @@ def _fold_kernel(
     for z in range(m - ((reach + m) // planes) * planes, reach + 1, planes):
         re, im = tl.load(phase + 2 * (z + half)), tl.load(phase + 2 * (z + half) + 1)
         for twin in tl.static_range(TWINS):  # y = size/2 is stored as -size/2, too
-            used = within & ((twin == 0) | (y == size // 2))
+            used = within & (y == size // 2) if twin else within
             table = (z + half) * edge + half + (-y if twin else y)
             count = tl.load(length + table, mask=used, other=0)
             begin = tl.load(start + table, mask=used, other=0)
