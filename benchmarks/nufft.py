@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--modes", type=int, nargs="+", default=[256])
     parser.add_argument("--points", type=int, default=10**7)
+    parser.add_argument("--kinds", nargs="+", default=["slices", "uniform"])
     parser.add_argument("--errors", type=float, nargs="+", default=[1e-3, 1e-6])
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -174,7 +175,7 @@ def main() -> None:
     if peer is None:
         print("no peer is installed")
     print("| points | modes | error | what | sorting ms | type 1 ms | type 2 ms | errors |\n|---|---|---|---|---|---|---|---|")
-    for kind in ("slices", "uniform"):
+    for kind in options.kinds:
         for size in options.modes:
             case = Case.of(kind, options.points, size, device)
             for error in options.errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -99,6 +100,20 @@ def test_the_quickest_is_taken_for_each_type() -> None:
         seconds = plan.engine.seconds[kind]
         assert plan.engine.chosen[kind] is plan.engine.engines[seconds.index(min(seconds))]
     assert "type 1: " in plan.kernel and "type 2: " in plan.kernel
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or not find_spec("cufinufft"), reason="needs a GPU and cufinufft")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("accuracy", "dtype"), [(1e-3, torch.complex64), (1e-9, torch.complex128)])
+def test_the_peer_on_a_gpu(shape: tuple[int, ...], accuracy: float, dtype: torch.dtype) -> None:
+    point_MD, values, modes = (one.cuda() for one in case(shape))
+    plan = Plan(point_MD, shape, accuracy, 2.0, dtype, "cufinufft")
+    for vectors in (values, values[:1], values[1]):
+        wanted = direct1(point_MD, vectors.view(-1, 300), shape).view(*vectors.shape[:-1], *shape)
+        assert off(plan.type1(vectors), wanted) < 3 * accuracy
+    assert off(plan.type2(modes), direct2(point_MD, modes)) < 3 * accuracy
+    auto = Plan(point_MD, shape, 1e-3)
+    assert off(auto.type1(values), direct1(point_MD, values, shape)) < 3e-3 and "cufinufft" in auto.kernel
 
 
 def test_single_precision_of_the_peer_is_known() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verglas.kernels.positions import FASTMATH
 from verglas.kernels.spread import BIN_XYZ, Places
-from verglas.kernels.spread.lines import add_line, horner_line
+from verglas.kernels.spread.lines import add_line, polynomial_line
 
 RUN = 4096  # points of a task of the interpolation
 u = np.uintp
@@ -61,14 +61,6 @@ def located_cpu(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor) 
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _weigh(taps, f, width, out):
-    for t in range(len(width)):
-        out[t] = taps[t]
-    for d in range(1, len(taps) // len(width)):
-        horner_line(out, u(0), taps, u(d * len(width)), f, width)
-
-
-@numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
 def _add_to_row(grid, row, x0, line, weight, width, pairs, size):
     """Add a line of taps (re, im alternating) to the row of the grid that begins at `row`, around its end if need be."""
     if x0 + len(width) <= size:
@@ -98,10 +90,10 @@ def _spread(grid, shape, values, cell, fraction, order, first_of_bin, layer, tap
                 for i in range(first_of_bin[l % layers], first_of_bin[l % layers + 1]):
                     j = order[i]
                     x0, y0, z0 = cell[j, 0], cell[j, 1], cell[j, 2]
-                    _weigh(taps, fraction[j, 0], width, wx)
-                    _weigh(taps, fraction[j, 1], width, wy)
+                    polynomial_line(wx, taps, fraction[j, 0], width)
+                    polynomial_line(wy, taps, fraction[j, 1], width)
                     if len(depth) > 1:
-                        _weigh(taps, fraction[j, 2], width, wz)
+                        polynomial_line(wz, taps, fraction[j, 2], width)
                     for t in range(len(width)):
                         line[2 * t] = wx[t] * values[b, j, 0]
                         line[2 * t + 1] = wx[t] * values[b, j, 1]
@@ -126,10 +118,10 @@ def _interpolate(grid, shape, cell, fraction, order, taps, out, width, pairs, de
             for i in range(task * RUN, min(len(order), (task + 1) * RUN)):
                 j = order[i]
                 x0, y0, z0 = cell[j, 0], cell[j, 1], cell[j, 2]
-                _weigh(taps, fraction[j, 0], width, wx)
-                _weigh(taps, fraction[j, 1], width, wy)
+                polynomial_line(wx, taps, fraction[j, 0], width)
+                polynomial_line(wy, taps, fraction[j, 1], width)
                 if len(depth) > 1:
-                    _weigh(taps, fraction[j, 2], width, wz)
+                    polynomial_line(wz, taps, fraction[j, 2], width)
                 for t in range(2 * len(width)):
                     line[t] = 0
                 for dz in range(len(depth)):
