@@ -74,6 +74,8 @@ class Reconstruct:
     """Leave out images with NaN or without contrast instead of stopping."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
+    memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: 0.7 of what is free)")] = None
+    """What arrays may take on a CPU. Sums that need more are made in slabs, with the run folder's disk for help."""
     seed: int = 0
     """For splitting into half sets where the file has none."""
     computing: SharedComputing = field(default_factory=SharedComputing)
@@ -81,6 +83,7 @@ class Reconstruct:
     def run(self) -> None:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
+        from verglas.cli.reconstruct_slabs import way_of
         from verglas.io.runfolder import RunFolder
 
         from verglas.distributed.ranks import lead_first  # isort: skip
@@ -91,10 +94,12 @@ class Reconstruct:
                 run = RunFolder.create(self.out, "reconstruct", self, self.overwrite) if ranks.is_lead else None
                 task = Task.of(self, ranks, device)
             with run or nullcontext():
-                sums = added_up(task, ranks, run, reason)
                 if run is not None:
-                    result = solved(task, sums, run)
-                    save(result, run)
+                    announce(task, run, reason)
+                way = way_of(task, ranks, run)
+                result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
+                if run is not None and result is not None:
+                    save(result, run, written=way is not None)
                     write_report_of(result, task.table, self, run)
 
     def check(self) -> None:
@@ -107,6 +112,8 @@ class Reconstruct:
         for name, value in (("--max-resolution", self.max_resolution), ("--mask-diameter", self.mask_diameter)):
             if value is not None and not value > 0:
                 raise InputError(name, str(value), "a length above 0 Å")
+        if self.memory is not None and not self.memory > 0:
+            raise InputError("--memory", str(self.memory), "a number of GB above 0")
         if self.half_maps and self.no_half_maps:
             raise InputError("--half-maps", "given together with --no-half-maps", "one of the two")
         if self.ewald != "off" and not self.ctf:
@@ -196,13 +203,11 @@ def share(table: ParticleTable, half_B: np.ndarray, ranks: Ranks) -> np.ndarray:
     return np.flatnonzero((owners(order_B, torch.from_numpy(half_B), ranks.size) == ranks.rank).numpy())
 
 
-def added_up(task: Task, ranks: Ranks, run: RunFolder | None, reason: str) -> Sequence[Sums]:
+def added_up(task: Task, ranks: Ranks, run: RunFolder | None) -> Sequence[Sums]:
     """Weighted sums of all slices, of all ranks, one for each half-set; run None: this rank says nothing."""
     from verglas.distributed.ranks import each_its_part
     from verglas.maximization.reconstruct import accumulate
 
-    if run is not None:
-        announce(task, run, reason)
     count = len(task.table)
     with run.progress("Backprojecting", count, "particles") if run else nullcontext() as bar:
         done = 0
@@ -250,8 +255,10 @@ def announce(task: Task, run: RunFolder, reason: str) -> None:
         run.log("the mask is not used: without half maps there is no FSC to take in it")
 
 
-def solved(task: Task, sums: Sequence[Sums], run: RunFolder) -> Reconstruction:
-    """The maps that the sums make."""
+def solved(task: Task, sums: Sequence[Sums], run: RunFolder | None) -> Reconstruction | None:
+    """The maps that the sums make, on the rank that has the run."""
+    if run is None:
+        return None
     from verglas.core.symmetry import normalise_name
     from verglas.maximization.reconstruction import solve
 
@@ -264,10 +271,15 @@ def solved(task: Task, sums: Sequence[Sums], run: RunFolder) -> Reconstruction:
         mask = None if mask is None else mask.to(task.device)
         result = solve(sums, symmetry, geometry.pixel_size, mask, radius, task.options.gridding == "exact")
         bar.advance(1)
-    run.figure("particles", slices, "particles")
-    run.figure("box", geometry.box, "px")
-    run.figure("pixel_size", geometry.pixel_size, "Å")
+    note_figures(task, slices, run)
     return result
+
+
+def note_figures(task: Task, slices: int, run: RunFolder) -> None:
+    """What was reconstructed from, as key figures."""
+    run.figure("particles", slices, "particles")
+    run.figure("box", task.geometry.box, "px")
+    run.figure("pixel_size", task.geometry.pixel_size, "Å")
 
 
 def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
@@ -325,8 +337,8 @@ def report_bad(bad: list[BadImage], run: RunFolder) -> None:
         run.figure("names_of_images_left_out", ", ".join(image.name for image in bad[:1000]))
 
 
-def save(result: Reconstruction, run: RunFolder) -> None:
-    """Write the maps and curves, and note the resolution."""
+def save(result: Reconstruction, run: RunFolder, written: bool) -> None:
+    """Write the maps, unless they are, and curves, and note the resolution."""
     from verglas.io.mrc import Map, write_map
 
     maps = {"map.mrc": result.map_ZYX, "map_wiener.mrc": result.wiener_ZYX}
@@ -340,7 +352,7 @@ def save(result: Reconstruction, run: RunFolder) -> None:
             where = "within the mask" if masked else "whole box"
             run.log(f"resolution at FSC 0.143, {where}: {result.resolution(masked=masked):.2f} Å{at_limit}")
     for name, tensor in maps.items():
-        if tensor is not None:
+        if tensor is not None and not written:
             write_map(run.path(name), Map(tensor.cpu().numpy(), result.pixel_size))
 
 

@@ -16,20 +16,25 @@ def raised_cosine(distance: Tensor, radius: float, width: float) -> Tensor:
     return 0.5 + 0.5 * torch.cos(math.pi * t)
 
 
-def radius_grid(box: int, ndim: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Distance in pixels from the centre pixel box/2, shape [box] * ndim."""
+def radius_grid(
+    box: int, ndim: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, part: slice | None = None
+) -> Tensor:
+    """Distance in pixels from the centre pixel box/2, shape [box] * ndim; part: of the first axis, that is wanted."""
     axis = torch.arange(box, device=device, dtype=dtype) - box // 2
     squares = torch.zeros([1] * ndim, device=device, dtype=dtype)
     for dim in range(ndim):
         view = [1] * ndim
-        view[dim] = box
-        squares = squares + (axis * axis).view(view)
+        view[dim] = -1
+        along = axis[part] if part is not None and dim == 0 else axis
+        squares = squares + (along * along).view(view)
     return squares.sqrt()
 
 
-def soft_sphere(box: int, radius: float, width: float, device: torch.device | str = "cpu") -> Tensor:
-    """Soft spherical mask [Z, Y, X]; radius and width in pixels."""
-    return raised_cosine(radius_grid(box, 3, device), radius, width)
+def soft_sphere(
+    box: int, radius: float, width: float, device: torch.device | str = "cpu", part: slice | None = None
+) -> Tensor:
+    """Soft spherical mask [Z, Y, X]; radius and width in pixels; part: of the first axis, that is wanted."""
+    return raised_cosine(radius_grid(box, 3, device, part=part), radius, width)
 
 
 def soft_circle(box: int, radius: float, width: float, device: torch.device | str = "cpu") -> Tensor:

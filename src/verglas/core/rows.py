@@ -58,12 +58,22 @@ class RowTable:
         within = start_ZY.clamp_max(max(0, count - self.half - 3))
         return RowTable(self.radius, self.half, _narrow(torch.where(length_ZY > 0, start_ZY, within), count), length_ZY, count)
 
+    def shown(self, used_Z: Tensor) -> RowTable:
+        """The same addresses; rows of all but some planes (bool [edge]) have length 0."""
+        length_ZY = self.length_ZY * used_Z[:, None].to(self.length_ZY)
+        return RowTable(self.radius, self.half, self.start_ZY, length_ZY, self.count)
+
     def coordinates_V3(self) -> Tensor:
         """(x, y, z) of every stored voxel, int32 [count, 3]."""
         lengths = self.length_ZY.flatten().long()
         row = torch.repeat_interleave(torch.arange(self.edge**2, device=self.device), lengths)
         x = torch.arange(self.count, device=self.device) - self.start_ZY.flatten().long()[row]
         return torch.stack([x, row % self.edge - self.half, row // self.edge - self.half], -1).int()
+
+    def between(self, low: int, high: int) -> Tensor:
+        """Which planes have low <= |z| < high, bool [edge]."""
+        distance_Z = torch.arange(-self.half, self.half + 1, device=self.device).abs()
+        return (distance_Z >= low) & (distance_Z < high)
 
     def slab_starts_Z(self) -> Tensor:
         """Position of the first voxel of each z plane and the end, int64 [edge + 1]: plane z is one contiguous range."""

@@ -40,8 +40,13 @@ def fsc_of_transforms(a_ZYX: Tensor, b_ZYX: Tensor, shells_ZYX: Tensor | None = 
     cross = shell_sum(a_ZYX.real * b_ZYX.real + a_ZYX.imag * b_ZYX.imag, box, shells)
     power_a = shell_sum(a_ZYX.real**2 + a_ZYX.imag**2, box, shells)
     power_b = shell_sum(b_ZYX.real**2 + b_ZYX.imag**2, box, shells)
-    norm = (power_a * power_b).sqrt()
-    return torch.where(norm > 0, cross / norm.clamp_min(1e-300), torch.zeros_like(cross))
+    return correlation(cross, power_a, power_b)
+
+
+def correlation(cross_S: Tensor, power_a_S: Tensor, power_b_S: Tensor) -> Tensor:
+    """Cross terms over the root of both powers; 0 where a map has no power."""
+    norm_S = (power_a_S * power_b_S).sqrt()
+    return torch.where(norm_S > 0, cross_S / norm_S.clamp_min(1e-300), torch.zeros_like(cross_S))
 
 
 def fsc(map_a_ZYX: Tensor, map_b_ZYX: Tensor) -> Tensor:

@@ -24,17 +24,20 @@ class Accumulator:
 
     Adding particles, batches, GPUs and nodes is `+`. Single-precision sums go to a double-precision copy after every
     `flush_every` slices; while fewer have been added that copy is not made. float64 sums directly in double.
-    box: of the map, px; radius: largest image frequency kept (integer); padding: of the transform.
+    box: of the map, px; radius: largest image frequency kept (integer); padding: of the transform; planes: (low, high), on a CPU:
+    only the planes low <= |z| < high of all that is added are kept.
     """
 
     def __init__(
         self, box: int, radius: int | None = None, padding: float = 2.0, device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, planes: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         self.box = box
         self.padding = padded_size(box, padding) / box
         self.radius = box // 2 if radius is None else min(radius, box // 2)
-        self.rows: RowTable = packed_sphere(float(int(self.radius * self.padding + 0.5)), device)
+        whole = packed_sphere(float(int(self.radius * self.padding + 0.5)), device)
+        self.rows: RowTable = whole if planes is None else whole.only(whole.between(*planes))
+        self.planes = planes
         self.running_V4 = torch.zeros(self.rows.count, 4, dtype=dtype, device=device)
         self.settled_V3: Tensor | None = None
         self.slabs: Slabs | None = None  # which part of the sums of all ranks this is, once they are added up
@@ -53,9 +56,20 @@ class Accumulator:
             n = len(data_R2K[part])
             if self.running_V4.dtype == torch.float32 and self._since_flush + n > self.flush_every:
                 self.flush()
-            backproject(self.running_V4, self.rows, data_R2K[part], weight_RK[part], sampling_R33[part], coordinates_K3)
+            self._backproject(data_R2K[part], weight_RK[part], sampling_R33[part], coordinates_K3)
             self._since_flush += n
             self.slices += n
+
+    def _backproject(self, data_R2K: Tensor, weight_RK: Tensor, sampling_R33: Tensor, coordinates_K3: Tensor) -> None:
+        slices = data_R2K, weight_RK, sampling_R33, coordinates_K3
+        if self.planes is None:
+            backproject(self.running_V4, self.rows, *slices)
+            return
+        from verglas.kernels.backproject.cpu import backproject_cpu
+
+        low, high, half = *self.planes, self.rows.half
+        runs = [(half - high + 1, half + high)] if low == 0 else [(half - high + 1, half - low + 1), (half + low, half + high)]
+        backproject_cpu(self.running_V4, self.rows, *slices, runs)
 
     def flush(self) -> None:
         """Move the running float32 sums into the double-precision copy."""

@@ -19,12 +19,13 @@ from verglas.kernels.project import project
 from verglas.projection.volume import coordinate_chunks, radius2
 
 
-def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str) -> Tensor:
+def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str, in_planes: bool = False) -> Tensor:
     """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k).
 
     sums_V: (re, im, weight) in columns 0-2. Returns [V, 3]; the input itself for C1. Beyond the radius nothing is added.
+    in_planes: over those rotations alone that keep |z|; what was added has been turned by the others (`turns_of_planes`).
     """
-    representatives, steps = _plan(normalise_name(symmetry))
+    representatives, steps = _plan(normalise_name(symmetry), in_planes)
     if len(representatives) == 1 and not steps:
         return sums_V
     out_V3 = sums_V[:, :3].clone()
@@ -38,10 +39,27 @@ def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _plan(symmetry: str) -> tuple[Tensor, list[list[Tensor]]]:
+def _plan(symmetry: str, in_planes: bool = False) -> tuple[Tensor, list[list[Tensor]]]:
     """Coset representatives and the steps of the subgroup chain; remembered, as every iteration asks again."""
-    representatives, on_grid = cosets(symmetry_matrices(symmetry))
+    operators_G33 = symmetry_matrices(symmetry)
+    representatives, on_grid = cosets(operators_G33[_keeps_planes(operators_G33)] if in_planes else operators_G33)
     return representatives, subgroup_chain(on_grid)
+
+
+def turns_of_planes(symmetry: str) -> Tensor:
+    """Representatives c of the rotations that lead from planes +-z to others, identity first: slices added at poses A c, and then
+    the rotations that keep the planes (`apply_point_group`), make up the group. C and D groups have no other."""
+    operators_G33 = symmetry_matrices(symmetry)
+    keeping_H33 = operators_G33[_keeps_planes(operators_G33)]
+    found: list[Tensor] = []
+    for operator in operators_G33:
+        if not any(bool(((known.T @ operator) - keeping_H33).abs().amax((1, 2)).min() < 1e-6) for known in found):
+            found.append(operator)
+    return torch.stack(found)
+
+
+def _keeps_planes(operators_G33: Tensor) -> Tensor:
+    return (operators_G33[:, 2, 2].abs() - 1).abs() < 1e-9
 
 
 def cosets(operators_G33: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.least_squares import NormalEquations, NormalSums
 from verglas.maximization.solve import SolvedSums, gather_sums, wiener_term
 
+M = TypeVar("M")  # a map: a tensor or a file
 MASK_EDGE = 3  # px, raised cosine outside the sphere
 
 
@@ -69,6 +71,19 @@ class Reconstruction:
                 writer.writerow([shell, resolution, *values])
 
 
+class Solvable(Protocol[M]):
+    """What maps are made of: `SolvedSums`, `NormalEquations`, or sums that are never in memory whole (`out_of_core`)."""
+
+    def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> M:
+        """As `SolvedSums.map`."""
+
+    def shell_weight(self) -> Tensor:
+        """As `SolvedSums.shell_weight`."""
+
+    def coverage(self, inverse_tau2_S: Tensor) -> Tensor:
+        """As `SolvedSums.coverage`."""
+
+
 def solve(sums: Sequence[Accumulator | NormalSums], symmetry: str, pixel_size: float, mask_ZYX: Tensor | None = None,
           mask_radius: float | None = None, exact: bool = False) -> Reconstruction:  # fmt: skip
     """Maps from one accumulator, or from two of independent halves (then with half maps, FSC, SSNR and Wiener map).
@@ -80,20 +95,37 @@ def solve(sums: Sequence[Accumulator | NormalSums], symmetry: str, pixel_size: f
     box, radius = sums[0].box, sums[0].radius
     if len(sums) == 1:
         return Reconstruction(gathered(sums[0], symmetry, exact).map(), pixel_size, radius)
-    halves = [gathered(half, symmetry, exact) for half in sums]
-    whole = joined(halves)
+    first, second = (gathered(half, symmetry, exact) for half in sums)
     mask = mask_ZYX
     if mask is None:
         mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE)
-    first = [half.map() for half in halves]
-    mask = mask.to(first[0].device)
-    inside_S = within(fsc(first[0] * mask, first[1] * mask), radius)
-    half_maps = tuple(half.map(wiener_term(inside_S, half.shell_weight(), joined=False), keep_scale=True) for half in halves)
-    masked_S = within(fsc(half_maps[0] * mask, half_maps[1] * mask), radius)
+
+    def correlate(one_ZYX: Tensor, other_ZYX: Tensor, masked: bool) -> Tensor:
+        inside = mask.to(one_ZYX.device) if masked else 1
+        return within(fsc(one_ZYX * inside, other_ZYX * inside), radius)
+
+    return solve_halves((first, second), joined([first, second]), (pixel_size, radius), correlate, lambda found_ZYX: found_ZYX)
+
+
+def solve_halves(
+    halves: tuple[Solvable[M], Solvable[M]], whole: Solvable[M], scale: tuple[float, int],
+    correlate: Callable[[M, M, bool], Tensor], opened: Callable[[M], Tensor],
+) -> Reconstruction:  # fmt: skip
+    """Maps and curves from the sums of two halves and of both together.
+
+    scale: (pixel size in Å, radius); correlate: (map, map, in the mask) -> FSC; opened: the grey values of a map.
+    """
+    first, second = halves
+    inside_S = correlate(first.map(), second.map(), True)
+    half_maps = (
+        first.map(wiener_term(inside_S, first.shell_weight(), joined=False), keep_scale=True),
+        second.map(wiener_term(inside_S, second.shell_weight(), joined=False), keep_scale=True),
+    )
+    masked_S = correlate(*half_maps, True)
     prior_S = wiener_term(masked_S, whole.shell_weight(), joined=True)
     return Reconstruction(
-        whole.map(), pixel_size, radius, whole.map(prior_S), (half_maps[0], half_maps[1]), within(fsc(*half_maps), radius),
-        masked_S, whole.shell_weight() / prior_S, whole.coverage(prior_S),
+        opened(whole.map()), *scale, opened(whole.map(prior_S)), (opened(half_maps[0]), opened(half_maps[1])),
+        correlate(*half_maps, False), masked_S, whole.shell_weight() / prior_S, whole.coverage(prior_S),
     )  # fmt: skip
 
 

@@ -43,8 +43,7 @@ class Slabs:
         for q in range(len(cuts)):  # at least one plane each
             cuts[q] = min(max(cuts[q], q + 1, cuts[q - 1] + 1 if q else 1), len(work_U) - (ranks.size - 1 - q))
         ends = tuple(torch.searchsorted(unpadded_Z, torch.tensor([0, *cuts, len(work_U)])).tolist())
-        mine_Z = _planes(whole, ends, ranks.rank)
-        return cls(whole, ends, ranks, whole.only(mine_Z.to(whole.device)))
+        return cls(whole, ends, ranks, whole.only(whole.between(ends[ranks.rank], ends[ranks.rank + 1])))
 
     @property
     def mine(self) -> tuple[int, int]:
@@ -80,12 +79,6 @@ class Slabs:
         low, high = self.ends[rank], min(self.ends[rank + 1], int(self.whole.radius) + at_radius)
         above = torch.arange(low, high)
         return torch.cat([-above, above]).unique()
-
-
-def _planes(whole: RowTable, ends: tuple[int, ...], rank: int) -> Tensor:
-    """Which planes of the table a rank has, bool [edge]."""
-    distance_Z = torch.arange(-whole.half, whole.half + 1).abs()
-    return (distance_Z >= ends[rank]) & (distance_Z < ends[rank + 1])
 
 
 def stays_in_planes(symmetry: str) -> bool:

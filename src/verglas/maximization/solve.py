@@ -6,7 +6,7 @@ one, that iterates the weights (`gridding`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,12 +47,12 @@ class SolvedSums:
 
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
-        total_S, count_S, _ = self._shell_sums()
+        total_S, count_S, _ = self.shell_sums()
         return total_S / count_S.clamp_min(1)
 
     def coverage(self, inverse_tau2_S: Tensor) -> Tensor:
         """Share of voxels of each shell where the data weigh at least as much as the prior, float64 [radius + 1]."""
-        _, count_S, covered_S = self._shell_sums(prior_S=inverse_tau2_S)
+        _, count_S, covered_S = self.shell_sums(prior_S=inverse_tau2_S)
         return covered_S / count_S.clamp_min(1)
 
     def map(
@@ -66,12 +66,11 @@ class SolvedSums:
         were seen, but the fall-off of the map with resolution is that of the unregularised one (for half maps).
         support_ZYX: bool, the voxels that are wanted, if ranks share the map: the others are 0 then.
         """
-        floor_S = self._weight_floor()
-        prior_S = torch.zeros_like(floor_S) if inverse_tau2_S is None else inverse_tau2_S.to(floor_S)
-        prior_S = torch.where(torch.arange(len(prior_S), device=prior_S.device) >= FIRST_REGULARISED_SHELL, prior_S, 0)
+        floor_S = weight_floor(*self.shell_sums(rounding=0.0)[:2])
+        prior_S = regularising(inverse_tau2_S, floor_S)
         gain_S = torch.ones_like(floor_S)
         if keep_scale:
-            gain_S = self._shell_mean(lambda w, shell: w / (w + prior_S.to(w)[shell]).clamp_min(1e-30)).clamp_min(1e-12)
+            gain_S = mean_gain(*self.gains(prior_S))
         curves_S = prior_S, floor_S, gain_S
         if self.slabs is not None:
             return self._map_of_all(self.slabs, curves_S, support_ZYX)
@@ -132,14 +131,7 @@ class SolvedSums:
 
         return fill
 
-    def _weight_floor(self) -> Tensor:
-        """A thousandth of the mean weight of the voxels with floor(r / padding) = shell; the last repeats its neighbour."""
-        total_S, count_S, _ = self._shell_sums(rounding=0.0)
-        floor_S = WEIGHT_FLOOR * total_S / count_S.clamp_min(1)
-        floor_S[-1] = floor_S[-2]
-        return floor_S
-
-    def _shell_sums(self, rounding: float = 0.5, prior_S: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def shell_sums(self, rounding: float = 0.5, prior_S: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the weight, voxels, and voxels with weight >= prior of each shell floor(r / padding + rounding)."""
         shells = self.radius + 1
         if voxels.compiled(self.weight_V):
@@ -161,22 +153,41 @@ class SolvedSums:
         first, second, third = self.slabs.ranks.add_up(torch.stack(curves), "curves")
         return first, second, third
 
-    def _shell_mean(self, value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Mean of value(weight, shell) over the voxels of each shell round(r / padding)."""
+    def gains(self, prior_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of weight / (weight + prior), and voxels, of each shell round(r / padding), float64 [radius + 1]."""
         total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
         count = torch.zeros_like(total)
         for part, _, r, inside in self._radii():
-            shell = (r + 0.5).long()
-            total += torch.bincount(shell, torch.where(inside, value(self.weight_V[part], shell), 0).double(), len(total))
+            shell, weight = (r + 0.5).long(), self.weight_V[part]
+            gain = weight / (weight + prior_S.to(weight)[shell]).clamp_min(1e-30)
+            total += torch.bincount(shell, torch.where(inside, gain, 0).double(), len(total))
             count += torch.bincount(shell, inside.double(), len(total))
         total, count, _ = self.of_all((total, count, count))
-        return total / count.clamp_min(1)
+        return total, count
 
     def _radii(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Runs of voxels: where they lie, (x, y, z), r / padding (no more than the radius), whether within the radius."""
         for part, coordinates in coordinate_chunks(self.rows):
             r2 = radius2(coordinates)
             yield part, coordinates, (r2.sqrt() / self.padding).clamp_max(self.radius), r2 < self.rows.radius**2
+
+
+def weight_floor(total_S: Tensor, count_S: Tensor) -> Tensor:
+    """A thousandth of the mean weight of the voxels with floor(r / padding) = shell; the last repeats its neighbour."""
+    floor_S = WEIGHT_FLOOR * total_S / count_S.clamp_min(1)
+    floor_S[-1] = floor_S[-2]
+    return floor_S
+
+
+def regularising(inverse_tau2_S: Tensor | None, like_S: Tensor) -> Tensor:
+    """What is added to the weights: 1/tau2 from shell 5 on, 0 before and without a prior."""
+    prior_S = torch.zeros_like(like_S) if inverse_tau2_S is None else inverse_tau2_S.to(like_S)
+    return torch.where(torch.arange(len(prior_S), device=prior_S.device) >= FIRST_REGULARISED_SHELL, prior_S, 0)
+
+
+def mean_gain(total_S: Tensor, count_S: Tensor) -> Tensor:
+    """Of each shell; never 0, as maps are divided by it."""
+    return (total_S / count_S.clamp_min(1)).clamp_min(1e-12)
 
 
 def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1", consume: bool = False) -> SolvedSums:

@@ -32,12 +32,14 @@ def padded_size(box: int, padding: float) -> int:
     return size + size % 2
 
 
-def gridding_correction(box: int, padding: float, device: torch.device | str = "cpu") -> Tensor:
-    """sinc^2(rho / (N padding)) on the map grid [Z, Y, X], rho = distance from the centre in voxels.
+def gridding_correction(
+    box: int, padding: float, device: torch.device | str = "cpu", part: slice | None = None
+) -> Tensor:
+    """sinc^2(rho / (N padding)) on the map grid [Z, Y, X], rho = distance from the centre in voxels; part: of z, that is wanted.
 
     What trilinear interpolation on the padded grid multiplies the map by; taken radially, as RELION does.
     """
-    return torch.sinc(radius_grid(box, 3, device) / (box * padding)).square_()
+    return torch.sinc(radius_grid(box, 3, device, part=part) / (box * padding)).square_()
 
 
 @dataclass(frozen=True)

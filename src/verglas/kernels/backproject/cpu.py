@@ -61,10 +61,10 @@ def _scatter(accumulator, address, chosen, first_row, last_upper, row, fraction,
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, y_K, z_K, cuts):
+def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, y_K, z_K, slabs):
     edge = np.int32(2 * half + 1)
-    for slab in numba.prange(len(cuts) - 1):
-        first_row, last_row = np.int32(cuts[slab]) * edge, np.int32(cuts[slab + 1]) * edge
+    for slab in numba.prange(len(slabs)):
+        first_row, last_row = np.int32(slabs[slab, 0]) * edge, np.int32(slabs[slab, 1]) * edge
         row, column, address = np.empty(RUN, np.int32), np.empty(RUN, np.int32), np.zeros((4, RUN + AHEAD), u)
         fraction, sign = np.empty((3, RUN), accumulator.dtype), np.empty(RUN, accumulator.dtype)
         chosen = np.empty(RUN + 1, np.int32)
@@ -85,27 +85,39 @@ def backproject_cpu(
     weight_RK: Tensor | None,
     sampling_R33: Tensor,
     coordinates_K3: Tensor,
+    planes: list[tuple[int, int]] | None = None,
 ) -> None:
-    """See `backproject_reference`; runs on the threads Numba is given."""
+    """See `backproject_reference`; runs on the threads Numba is given.
+
+    planes: (first, last + 1) of each run of planes that `rows` has, counted from 0: what falls elsewhere is left out. All by
+    default.
+    """
     dtype = accumulator_V4.dtype
     scalar = np.float64 if dtype == torch.float64 else np.float32
     sampling = sampling_R33.to(dtype).contiguous()
     coordinates = coordinates_K3.to(dtype)
     x_K, y_K, z_K = coordinates.T.contiguous().numpy()
     weight = torch.zeros(len(sampling), len(coordinates), dtype=dtype) if weight_RK is None else weight_RK
-    cuts = slab_cuts(sampling, coordinates, rows, numba.get_num_threads())
+    cuts = [slab_cuts(sampling, coordinates, rows, numba.get_num_threads(), run) for run in planes or [(0, rows.edge)]]
+    slabs = np.concatenate([np.stack([cut[:-1], cut[1:]], 1) for cut in cuts])
     _backproject(
         accumulator_V4.view(-1).numpy(), rows.start_ZY.view(-1).numpy(), rows.half, scalar(rows.limit2),
-        data_R2K.to(dtype).contiguous().numpy(), weight.to(dtype).contiguous().numpy(), sampling.numpy(), x_K, y_K, z_K, cuts,
+        data_R2K.to(dtype).contiguous().numpy(), weight.to(dtype).contiguous().numpy(), sampling.numpy(), x_K, y_K, z_K, slabs,
     )  # fmt: skip
 
 
-def slab_cuts(sampling_R33: Tensor, coordinates_K3: Tensor, rows: RowTable, n_slabs: int) -> np.ndarray:
+def slab_cuts(
+    sampling_R33: Tensor, coordinates_K3: Tensor, rows: RowTable, n_slabs: int, run: tuple[int, int] | None = None
+) -> np.ndarray:
     """Planes at which to cut the volume so that each slab receives about as many samples; [n_slabs + 1] int64.
 
-    Read off every 16th slice and 61st pixel: preferred views may put nearly all samples on few planes.
+    Read off every 16th slice and 61st pixel: preferred views may put nearly all samples on few planes. run: (first, last + 1) of
+    the planes that are cut, all by default.
     """
+    low, high = run or (0, rows.edge)
     position_RK3 = torch.einsum("rij,kj->rki", sampling_R33[::16], coordinates_K3[::61])
-    z = (position_RK3[..., 2] * torch.where(position_RK3[..., 0] < 0, -1.0, 1.0)).flatten().double().numpy()
-    cuts = np.floor(np.quantile(z, np.linspace(0, 1, n_slabs + 1)[1:-1])).astype(np.int64) + rows.half
-    return np.concatenate([[0], np.clip(cuts, 0, rows.edge), [rows.edge]])
+    z = (position_RK3[..., 2] * torch.where(position_RK3[..., 0] < 0, -1.0, 1.0)).flatten().double().numpy() + rows.half
+    inside = z[(z >= low) & (z < high)]
+    inside = inside if len(inside) else np.arange(low, high)
+    cuts = np.floor(np.quantile(inside, np.linspace(0, 1, n_slabs + 1)[1:-1])).astype(np.int64)
+    return np.concatenate([[low], np.clip(cuts, low, high), [high]])

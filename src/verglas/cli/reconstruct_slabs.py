@@ -1,0 +1,127 @@
+"""verglas reconstruct where memory does not hold the sums: the choice, and the way by slabs (`maximization/out_of_core.py`)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from verglas.cli.plan import host_memory
+from verglas.cli.reconstruct import Task, batch_size, note_figures, report_bad
+from verglas.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from verglas.distributed.ranks import Ranks
+    from verglas.io.runfolder import RunFolder
+    from verglas.maximization.accumulate import Accumulator
+    from verglas.maximization.out_of_core import Needs
+    from verglas.maximization.reconstruction import Reconstruction
+    from verglas.particles.loader import ImageLoader
+
+GB = 1e9
+SHARE_OF_FREE = 0.7  # of the free memory; the system keeps files that are read again in the rest
+
+
+@dataclass(frozen=True)
+class BySlabs:
+    """ends: slab i has the planes ends[i] <= |z| < ends[i + 1] of the padded half volume."""
+
+    ends: list[int]
+
+    def solved(self, task: Task, run: RunFolder) -> Reconstruction:
+        """The maps, which are in the run folder by then."""
+        import numpy as np
+
+        from verglas.core.symmetry import normalise_name
+        from verglas.maximization.out_of_core import OutOfCore, SumsBySlabs, solve_out_of_core
+        from verglas.particles.loader import ImageLoader
+
+        options, geometry = task.options, task.geometry
+        how = OutOfCore(geometry, normalise_name(options.sym), self.ends, run.path("map.mrc").parent, run.progress)
+        halves = np.unique(task.half_B)
+        size = batch_size(geometry.box, task.device)
+        loaders = [ImageLoader(task.table, np.flatnonzero(task.half_B == half), size, task.device, skip_bad=options.skip_bad)
+                   for half in halves]  # fmt: skip
+        names = [("map.mrc", "map.mrc")] if len(halves) == 1 else [(f"half{i}.mrc", f"half{i}.mrc") for i in (1, 2)]
+        sets = [SumsBySlabs(how, adder(task, loader, run), name) for loader, name in zip(loaders, names, strict=True)]
+        radius = options.mask_diameter / 2 / geometry.pixel_size if options.mask_diameter else None
+        result = solve_out_of_core(sets, task.mask_ZYX, radius)
+        report_bad([image for loader in loaders for image in loader.bad], run)
+        note_figures(task, sum(one.slices for one in sets) // (1 if options.ewald == "off" else 2), run)
+        return result
+
+
+def adder(task: Task, loader: ImageLoader, run: RunFolder) -> Callable[[Accumulator, str], None]:
+    """Adds the slices of all images of a loader to an accumulator, as a stage of the run."""
+    import numpy as np
+
+    from verglas.maximization.reconstruct import accumulate
+
+    def add_to(sums: Accumulator, stage: str) -> None:
+        one_set: np.ndarray = np.ones(len(task.table), np.int64)
+        with run.progress(stage, len(loader.indices), "particles") as bar:
+            how = task.options.ctf, task.device, bar.advance, lambda: sums, task.slicer()
+            accumulate(task.table, one_set, loader, task.geometry, *how)
+
+    return add_to
+
+
+def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
+    """None: all in memory. Says which way and why; InputError if --memory is too little for either, or has no effect."""
+    import numpy as np
+
+    from verglas.core.symmetry import normalise_name
+    from verglas.maximization.out_of_core import Needs, slab_ends
+
+    options = task.options
+    reason = _only_in_memory(task, ranks)
+    if reason is not None or run is None:
+        if options.memory is not None and reason is not None:
+            raise InputError("--memory", f"given {reason}", "one process on a CPU, plain gridding")
+        return None
+    given = SHARE_OF_FREE * host_memory() if options.memory is None else options.memory * GB
+    of_what = f"{given / GB:.3g} GB ({'--memory' if options.memory else f'{SHARE_OF_FREE:g} of what is free'})"
+    sheets, sets = 1 if options.ewald == "off" else 2, len(np.unique(task.half_B))
+    batch = batch_size(task.geometry.box, task.device)
+    needs = Needs.of(task.geometry, sets, sheets * len(task.table), normalise_name(options.sym), batch)
+    if needs.in_memory <= given:
+        run.log(f"in memory: sums and maps take at most {needs.in_memory / GB:.3g} of {of_what}")
+        return None
+    ends = slab_ends(task.geometry, (given - needs.fixed) / needs.each_voxel)
+    if ends is None:
+        raise InputError("memory", of_what, f"{_least(task, needs) / GB:.3g} GB, for the smallest slab of this box",
+                         "Give more with --memory, or choose a smaller --padding.")  # fmt: skip
+    _check_disk(needs, run)
+    run.log(f"in {len(ends) - 1} slabs: in memory sums and maps would take {needs.in_memory / GB:.3g} of {of_what}; "
+            f"{needs.on_disk / GB:.3g} GB of disk")  # fmt: skip
+    return BySlabs(ends)
+
+
+def _only_in_memory(task: Task, ranks: Ranks) -> str | None:
+    """Why there is no choice, if there is none."""
+    if task.device.type != "cpu":
+        return "for a GPU"
+    if ranks.size > 1:
+        return f"for {ranks.size} processes"
+    if task.options.solver == "cg":
+        return "together with --solver cg"
+    return "together with --gridding exact" if task.options.gridding == "exact" else None
+
+
+def _least(task: Task, needs: Needs) -> float:
+    """Bytes for slabs of one pair of planes."""
+    from verglas.maximization.out_of_core import largest_pair
+
+    return needs.fixed + needs.each_voxel * largest_pair(task.geometry)
+
+
+def _check_disk(needs: Needs, run: RunFolder) -> None:
+    """InputError before the work if the disk is too full."""
+    folder = run.path("map.mrc").parent
+    free = shutil.disk_usage(folder).free
+    if free < needs.on_disk:
+        raise InputError(run.out, f"{free / GB:.3g} GB are free there", f"{needs.on_disk / GB:.3g} GB for maps and transforms",
+                         "Make room, or choose another --out.")  # fmt: skip
