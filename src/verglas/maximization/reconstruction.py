@@ -19,6 +19,7 @@ from verglas.maximization.least_squares import NormalEquations, NormalSums
 from verglas.maximization.solve import SolvedSums, gather_sums, wiener_term
 
 M = TypeVar("M")  # a map: a tensor or a file
+Made = TypeVar("Made", covariant=True)
 MASK_EDGE = 3  # px, raised cosine outside the sphere
 
 
@@ -71,10 +72,10 @@ class Reconstruction:
                 writer.writerow([shell, resolution, *values])
 
 
-class Solvable(Protocol[M]):
+class Solvable(Protocol[Made]):
     """What maps are made of: `SolvedSums`, `NormalEquations`, or sums that are never in memory whole (`out_of_core`)."""
 
-    def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> M:
+    def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Made:
         """As `SolvedSums.map`."""
 
     def shell_weight(self) -> Tensor:
