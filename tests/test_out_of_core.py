@@ -72,7 +72,7 @@ def test_maps_by_slabs_are_those_made_in_memory(data: Path, tmp_path: Path, case
     assert {path.name for path in slabs.iterdir()} == {path.name for path in whole.iterdir()}, "nothing is left behind"
     assert "in memory: sums and maps take" in (whole / "run.log").read_text()
     log = (slabs / "run.log").read_text()
-    assert " slabs: in memory sums and maps would take" in log and "slab 2 of 3" in log
+    assert " slabs: in memory sums and maps would take" in log and "slab 2 of " in log
     for path in sorted(whole.glob("*.mrc")):
         expected, found = read_map(path), read_map(slabs / path.name)
         assert np.abs(found.data_ZYX - expected.data_ZYX).max() < 1e-5 * np.abs(expected.data_ZYX).max(), path.name
