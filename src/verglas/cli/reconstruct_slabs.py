@@ -95,7 +95,8 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
         raise InputError("memory", of_what, f"{_least(task, needs) / GB:.3g} GB, for the smallest slab of this box",
                          "Give more with --memory, or choose a smaller --padding.")  # fmt: skip
     _check_disk(needs, run)
-    run.log(f"in {len(ends) - 1} slab{'s' if len(ends) > 2 else ''}: in memory sums and maps would take {needs.in_memory / GB:.3g} of {of_what}; "
+    number = f"{len(ends) - 1} slab{'s' if len(ends) > 2 else ''}"
+    run.log(f"in {number}: in memory sums and maps would take {needs.in_memory / GB:.3g} of {of_what}; "
             f"{needs.on_disk / GB:.3g} GB of disk")  # fmt: skip
     return BySlabs(ends)
 

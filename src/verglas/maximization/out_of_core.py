@@ -227,7 +227,7 @@ class Needs:
         # Sums (re, im, weight, one unused), a copy in double precision, results of the point group and of a step of it.
         each_voxel = 16.0 + (24 if flushed else 0) + (24 if len(symmetry_matrices(symmetry)) > 1 else 0)
         a_map, images = 4.0 * box**3, 40.0 * batch * box**2
-        transforms = 8.0 * (size // 2 + 1) * size * (size + box) + 4 * a_map
+        transforms = 8.0 * box**2 * (int(rows.radius) + 1) + 4 * a_map
         between = 2 * a_map * int(rows.radius) / box
         joined = 12.0 * rows.count + 4 * a_map if sets > 1 else 0.0
         in_memory = sets * each_voxel * rows.count + joined + transforms + images
