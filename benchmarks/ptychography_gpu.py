@@ -5,7 +5,8 @@ curves      small scans, far and near field: error curves of all engines on the 
 check       gradient, misfit and misfit along a step by the kernels of `farfield` against the model in double precision
 kernels     seconds of the kernels of `farfield` over all positions, by positions in a batch
 passes      seconds of a pass of cg, rpie and lsq beside their transforms' (see `bare`), probe known and not, whole pixels and not
-truth       error and structural similarity against the truth after --passes: plain conjugate gradients, double and single
+truth       error and structural similarity against the truth after --passes: plain conjugate gradients in double and single
+            precision, and single with float16 patterns
 profile     what a pass of --engine spends its time on
 """
 
@@ -220,15 +221,26 @@ def pass_seconds(scan: Scan, options: PtychoOptions, args: argparse.Namespace, t
 
 
 def truth(args: argparse.Namespace) -> Figures:
-    """Known probe, as PtyGer has it."""
+    """Known probe, as PtyGer has it; and how far single precision, and single precision with float16 patterns, are from double."""
     scan, true = scan_on(args.device, args.positions, args.window, True)
-    figures: Figures = {}
     plain = PtychoOptions(passes=args.passes, probe_from=0, warm_up=0)
-    for name, options in (("double", replace(plain, double=True)), ("single", plain)):
+    halves = scan.patterns_BYX.float().clamp_max(torch.finfo(torch.float16).max).half()
+    runs = {
+        "double": (scan, replace(plain, double=True)),
+        "single": (scan, plain),
+        "mixed": (replace(scan, patterns_BYX=halves), plain),
+    }
+    figures: Figures = {}
+    for name, (one, options) in runs.items():
         start = time.perf_counter()
-        *_, done = reconstruct(scan, options, args.device)
+        *_, done = reconstruct(one, options, args.device)
         synchronize(args.device)
-        figures |= figures_of(name, done, true, time.perf_counter() - start)
+        found = figures_of(name, done, true, time.perf_counter() - start)
+        print(found, flush=True)
+        figures |= found
+    for name in ("single", "mixed"):
+        for what in ("error", "object error", "ssim amplitude", "ssim phase"):
+            figures[f"{name} less double, {what}"] = figures[f"{name} {what}"] - figures[f"double {what}"]
     return figures
 
 

@@ -10,7 +10,8 @@ for every few passes (positions_search.py).
 
 Errors of positions hardly have a mean over many neighbours; a region that has moved as a whole, its object with it, shows none in
 its patterns, but tears the object where it ends (a star gets a spoke too many there). So at first a share of the neighbours'
-mean is taken back after each move.
+mean is taken back after each move. Regions that are wrong all the same are grown anew (positions_regions.py). A correction of less
+than five of its standard errors is none.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from verglas.ptychography.noise import Amplitude
 from verglas.ptychography.positions_regions import Regions
-from verglas.ptychography.positions_search import inside, searched_positions
+from verglas.ptychography.positions_search import expected_loss, inside, searched_positions
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.unknowns import Line, Unknowns
 
@@ -31,6 +33,7 @@ SEARCH_EVERY = 4  # passes
 FIRST = 25  # passes that look for nearly all positions, and take back what neighbours have in common
 FIRST_FAR_OFF, FAR_OFF = 0.8, 1.3  # times the median loss of a position: such a one is looked for
 NEIGHBOURS, TAKEN_BACK = 24, 0.5  # and the share of their mean that is taken back in the first pass, less and less in later ones
+CHANCE = 25.0  # squared correction over its variance: five standard errors
 MOVE = "positions.move"
 
 
@@ -57,12 +60,13 @@ class Corrections:
             x = searched_positions(problem, x, FIRST_FAR_OFF if passes < FIRST or self.regions.under_trial else FAR_OFF)
         position_B2 = share.everyones(x["positions_B2"] + corner_2)
         move_B2 = torch.where(position_B2 == before_B2, self.move_B2, 0.0)
-        step_B2 = share.everyones(steps(problem, x))
+        step_B2, information_B22 = (share.everyones(one) for one in steps(problem, x))
         length_B1 = step_B2.norm(dim=1, keepdim=True)
         move_B2 = MOMENTUM * move_B2 + SHARE * step_B2 * (LONGEST / length_B1.clamp_min(LONGEST))
         self.move_B2 = move_B2 - move_B2.mean(0)
         position_B2 = position_B2 + self.move_B2
         position_B2 = position_B2 - self.taken_back(position_B2, passes)
+        position_B2 = self.significant(position_B2, information_B22)
         self.moved = float((position_B2 - before_B2).square().sum(1).mean().sqrt())
         x = x.changed(positions_B2=inside(problem, x, share.cut_field("positions_B2", position_B2)))
         moved = self.regions.after_pass(x, passes, options.passes - number)
@@ -82,15 +86,25 @@ class Corrections:
         return max(0.0, TAKEN_BACK * (1 - passes / FIRST)) * (common_B2 - common_B2.mean(0))
 
 
-def steps(problem: Problem, x: Unknowns) -> Tensor:
-    """[B, 2] Gauss-Newton steps of this rank's positions, px, float64; 0 for those that rest."""
+    def significant(self, position_B2: Tensor, information_B22: Tensor) -> Tensor:
+        """[B, 2] positions, those as recorded (but for the mean correction) whose correction noise may have made."""
+        correction_B2 = position_B2 - self.recorded_B2
+        correction_B2 = correction_B2 - correction_B2.mean(0)
+        square_B = torch.einsum("bi,bij,bj->b", correction_B2, information_B22, correction_B2)
+        return torch.where((square_B < CHANCE)[:, None], position_B2 - correction_B2, position_B2)
+
+
+def steps(problem: Problem, x: Unknowns) -> tuple[Tensor, Tensor]:
+    """([B, 2] Gauss-Newton steps of this rank's positions, px, [B, 2, 2] inverse of their covariance), float64; 0 and no number
+    for those that rest."""
     step_B2 = torch.zeros_like(x["positions_B2"])
+    information_B22 = torch.full((*step_B2.shape, 2), torch.nan, dtype=step_B2.dtype, device=step_B2.device)
     for rows_B in problem.chunks(problem.at_work()):
-        step_B2[rows_B] = _steps(problem, x, rows_B)
-    return step_B2
+        step_B2[rows_B], information_B22[rows_B] = _steps(problem, x, rows_B)
+    return step_B2, information_B22
 
 
-def _steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
+def _steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Tensor, Tensor]:
     model = problem.model
     waves = model.waves(Line(x), rows_B)
     root_BYX = waves.intensity[0].clamp_min(1e-6).sqrt()
@@ -104,4 +118,8 @@ def _steps(problem: Problem, x: Unknowns, rows_B: Tensor) -> Tensor:
     right_B2 = (j_B2N @ missing_BYX.flatten(1)[:, :, None])[:, :, 0].double()
     ridge_B = 1e-3 * normal_B22.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     eye_22 = torch.eye(2, dtype=torch.float64, device=rows_B.device)
-    return torch.linalg.solve(normal_B22 + ridge_B[:, None, None] * eye_22, right_B2)
+    step_B2 = torch.linalg.solve(normal_B22 + ridge_B[:, None, None] * eye_22, right_B2)
+    counts_BYX = problem.counts.rows(rows_B)
+    loss_BYX = Amplitude(problem.offset).loss(waves.intensity[0], counts_BYX) * problem.counts.weight_YX
+    noise_B = loss_BYX.sum((1, 2)).double() / expected_loss(problem, waves)
+    return step_B2, normal_B22 / (0.25 * noise_B.clamp_min(1.0))[:, None, None]

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from verglas.kernels.patches import patches
-from verglas.ptychography.positions_search import REACH, Others, best_places, inside, losses_here, others_of
+from verglas.ptychography.positions_search import REACH, Others, best_places, expected_loss, inside, losses_here, others_of
 from verglas.ptychography.problem import Problem
 from verglas.ptychography.share import Share
 from verglas.ptychography.unknowns import Line, Unknowns
@@ -146,15 +146,9 @@ class Regions:
 
 
 def misfits(problem: Problem, x: Unknowns, others: Others) -> Tensor:
-    """[B] of this rank: loss on what the others see over what photon noise makes of the loss, 0.25 (1 - exp(-1.26 I)) a pixel.
-
-    The variance of sqrt(n + 3/8): 0.315 I for few photons, 1/4 for many; within 0.01.
-    """
-    expected = []
-    for rows_B in problem.chunks():
-        (intensity_BYX,) = problem.model.waves(Line(x), rows_B).intensity
-        expected.append((0.25 * (1 - torch.exp(-1.26 * intensity_BYX)) * problem.counts.weight_YX).sum((1, 2)))
-    return losses_here(problem, x, others) / torch.cat(expected).clamp_min(1e-6)
+    """[B] of this rank: loss on what the others see over what noise makes of it."""
+    expected = [expected_loss(problem, problem.model.waves(Line(x), rows_B)) for rows_B in problem.chunks()]
+    return losses_here(problem, x, others) / torch.cat(expected)
 
 
 def seen(problem: Problem, x: Unknowns, others: Others) -> Tensor:
