@@ -221,7 +221,7 @@ def pass_seconds(scan: Scan, options: PtychoOptions, args: argparse.Namespace, t
 
 
 def truth(args: argparse.Namespace) -> Figures:
-    """Known probe, as PtyGer has it; and how far single precision, and single precision with float16 patterns, are from double."""
+    """Known probe, as PtyGer has it; and how far single precision, also with float16 patterns, is from double."""
     scan, true = scan_on(args.device, args.positions, args.window, True)
     plain = PtychoOptions(passes=args.passes, probe_from=0, warm_up=0)
     halves = scan.patterns_BYX.float().clamp_max(torch.finfo(torch.float16).max).half()

@@ -10,8 +10,8 @@ for every few passes (positions_search.py).
 
 Errors of positions hardly have a mean over many neighbours; a region that has moved as a whole, its object with it, shows none in
 its patterns, but tears the object where it ends (a star gets a spoke too many there). So at first a share of the neighbours'
-mean is taken back after each move. Regions that are wrong all the same are grown anew (positions_regions.py). A correction of less
-than five of its standard errors is none.
+mean is taken back after each move. Regions that are wrong all the same are grown anew (positions_regions.py). A correction of
+less than five of its standard errors is none.
 """
 
 from __future__ import annotations
