@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from verglas.cli.main import main
+from verglas.cli.main import ended, main
 
 if __name__ == "__main__":
-    sys.exit(max(main(words) for words in json.loads(sys.argv[1])))
+    sys.exit(ended(max(main(words) for words in json.loads(sys.argv[1]))))

@@ -33,7 +33,7 @@ def first_iteration(*words: object) -> dict[str, bool]:
     """Run the benchmark; its promised rows and whether they passed. It has to say the same with its exit code."""
     command = [sys.executable, "-m", "benchmarks.first_iteration_vs_relion", *(str(word) for word in words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    print(done.stdout, done.stderr[-2000:])
+    print(done.stdout, done.stderr[-6000:])
     verdicts = {line: "  pass" in line for line in done.stdout.splitlines() if "  pass" in line or "  FAIL" in line}
     assert done.returncode == (0 if verdicts and all(verdicts.values()) else 1)
     return verdicts

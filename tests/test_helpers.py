@@ -130,7 +130,7 @@ def test_ranks_may_have_helpers(simulated: Path, tmp_path: Path) -> None:
     assert main(command("refine", simulated, tmp_path / "one")) == 0
     words = [*command("refine", simulated, tmp_path / "two"), "--cpu-ranks", "2"]
     done = together(words, start=["-m", "tests.generous"])
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     check_same(tmp_path)
     found = helped_of(tmp_path / "two")
     assert [one["particles"] for one in found] == [20] * 3  # a quarter of the second half-set at most, and two of them

@@ -106,7 +106,7 @@ def check_same(folder: Path) -> None:
 def test_two_processes_find_what_one_finds(name: str, simulated: Path, tmp_path: Path) -> None:
     assert main(command(name, simulated, tmp_path / "one")) == 0
     done = together(command(name, simulated, tmp_path / "two"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     assert "Warning" not in done.stderr and done.stderr.count(f"{name}: done in") == 1
     check_same(tmp_path)
     events = [json.loads(line) for line in (tmp_path / "two" / "events.jsonl").read_text().splitlines()]
@@ -126,7 +126,7 @@ def test_a_slow_rank_gives_particles_away_and_the_result_stays(
     words[words.index("--out") + 1] = str(tmp_path / "two")
     monkeypatch.setenv("VERGLAS_SLOW_RANK", "1:0.2")
     done = together(["as-rank", *words], start=["-m", "benchmarks.slow_rank"])
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     assert "particles went to quicker ones" in (tmp_path / "two" / "run.log").read_text()
     check_same(tmp_path)
 

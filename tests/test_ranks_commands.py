@@ -55,7 +55,7 @@ def test_two_processes_reconstruct_what_one_does(simulated: Path, tmp_path: Path
     for command in words(tmp_path / "one"):
         assert main([str(word) for word in command]) == 0
     done = together(*words(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     assert "2 processes share the work" in done.stderr
     for said in ("reconstruct: done", "Backprojecting: 81 particles", "postprocess: done"):
         assert done.stderr.count(said) == 1
@@ -91,7 +91,7 @@ def test_unusable_images_of_any_share_are_told_once(simulated: Path, tmp_path: P
     assert said[0].count("expected an image with finite") == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     done = together(reconstruct(tmp_path / "truth.star", tmp_path / "left", "--skip-bad"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     assert figures(tmp_path / "left")["particles"] == 80 and figures(tmp_path / "left")["images_left_out"] == 1
 
 
@@ -114,7 +114,7 @@ def test_every_process_of_a_script_gets_the_result_of_all(simulated: Path) -> No
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     alone, both = (subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
                    for words in (command, [*start, *command]))  # fmt: skip
-    assert alone.returncode == 0 == both.returncode, both.stderr[-2000:]
+    assert alone.returncode == 0 == both.returncode, both.stderr[-6000:]
     rows, rows_of_both = (sorted([*map(float, line.split())] for line in done.stdout.splitlines()) for done in (alone, both))
     assert [row[:3] for row in rows_of_both] == [[1, 0, 2], [1, 1, 2], [2, 0, 2], [2, 1, 2]]
     for found, expected in zip(rows_of_both, [rows[0], rows[0], rows[1], rows[1]], strict=True):

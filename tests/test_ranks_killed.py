@@ -172,14 +172,15 @@ def test_only_processes_that_can_be_seen_are_looked_for() -> None:
         (2, "hang", 1, LOST, r"Rank 1 \(.*\) has stood still for 4 s in iteration 7, testing .*'what all wait for: the lead'"),
         (2, "input", 1, 2, r"Rank 1 \(.*\) ended in iteration 7, testing: particles.star: nonsense"),
         pytest.param(3, "SIGKILL", 1, LOST, r"Rank 1 \(.*\) was killed or died in iteration 7", marks=pytest.mark.slow),
-        pytest.param(3, "SIGSTOP", 2, LOST, r"Nothing was heard for 4 s from Rank 2 \(.*\), last heard of in iteration 7",
+        pytest.param(3, "SIGSTOP", 2, LOST, r"Nothing was heard for 8 s from Rank 2 \(.*\), last heard of in iteration 7",
                      marks=pytest.mark.slow),
         pytest.param(3, "SIGTERM", 2, 143, r"Rank 2 \(.*\) was stopped in iteration 7, testing", marks=pytest.mark.slow),
         pytest.param(3, "crash", 2, 1, r"Rank 2 \(.*\) ended in iteration 7, testing: a defect", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_all_ranks_end_when_one_is_lost(size: int, deed: str, culprit: int, code: int, reason: str, tmp_path: Path) -> None:
-    started = Started(size, ["-c", SCRIPT, deed, str(culprit)], tmp_path, patience=4.0)
+    patience = 8.0 if deed == "SIGSTOP" else 4.0  # it has stood still for 3 s before it falls silent
+    started = Started(size, ["-c", SCRIPT, deed, str(culprit)], tmp_path, patience)
     codes = started.codes(SOON, without=culprit)
     assert codes == [code] * (size - 1), started.said
     speaker = 1 if culprit == 0 else 0

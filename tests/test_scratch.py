@@ -117,7 +117,7 @@ def test_each_rank_opens_and_reads_its_share_alone(simulated: Path, tmp_path: Pa
     words = [*command("refine", simulated, tmp_path / "out"), "--scratch", str(tmp_path / "scratch")]
     words[words.index("--max-iterations") + 1] = "1"
     done = together([str(simulated), str(tmp_path), *words], start=[str(tmp_path / "spy.py")])
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     lead, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert {"particles.star", "start.mrc"} <= {Path(path).name for path in lead["opened"]}
     assert {Path(path).suffix for path in other["opened"]} == {".mrcs"}

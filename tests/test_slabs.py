@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from verglas.core.rows import packed_sphere
+from verglas.distributed.arrivals import AT_ONCE, Arrivals, Piece
 from verglas.distributed.coding import BLOCK, LARGEST, coded, coded_bytes, decoded, link_is_slow, pays
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.distributed.ways import Ways
@@ -79,12 +81,27 @@ def begun_and_finished(ranks: Ranks) -> torch.Tensor:
     for _ in range(3 * ranks.rank):  # the first rank sends nothing before the end
         advance(under_way)
         time.sleep(0.01)
-    ranks.meet("expectation")
+    ranks.meet("expectation", partial(advance, under_way))
     for one in sums:
         assert ranks.add_up(torch.ones(1), "something else") == SIZE
         one.add_up(ranks)
     assert sums[0].slabs is not None
     return sums[1].slabs.joined(sums[1].running_V4)
+
+
+def waits_for_its_device(ranks: Ranks) -> bool:
+    """The last rank does not come to the meeting before all that it has under way has arrived, as a host that waits for its GPU:
+    whether that came to an end. The others have much left to send when they come."""
+    ranks, arrived = replace(ranks, behind=dist.new_group()), []
+    pieces = [Piece(0, lambda: torch.ones(1), arrived.append) for _ in range(10 * AT_ONCE)]
+    arrivals, until = Arrivals(ranks, pieces, "sums"), time.monotonic() + 20
+    while ranks.rank == SIZE - 1 and arrivals.left and time.monotonic() < until:
+        arrivals.advance()
+    in_time = not arrivals.left or ranks.rank < SIZE - 1
+    ranks.meet("expectation", arrivals.advance)
+    arrivals.finish()
+    assert [float(one) for one in arrived] == [SIZE] * len(pieces) * ranks.is_lead
+    return in_time
 
 
 def work(rank: int, folder: str) -> None:
@@ -94,6 +111,7 @@ def work(rank: int, folder: str) -> None:
     for case in CASES:
         found[case] = solved(case, ranks, [rank])
     found["behind"] = begun_and_finished(ranks)
+    found["in time"] = waits_for_its_device(ranks)
     by_codes = replace(ranks, ways=Ways(compress=True))
     found["coded"], found["coded maps"] = begun_and_finished(by_codes), solved("C1", by_codes, [rank])
     found["sent by codes"], found["slow link"] = ranks.communication(), link_is_slow(ranks, torch.device("cpu"))
@@ -125,6 +143,10 @@ def test_ranks_find_what_one_process_finds(case: str, of_ranks: list[dict[str, A
             found, value = found[inside], value[inside]
         assert torch.allclose(found, value.to(found.dtype), atol=2e-5 * scale), name
         assert all(torch.equal(of_ranks[1][case][name], other[case][name]) for other in of_ranks), name
+
+
+def test_who_waits_at_a_meeting_goes_on_sending(of_ranks: list[dict[str, Any]]) -> None:
+    assert all(one["in time"] for one in of_ranks)
 
 
 def test_sums_that_travel_behind_other_things_arrive(of_ranks: list[dict[str, Any]]) -> None:

@@ -103,15 +103,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def process() -> int:
-    """`main` for a process of its own, which ends with it: nothing is torn down that the system frees anyway (after work on a
-    GPU that takes seconds), unless somebody profiles or traces the process and wants its end."""
+    """`main` for a process of its own, which ends with it."""
     if place_of(os.environ) is not None and os.environ.get("VERGLAS_DEBUG") != "1":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its C++ tells of a failed meeting would bury our message
-    code = main()
-    if (meeting := sys.modules.get("verglas.distributed.meeting")) is not None:
-        meeting.part(code)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized() and sys.getprofile() is None and sys.gettrace() is None:
+    return ended(main())
+
+
+def ended(code: int) -> int:
+    """End a process that worked on a GPU, or as one of several ranks, at once, unless somebody profiles or traces it and wants
+    its end: nothing is torn down that the system frees anyway. After work on a GPU that takes seconds; and a thread of PyTorch
+    that is about to let go of a message when Python ends aborts the process. Returns the code of any other process."""
+    meeting, torch = sys.modules.get("verglas.distributed.meeting"), sys.modules.get("torch")
+    has_met = meeting is not None and meeting.part(code)
+    on_gpu = torch is not None and torch.cuda.is_initialized()
+    if (has_met or on_gpu) and sys.getprofile() is None and sys.gettrace() is None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -132,6 +132,8 @@ class Judge:
         waiting = [beat for beat in there if beat.waits]
         missing = [beat for beat in there if not beat.waits]
         still = min((self._still[beat.rank] for beat in missing or there), default=0.0)
+        if any(self._silent[beat.rank] > 2 * BEAT for beat in missing):  # it is not even heard: `_limit` says for how long
+            return None
         longer = f" If this is slow but sound, allow more: VERGLAS_PATIENCE={2 * self.patience:.0f} (seconds)."
         waited = min((self._still[beat.rank] for beat in waiting), default=0.0)
         if waiting and min(still, waited) >= self.patience:

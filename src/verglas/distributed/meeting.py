@@ -84,16 +84,25 @@ def _begin(place: Place, device: torch.device) -> None:
         pulse.wait_for_end(pulse.judge.silence)
         raise
     _pulse = pulse
-    atexit.register(part)
+    atexit.register(_part_of_script)
 
 
-def part(code: int = 0) -> None:
-    """Tell the others that this process ends, with that exit code."""
+def part(code: int = 0) -> bool:
+    """Tell the others that this process ends, with that exit code. Returns whether it has ever met them."""
     if _pulse is not None and not _pulse.over:
         if code:
             _pulse.last_words(SystemExit(code))
         else:
             _pulse.leave()
+    return _pulse is not None
+
+
+def _part_of_script() -> None:
+    """`part` when Python ends. The groups' threads are waited for: one that lets go of its last message later, when Python's
+    objects are gone, aborts the process."""
+    part()
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def meet(place: Place, device: torch.device) -> tuple[dist.Store, dist.Store, bool]:

@@ -28,6 +28,7 @@ from verglas.errors import VerglasError
 T = TypeVar("T")
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since PyTorch 2.13, and before
 CPU = torch.device("cpu")
+LOOK = 2e-4  # s between two looks whether all ranks have met
 
 
 @dataclass(frozen=True)
@@ -165,14 +166,22 @@ class Ranks:
             _all_gather(all_RB, padded)
         return torch.cat([part[:n] for part, n in zip(all_RB.split(most), counts, strict=True)]) if most else value_B
 
-    def meet(self, name: str) -> None:
+    def meet(self, name: str, meanwhile: Callable[[], None] | None = None) -> None:
         """Wait until all ranks are here: what the slowest one costs the others, apart from what sending costs.
 
-        The host waits; what a GPU still does is not waited for.
+        The host waits; what a GPU still does is not waited for. meanwhile: is called again and again until all are here. Whoever
+        has messages under way must go on sending them there: another rank's host may wait for its whole GPU (as when a kernel
+        is loaded, or memory given back), and with that for a message that is not sent before this rank's turn.
         """
-        if self.size > 1:
-            with self._sending("wait", name, 0):
-                dist.all_reduce(torch.zeros(1))
+        if self.size == 1:
+            return
+        with self._sending("wait", name, 0):
+            work = dist.all_reduce(torch.zeros(1), async_op=True)
+            assert work is not None
+            while meanwhile is not None and not work.is_completed():
+                meanwhile()
+                time.sleep(LOOK)
+            work.wait()
 
     def communication(self) -> dict[str, Any] | None:
         """What has travelled and was worked on since this was last asked for, of all ranks (docs/clusters.md); None for a process

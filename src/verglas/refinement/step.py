@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ def expect(
             done += len(batch)
             progress("expectation", done, total)
         advance(under_way)
-    on.ranks.meet("expectation")
+    on.ranks.meet("expectation", partial(advance, under_way))
     for half in finished:
         half.add_up(share=True)
     store(new, found, on)
