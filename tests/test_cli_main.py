@@ -161,6 +161,7 @@ def test_cuda_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     assert device.type == "cpu" and "--device auto" in reason
     assert resolve_device("cpu")[0].type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)  # a thread wakes the GPU meanwhile
     assert resolve_device("auto")[0].type == "cuda"
 
 
