@@ -13,6 +13,7 @@ from torch import multiprocessing
 
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.errors import InputError
 from verglas.kernels.fold import divide, fold, radial, unfold
 from verglas.maximization.device_memory import DeviceMemory
 from verglas.maximization.gridding import blob_factor, blob_transform, even_out, memory
@@ -191,5 +192,10 @@ def test_memory_of_a_reconstruction() -> None:
     assert found.mapping == 20 * voxels + 8 * 400**2 * 401 + 4 * 400**3 + 2.2e9
     assert found.peak == found.mapping and DeviceMemory.of(400, 200).evening == 0
     assert DeviceMemory.of(400, 200, sets=2).adding == 32 * voxels + 2.2e9
+    turned = DeviceMemory.of(400, 200, turned=True)
+    assert turned.adding == 40 * voxels + 2.2e9 and turned.mapping == found.mapping + 8 * voxels
     largest = DeviceMemory.of(1024, 512, exact=True)
     assert largest.peak < 80e9
+    assert "at most 64.2 GB expected, of 80 GB" in largest.verdict(80e9) and "may not fit" in largest.verdict(60e9)
+    with pytest.raises(InputError, match="for the sums alone"):
+        largest.verdict(30e9)

@@ -81,6 +81,8 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
     if reason is not None or run is None:
         if options.memory is not None and reason is not None:
             raise InputError("--memory", f"given {reason}", "one process on a CPU, plain gridding")
+        if run is not None and task.device.type == "cuda" and options.solver == "gridding":
+            run.log(expected_on(task))
         return None
     given = SHARE_OF_FREE * host_memory() if options.memory is None else options.memory * GB
     of_what = f"{given / GB:.3g} GB ({'--memory' if options.memory else f'{SHARE_OF_FREE:g} of what is free'})"
@@ -99,6 +101,22 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
     run.log(f"in {number}: in memory sums and maps would take {needs.in_memory / GB:.3g} of {of_what}; "
             f"{needs.on_disk / GB:.3g} GB of disk")  # fmt: skip
     return BySlabs(ends)
+
+
+def expected_on(task: Task) -> str:
+    """What sums and maps will take of the GPU, to be said; InputError if that is too much for certain."""
+    import numpy as np
+
+    from verglas.core.memory import usable_device_memory
+    from verglas.core.symmetry import symmetry_matrices
+    from verglas.maximization.device_memory import DeviceMemory
+
+    geometry, options = task.geometry, task.options
+    needed = DeviceMemory.of(
+        geometry.box, geometry.radius, geometry.padding, len(np.unique(task.half_B)), options.gridding == "exact",
+        len(symmetry_matrices(options.sym)) > 1,
+    )  # fmt: skip
+    return needed.verdict(usable_device_memory(task.device))
 
 
 def _only_in_memory(task: Task, ranks: Ranks) -> str | None:
