@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.nufft import scattered
 from verglas.distributed.ranks import ALONE, Ranks
+from verglas.distributed.ways import Ways
 from verglas.nufft import Plan
 
 RUNS = 3
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--accuracy", type=float, default=1e-3)
     parser.add_argument("--ways", nargs="+", default=["values", "sums", "auto"])
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--overlap", type=int, default=1)
     options = parser.parse_args()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     cuda = options.device == "cuda"
@@ -82,7 +84,7 @@ def main() -> None:
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=5))
-    ranks = Ranks(rank, size, size, behind=None if cuda else dist.new_group())
+    ranks = Ranks(rank, size, size, behind=None if cuda else dist.new_group(), ways=Ways(overlap=bool(options.overlap)))
     try:
         measure(options, device, ranks)
     finally:

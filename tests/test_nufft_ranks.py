@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from verglas.distributed.ranks import Ranks
+from verglas.distributed.ways import Ways
 from verglas.errors import InputError
 from verglas.nufft import Plan
 
@@ -50,7 +51,7 @@ def shared(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "meeting"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE))
-    ranks = Ranks(rank, size, size, behind=dist.new_group())
+    ranks = Ranks(rank, size, size, behind=dist.new_group(), ways=Ways(overlap=size == 3))
     first = sum(SHARES[size][:rank])
     mine = slice(first, first + SHARES[size][rank])
     answers = {}

@@ -14,7 +14,8 @@ numbers of b bytes a rank of R sends, for each vector of a batch (`SharedGrid.tr
     type 1   (R - 1) / R b (M + planes modes of a plane),                          M: its own points (values) or 0 (sums)
     type 2   (R - 1) / R b (M' + planes of all ranks, rows of its modes, x),       M': points of its slab (values) or 0 (sums)
 
-and once, to plan, (R - 1) / R 24 M (values). What travels is cut into pieces: one travels while another is computed.
+and once, to plan, (R - 1) / R 24 M (values). What travels is cut into pieces: one travels while another is computed, if
+`ranks.ways.overlap` lets it.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class SharedGrid:
         if self.way == "sums":
             spread(grid, self.places[0], values_BM2, self.implementation)
         else:
-            arriving = ahead(lambda piece: self.routes[piece].begin(values_BM2, "values at points"), PIECES)
+            arriving = ahead(lambda piece: self.routes[piece].begin(values_BM2, "values at points"), PIECES, self.ranks)
             for places, found in zip(self.places, arriving, strict=True):
                 spread(grid, places, found, self.implementation)
         planes = self._planes(grid)
@@ -171,7 +172,7 @@ class SharedGrid:
             found_BM2 = interpolate(grid, self.places[piece], self.implementation)
             return self.routes[piece].begin_back(found_BM2, "values back to points")
 
-        return torch.cat(list(ahead(begin, PIECES)), 1)
+        return torch.cat(list(ahead(begin, PIECES, self.ranks)), 1)
 
     def _grid(self, batch: int) -> Tensor:
         """This rank's planes, empty: as `FineGrid.zeros`."""

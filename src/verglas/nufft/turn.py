@@ -55,7 +55,7 @@ class Turn:
             sent = [torch.view_as_real(one.contiguous()) for one in planes.split(widths, 2)]
             return self.ranks.exchanging(sent, shapes, name)
 
-        for piece, found in enumerate(ahead(begin, PIECES)):
+        for piece, found in enumerate(ahead(begin, PIECES, self.ranks)):
             for rank, part in enumerate(found):
                 assert out is not None
                 out.index_add_(1, self._planes_of(rank, piece, part.device), torch.view_as_complex(part))
@@ -72,7 +72,7 @@ class Turn:
             of_rank = [rows[:, self._planes_of(rank, piece, rows.device)] for rank in range(self.ranks.size)]
             return self.ranks.exchanging([torch.view_as_real(part) for part in of_rank], shapes, name)
 
-        for piece, found in enumerate(ahead(begin, PIECES)):
+        for piece, found in enumerate(ahead(begin, PIECES, self.ranks)):
             yield self._part(self.ranks.rank, piece), torch.cat([torch.view_as_complex(part) for part in found], 2)
 
     def _part(self, rank: int, piece: int) -> slice:
@@ -88,8 +88,16 @@ class Turn:
         return (torch.arange(part.start, part.stop, device=device) + self.first[rank]) % self.planes
 
 
-def ahead(begin: Callable[[int], Callable[[], T]], pieces: int) -> Iterator[T]:
-    """What begin(0), begin(1), ... return when called; each piece is begun before the one before it is waited for."""
+def ahead(begin: Callable[[int], Callable[[], T]], pieces: int, ranks: Ranks) -> Iterator[T]:
+    """What begin(0), begin(1), ... return when called; each piece is begun before the one before it is waited for, unless nothing
+    is to travel behind computing (`Ways.overlap`).
+
+    All ranks begin the same pieces in the same order, so whatever one waits for the others have begun before they wait.
+    """
+    if ranks.ways.overlap is False:
+        for piece in range(pieces):
+            yield begin(piece)()
+        return
     finish = begin(0)
     for piece in range(1, pieces):
         following = begin(piece)
