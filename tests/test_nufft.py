@@ -12,6 +12,8 @@ from verglas.errors import InputError
 from verglas.nufft import Plan, Toeplitz, nufft1, nufft2
 from verglas.nufft.direct import direct1, direct2
 from verglas.nufft.fine import FineGrid
+from verglas.nufft.own import Own
+from verglas.nufft.peer import Peer
 from verglas.nufft.quickest import Quickest
 
 SHAPES = [(24, 31), (17, 20, 24)]
@@ -100,6 +102,13 @@ def test_the_quickest_is_taken_for_each_type() -> None:
         seconds = plan.engine.seconds[kind]
         assert plan.engine.chosen[kind] is plan.engine.engines[seconds.index(min(seconds))]
     assert "type 1: " in plan.kernel and "type 2: " in plan.kernel
+    own, peer = plan.engine.engines
+    assert isinstance(own, Own) and isinstance(peer, Peer)
+    chosen = plan.engine.chosen.values()  # what is not needed any more is not kept
+    assert (own._places is not None, peer._kept is not None) == (own in chosen, peer in chosen)
+    plan.engine.forget()
+    assert own._places is None and peer._kept is None
+    assert off(plan.type1(values), direct1(point_MD, values, SHAPES[0])) < 3e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or not find_spec("cufinufft"), reason="needs a GPU and cufinufft")

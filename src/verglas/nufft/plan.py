@@ -54,7 +54,7 @@ class Plan:
         if ranks.size > 1:
             name = choose(point_MD.device, self.fine.dtype, implementation).name
             self.shared = SharedGrid(self.fine, self.fine.in_cells(self.points), ranks, name, way)
-        self.engine: Engine = self.shared or _engine(self.fine, self.points, accuracy, upsampling, implementation)
+        self.engine: Engine | SharedGrid = self.shared or _engine(self.fine, self.points, accuracy, upsampling, implementation)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -21,6 +21,10 @@ class Engine(Protocol):
         """Type 1 or 2, without gradients."""
         ...
 
+    def forget(self) -> None:
+        """Free what is kept from one transform to the next."""
+        ...
+
 
 class Quickest:
     """The first transform of a type is done twice by each: the first run compiles and sorts, the second one is timed."""
@@ -45,7 +49,16 @@ class Quickest:
         if kind not in self.chosen:
             self.seconds[kind] = [_seconds(engine, kind, sign, given) for engine in self.engines]
             self.chosen[kind] = self.engines[self.seconds[kind].index(min(self.seconds[kind]))]
+            if len(self.chosen) == 2:
+                for engine in self.engines:
+                    if engine not in self.chosen.values():
+                        engine.forget()
         return self.chosen[kind].run(kind, sign, given)
+
+    def forget(self) -> None:
+        """Free what is kept from one transform to the next; what is the quickest stays known."""
+        for engine in self.engines:
+            engine.forget()
 
 
 def _seconds(engine: Engine, kind: int, sign: int, given: Tensor) -> float:
