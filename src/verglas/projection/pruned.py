@@ -25,6 +25,10 @@ from verglas.core.rows import RowTable
 # Numbers of a transform that are worked on at a time: bounded temporaries on a CPU, on a GPU also few launches.
 NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
 
+# Bytes for each of them in single precision, at the peak: transforms, and where torch does it addresses of voxels and what is
+# made of these; on the way from a map to voxels everywhere.
+BYTES_OF_NUMBER, BYTES_FROM_MAP = {"cpu": 28, "cuda": 58}, 46
+
 Fill = Callable[[Tensor, int], None]
 """fill(fourier_ZYX2, first): write columns first, first + 1, ... into a transform of zeros [Z, P, c, 2]."""
 

@@ -78,8 +78,7 @@ PARENTS_PER_PARTICLE = {"correlation": 1.0, "global": 6.0, "local": 3.0, "last":
 SLICES_PER_PARTICLE = {"correlation": 1.0, "global": 8.0, "local": 6.0, "last": 6.0, "planes": 2.0}
 
 MAPS, MAPS_MORE = 14, 4  # of float32 on the host: reading and cropping the reference, two maps, what is written; a further map
-SOLVING = 1.5  # transforms of the padded box at once, complex128
-SOLVING_PLANES = 8  # the same of class averages, all classes at once
+SOLVING_PLANES = 8  # transforms of padded class averages at once, all classes, complex128
 STAR_BYTES, POSE_BYTES = 400, 150  # on disk, per particle: in the STAR file of an iteration, in a checkpoint
 SHELL_BYTES = 160  # on disk, per shell of a map's spectra
 

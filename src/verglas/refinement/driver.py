@@ -64,7 +64,7 @@ def prepare(
     on, chosen = computing(torch.device(device), config, threads)
     on, residency = replace(on, ranks=ranks), Residency()
     if planned is not None:
-        on, residency = replace(on, memory=planned.working_memory), planned.residency
+        on, residency = replace(on, memory=planned.working_memory, cells=planned.cells), planned.residency
     group = table.groups[0]
     map_ZYX, notices = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
     mask_ZYX = None

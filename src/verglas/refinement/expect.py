@@ -50,7 +50,7 @@ BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
     memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work;
-    helpers: of this rank, on CPU cores beside its GPU;
+    helpers: of this rank, on CPU cores beside its GPU; cells: half-precision references as cells, too (`FourierVolume`);
     ready: references that were made already, for the next expectation.
     """
 
@@ -60,6 +60,7 @@ class Computing:
     memory: float
     ranks: Ranks = ALONE
     helpers: Helpers = NOBODY
+    cells: bool = True
     ready: list[Reference] = field(default_factory=list, compare=False)
 
 
@@ -124,7 +125,8 @@ class HalfExpectation:
     def make_references(self) -> None:
         """What slices are cut from, and what they are added to."""
         grid, on = self.plan.model_grid, self.on
-        self.volumes = [volume_of(model.map_ZYX, grid, on.device, on.operand, on.ready) for model in self.models]
+        dtype = on.operand if on.cells or on.operand != torch.float16 else on.dtype
+        self.volumes = [volume_of(model.map_ZYX, grid, on.device, dtype, on.ready) for model in self.models]
         on.ready.clear()
         self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype) for _ in self.models]
 

@@ -13,20 +13,17 @@ from typing import Any
 
 from verglas.core.symmetry import order as group_order
 from verglas.errors import InputError
-from verglas.maximization.planes import GATHERED_BYTES
 from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.costs import GB
+from verglas.refinement.plan_memory import Item, batch_items, reference_items, resident, solution_phases
 from verglas.refinement.plan_sizes import (
     Machine,
     Problem,
     Sizes,
     Where,
     all_sizes,
-    children_of,
     classes_of,
-    coarse_bytes,
-    fine_bytes,
     fine_shifts,
     map_pixels,
     operand_bytes,
@@ -43,15 +40,6 @@ from verglas.refinement.residency import Residency, images_at_once, residences
 SMALLEST_WORKING, LARGEST_WORKING = 0.1 * GB, {"cpu": 1.5 * GB, "cuda": 16 * GB}
 COMFORTABLE = {"cpu": 0.0, "cuda": 2 * GB}  # left for batches, else images take less precision or move to the host
 KEPT_FREE = 0.05  # of the memory there is
-
-
-@dataclass(frozen=True)
-class Item:
-    """Memory that something takes, bytes."""
-
-    name: str
-    where: Where
-    bytes: float
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ class IterationPlan:
 @dataclass(frozen=True)
 class RunPlan:
     """The plan of a run. working_memory: bytes that the arrays of a batch may take, and as many a table of slices (what the
-    engine is told); residency: where the images stay.
+    engine is told); residency: where the images stay; cells: references in half precision are stored as cells, too.
     """
 
     problem: Problem
@@ -81,6 +69,7 @@ class RunPlan:
     working_memory: float
     residency: Residency
     iterations: list[IterationPlan]
+    cells: bool = True
 
     def peak(self, where: Where) -> float:
         """Largest memory over all iterations, bytes."""
@@ -108,6 +97,21 @@ class RunPlan:
         spectra = costs.SHELL_BYTES * (self.problem.box // 2 + 1)
         maps = classes_of(self.config) * (4.0 * map_pixels(self.problem, self.config) + spectra)
         return times * (costs.STAR_BYTES * n + maps) + 3 * (costs.POSE_BYTES * n + maps)
+
+    @property
+    def references(self) -> str:
+        """How references are stored, and why."""
+        last = self.iterations[-1]
+        size = next(one.bytes for one in batch_items(self, last.sizes, last.batch) if one.name == "reference, packed") / GB
+        several = self.machine.ranks > 1
+        where = f"whole on each of {self.machine.ranks} ranks (slices of any orientation cross all of it)" if several else "whole"
+        if operand_bytes(self.config, self.machine.kind) != 2:
+            how = "in the precision of the comparison"
+        elif self.cells:
+            how = "in half precision with neighbours side by side, beside single precision"
+        else:
+            how = "in single precision alone: half precision beside it, from which slices are cut twice as fast, does not fit"
+        return f"References of one set of particles at a time ({size:.2g} GB) are {where}, {how}"
 
     @property
     def places(self) -> list[Where]:
@@ -179,7 +183,8 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     sizes, works_on = all_sizes(problem, config), machine.works_on
     # With the least working memory a plan says everything but what the working memory bounds.
     drafts = [
-        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, []), sizes)
+        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells), sizes)
+        for cells in ((True, False) if operand_bytes(config, machine.kind) == 2 else (True,))
         for residency in residences(problem, config, machine)
     ]
     usable = (1 - KEPT_FREE) * drafts[0].memory(works_on)
@@ -209,109 +214,16 @@ def _iteration(run: RunPlan, sizes: Sizes) -> IterationPlan:
     """Memory and time of one kind of iteration."""
     batch = particles_at_once(run.problem, run.config, run.machine.kind, sizes, run.working_memory)
     batch = min(batch, images_at_once(run.residency.budget, run.problem.one_image))
-    phases = [_reference_items(run, sizes), _batch_items(run, sizes, batch), _solution_items(run, sizes)]
+    phases = [reference_items(run, sizes), batch_items(run, sizes, batch), *solution_phases(run, sizes)]
     where = run.machine.works_on
     largest = max(phases, key=lambda items: sum(item.bytes for item in items if item.where == where))
-    items = [*_resident(run, sizes), *largest]
+    items = [*resident(run, sizes), *largest]
     fixed = ("images", "images read ahead", "program and libraries", "particle table and poses")
     arrays = sum(item.bytes for item in items if item.where == where and item.name not in fixed)
     items.append(Item("held between arrays", where, (costs.HELD_SHARE[run.machine.kind] - 1) * arrays))
     if run.machine.kind == "cuda":
         items.append(Item("context of CUDA", "device", costs.CONTEXT_BYTES))
     return IterationPlan(sizes, sizes.times, batch, items, _seconds(run, sizes, batch))
-
-
-def _resident(run: RunPlan, sizes: Sizes) -> list[Item]:
-    """What is there throughout an iteration."""
-    problem, config, where = run.problem, run.config, run.machine.works_on
-    voxels = reference_voxels(sizes, config)
-    half = -(-problem.n_particles // sets_of(config))
-    flushed = sum_bytes(config) == 4 and slices_in_use(sizes, half, config)[1] / references_of(config) > costs.SLICES_BEFORE_FLUSH
-    sums = voxels * (costs.VOXEL_RUNNING * sum_bytes(config) + (costs.VOXEL_SETTLED if flushed else 0))
-    return [
-        Item("program and libraries", "host", costs.PROCESS_BYTES[run.machine.kind]),
-        Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles * run.machine.ranks),  # of all ranks
-        *_image_items(run),
-        Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * map_pixels(problem, config)),
-        Item("sums of all maps", where, classes_of(config) * sums),
-        Item("images, summed but not turned", where, _gathered_bytes(run, sizes)),
-    ]
-
-
-def _gathered_bytes(run: RunPlan, sizes: Sizes) -> float:
-    """Of planes: the sums of images by angle, which are turned at the end unless there are too many of them."""
-    if not sizes.classes:
-        return 0.0
-    size = sizes.orientations * children_of(sizes, run.config) * 3.0 * sizes.coefficients * sum_bytes(run.config)
-    return size if size <= GATHERED_BYTES else 0.0
-
-
-def _image_items(run: RunPlan) -> list[Item]:
-    """What images take where they stay; where they are streamed, two batches of them on the host, and on a GPU, too."""
-    problem, residency, works_on = run.problem, run.residency, run.machine.works_on
-    everything = problem.n_particles * problem.box**2 * (residency.image_bytes or problem.image_bytes)
-    if residency.home == "device":
-        return [Item("images", works_on, everything)]
-    ahead = min(residency.budget, 2 * -(-problem.n_particles // sets_of(run.config)) * problem.one_image)
-    items = [Item("images read ahead", where, ahead) for where in run.places]
-    return items if residency.home == "disk" else [*items, Item("images", "host", everything)]
-
-
-def _reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
-    """While the reference is transformed."""
-    s, where = sum_bytes(run.config), run.machine.works_on
-    return [
-        Item("transform of the reference", where, 1.5 * transform_size(run.problem, run.config) * 2 * s),
-        Item("reference, packed", where, _volume_bytes(run, sizes)),
-    ]
-
-
-def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
-    """The references that a particle is compared with, as slices are cut from them."""
-    voxels = reference_voxels(sizes, run.config)
-    return references_of(run.config) * _one_volume_bytes(run, voxels)
-
-
-def _one_volume_bytes(run: RunPlan, voxels: float) -> float:
-    if operand_bytes(run.config, run.machine.kind) != 2:
-        return voxels * 2.0 * sum_bytes(run.config)
-    small, large = costs.VOXEL_IN_CELLS
-    return float(voxels * (small if voxels * small <= costs.LARGEST_IN_EIGHTS else large))
-
-
-def _batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
-    """While a batch is compared on the coarse grid and on the fine one: a GPU begins a batch before the last one is finished
-    (refinement/ahead.py); on a CPU what the coarse search has freed is kept, but too small for the fine one's arrays."""
-    config, kind, where = run.config, run.machine.kind, run.machine.works_on
-    s, op = sum_bytes(config), operand_bytes(config, kind)
-    k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
-    numbers = coarse * children_of(sizes, config) * 2 * k
-    kept = not sizes.listed and numbers * op <= run.working_memory
-    table = 0 if sizes.listed else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
-    batches = 1 if kind == "cpu" else 2
-    always = [
-        Item("reference, packed", where, _volume_bytes(run, sizes)),
-        Item("slices of the coarse grid", where, table),
-        Item("slices of the fine grid", where, numbers * op if kept else 0),
-        Item("prepared images of a batch", where, batches * batch * costs.PREPARED_PER_COEFFICIENT * k * s),
-    ]
-    on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
-    on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept)
-    return [*always, Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
-
-
-def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
-    """While the maps are solved."""
-    config, where = run.config, run.machine.works_on
-    voxels, solving = reference_voxels(sizes, config), costs.SOLVING_PLANES if sizes.classes else costs.SOLVING
-    turned = 0 if group_order(config.symmetry) == 1 else 2 * costs.VOXEL_GATHERED + costs.VOXEL_TURNED
-    joined = costs.VOXEL_GATHERED if sizes.kind == "last" else 0
-    maps = references_of(config) if sizes.kind != "last" else 2
-    return [
-        Item("sums, symmetrised", where, voxels * (turned + joined)),
-        Item("transform of the map", where, solving * transform_size(run.problem, config) * 16),
-        Item("maps made", where, maps * 4 * map_pixels(run.problem, config)),
-    ]
 
 
 def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:

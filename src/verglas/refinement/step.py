@@ -105,7 +105,7 @@ def iterate(
             state = resampled(state, config)
     plan = plan_of(state, config, correlate)
     with watch("expectation"):
-        halves, poses = expect(particle_sets(state), state.poses, data, config, on, plan, progress)
+        halves, poses = expect(particle_sets(state), state.poses, data, config, on, plan, progress, HalfSetExpectation)
     notes += [notice for half in halves for notice in half.notices]
     with watch("maximization"):
         models = [updated_model(model, half.sums, state, poses, number_of, correlate, config)
@@ -119,6 +119,15 @@ def iterate(
         if not correlate:
             new = replace(new, schedule=sampling.monitor_changes(state.poses, poses, new, config, on.device))
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2, final)
+
+
+class HalfSetExpectation(HalfExpectation):
+    """Of a half-set: what its slices were cut from is asked for no more once it is through."""
+
+    def release(self) -> HalfExpectation:
+        """As that of any set; the memory of references, too."""
+        self.volumes = []
+        return super().release()
 
 
 def plan_of(state: State, config: RefineConfig, correlate: bool) -> Plan:
