@@ -1,0 +1,126 @@
+"""The last iteration of a refinement of large boxes: memory against the plan, seconds by stage; by several ranks, the same maps.
+
+    python -m benchmarks.large_last --model 5a1a.npz --box 800 --particles 200 --pixel 0.4 --work DIR --keep one.npz
+    torchrun --standalone --nproc-per-node 4 -m benchmarks.large_last ... --against one.npz
+
+Particles are simulated with known poses (unless DIR holds them) and searched about these on a fine grid, all shells, as the last
+iteration does: both half-sets, then the map of all. --keep: coefficients of the lowest shells for --against, which prints the
+largest difference of a shell, relative to the power of that shell. Device memory is what PyTorch had allocated at most, with the
+plan's sum of arrays beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.simulated import simulated
+from verglas.cli.plan import this_machine
+from verglas.distributed.meeting import joined
+from verglas.distributed.place import place_of
+from verglas.distributed.ranks import Ranks
+from verglas.io.mrc import read_map
+from verglas.particles.table import ParticleTable
+from verglas.refinement import driver
+from verglas.refinement.config import RefineConfig
+from verglas.refinement.plan import RunPlan, plan
+from verglas.refinement.plan_sizes import Problem
+
+GB = 1e9
+FIXED = ("context of CUDA", "held between arrays", "program and libraries")
+MOST_SHELLS = 64  # that are compared
+
+
+def low_coefficients(map_ZYX: torch.Tensor) -> np.ndarray:
+    """Coefficients of the lowest shells of a map: what another run is compared with."""
+    fourier = torch.fft.rfftn(map_ZYX.float())
+    reach = min(MOST_SHELLS, len(map_ZYX) // 2)
+    rows = torch.cat([torch.arange(reach), torch.arange(-reach, 0)]) % len(map_ZYX)
+    return fourier[rows][:, rows, :reach].numpy()
+
+
+def differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Relative difference of two maps per shell, of their coefficients."""
+    reach = found.shape[2]
+    axis = np.concatenate([np.arange(reach), np.arange(-reach, 0)])
+    shell = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + np.arange(reach) ** 2).round().astype(int)
+    wrong, power = (np.bincount(shell.ravel(), np.abs(v).ravel() ** 2)[:reach] for v in (found - expected, expected))
+    return np.sqrt(wrong / power.clip(1e-300))
+
+
+def planned_run(table: ParticleTable, config: RefineConfig, device: torch.device, ranks: Ranks) -> RunPlan:
+    """The plan of this rank."""
+    machine = replace(this_machine(device, ranks.local_size), ranks=ranks.size)
+    return plan(Problem.of(table, ranks.size), config, machine)
+
+
+def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
+    """Of one rank: go through it and print."""
+    table, truth = ParticleTable.read(given.work / "truth.star"), read_map(given.work / "truth.mrc")
+    field = given.box * given.pixel
+    config = RefineConfig(diameter=0.8 * field, symmetry=given.sym, initial_resolution=max(4 * given.pixel, field / 50),
+                          absolute_greyscale=True, healpix_order=given.order, max_iterations=0)  # fmt: skip
+    made = planned_run(table, config, device, ranks)
+    session = driver.prepare(table, truth, config, device, planned=made, ranks=ranks)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    (done,) = driver.iterations(session)
+    assert done.final is not None
+    if ranks.is_lead:
+        print(f"{given.box} px, {len(table)} particles, {ranks.size} ranks: " + made.references)
+        print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in done.seconds.items()))
+        if done.communication:
+            by_name = done.communication["by_name"].items()
+            print("sent: " + ", ".join(f"{name} {one['bytes'] / GB:.3f} GB {one['seconds']:.3f} s" for name, one in by_name))
+    if cuda:
+        last, taken = made.iterations[-1], torch.cuda.max_memory_allocated() / GB
+        arrays = sum(item.bytes for item in last.items if item.where == "device" and item.name not in FIXED) / GB
+        held = torch.cuda.max_memory_reserved() / GB
+        whole = last.peak("device") / GB
+        print(f"rank {ranks.rank}: allocated {taken:.2f} GB, plan {arrays:.2f} ({arrays / taken:.2f}); "
+              f"reserved {held:.2f} GB, plan with what is held and the context {whole:.2f}")  # fmt: skip
+    if ranks.is_lead:
+        maps = {"joined": done.final.joined.map_ZYX, "half": done.final.unfil_halves[0]}
+        found = {name: low_coefficients(one.cpu()) for name, one in maps.items()}
+        if given.keep:
+            np.savez(given.keep, **found)
+        if given.against:
+            expected = np.load(given.against)
+            text = ", ".join(f"{name} {differences(value, expected[name])[1:].max():.2e}" for name, value in found.items())
+            print(f"largest difference of a shell: {text}")
+
+
+def main() -> None:
+    """Simulate, if need be, then the iteration."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--box", type=int, default=800)
+    parser.add_argument("--particles", type=int, default=200)
+    parser.add_argument("--pixel", type=float, default=0.4, help="Å")
+    parser.add_argument("--sym", default="C1")
+    parser.add_argument("--order", type=int, default=6)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--against", type=Path)
+    given = parser.parse_args()
+    place = place_of(os.environ)
+    if place is None or place.rank == 0:
+        words = ["--snr", "0.2", "--seed", "1", "--method", "slices", "--device", given.device, "--float16"]
+        simulated(given.work, given.model, given.particles, given.box, given.pixel, words)
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if given.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with joined(place, device) as ranks:
+        last_iteration(given, ranks, device)
+
+
+if __name__ == "__main__":
+    main()
