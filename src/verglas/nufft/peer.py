@@ -40,7 +40,7 @@ class Peer:
         self.name, self.shape, self.points, self.accuracy = name, fine.shape, point_MD, accuracy
         self.real = fine.dtype
         self.upsampling = upsampling if upsampling in (1.25, 2.0) else 0.0  # 0: its own choice
-        self._kept: tuple[tuple[int, int, int], Any] | None = None
+        self._kept: tuple[tuple[int, ...], Any] | None = None
 
     @property
     def kernel(self) -> str:
@@ -63,12 +63,12 @@ class Peer:
 
     def prepared(self, kind: int, sign: int, batch: int) -> Any:
         """Its plan, with the points sorted; for transforms of so many vectors."""
-        if self._kept is not None and self._kept[0] == (kind, sign, batch):
+        stream = torch.cuda.current_stream(self.points.device).cuda_stream if self.points.is_cuda else 0
+        if self._kept is not None and self._kept[0] == (kind, sign, batch, stream):
             return self._kept[1]
         self.forget()  # its grid goes before another one is made
         options: dict[str, Any] = {"upsampfac": self.upsampling}
         if self.points.is_cuda:
-            stream = torch.cuda.current_stream(self.points.device).cuda_stream
             options |= {"gpu_device_id": self.points.device.index or 0, "gpu_stream": stream}
         else:
             options["nthreads"] = torch.get_num_threads()
@@ -77,5 +77,5 @@ class Peer:
         # The first coordinate belongs to the slowest axis of an array in C order.
         columns = [column.to(self.real).contiguous() for column in self.points.T.flip(0)]
         plan.setpts(*(column if column.is_cuda else np.asarray(column) for column in columns))
-        self._kept = (kind, sign, batch), plan
+        self._kept = (kind, sign, batch, stream), plan
         return plan
