@@ -81,7 +81,8 @@ class Found:
 @dataclass
 class Timed:
     """One iteration from a state. seconds: whole, of the lead; took: by stage, of the lead; communication: as
-    `Ranks.communication` tells it, None for a process alone; least_bytes: the fewest that a rank could send for it."""
+    `Ranks.communication` tells it, None for a process alone; least_bytes: the fewest that a rank could send for it;
+    voxel_bytes: the fewest if maps travel as voxels inside the mask."""
 
     number: int
     kind: str
@@ -90,6 +91,7 @@ class Timed:
     took: dict[str, float]
     communication: dict[str, Any] | None
     least_bytes: float
+    voxel_bytes: float
     size_px: int
     significant: float
     against_first: dict[str, float] = field(default_factory=dict)
@@ -142,13 +144,13 @@ def shell_squares(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: flo
     return total_2S2.cpu()
 
 
-def least_bytes(rows: RowTable, padding: float, box: int, ranks: int) -> float:
+def least_bytes(rows: RowTable, padding: float, ranks: int, voxels: int) -> tuple[float, float]:
     """The fewest bytes that each rank must send in an iteration of two half-sets: its part of the sums within the radius to
     whoever adds them up (float32), and the new reference that it solved to all others, as coefficients of the unpadded map
-    within the radius or as voxels, whichever is less."""
-    sums = VOXEL_NUMBERS * half_ball(rows.radius)
-    reference = min(REFERENCE_NUMBERS * half_ball(rows.radius / padding), box**3)
-    return 2 * NUMBER_BYTES * (sums + reference) * (ranks - 1) / ranks
+    within the radius or as voxels inside the mask (so many), whichever is less; and as voxels, which it has."""
+    sums, coefficients = VOXEL_NUMBERS * half_ball(rows.radius), REFERENCE_NUMBERS * half_ball(rows.radius / padding)
+    each = 2 * NUMBER_BYTES * (ranks - 1) / ranks
+    return each * (sums + min(coefficients, voxels)), each * (sums + voxels)
 
 
 def half_ball(radius: float) -> float:
@@ -196,8 +198,9 @@ def measured(session: driver.Session, state: State, number: int, options: argpar
         seconds, done = iteration(session, state)
     kind, count = kind_of(done)
     significant = float(done.state.poses.significant_B.double().mean())
-    least = least_bytes(found[0].rows, found[0].padding, state.box, ranks.size)
-    timed = Timed(number, kind, count, seconds, done.seconds, done.communication, least, done.state.current_size, significant)
+    voxels = int((step.reference_mask(state, session.config, None, session.on.device) > 0).sum())
+    least = least_bytes(found[0].rows, found[0].padding, ranks.size, voxels)
+    timed = Timed(number, kind, count, seconds, done.seconds, done.communication, *least, done.state.current_size, significant)
     timed.again = compared(found[1], found[0], ranks)
     path = options.states / f"found_{number:02d}.pt"
     if number in options.compare:

@@ -100,7 +100,10 @@ def shares(one: Pass) -> Figures:
     found[f"{title}, worst share of sending, not hidden"] = max(
         mean(it["communication"]["seconds_of_ranks"]) / it["seconds"] for it in its
     )
-    found[f"{title}, worst bytes of least"] = max(max(it["communication"]["bytes_of_ranks"]) / it["least_bytes"] for it in its)
+    for least, text in (("least", "least"), ("voxel", "least, maps as voxels")):
+        found[f"{title}, worst bytes of {text}"] = max(
+            max(it["communication"]["bytes_of_ranks"]) / it[f"{least}_bytes"] for it in its
+        )
     return found | {f"{title}, {name}": value for name, value in kernel_shares(its).items()}
 
 

@@ -34,6 +34,29 @@ def test_the_caller_goes_on_meanwhile_but_never_two_pieces_ahead():
     assert second_started.is_set()
 
 
+def test_several_pieces_may_wait_but_no_more():
+    may_end, done = threading.Event(), []
+    with Behind(True, 3) as later:
+        later.do(may_end.wait)
+        for number in range(2):
+            later.do(lambda number=number: done.append(number))
+        assert not done and not may_end.is_set()
+        threading.Timer(0.05, may_end.set).start()
+        later.do(lambda: done.append(2))
+        assert may_end.is_set()
+    assert done == [0, 1, 2]
+
+
+def test_an_error_is_found_as_soon_as_it_is_there():
+    failed = threading.Event()
+    with pytest.raises(OSError, match="last"), Behind(True, 3) as later:
+        later.do(_fail_last)
+        later.do(failed.set)
+        failed.wait()
+        later.do(lambda: None)
+        pytest.fail("the error of the first piece must come up here")
+
+
 @pytest.mark.parametrize("behind", [False, True])
 def test_an_error_reaches_the_caller(behind):
     def fail():

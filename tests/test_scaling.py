@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from benchmarks.plan_vs_measured import compare_ranks
 from benchmarks.scaling import main
 from benchmarks.scaling_rank import half_ball, least_bytes, shell_squares
-from benchmarks.scaling_tables import HEADING, figures_of, lines, whole_figures
+from benchmarks.scaling_tables import HEADING, figures_of, lines, stage_tables, whole_figures
+from benchmarks.stage_times import StageTimes
 
 from verglas.core.rows import packed_sphere
 
@@ -21,7 +23,8 @@ def a_pass(ranks: int, particles: int, seconds: float, slowest: float = 0.0) -> 
             "waiting_seconds_of_ranks": [slowest] + [0.0] * (ranks - 1)}  # fmt: skip
     took = {"accuracy": 0.0, "expectation": seconds, "maximization": 0.0}
     one = {"kind": "global order 2", "size_px": 64, "significant": 5.0, "took": took, "least_bytes": 80.0, "kernels": {},
-           "communication": sent if ranks > 1 else None, "against_first": {}, "again": {}}  # fmt: skip
+           "voxel_bytes": 100.0, "stages": {}, "against_first": {}, "again": {},
+           "communication": sent if ranks > 1 else None}  # fmt: skip
     found = {"data": 1e-6, "weight": 2e-6, "same poses": 0.9995}
     iterations = [
         one | {"number": 0, "count": 1, "seconds": seconds, "again" if ranks == 1 else "against_first": found},
@@ -73,10 +76,24 @@ def test_the_least_is_what_the_sums_and_the_new_maps_take() -> None:
     rows = packed_sphere(64.0)
     inside = int((rows.coordinates_V3().square().sum(1) <= 64**2).sum())
     assert half_ball(64.0) == pytest.approx(inside, rel=0.02)
-    small, whole = (least_bytes(packed_sphere(2.0 * radius), 2.0, 64, 2) for radius in (8, 32))
-    assert small == pytest.approx(2 * 4 * 0.5 * (3 * half_ball(16) + 2 * half_ball(8)))
-    assert whole == pytest.approx(2 * 4 * 0.5 * (3 * half_ball(64) + 2 * half_ball(32)))
-    assert least_bytes(rows, 2.0, 64, 1) == 0
+    small, whole = (least_bytes(packed_sphere(2.0 * radius), 2.0, 2, 50_000) for radius in (8, 32))
+    assert small == pytest.approx((4 * (3 * half_ball(16) + 2 * half_ball(8)), 4 * (3 * half_ball(16) + 50_000)))
+    assert whole == pytest.approx((4 * (3 * half_ball(64) + 50_000), 4 * (3 * half_ball(64) + 50_000)))
+    assert least_bytes(rows, 2.0, 1, 50_000) == (0, 0)
+
+
+def test_stages_leave_out_those_within_them_and_stand_beside_one_another() -> None:
+    times, now = StageTimes(), iter([0.0, 1.0, 3.0, 7.0])
+    inner = times.timed("fine", lambda: None)
+    with patch("time.perf_counter", lambda: next(now)):
+        times.timed("maps", inner)()
+    assert (times.seconds["maps"], times.seconds["fine"], times.count["fine"]) == (5.0, 2.0, 1)
+    passes = [a_pass(2, 1000, 2.5), a_pass(1, 500, 2.0)]
+    for one in passes:
+        one["iterations"][1]["stages"] = times.seconds  # type: ignore[index]
+    title, heading, *rows = stage_tables(passes)
+    assert title.startswith("iteration 1") and heading.split()[1:] == ["2", "x", "500", "1", "x", "500"]
+    assert ["maps", "5000.0", "5000.0"] in [row.split() for row in rows] and rows[-1].split() == ["all", "7000.0", "7000.0"]
 
 
 def test_the_plan_of_ranks_is_put_beside_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -11,32 +12,33 @@ from types import TracebackType
 class Behind(AbstractContextManager["Behind"]):
     """`do(work)` starts `work` in a thread once everything before it is done, and returns; behind=False: does it at once.
 
-    An error of the work is raised by the next `do`, or at the end of the `with`, which waits for what is under way. So no
-    more than one piece of work is ever missing on the disk.
+    An error of the work is raised by a later `do`, or at the end of the `with`, which waits for what is under way. `do` waits
+    until it has no more than `most` pieces: so many can be missing on the disk after a kill.
     """
 
-    def __init__(self, behind: bool) -> None:
+    def __init__(self, behind: bool, most: int = 1) -> None:
         self._threads = ThreadPoolExecutor(1, "verglas-writes") if behind else None
-        self._last: Future[None] | None = None
+        self._most = most
+        self._begun: deque[Future[None]] = deque()
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do `work` after all before it; waits for those."""
+        """Do `work` after all before it."""
         if self._threads is None:
             work()
             return
-        self._wait()
-        self._last = self._threads.submit(work)
+        self._wait(self._most - 1)
+        self._begun.append(self._threads.submit(work))
 
-    def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+    def _wait(self, left: int) -> None:
+        """Until no more than so many pieces are left. After an error none of those behind it is waited for again."""
+        while self._begun and (len(self._begun) > left or self._begun[0].done()):
+            self._begun.popleft().result()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._threads is None:
             return
         try:
             if error is None:
-                self._wait()
+                self._wait(0)
         finally:
             self._threads.shutdown(wait=True)

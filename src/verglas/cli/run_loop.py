@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from verglas.refinement.state import State
     from verglas.report.page import Draw
 
+MOST_BEHIND, SHARE_BEHIND = 4, 0.05  # iterations whose files are not written; their maps' share of the memory of a batch
 USUAL_ITERATIONS = 25  # of a refinement, which ends by itself
 
 
@@ -252,7 +253,7 @@ class Run(Iterator["Iteration"]):
         # A GPU goes on while the files are written; on a CPU both would want the same cores.
         behind = session.on.device.type == "cuda"
         with (
-            _painters(behind and run is not None) as draw, Behind(behind) as later,
+            _painters(behind and run is not None) as draw, Behind(behind, pieces_behind(session)) as later,
             Watch(say_line, self.history, quiet=run is None) as watch, self.ranks.ending(watch.close),
         ):  # fmt: skip
 
@@ -299,6 +300,13 @@ class Run(Iterator["Iteration"]):
             if notice is not None:
                 run.log(notice)
         self._report.update(history, iteration)
+
+
+def pieces_behind(session: Session) -> int:
+    """Iterations whose files may be missing while the next ones are computed: the first ones of many GPUs are shorter than what
+    their files take. Their maps stay on the device."""
+    maps = sum(model.map_ZYX.nbytes for model in session.state.halves)
+    return max(1, min(MOST_BEHIND, int(SHARE_BEHIND * session.on.memory / max(1, maps))))
 
 
 @contextmanager
