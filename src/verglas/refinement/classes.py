@@ -125,7 +125,7 @@ def iterate(
     with watch("maximization"):
         new = maximise(replace(state, poses=poses), parts, config, mask_ZYX, correlate)
         new = with_resolution(focused(new, config), config, correlate)
-        new = settle.with_apart(replace(new, schedule=changes(state.poses, new, config)))
+        new = settle.with_apart(replace(new, schedule=changes(state.poses, new, config, on.device)))
     notes += empty_classes(state, new)
     return Iteration(new, watch.seconds, notes, plan.grid.direction_D2)
 
@@ -274,9 +274,9 @@ def last_shell(model: HalfModel, state: State) -> int:
     return max(int(low[0]) if len(low) else state.current_size // 2, MINIMUM_SHELL)
 
 
-def changes(before: Poses, state: State, config: RefineConfig) -> sampling.Schedule:
-    """The schedule with the changes of poses and classes."""
-    schedule = sampling.monitor_changes(before, state.poses, state, config)
+def changes(before: Poses, state: State, config: RefineConfig, device: torch.device | None = None) -> sampling.Schedule:
+    """The schedule with the changes of poses and classes. device: that compares them."""
+    schedule = sampling.monitor_changes(before, state.poses, state, config, device)
     changed = float((before.class_B != state.poses.class_B).double().mean())
     return replace(schedule, changes_classes=changed)
 

@@ -143,7 +143,7 @@ def iterate(state: State, data: Dataset, config: Classify2dConfig, on: Computing
         best = max(last_shell(model, new) for model in new.halves)
         new = sampling.update_resolution(new, new.resolution_of(best))
         batch = replace(new, poses=new.poses.of(step.rows))
-        new = replace(new, schedule=changes(state.poses.of(step.rows), batch, config))
+        new = replace(new, schedule=changes(state.poses.of(step.rows), batch, config, on.device))
     if number == config.max_iterations:
         with watch("fit"):
             new = replace(new, fit_B2=class_fits(new, data, plan, config, on))
