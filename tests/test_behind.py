@@ -9,24 +9,24 @@ import pytest
 from verglas.cli.behind import Behind
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_work_is_done_in_order_and_before_the_end(behind):
+@pytest.mark.parametrize("most", [0, 1])
+def test_work_is_done_in_order_and_before_the_end(most):
     done, threads = [], set()
 
     def work(number):
         threads.add(threading.get_ident())
         done.append(number)
 
-    with Behind(behind) as later:
+    with Behind(most) as later:
         for number in range(5):
             later.do(lambda number=number: work(number))
     assert done == list(range(5))
-    assert (threading.get_ident() in threads) is not behind
+    assert (threading.get_ident() in threads) == (most == 0)
 
 
 def test_the_caller_goes_on_meanwhile_but_never_two_pieces_ahead():
     first_may_end, second_started = threading.Event(), threading.Event()
-    with Behind(True) as later:
+    with Behind(1) as later:
         later.do(first_may_end.wait)  # returns although the work is not done
         threading.Timer(0.05, first_may_end.set).start()
         later.do(second_started.set)
@@ -36,7 +36,7 @@ def test_the_caller_goes_on_meanwhile_but_never_two_pieces_ahead():
 
 def test_several_pieces_may_wait_but_no_more():
     may_end, done = threading.Event(), []
-    with Behind(True, 3) as later:
+    with Behind(3) as later:
         later.do(may_end.wait)
         for number in range(2):
             later.do(lambda number=number: done.append(number))
@@ -49,7 +49,7 @@ def test_several_pieces_may_wait_but_no_more():
 
 def test_an_error_is_found_as_soon_as_it_is_there():
     failed = threading.Event()
-    with pytest.raises(OSError, match="last"), Behind(True, 3) as later:
+    with pytest.raises(OSError, match="last"), Behind(3) as later:
         later.do(_fail_last)
         later.do(failed.set)
         failed.wait()
@@ -57,25 +57,25 @@ def test_an_error_is_found_as_soon_as_it_is_there():
         pytest.fail("the error of the first piece must come up here")
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_an_error_reaches_the_caller(behind):
+@pytest.mark.parametrize("most", [0, 1])
+def test_an_error_reaches_the_caller(most):
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind(behind) as later:
+    with pytest.raises(OSError, match="disk full"), Behind(most) as later:
         later.do(fail)
         later.do(lambda: None)
         pytest.fail("the error of the first piece must come up here")
 
 
 def test_an_error_of_the_last_piece_comes_at_the_end():
-    with pytest.raises(OSError, match="last"), Behind(True) as later:
+    with pytest.raises(OSError, match="last"), Behind(1) as later:
         later.do(_fail_last)
 
 
 def test_an_error_of_the_caller_is_kept_and_waits_for_the_work():
     done = []
-    with pytest.raises(KeyboardInterrupt), Behind(True) as later:
+    with pytest.raises(KeyboardInterrupt), Behind(1) as later:
         later.do(lambda: done.append(1))
         raise KeyboardInterrupt
     assert done == [1]

@@ -10,14 +10,14 @@ from types import TracebackType
 
 
 class Behind(AbstractContextManager["Behind"]):
-    """`do(work)` starts `work` in a thread once everything before it is done, and returns; behind=False: does it at once.
+    """`do(work)` starts `work` in a thread once everything before it is done, and returns; with most=0 does it at once.
 
     An error of the work is raised by a later `do`, or at the end of the `with`, which waits for what is under way. `do` waits
     until it has no more than `most` pieces: so many can be missing on the disk after a kill.
     """
 
-    def __init__(self, behind: bool, most: int = 1) -> None:
-        self._threads = ThreadPoolExecutor(1, "verglas-writes") if behind else None
+    def __init__(self, most: int) -> None:
+        self._threads = ThreadPoolExecutor(1, "verglas-writes") if most else None
         self._most = most
         self._begun: deque[Future[None]] = deque()
 

@@ -201,7 +201,7 @@ class PtychoRun:
         title = f"Reconstructing {PARTS[part]}"
         self.ranks.doing("beginning", part=PARTS[part])
         # A GPU goes on while files are written; on a CPU both would want the same cores.
-        with bar_of(run, title, passes - before) as bar, Behind(device.type == "cuda") as later:
+        with bar_of(run, title, passes - before) as bar, Behind(int(device.type == "cuda")) as later:
             for done in reconstruct(scan, self.job.fit, device, last, self.ranks):
                 last = done
                 self.history[part].append(record_of(last, len(scan)))

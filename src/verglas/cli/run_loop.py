@@ -251,9 +251,9 @@ class Run(Iterator["Iteration"]):
     def _iterate(self, run: RunFolder | None, table: ParticleTable, session: Session) -> Iterator[Iteration]:
         say_line = run.log if run else lambda line: None
         # A GPU goes on while the files are written; on a CPU both would want the same cores.
-        behind = session.on.device.type == "cuda"
+        pieces = pieces_behind(session) if session.on.device.type == "cuda" else 0
         with (
-            _painters(behind and run is not None) as draw, Behind(behind, pieces_behind(session)) as later,
+            _painters(pieces > 0 and run is not None) as draw, Behind(pieces) as later,
             Watch(say_line, self.history, quiet=run is None) as watch, self.ranks.ending(watch.close),
         ):  # fmt: skip
 
