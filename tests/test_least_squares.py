@@ -65,7 +65,7 @@ def test_the_normal_equations_are_those_of_the_sums_written_out() -> None:
 
 
 def test_the_map_of_slices_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(least_squares, "FLOOR", 1e-6)
+    monkeypatch.setattr(least_squares, "LEAST", 1e-6)
     monkeypatch.setattr(least_squares, "RESIDUAL", 1e-6)
     box = 16
     truth = blob(box)
@@ -111,3 +111,22 @@ def test_the_command(tmp_path: Path) -> None:
     assert means["exact"] >= means["plain"] - 0.001 and means["cg"] >= means["exact"] - 0.001
     assert json.loads((tmp_path / "cg/result.json").read_text())["figures"]["resolution_masked"]["value"] < 40
     assert main(["reconstruct", *options, "--solver", "cg", "--gridding", "exact", "--out", str(tmp_path / "no")]) == 2
+
+
+def test_the_prior_of_the_data_is_that_of_their_variances() -> None:
+    """White map and noise of known variance: 1 / R = N³ s² / tau² in every shell, and nearly so of twice as many slices."""
+    box, scale = 24, 0.1
+    generator = torch.Generator().manual_seed(3)
+    truth = torch.randn(box, box, box, dtype=torch.float64, generator=generator) * soft_sphere(box, box / 4, 2)
+    data_R2K, weight_RK, rotation_R33, k_K3 = slices(box, 60, truth)
+    noise_R2K = scale / math.sqrt(2) * torch.randn(data_R2K.shape, dtype=torch.float64, generator=generator) / box
+    sums = NormalSums(box, dtype=torch.float64)
+    sums.add(data_R2K + weight_RK.sqrt()[:, None] * noise_R2K, weight_RK, rotation_R33, k_K3)
+    equations = sums.normal()
+    tau2 = float(truth.square().sum())  # of each coefficient of a white map
+    expected = box**3 * (scale / box) ** 2 / tau2
+    found_S = equations.data_prior(equations.weight())[3:-1]
+    print(expected, found_S)
+    assert float(found_S.log().mean().exp()) == pytest.approx(expected, rel=0.2)
+    both_S = (equations + equations).data_prior(equations.weight() * 2)[3:-1]
+    print(both_S)

@@ -32,7 +32,7 @@ ACCURACY, UPSAMPLING = 1e-4, 1.25  # of the transforms; the grid has 2.5 N cells
 POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 SLICES_PER_FLUSH = 5_000  # of single-precision sums: a cell takes some ten taps of a slice near the origin (see `accumulate`)
 ITERATIONS, RESIDUAL = 30, 1e-3  # most iterations; relative residual, preconditioned, that ends them
-FLOOR = 0.1  # of the shell's mean weight, added to every weight: what was hardly seen would be noise (NOTES.md)
+LEAST, MOST = 1e-3, 1e3  # 1 / R, of the shell's mean weight: the least keeps unseen coefficients at 0, the most is noise alone
 FIRST_REGULARISED_SHELL = 5
 
 
@@ -50,6 +50,7 @@ class NormalSums:
         self.fine = FineGrid.of((2 * box,) * 3, accuracy, UPSAMPLING, device, dtype)
         self.grid_2ZYX2 = self.fine.zeros(2)
         self.settled_2ZYX2: Tensor | None = None
+        self.power_3S = torch.zeros(3, self.radius + 1, dtype=torch.float64, device=self.fine.device)
         self.operators = symmetry_matrices(symmetry)
         self.slices = 0
         self._since_flush = 0
@@ -63,11 +64,21 @@ class NormalSums:
             if self.grid_2ZYX2.dtype == torch.float32 and self._since_flush >= SLICES_PER_FLUSH:
                 self._flush()
             data_RK2 = data_R2K[part].transpose(1, 2) * origin_K[:, None]
+            self._add_power(data_R2K[part], weight_RK[part], coordinates_K3)
             weight_RK2 = torch.stack([weight_RK[part] * origin_K, torch.zeros_like(weight_RK[part])], 2)
             for operator in self.operators:
                 self._spread(torch.stack([data_RK2, weight_RK2]), rotation_R33[part] @ operator.to(rotation_R33), coordinates_K3)
             self._since_flush += len(self.operators) * len(data_RK2)
             self.slices += len(data_RK2)
+
+    def _add_power(self, data_R2K: Tensor, weight_RK: Tensor, coordinates_K3: Tensor) -> None:
+        """Sums of |C X|², C² and C^4 over the coefficients of each shell."""
+        shell_K = (coordinates_K3.double().norm(dim=1) + 0.5).long()
+        inside_K = shell_K <= self.radius
+        for sums_S, values_K in zip(
+            self.power_3S, (data_R2K.square().sum((0, 1)), weight_RK.sum(0), weight_RK.square().sum(0)), strict=True
+        ):
+            sums_S.index_add_(0, shell_K[inside_K], values_K[inside_K].double())
 
     def _spread(self, values_2RK2: Tensor, rotation_R33: Tensor, coordinates_K3: Tensor) -> None:
         sampling_R33 = sampling_matrices(rotation_R33, 1.0).to(self.fine.device)
@@ -95,6 +106,7 @@ class NormalSums:
         """Add the sums of all ranks, in place."""
         if ranks.size > 1:
             self.grid_2ZYX2 = ranks.add_up(self.total().contiguous(), "sums of slices")
+            self.power_3S = ranks.add_up(self.power_3S, "sums of slices")
             self.settled_2ZYX2, self.slices = None, sum(ranks.everyones(self.slices))
 
     @property
@@ -108,19 +120,23 @@ class NormalSums:
         inner = slice(self.box // 2, self.box // 2 + self.box)
         b_ZYX = self.fine.modes(data, +1)[0, inner, inner, inner].real.mul(2 / self.box**2)
         kernel = self.fine.modes(weight, +1)[0].real.mul(2 / float(self.box) ** 4)
-        return NormalEquations(b_ZYX.contiguous(), kernel, self.radius)
+        return NormalEquations(b_ZYX.contiguous(), kernel, self.radius, self.power_3S)
 
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """(T + prior) m = b: rhs_ZYX [N, N, N]; kernel_DDD: T at -N..N-1 along each axis; shells up to `radius`. `+` joins sets."""
+    """(T + prior) m = b: rhs_ZYX [N, N, N]; kernel_DDD: T at -N..N-1 along each axis; shells up to `radius`. `+` joins sets.
+
+    power_3S: sums of |C X|², C² and C^4 over the images' coefficients, float64."""
 
     rhs_ZYX: Tensor
     kernel_DDD: Tensor
     radius: int
+    power_3S: Tensor
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        return NormalEquations(self.rhs_ZYX + other.rhs_ZYX, self.kernel_DDD + other.kernel_DDD, self.radius)
+        sums = self.rhs_ZYX + other.rhs_ZYX, self.kernel_DDD + other.kernel_DDD
+        return NormalEquations(*sums, self.radius, self.power_3S + other.power_3S)
 
     @property
     def box(self) -> int:
@@ -148,19 +164,36 @@ class NormalEquations:
     def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Tensor:
         """Map [N, N, N], as `SolvedSums.map`: with a prior per shell, and each shell's fall-off restored if `keep_scale`.
 
-        What the floor takes from a shell is always restored.
+        Without a prior, and in the first shells, 1 / R of the data's own variances takes its place, and what it takes from a shell
+        is restored.
         """
         weight = self.weight()
-        mean_S = self._shell_mean(weight)
-        prior_S = torch.zeros_like(mean_S) if inverse_tau2_S is None else inverse_tau2_S.to(mean_S).clone()
-        prior_S[:FIRST_REGULARISED_SHELL] = 0
-        damping = self._spread(FLOOR * mean_S + (prior_S if keep_scale else 0), weight)
-        gain = self._spread(self._shell_mean(weight / (weight + damping).clamp_min(1e-30)), weight)
-        # Nothing is known beyond the radius: there the weight of the last shell keeps the map at 0.
-        prior = self._spread(prior_S + FLOOR * mean_S, weight, beyond=float(mean_S[-1]))
+        prior_S = own_S = self.data_prior(weight)
+        if inverse_tau2_S is not None:
+            first = torch.arange(len(own_S), device=own_S.device) < FIRST_REGULARISED_SHELL
+            prior_S = torch.where(first, own_S, inverse_tau2_S.to(own_S))
+            own_S = torch.where(first, own_S, 0)
+        restored_S = prior_S if keep_scale else own_S
+        gain = self._spread(self._shell_mean(weight / (weight + self._spread(restored_S, weight)).clamp_min(1e-30)), weight)
+        # Nothing is known beyond the radius: what comes there is damped, and left out at the end.
+        prior = self._spread(prior_S, weight, beyond=float(self._shell_mean(weight)[-1] + prior_S[-1]))
         found_ZYX = self._conjugate_gradients(prior, weight + prior)
-        found_ZYX = torch.fft.irfftn(torch.fft.rfftn(found_ZYX) / gain.clamp_min(1e-12), s=found_ZYX.shape)
+        inside = self._spread(torch.ones_like(prior_S), weight, beyond=0.0)
+        found_ZYX = torch.fft.irfftn(torch.fft.rfftn(found_ZYX) * (inside / gain.clamp_min(1e-12)), s=found_ZYX.shape)
         return fill_outside(found_ZYX.float(), soft_sphere(self.box, self.box / 2, 3, found_ZYX.device))
+
+    def data_prior(self, weight: Tensor) -> Tensor:
+        """1 / R per shell from the sums' own power (see above), float64 [radius + 1]; weight: as `weight()`."""
+        transform = torch.fft.rfftn(self.rhs_ZYX)
+        power = transform.real.square() + transform.imag.square()
+        power_S, mean_S, square_S = (self._shell_mean(values) for values in (power, weight, weight.square()))
+        volume = float(self.box) ** 3
+        data_S, weight_S, fourth_S = self.power_3S
+        image_S, q_S = data_S / weight_S.clamp_min(1e-300), fourth_S / weight_S.clamp_min(1e-300)
+        tau2_S = (power_S - volume * mean_S * image_S) / (square_S - q_S / self.box * mean_S).clamp_min(1e-300)
+        noise_S = (image_S - q_S * tau2_S / float(self.box) ** 4).clamp_min(0)
+        prior_S = torch.where(tau2_S > 0, volume * noise_S / tau2_S.clamp_min(1e-300), torch.inf)
+        return prior_S.clamp(LEAST * mean_S, MOST * mean_S)
 
     def _conjugate_gradients(self, prior: Tensor, preconditioner: Tensor) -> Tensor:
         """Solve (T + prior) m = b from m = 0; `prior` and `preconditioner` multiply transforms of maps."""
