@@ -32,6 +32,7 @@ ACCURACY, UPSAMPLING = 1e-4, 1.25  # of the transforms; the grid has 2.5 N cells
 POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 SLICES_PER_FLUSH = 5_000  # of single-precision sums: a cell takes some ten taps of a slice near the origin (see `accumulate`)
 ITERATIONS, RESIDUAL = 30, 1e-3  # most iterations; relative residual, preconditioned, that ends them
+ITS_OWN = (2 / 3) ** 3  # sum of the squared window of w, sinc² along each axis, over the grid
 LEAST, MOST = 1e-3, 1e3  # 1 / R, of the shell's mean weight: the least keeps unseen coefficients at 0, the most is noise alone
 FIRST_REGULARISED_SHELL = 5
 
@@ -190,7 +191,7 @@ class NormalEquations:
         volume = float(self.box) ** 3
         data_S, weight_S, fourth_S = self.power_3S
         image_S, q_S = data_S / weight_S.clamp_min(1e-300), fourth_S / weight_S.clamp_min(1e-300)
-        tau2_S = (power_S - volume * mean_S * image_S) / (square_S - q_S / self.box * mean_S).clamp_min(1e-300)
+        tau2_S = (power_S - volume * mean_S * image_S) / (square_S - ITS_OWN * q_S / self.box * mean_S).clamp_min(1e-300)
         noise_S = (image_S - q_S * tau2_S / float(self.box) ** 4).clamp_min(0)
         prior_S = torch.where(tau2_S > 0, volume * noise_S / tau2_S.clamp_min(1e-300), torch.inf)
         return prior_S.clamp(LEAST * mean_S, MOST * mean_S)
