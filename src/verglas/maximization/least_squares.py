@@ -9,7 +9,17 @@ up as they come on one fine grid; T is a convolution (`nufft.toeplitz`):
 
 Slices hold half of their coefficients, the other half is the conjugate: twice the real part, the origin once. They are solved by
 conjugate gradients, preconditioned by the circulant nearest to T (Chan 1988, SIAM J. Sci. Stat. Comput. 9, 766), whose spectrum
-is the weight of each coefficient of the map: shells, floors and priors are counted in it, as in `solve` in those of the sums.
+is the weight w of each coefficient of the map: shells and priors are counted in it, as in `solve` in those of the sums.
+
+Least squares alone would make noise of what was hardly seen. Of a map whose coefficients have variance tau² in a shell, from
+images whose noise has variance s², the best linear estimate solves (T + 1/R) m = b, 1/R = N³ s² / tau². Without half maps both
+variances come from the sums themselves, two equations per shell (means over it; q = sum C^4 / sum C²):
+
+    |b|² = (w² - (2/3)³ q w / N) tau² + w N³ P          P = sum |C X|² / sum C² = q tau² / N^4 + s²
+
+Noise of an image becomes w N³ s² in b, power of the map tau² / N^4 in its slices. Products of a slice with itself are all in w N³ P,
+so they are taken from w², where the window of the circulant, sinc² along each axis, makes them (2/3)³ of what they are. What 1/R
+takes from a shell, its mean w / (w + 1/R), is given back: it weighs coefficients of a shell against each other, and no more.
 """
 
 from __future__ import annotations
@@ -32,7 +42,7 @@ ACCURACY, UPSAMPLING = 1e-4, 1.25  # of the transforms; the grid has 2.5 N cells
 POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 SLICES_PER_FLUSH = 5_000  # of single-precision sums: a cell takes some ten taps of a slice near the origin (see `accumulate`)
 ITERATIONS, RESIDUAL = 30, 1e-3  # most iterations; relative residual, preconditioned, that ends them
-ITS_OWN = (2 / 3) ** 3  # sum of the squared window of w, sinc² along each axis, over the grid
+ITS_OWN = (2 / 3) ** 3  # share of a slice's product with itself that w² holds
 LEAST, MOST = 1e-3, 1e3  # 1 / R, of the shell's mean weight: the least keeps unseen coefficients at 0, the most is noise alone
 FIRST_REGULARISED_SHELL = 5
 
