@@ -17,7 +17,7 @@ variances come from the sums themselves, two equations per shell (means over it;
 
     |b|² = (w² - (2/3)³ q w / N) tau² + w N³ P          P = sum |C X|² / sum C² = q tau² / N^4 + s²
 
-Noise of an image becomes w N³ s² in b, power of the map tau² / N^4 in its slices. Products of a slice with itself are all in w N³ P,
+Noise of an image becomes w N³ s² in b, power of the map tau² / N^4 in its slices. A slice's products with itself are in w N³ P,
 so they are taken from w², where the window of the circulant, sinc² along each axis, makes them (2/3)³ of what they are. What 1/R
 takes from a shell, its mean w / (w + 1/R), is given back: it weighs coefficients of a shell against each other, and no more.
 """
@@ -175,8 +175,8 @@ class NormalEquations:
     def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Tensor:
         """Map [N, N, N], as `SolvedSums.map`: with a prior per shell, and each shell's fall-off restored if `keep_scale`.
 
-        Without a prior, and in the first shells, 1 / R of the data's own variances takes its place, and what it takes from a shell
-        is restored.
+        Without a prior, and in the first shells, 1/R of the data's own variances takes its place, and what it takes from a shell is
+        restored.
         """
         weight = self.weight()
         prior_S = own_S = self.data_prior(weight)
