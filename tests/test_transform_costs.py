@@ -88,6 +88,16 @@ def test_figures_are_kept_and_asked_for_by_machine(cache: Path) -> None:
     assert read("one") is None
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    write("one", costs(1e9))
+    assert read("one") is None
+
+
 def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

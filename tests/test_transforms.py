@@ -14,6 +14,7 @@ from verglas.core.masks import fill_outside, soft_sphere
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.maximization.slabs import Slabs
+from verglas.maximization.stride_parts import Strides
 from verglas.maximization.transform_costs import FORMS
 from verglas.maximization.transforms import MapPart, SharedTransform
 from verglas.projection import pruned
@@ -139,6 +140,22 @@ def test_one_process_finds_the_plain_transform(case: str) -> None:
     part = MapPart(found.float(), torch.arange(box), range(box))
     part.finish(size, True, ALONE)
     torch.testing.assert_close(part.values_ZYX, filled, rtol=0, atol=1e-6 * float(filled.abs().max()))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("strides", range(1, 9))
+def test_strides_make_the_whole_map(strides: int, precision: str) -> None:
+    dtype, limit = DTYPES[precision]
+    case = (20, 9, 2.1 if strides in (3, 6, 7) else 2.0, range(20))
+    rows, size, voxels_V2, _ = made_up(case, dtype)
+    grid, one = PaddedGrid.of(rows, 20, size), Strides(20, size, strides, ALONE, torch.device("cpu"))
+    fill = grid.filler(voxels_V2, rows)
+    wanted = map_of(fill, grid, dtype)
+    cut_ZYX = grid.along_y(grid.filled(fill, slice(0, grid.columns), dtype), range(20))
+    found = torch.cat([one.planes_of_map(grid, cut_ZYX, residue) for residue in range(strides)])
+    order_A = one.planes_of(0)
+    assert torch.equal(order_A.sort().values, torch.arange(20))
+    assert float((found - wanted[order_A]).abs().max()) <= limit * float(wanted.abs().max())
 
 
 def test_a_rank_holds_its_share_of_a_map_that_is_solved_for(of_ranks: dict[tuple[int, int], Any]) -> None:

@@ -62,12 +62,12 @@ class Strides:
                 rank, count = residue % self.ranks.size, len(self._planes(residue)[0])
                 place = out_ZYX[first : first + count] if rank == self.ranks.rank else out_ZYX[:0]
                 first += len(place)
-                yield Piece(rank, partial(self._planes_of_map, grid, cut_ZYX, residue), partial(_put, place))
+                yield Piece(rank, partial(self.planes_of_map, grid, cut_ZYX, residue), partial(_put, place))
 
         Arrivals(self.ranks, pieces(), "transforms by strides").finish()
         return out_ZYX
 
-    def _planes_of_map(self, grid: PaddedGrid, cut_ZYX: Tensor, residue: int) -> Tensor:
+    def planes_of_map(self, grid: PaddedGrid, cut_ZYX: Tensor, residue: int) -> Tensor:
         """What the planes of voxels give to the map's planes of a residue."""
         z_A, fold_A = self._planes(residue)
         out_ZYX = cut_ZYX.real.new_empty(len(z_A), cut_ZYX.shape[1], self.box)

@@ -134,13 +134,13 @@ def _processor() -> str:
 
 
 def cache_file() -> Path:
-    """Where figures are kept: in $XDG_CACHE_HOME, or ~/.cache."""
+    """Where figures are kept: in $XDG_CACHE_HOME, or ~/.cache; RuntimeError for a user without a home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "verglas" / "transforms.json"
 
 
 def read(name: str) -> Costs | None:
     """What is kept under a name; None if there is nothing, or nothing that can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, RuntimeError, ValueError, KeyError, TypeError):
         content = json.loads(cache_file().read_text(encoding="utf-8"))
         return Costs(content[name]["coefficients"]) if content["format"] == FORMAT else None
     return None
@@ -148,8 +148,9 @@ def read(name: str) -> Costs | None:
 
 def write(name: str, costs: Costs) -> None:
     """Keep figures beside those of other machines. A cache that cannot be written to is done without: they are measured again."""
-    path, content = cache_file(), {"format": FORMAT}
-    with suppress(OSError, OutputError):
+    content = {"format": FORMAT}
+    with suppress(OSError, RuntimeError, OutputError):
+        path = cache_file()
         with suppress(OSError, ValueError):
             there = json.loads(path.read_text(encoding="utf-8"))
             content = there if there.get("format") == FORMAT else content
