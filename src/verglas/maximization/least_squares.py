@@ -175,8 +175,8 @@ class NormalEquations:
     def map(self, inverse_tau2_S: Tensor | None = None, keep_scale: bool = False) -> Tensor:
         """Map [N, N, N], as `SolvedSums.map`: with a prior per shell, and each shell's fall-off restored if `keep_scale`.
 
-        Without a prior, and in the first shells, 1/R of the data's own variances takes its place, and what it takes from a shell is
-        restored.
+        Without a prior, and in the first shells, 1/R of the data's own variances takes its place, and what it takes from a shell
+        is restored.
         """
         weight = self.weight()
         prior_S = own_S = self.data_prior(weight)
