@@ -27,9 +27,10 @@ SHARE_OF_FREE = 0.7  # of the free memory; the system keeps files that are read 
 
 @dataclass(frozen=True)
 class BySlabs:
-    """ends: slab i has the planes ends[i] <= |z| < ends[i + 1] of the padded half volume."""
+    """ends: slab i has the planes ends[i] <= |z| < ends[i + 1] of the padded half volume; memory: bytes that arrays may take."""
 
     ends: list[int]
+    memory: float
 
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps, which are in the run folder by then."""
@@ -40,7 +41,8 @@ class BySlabs:
         from verglas.particles.loader import ImageLoader
 
         options, geometry = task.options, task.geometry
-        how = OutOfCore(geometry, normalise_name(options.sym), self.ends, run.path("map.mrc").parent, run.progress)
+        folder = run.path("map.mrc").parent
+        how = OutOfCore(geometry, normalise_name(options.sym), self.ends, folder, self.memory, run.progress)
         halves = np.unique(task.half_B)
         size = batch_size(geometry.box, task.device)
         loaders = [ImageLoader(task.table, np.flatnonzero(task.half_B == half), size, task.device, skip_bad=options.skip_bad)
@@ -100,7 +102,7 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
     number = f"{len(ends) - 1} slab{'s' if len(ends) > 2 else ''}"
     run.log(f"in {number}: in memory sums and maps would take {needs.in_memory / GB:.3g} of {of_what}; "
             f"{needs.on_disk / GB:.3g} GB of disk")  # fmt: skip
-    return BySlabs(ends)
+    return BySlabs(ends, given)
 
 
 def expected_on(task: Task) -> str:

@@ -17,7 +17,8 @@ from verglas.core.shells import correlation, friedel_weight_X
 from verglas.io.mrc_parts import map_in_parts, read_planes
 from verglas.projection.volume import gridding_correction, padded_size
 
-ROWS_AT_ONCE = 8  # of all planes, that are transformed along z together
+ROWS_AT_ONCE = 8  # of all planes, that are transformed along z together; more are read at a time where memory allows
+SHARE_FOR_ROWS = 0.25  # of the memory; the system keeps parts of files in what is left
 PLANES_AT_ONCE = 4
 
 MaskPart = Callable[[slice], Tensor]
@@ -45,11 +46,11 @@ class PlanesOnDisk:
         self._file.seek(8 * first * self.shape[1] * self.shape[2])
         planes_zYX.contiguous().numpy().tofile(self._file)
 
-    def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """(which rows along y, these of all planes [Z, y, X]) of runs of rows."""
+    def rows(self, at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[slice, Tensor]]:
+        """(which rows along y, these of all planes [Z, y, X]) of runs of rows; the longer, the fewer pieces are read."""
         count, height, width = self.shape
-        for first in range(0, height, ROWS_AT_ONCE):
-            part = slice(first, min(first + ROWS_AT_ONCE, height))
+        for first in range(0, height, at_once):
+            part = slice(first, min(first + at_once, height))
             values_ZyX = np.empty((count, part.stop - first, width), np.complex64)
             for z, rows_yX in enumerate(values_ZyX):
                 self._file.seek(8 * (z * height + first) * width)
@@ -81,19 +82,30 @@ def plane_pairs(fourier_PYX: Tensor, box: int, first_is_zero: bool) -> Tensor:
     return central(torch.fft.ifft(whole_zYX, dim=2), 2, box)
 
 
-def write_map(planes: PlanesOnDisk, path: Path, padding: float, pixel_size: float, advance: Callable[[int], None]) -> None:
-    """The map of planes z >= 0 that `plane_pairs` gave, corners filled and gridding corrected, as `solve.SolvedSums.map`."""
-    box = planes.shape[1]
-    size, total, weight = padded_size(box, padding), 0.0, 0.0
+def write_map(
+    planes: PlanesOnDisk, path: Path, scale: tuple[float, float], memory: float, advance: Callable[[int], None]
+) -> None:
+    """The map of planes z >= 0 that `plane_pairs` gave, corners filled and gridding corrected, as `solve.SolvedSums.map`.
+
+    scale: padding, pixel size in Å; memory: bytes that may be taken, for longer rows of pieces that are read and written.
+    """
+    count, box = planes.shape[:2]
+    (padding, pixel_size), total, weight = scale, 0.0, 0.0
+    of_row = 8 * count * box + 4 * box**2
+    at_once = max(1, int(SHARE_FOR_ROWS * memory / (of_row * ROWS_AT_ONCE))) * ROWS_AT_ONCE
     with map_in_parts(path, box, pixel_size, overwrite=True) as file:
-        for part, values_ZyX in planes.rows():
-            lines_yXZ = values_ZyX.permute(1, 2, 0).contiguous()
-            real_yXZ = central(torch.fft.irfft(lines_yXZ, n=size, dim=2), 2, box).mul_(box**2)
-            outside_yXZ = 1 - _sphere(box, part)  # the same along every axis
-            total += float((real_yXZ * outside_yXZ).sum(dtype=torch.float64))
-            weight += float(outside_yXZ.sum(dtype=torch.float64))
-            file.put_rows(part.start, real_yXZ.permute(2, 0, 1).numpy())
-            advance(len(real_yXZ))
+        for part, values_ZyX in planes.rows(min(box, at_once)):
+            real_ZyX = torch.empty(box, values_ZyX.shape[1], box)
+            for first in range(part.start, part.stop, ROWS_AT_ONCE):
+                some = slice(first, min(first + ROWS_AT_ONCE, part.stop))
+                place = slice(some.start - part.start, some.stop - part.start)
+                real_yXZ = _along_z(values_ZyX[:, place], padded_size(box, padding))
+                outside_yXZ = 1 - _sphere(box, some)  # the same along every axis
+                total += float((real_yXZ * outside_yXZ).sum(dtype=torch.float64))
+                weight += float(outside_yXZ.sum(dtype=torch.float64))
+                real_ZyX[:, place] = real_yXZ.permute(2, 0, 1)
+                advance(len(real_yXZ))
+            file.put_rows(part.start, real_ZyX.numpy())
         mean = total / max(weight, 1e-12)
 
         def corrected(part: slice, values_zYX: np.ndarray) -> np.ndarray:
@@ -102,6 +114,13 @@ def write_map(planes: PlanesOnDisk, path: Path, padding: float, pixel_size: floa
             return filled_zYX.div_(gridding_correction(box, padding, part=part)).numpy()
 
         file.change_planes(corrected)
+
+
+def _along_z(values_ZyX: Tensor, size: int) -> Tensor:
+    """Rows of the map, z last: [y, N, N]."""
+    box = values_ZyX.shape[2]
+    lines_yXZ = values_ZyX.permute(1, 2, 0).contiguous()
+    return central(torch.fft.irfft(lines_yXZ, n=size, dim=2), 2, box).mul_(box**2)
 
 
 def _sphere(box: int, part: slice) -> Tensor:

@@ -51,12 +51,13 @@ class Bar(Protocol):
 @dataclass(frozen=True)
 class OutOfCore:
     """How maps are made. ends: slab i has the planes ends[i] <= |z| < ends[i + 1]; folder: where maps and a file for what is
-    between the transforms go; progress: (stage, how many, of what) -> a bar."""
+    between the transforms go; memory: bytes that arrays may take; progress: (stage, how many, of what) -> a bar."""
 
     geometry: Geometry
     symmetry: str
     ends: Sequence[int]
     folder: Path
+    memory: float
     progress: Callable[[str, int, str], AbstractContextManager[Bar]]
 
 
@@ -139,7 +140,8 @@ class SumsBySlabs:
 
             self.each_slab(f"Sums for {path.name}", back)
             with how.progress(f"Transforming {path.name} along z", geometry.box, "rows") as bar:
-                write_map(planes, path, size / geometry.box, geometry.pixel_size, bar.advance)
+                scale = size / geometry.box, geometry.pixel_size
+                write_map(planes, path, scale, how.memory, bar.advance)
         return path
 
     def _curves(self, inverse_tau2_S: Tensor | None, keep_scale: bool) -> tuple[Tensor, Tensor, Tensor]:
