@@ -3,6 +3,7 @@
 One simulated scan (PtyGer's test by default), positions in whole pixels, one first guess for all: the probe narrower by a fifth,
 the object 1. Only passes are timed, what each reports for itself among them; no start, no compilation (a pass runs first).
 The error is sum (sqrt I - sqrt n)^2 / sum n, of everybody's object and probe in our model, at the probe's best scale.
+--scan FILE: a real far field with its own probe instead (tike 0.26 has no near field).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -22,8 +24,10 @@ from torch import Tensor
 
 from benchmarks.figures import publish
 from benchmarks.ptychography_gpu import guessed, scan_on, synchronize
+from verglas.ptychography.files import read_scan
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.problem import Problem
+from verglas.ptychography.read_options import ReadOptions
 from verglas.ptychography.reconstruct import engine_of
 from verglas.ptychography.scan import Scan
 from verglas.ptychography.start import first_guess
@@ -161,20 +165,23 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=3600)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--passes", type=int, default=20)
+    parser.add_argument("--scan", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--without", nargs="*", default=[], choices=("ours", "ptychi", "tike"))
     args = parser.parse_args()
     absent = {root for root in {name.split(".")[0] for name in ASIDE} if find_spec(root) is None}
     sys.modules |= {name: MagicMock(__spec__=ModuleSpec(name, None)) for name in ASIDE if name.split(".")[0] in absent}
-    scan, _ = scan_on(args.device, args.positions, args.window, True)
-    scan = guessed(scan, args.window)
+    if args.scan:
+        scan, _ = read_scan(args.scan, ReadOptions())
+    else:
+        scan = guessed(scan_on(args.device, args.positions, args.window, True)[0], args.window)
     referee = Referee(scan, args.device)
     figures = {"start error": referee.error(referee.x["object_OLYX"][0, 0], referee.x["probe_MYX"][0])}
     runs: dict[str, Callable[[], Curve]] = {}
     for engine in ("cg", "lsq", "rpie"):
         ours(scan, referee, engine, 7 if engine == "cg" else 1, args.device)  # so that kernels are compiled
         runs[f"ours {engine}"] = lambda engine=engine: ours(scan, referee, engine, args.passes, args.device)  # type: ignore[misc]
-    for batch, momentum in ((120, 0.0), (120, 0.5), (400, 0.0)):
+    for batch, momentum in ((16, 0.0), (52, 0.0)) if args.scan else ((120, 0.0), (120, 0.5), (400, 0.0)):
         name = f"ptychi LSQML, batch {batch}, momentum {momentum}"
         runs[name] = lambda b=batch, m=momentum: pty_chi(scan, referee, args.passes, args.device, b, m)  # type: ignore[misc]
     for engine, batches in (("lstsq", 30), ("lstsq", 5), ("rpie", 30)):

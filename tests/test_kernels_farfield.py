@@ -161,7 +161,8 @@ def test_definition_is_autograd(moved: bool) -> None:
 
 
 def test_what_the_kernels_cannot_take() -> None:
-    assert package.why_not(torch.device("cpu"), torch.float32, (64, 64)) == "device cpu"
+    assert package.why_not(torch.device("meta"), torch.float32, (64, 64)) == "device meta"
+    assert package.why_not(torch.device("cpu"), torch.float64, (100, 64)) is None
     assert "float64" in str(package.why_not(torch.device("cuda"), torch.float64, (64, 64)))
     assert "100 x 64 px" in str(package.why_not(torch.device("cuda"), torch.float32, (100, 64)))
     lit, _, counted = case((32, 32))

@@ -44,8 +44,8 @@ FIELDS = ("object_OLYX", "probe_MYX", "positions_B2", "scale_B", "background_YX"
 def alone(case: dict[str, Any], after: PassDone | None = None) -> PassDone:
     options = {name: value for name, value in case.items() if name not in OF_RANKS}
     with pytest.MonkeyPatch.context() as patch:
-        if case.get("kernels"):
-            patch.setattr(farfield, "why_not", lambda device, dtype, window: None)
+        missing = None if case.get("kernels") else "not asked for"
+        patch.setattr(farfield, "why_not", lambda device, dtype, window: missing)
         *_, last = reconstruct(SCAN, PtychoOptions(**options), after=after)
     return last
 
@@ -93,8 +93,8 @@ def test_a_region_is_grown_back_by_several(tmp_path: Path) -> None:
     """From a pass of one process at which positions rest."""
     truth = made_up()
     scan = replace(scan_of(truth, seed=1), positions_B2=displaced(truth))
-    case: dict[str, Any] = {"engine": "rpie", "passes": 40, "positions_from": 3, "double": True}
-    passes = list(reconstruct(scan, PtychoOptions(**case)))
+    case: dict[str, Any] = {"engine": "rpie", "passes": 40, "positions_from": 3, "double": True, "kernels": True}
+    passes = list(reconstruct(scan, PtychoOptions(**{name: value for name, value in case.items() if name != "kernels"})))
     assert passes[18].memory["regions.rests"].any()
     [answer] = found_by(scan, [{**case, "after": passes[18]}], 2, tmp_path)
     check_same(passes[-1], answer["done"], "rpie")

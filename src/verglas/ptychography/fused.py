@@ -1,8 +1,8 @@
-"""Sums over positions by the kernels of `farfield`, where a problem is of their kind: fewer walks through the GPU's memory.
+"""Sums over positions by the kernels of `farfield`, where a problem is of their kind: fewer walks through memory.
 
 Far field, one slice and one mode of the object, one probe (of any modes) for all positions, patterns as they were counted, no
-scale or background to be fitted, single precision on a GPU, windows of their sizes. Everything else goes through `model.Model`:
-`why_not` tells the reason.
+scale or background to be fitted; on a GPU single precision and windows of their sizes. Everything else goes through
+`model.Model`: `why_not` tells the reason.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ class Curvature(NamedTuple):
 
 
 def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -> str | None:
-    """Why the GPU's kernels cannot serve (real) `dtype` and window; None if they can."""
+    """Why the kernels cannot serve (real) `dtype` and window; None if they can. On the CPU they serve any."""
+    if device.type == "cpu":
+        return None
     if device.type != "cuda":
         return f"device {device}"
     if dtype != torch.float32:
