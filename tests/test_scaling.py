@@ -106,11 +106,13 @@ def test_the_plan_of_ranks_is_put_beside_what_was_measured(capsys: pytest.Captur
 
 def test_two_processes_measure_themselves_against_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["iterations", "--model", "demo", "--ranks", "2", "1", "--device", "cpu", "--particles", "40", "--box", "32",
-             "--most", "2", "--numbers", "1", "--compare", "1", "--diameter", "150", "--work", str(tmp_path)]  # fmt: skip
+             "--most", "2", "--numbers", "1", "--compare", "1", "--stages", "1", "--diameter", "150",
+             "--work", str(tmp_path)]  # fmt: skip
     main([*words, "--out", str(tmp_path / "figures.json")])
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["same iterations, 2 ranks again, largest difference of a shell"] < 1e-5
     assert found["same iterations, 1 ranks and 2, largest difference of a shell"] < 1e-4
     assert found["same iterations, 1 ranks and 2, smallest share of same poses"] >= 0.95  # of 40: two may be on an edge
     assert found["2 ranks, worst bytes of least"] > 1 and found["weak, 2 ranks, efficiency, expectation"] > 0
-    assert "global order 2" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "global order 2" in said and "waiting for ranks" in said
