@@ -22,10 +22,10 @@ from verglas.optics.ctf import CtfParameters
 from verglas.optics.group import OpticsGroup
 from verglas.particles.table import ParticleTable
 from verglas.simulation.imaging import HalfPlane, Transfer
-from verglas.simulation.maps import dirichlet_matrix, low_passed, resampled, truth_map
+from verglas.simulation.maps import damped, dirichlet_matrix, low_pass_bfactor, resampled, truth_map
 from verglas.simulation.model import AtomModel, MapModel, read_models
 from verglas.simulation.noise import Junk, NoiseModel, WhiteNoise
-from verglas.simulation.nufft import atom_transforms, atom_volume_transform, spread_transform
+from verglas.simulation.nufft import atom_map, atom_transforms, spread_transform
 from verglas.simulation.signal import AtomSource
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_atoms_near_the_edge_of_the_fine_grid_wrap_around():
 def test_central_slices_of_the_volume_are_the_images():
     """With A = 1 the image is the sum along z: F2(x, y) = N F3(x, y, 0); with (0, 0, 90) image x looks along object y."""
     atoms, box = some_atoms(), 32
-    volume_ZYX = atom_volume_transform(atoms.xyz_N3, atoms.weight_N, box, 2.0)
+    volume_ZYX = centred_rfft3(atom_map(atoms.xyz_N3, atoms.weight_N, box, 2.0))
     image_YX = atom_transforms(atoms.xyz_N3[None, :, :2], atoms.weight_N, box, 2.0)[0]
     assert (box * volume_ZYX[0] - image_YX).norm() < 1e-4 * image_YX.norm()
     turned = matrix_from_euler(*torch.tensor([[0.0], [0.0], [90.0]], dtype=torch.float64))[0]
@@ -171,7 +171,7 @@ def test_truth_map_keeps_the_grey_values_of_projections():
 
 def test_start_map_has_half_the_amplitude_at_its_resolution():
     map_ZYX = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(3))
-    low_ZYX = low_passed(map_ZYX, 2.5, 20.0)  # 20 Å is shell 4 of an 80 Å box
+    low_ZYX = damped(map_ZYX, 2.5, low_pass_bfactor(20.0))  # 20 Å is shell 4 of an 80 Å box
     ratio = centred_rfft3(low_ZYX)[0, 0, 4] / centred_rfft3(map_ZYX.clone())[0, 0, 4]
     assert float(ratio.real) == pytest.approx(0.5, abs=1e-4)
 

@@ -12,7 +12,7 @@ from verglas.core.fourier import centred_irfft3, centred_rfft3, signed_frequenci
 from verglas.errors import InputError
 from verglas.optics.group import OpticsGroup
 from verglas.simulation.model import AtomModel, MapModel, Model
-from verglas.simulation.nufft import atom_volume_transform
+from verglas.simulation.nufft import atom_map
 
 POWER_MAY_BE_LOST = 0.02  # of a map's power, outside the images' box
 
@@ -20,14 +20,10 @@ POWER_MAY_BE_LOST = 0.02  # of a map's power, outside the images' box
 def truth_map(model: Model, box: int, pixel_size: float, bfactor: float) -> Tensor:
     """The model on a grid [Z, Y, X] whose sums along z are the images: same grey values, damped by exp(-B s^2 / 4)."""
     if isinstance(model, AtomModel):
-        fourier_ZYX = atom_volume_transform(model.xyz_N3, model.weight_N, box, pixel_size)
-    else:
-        # A projection sums voxels of the map's own size; on this grid fewer or more of them lie along z.
-        map_ZYX = resampled(model, box, pixel_size) * (pixel_size / model.pixel_size)
-        if bfactor == 0:
-            return map_ZYX
-        fourier_ZYX = centred_rfft3(map_ZYX)
-    return centred_irfft3(fourier_ZYX.mul_(torch.exp(-bfactor / 4 * s2_of_half_volume(box, pixel_size))), box)
+        return atom_map(model.xyz_N3, model.weight_N, box, pixel_size, bfactor)
+    # A projection sums voxels of the map's own size; on this grid fewer or more of them lie along z.
+    map_ZYX = resampled(model, box, pixel_size) * (pixel_size / model.pixel_size)
+    return map_ZYX if bfactor == 0 else damped(map_ZYX, pixel_size, bfactor)
 
 
 def map_of_atoms(model: AtomModel, groups: list[OpticsGroup], bfactor: float) -> MapModel:
@@ -38,11 +34,15 @@ def map_of_atoms(model: AtomModel, groups: list[OpticsGroup], bfactor: float) ->
     return MapModel(model.name, truth_map(model, box, pixel_size, bfactor), pixel_size, model.notes)
 
 
-def low_passed(map_ZYX: Tensor, pixel_size: float, resolution: float) -> Tensor:
-    """Gaussian low pass, amplitude one half at `resolution` Å (a Gaussian, so that nothing rings)."""
+def low_pass_bfactor(resolution: float) -> float:
+    """B in Å^2 of the Gaussian low pass whose amplitude is one half at `resolution` Å (a Gaussian, so that nothing rings)."""
+    return 4 * math.log(2) * resolution**2
+
+
+def damped(map_ZYX: Tensor, pixel_size: float, bfactor: float) -> Tensor:
+    """A map times exp(-B s^2 / 4)."""
     box = map_ZYX.shape[0]
-    falloff_ZYX = torch.exp(-math.log(2) * resolution**2 * s2_of_half_volume(box, pixel_size))
-    return centred_irfft3(centred_rfft3(map_ZYX) * falloff_ZYX, box)
+    return centred_irfft3(centred_rfft3(map_ZYX) * torch.exp(-bfactor / 4 * s2_of_half_volume(box, pixel_size)), box)
 
 
 def s2_of_half_volume(box: int, pixel_size: float) -> Tensor:

@@ -19,7 +19,7 @@ from verglas.io.star_block import StarBlock
 from verglas.optics.group import OpticsGroup
 from verglas.simulation.imaging import HalfPlane
 from verglas.simulation.maker import ImageMaker, Scene
-from verglas.simulation.maps import check_fits, low_passed, map_of_atoms, truth_map
+from verglas.simulation.maps import check_fits, low_pass_bfactor, map_of_atoms, truth_map
 from verglas.simulation.model import AtomModel, MapModel, Model, read_models
 from verglas.simulation.options import ImageOptions, MicroscopeOptions, SampleOptions
 from verglas.simulation.signal import AtomSource, MapTransforms, SignalSource, SliceSource
@@ -156,11 +156,11 @@ def write_maps(
 ) -> list[np.ndarray]:
     """The truth of every conformation, in the grey values of the first group's images, and start.mrc of the first."""
     group = maker.transfer.plane.group
-    maps: list[Tensor] = [truth_map(model, group.box, group.pixel_size, bfactor) * maker.scale for model in models]
+    maps: list[Tensor] = [truth_map(model, group.box, group.pixel_size, bfactor).mul_(maker.scale) for model in models]
     for number, map_ZYX in enumerate(maps, 1):
         name = "truth.mrc" if len(maps) == 1 else f"truth_class{number:03d}.mrc"
         write_map(run.path(name), Map(map_ZYX.numpy(), group.pixel_size, labels=(f"truth of {models[number - 1].name}"[:80],)))
-    start = low_passed(maps[0], group.pixel_size, start_resolution)
+    start = truth_map(models[0], group.box, group.pixel_size, bfactor + low_pass_bfactor(start_resolution)).mul_(maker.scale)
     label = f"truth, low-passed at {start_resolution:g} A"
     write_map(run.path("start.mrc"), Map(start.numpy(), group.pixel_size, labels=(label,)))
     return [map_ZYX.numpy() for map_ZYX in maps]
