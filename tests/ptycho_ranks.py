@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from forked import PATIENCE, answers_of
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import Ways
 from verglas.kernels import farfield
@@ -23,26 +23,12 @@ from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.reconstruct import PassDone, reconstruct
 from verglas.ptychography.scan import Scan
 
-PATIENCE = 120.0  # s
-
 
 def found_by(scan: Scan, cases: Sequence[dict[str, Any]], size: int, folder: Path) -> list[dict[str, Any]]:
     """What `size` processes find, one answer for each case: options of a reconstruction, and `whole` (each keeps the whole
     object), `overlap`, `kernels` (those of far fields), `halo` (px about what moving positions see), `after` (a pass to go on
     from)."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=_rank, args=(rank, size, folder, scan, list(cases))) for rank in range(size)]
-    for one in processes:
-        one.start()
-    try:
-        for one in processes:
-            one.join(PATIENCE)
-            assert one.exitcode == 0
-    finally:
-        for one in processes:
-            one.kill()
-    parts = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
+    parts = answers_of(_rank, size, folder, scan, list(cases))
     return [{"done": several[0]["done"], "parts": several} for several in zip(*parts, strict=True)]
 
 

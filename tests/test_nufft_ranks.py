@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from forked import PATIENCE, answers_of
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import Ways
 from verglas.errors import InputError
 from verglas.nufft import Plan
 
-PATIENCE = 120.0  # s
 SHAPES = [(17, 12), (24, 7, 10)]
 SHARES = {2: (150, 90), 3: (150, 0, 90)}  # points of each rank
 ACCURACY = 1e-5
@@ -75,20 +74,7 @@ def shared(rank: int, size: int, folder: Path) -> None:
 @pytest.fixture(scope="module", params=sorted(SHARES))
 def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, Any]]]:
     """Of all ranks, by shape and way."""
-    size, folder = request.param, tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=shared, args=(rank, size, folder)) for rank in range(size)]
-    for one in processes:
-        one.start()
-    try:
-        for one in processes:
-            one.join(PATIENCE)
-            assert one.exitcode == 0
-    finally:
-        for one in processes:
-            one.kill()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
+    return answers_of(shared, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("way", ["values", "sums"])
