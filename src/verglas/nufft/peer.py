@@ -40,6 +40,7 @@ class Peer:
         self.name, self.shape, self.points, self.accuracy = name, fine.shape, point_MD, accuracy
         self.real = fine.dtype
         self.upsampling = upsampling if upsampling in (1.25, 2.0) else 0.0  # 0: its own choice
+        self.options: dict[str, Any] = {}  # of its plans, beside those below
         self._kept: tuple[tuple[int, ...], Any] | None = None
 
     @property
@@ -67,15 +68,23 @@ class Peer:
         if self._kept is not None and self._kept[0] == (kind, sign, batch, stream):
             return self._kept[1]
         self.forget()  # its grid goes before another one is made
-        options: dict[str, Any] = {"upsampfac": self.upsampling}
+        options = {"upsampfac": self.upsampling, **self.options}
         if self.points.is_cuda:
             options |= {"gpu_device_id": self.points.device.index or 0, "gpu_stream": stream}
         else:
             options["nthreads"] = torch.get_num_threads()
         dtype = "complex64" if self.real == torch.float32 else "complex128"
         plan = import_module(self.name).Plan(kind, self.shape, batch, self.accuracy, sign, dtype, **options)
+        self._give_points(plan)
+        self._kept = (kind, sign, batch, stream), plan
+        return plan
+
+    def sort(self) -> None:
+        """Give the points once more to the plan that is kept."""
+        assert self._kept is not None
+        self._give_points(self._kept[1])
+
+    def _give_points(self, plan: Any) -> None:
         # The first coordinate belongs to the slowest axis of an array in C order.
         columns = [column.to(self.real).contiguous() for column in self.points.T.flip(0)]
         plan.setpts(*(column if column.is_cuda else np.asarray(column) for column in columns))
-        self._kept = (kind, sign, batch, stream), plan
-        return plan
