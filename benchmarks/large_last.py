@@ -5,20 +5,24 @@
 
 Particles are simulated with known poses (unless DIR holds them) and searched about these on a fine grid, all shells, as the last
 iteration does: both half-sets, then the map of all. --keep: coefficients of the lowest shells for --against, which prints the
-largest difference of a shell, relative to the power of that shell. Device memory is what PyTorch had allocated at most, with the
-plan's sum of arrays beside it.
+largest difference of a shell, relative to the power of that shell. Device memory is what PyTorch had allocated, and held, at most
+in each stage, with the plan's sums beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.device_peak import Peak, device_peak
 from benchmarks.simulated import simulated
 from verglas.cli.plan import this_machine
 from verglas.distributed.meeting import joined
@@ -26,9 +30,11 @@ from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
-from verglas.refinement import driver
+from verglas.refinement import driver, step
 from verglas.refinement.config import RefineConfig
+from verglas.refinement.costs import CONTEXT_BYTES
 from verglas.refinement.plan import RunPlan, plan
+from verglas.refinement.plan_memory import batch_items, reference_items, resident, solution_phases
 from verglas.refinement.plan_sizes import Problem
 
 GB = 1e9
@@ -59,32 +65,59 @@ def planned_run(table: ParticleTable, config: RefineConfig, device: torch.device
     return plan(Problem.of(table, ranks.size), config, machine)
 
 
+def phases(made: RunPlan) -> dict[str, float]:
+    """Bytes of arrays of the device that are planned for each part of the last iteration."""
+    last = made.iterations[-1]
+    parts = {"the reference": reference_items(made, last.sizes), "batches": batch_items(made, last.sizes, last.batch)}
+    parts |= {f"solving ({number})": items for number, items in enumerate(solution_phases(made, last.sizes), 1)}
+    always = [item for item in resident(made, last.sizes) if item.name not in FIXED]
+    return {name: sum(one.bytes for one in [*always, *items] if one.where == "device") for name, items in parts.items()}
+
+
+def watched_stages(by_line: bool) -> dict[str, Peak]:
+    """Watch the device's memory in every stage of the iterations to come."""
+    found: dict[str, Peak] = {}
+    plain = step.Stopwatch.__call__
+
+    @contextmanager
+    def watched(watch: step.Stopwatch, stage: str) -> Iterator[None]:
+        with plain(watch, stage), device_peak(by_line) as found[stage]:
+            yield
+
+    step.Stopwatch.__call__ = watched  # type: ignore[method-assign]
+    return found
+
+
 def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device) -> None:
     """Of one rank: go through it and print."""
+    begin = time.perf_counter()
     table, truth = ParticleTable.read(given.work / "truth.star"), read_map(given.work / "truth.mrc")
     field = given.box * given.pixel
     config = RefineConfig(diameter=0.8 * field, symmetry=given.sym, initial_resolution=max(4 * given.pixel, field / 50),
                           absolute_greyscale=True, healpix_order=given.order, max_iterations=0)  # fmt: skip
     made = planned_run(table, config, device, ranks)
     session = driver.prepare(table, truth, config, device, planned=made, ranks=ranks)
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    print(f"ready after {time.perf_counter() - begin:.1f} s", flush=True)
+    stages = watched_stages(ranks.is_lead and given.lines) if device.type == "cuda" else {}
     (done,) = driver.iterations(session)
     assert done.final is not None
     if ranks.is_lead:
-        print(f"{given.box} px, {len(table)} particles, {ranks.size} ranks: " + made.references)
+        print(f"{given.box} px, {len(table)} particles, {ranks.size} ranks: {made.residency.reason}. {made.references}")
         print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in done.seconds.items()))
         if done.communication:
             by_name = done.communication["by_name"].items()
             print("sent: " + ", ".join(f"{name} {one['bytes'] / GB:.3f} GB {one['seconds']:.3f} s" for name, one in by_name))
-    if cuda:
-        last, taken = made.iterations[-1], torch.cuda.max_memory_allocated() / GB
+    if stages:
+        for name, planned in phases(made).items():
+            print(f"rank {ranks.rank}: planned for {name} {planned / GB:.2f} GB")
+        for name, peak in stages.items():
+            peak.show(f"rank {ranks.rank}: {name}")
+        last = made.iterations[-1]
         arrays = sum(item.bytes for item in last.items if item.where == "device" and item.name not in FIXED) / GB
-        held = torch.cuda.max_memory_reserved() / GB
-        whole = last.peak("device") / GB
-        print(f"rank {ranks.rank}: allocated {taken:.2f} GB, plan {arrays:.2f} ({arrays / taken:.2f}); "
-              f"reserved {held:.2f} GB, plan with what is held and the context {whole:.2f}")  # fmt: skip
+        taken, held = (max(getattr(one, name) for one in stages.values()) / GB for name in ("allocated", "reserved"))
+        whole, context = last.peak("device") / GB, CONTEXT_BYTES / GB
+        print(f"rank {ranks.rank}: allocated {taken:.2f} GB, plan {arrays:.2f} ({arrays / taken:.3f}); held with the context "
+              f"{held + context:.2f} GB, plan {whole:.2f} ({whole / (held + context):.3f})")  # fmt: skip
     if ranks.is_lead:
         maps = {"joined": done.final.joined.map_ZYX, "half": done.final.unfil_halves[0]}
         found = {name: low_coefficients(one.cpu()) for name, one in maps.items()}
@@ -109,6 +142,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--lines", action="store_true", help="by what lines of verglas the device's memory is taken")
     given = parser.parse_args()
     place = place_of(os.environ)
     if place is None or place.rank == 0:

@@ -141,6 +141,9 @@ def all_sizes(problem: Problem, config: RefineConfig) -> list[Sizes]:
     if config.relax_symmetry is not None:  # local from the start
         orders = range(first, max(first, config.local_from_order) + 2)
         return [_sizes(problem, config, "local", order) for order in orders] + [_sizes(problem, config, "last", orders[-1])]
+    if first >= config.local_from_order:  # local from the start, too
+        started = [_sizes(problem, config, "local", order) for order in (first, first + 1)]
+        return [*started, _sizes(problem, config, "last", first + 1)]
     kinds: list[tuple[Kind, int]] = [("blurred", first)]
     if not config.absolute_greyscale:
         kinds.insert(0, ("correlation", first))
