@@ -3,7 +3,8 @@
 One simulated scan (PtyGer's test by default), positions in whole pixels, one first guess for all: the probe narrower by a fifth,
 the object 1. Only passes are timed, what each reports for itself among them; no start, no compilation (a pass runs first).
 The error is sum (sqrt I - sqrt n)^2 / sum n, of everybody's object and probe in our model, at the probe's best scale.
---scan FILE: a real far field with its own probe instead (tike 0.26 has no near field).
+--scan FILE: a real scan with its own probe, or one guessed, instead; a near field with --focus M, without tike, which has none.
+The last lines say after how many seconds cg was at the last error of a peer, and how often that fits into the peer's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -107,6 +109,12 @@ def pty_chi(scan: Scan, referee: Referee, passes: int, device: str, batch: int, 
     height, width = referee.x["object_OLYX"].shape[-2:]
     options.object_options.initial_guess = np.ones((1, height, width), np.complex64)
     options.object_options.pixel_size_m = 1.0
+    if scan.geometry.kind == "near":
+        assert scan.object_pixel is not None and scan.geometry.distance and scan.geometry.wavelength
+        options.data_options.data = counts
+        options.object_options.pixel_size_m = scan.object_pixel[0]
+        options.data_options.free_space_propagation_distance_m = scan.geometry.distance
+        options.data_options.wavelength_m = scan.geometry.wavelength
     options.probe_options.initial_guess = referee.x["probe_MYX"][None].cpu().numpy()
     position_B2 = referee.x["positions_B2"].cpu().numpy()
     corner_2 = [round(n / 2) - edge // 2 for n, edge in zip((height, width), scan.window, strict=True)]
@@ -166,13 +174,15 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--scan", type=Path)
+    parser.add_argument("--focus", type=float)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--without", nargs="*", default=[], choices=("ours", "ptychi", "tike"))
     args = parser.parse_args()
+    warnings.simplefilter("ignore", DeprecationWarning)  # pty-chi's, a line for each array that it is given
     absent = {root for root in {name.split(".")[0] for name in ASIDE} if find_spec(root) is None}
     sys.modules |= {name: MagicMock(__spec__=ModuleSpec(name, None)) for name in ASIDE if name.split(".")[0] in absent}
     if args.scan:
-        scan, _ = read_scan(args.scan, ReadOptions())
+        scan, _ = read_scan(args.scan, ReadOptions(near_field=args.focus is not None, focus=args.focus))
     else:
         scan = guessed(scan_on(args.device, args.positions, args.window, True)[0], args.window)
     referee = Referee(scan, args.device)
@@ -184,18 +194,31 @@ def main() -> None:
     for batch, momentum in ((16, 0.0), (52, 0.0)) if args.scan else ((120, 0.0), (120, 0.5), (400, 0.0)):
         name = f"ptychi LSQML, batch {batch}, momentum {momentum}"
         runs[name] = lambda b=batch, m=momentum: pty_chi(scan, referee, args.passes, args.device, b, m)  # type: ignore[misc]
-    for engine, batches in (("lstsq", 30), ("lstsq", 5), ("rpie", 30)):
+    for engine, batches in () if args.focus else (("lstsq", 30), ("lstsq", 5), ("rpie", 30)):
         runs[f"tike {engine}, {batches} batches"] = lambda e=engine, b=batches: tike_curve(scan, referee, args.passes, b, e)  # type: ignore[misc]
+    curves: dict[str, Curve] = {}
     for name, run in runs.items():
         if name.split()[0] in args.without:
             continue
         try:
-            figures |= show(name, run())
+            curves[name] = run()
+            figures |= show(name, curves[name])
         except Exception:
             print(name, traceback.format_exc(limit=-4), flush=True)
         if args.device != "cpu":
             torch.cuda.empty_cache()
-    publish(figures, None)
+    publish(figures | ratios(curves), None)
+
+
+def ratios(curves: dict[str, Curve]) -> dict[str, float]:
+    """Seconds after which cg had a peer's last error, and how often they fit into the peer's."""
+    found = {}
+    for name, curve in curves.items():
+        took, error = curve[-1]
+        there = [ours for ours, reached in curves.get("ours cg", []) if reached <= error]
+        if there and not name.startswith("ours"):
+            found |= {f"cg at the last error of {name} s": there[0], f"times faster than {name}": took / there[0]}
+    return found
 
 
 if __name__ == "__main__":
