@@ -133,6 +133,8 @@ def best(case: Case, name: str, error: float) -> Found | None:
     """The quickest setting of an implementation whose errors are small enough; in double precision only if single has none."""
     for dtype in (torch.complex64,) if name == "triton" else (torch.complex64, torch.complex128):
         found: list[Found] = []
+        if case.points.is_cuda:
+            torch.cuda.empty_cache()  # the peer has memory of its own
         for upsampling in grids_of(name):
             for plan in settings(case, name, upsampling, dtype, error):
                 try:
