@@ -88,14 +88,16 @@ def main() -> None:
              "snr": 0.1, "threads": 0, "rank-threads": 0, "lend": 0, "device": "auto"}  # fmt: skip
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--data", type=Path, help="set of `verglas simulate` of that box and pixel, in place of one made here")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     threads = options.threads or threads_beside(len(os.sched_getaffinity(0)), 1, 1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "set"
+        folder = options.data or Path(name) / "set"
         words = ["simulate", "--n", str(options.n), "--box", str(options.box), "--pixel", str(options.pixel), "--snr",
                  str(options.snr), "--model", options.model, "--out", str(folder)]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "verglas", *words], check=True, stdout=subprocess.DEVNULL)
+        if options.data is None:
+            subprocess.run([sys.executable, "-m", "verglas", *words], check=True, stdout=subprocess.DEVNULL)
         session = session_of(folder, options)
         if options.lend:
             lend_always(options.lend)

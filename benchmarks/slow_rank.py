@@ -88,13 +88,15 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--data", type=Path, help="set of `verglas simulate` of that box and pixel, in place of one made here")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "set"
+        data = options.data or Path(folder) / "set"
         words = ["simulate", "--n", str(options.n), "--box", str(options.box), "--pixel", str(options.pixel), "--snr", "0.3",
                  "--model", options.model, "--device", options.device, "--method", "slices", "--out", str(data)]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "verglas", *words], check=True)
+        if options.data is None:
+            subprocess.run([sys.executable, "-m", "verglas", *words], check=True)
         equal = refined(options, data, Path(folder) / "equal", None)
         slow = refined(options, data, Path(folder) / "slow", f"{options.ranks - 1}:{options.factor}")
     ideal = options.ranks / (options.ranks - 1 + options.factor)
@@ -103,7 +105,7 @@ def main() -> None:
         seconds = [sum(value for stage, value in event["took"].items() if stage != "total") for event in pair]
         found[f"iteration {number} relative to the ideal"] = seconds[1] / seconds[0] / ideal
         print(f"iteration {number}: {seconds[0]:.2f} s, with a slow rank {seconds[1]:.2f} s, "
-              f"{seconds[1] / seconds[0] / ideal:.3f} of the ideal; {work_text(pair[1])}")  # fmt: skip
+              f"{seconds[1] / seconds[0] / ideal:.3f} of the ideal; {work_text(pair[1])}", flush=True)  # fmt: skip
     found["one slow rank relative to the ideal"] = statistics.median(found.values())
     found["one slow rank relative to the ideal, worst"] = max(found.values())
     publish(found, options.out)
