@@ -1,0 +1,194 @@
+"""`verglas reconstruct` at large boxes, whole processes: seconds of each stage, peak memory of the GPU, agreement with the truth.
+
+python -m benchmarks.reconstruct_large --boxes 200 400 --work DIR [--gridding plain exact] [--images 1000] [--profile]
+Images are projections of 40 Gaussian blobs in closed form, with CTF, noise of the signal's variance, and origins, float16. Every
+process starts anew; the first of them also compiles kernels. Words after -- go to `verglas reconstruct`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verglas.core.rotations import euler_from_matrix, random_rotations
+from verglas.io.mrc import StackWriter, read_map
+from verglas.particles.table import ParticleTable
+from verglas.simulation.imaging import HalfPlane, Transfer
+
+BLOBS, WIDTH, REACH = 40, 1.5, 0.28  # how many, their standard deviation in px, distance from the centre in boxes
+OPTICS = """
+data_optics
+
+loop_
+_rlnOpticsGroup #1
+_rlnOpticsGroupName #2
+_rlnVoltage #3
+_rlnSphericalAberration #4
+_rlnAmplitudeContrast #5
+_rlnImagePixelSize #6
+_rlnImageSize #7
+_rlnImageDimensionality #8
+1 one 300 2.7 0.1 1.0 {box} 2
+
+data_particles
+
+loop_
+_rlnImageName #1
+_rlnAngleRot #2
+_rlnAngleTilt #3
+_rlnAnglePsi #4
+_rlnOriginXAngst #5
+_rlnOriginYAngst #6
+_rlnDefocusU #7
+_rlnDefocusV #8
+_rlnDefocusAngle #9
+_rlnOpticsGroup #10
+"""
+
+# Runs a command of verglas, and says at the end what PyTorch had allocated on the GPU at most; profiled: where the time went.
+WRAPPER = """
+import atexit, sys
+def say():
+    import torch
+    if torch.cuda.is_available():
+        print(f"PEAK {torch.cuda.max_memory_allocated()} {torch.cuda.max_memory_reserved()}", flush=True)
+atexit.register(say)
+from verglas.cli.main import process
+profiled, sys.argv = sys.argv[1] == "profiled", ["verglas", *sys.argv[2:]]
+if profiled:
+    import cProfile, pstats
+    profile = cProfile.Profile()
+    code = profile.runcall(process)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+    pstats.Stats(profile).sort_stats("cumulative").print_stats("verglas|torch.__init__", 40)
+    sys.exit(code)
+sys.exit(process())
+"""
+
+
+def blobs(box: int) -> Tensor:
+    """Places (x, y, z) from the centre, px [A, 3]."""
+    rng = torch.Generator().manual_seed(1)
+    direction_A3 = torch.nn.functional.normalize(torch.randn(BLOBS, 3, generator=rng), dim=1)
+    return direction_A3 * (REACH * box) * torch.rand(BLOBS, 1, generator=rng) ** (1 / 3)
+
+
+def lines(place_BA: Tensor, box: int) -> Tensor:
+    """Gaussians along an axis [B, A, N]."""
+    axis = torch.arange(box, device=place_BA.device) - box // 2
+    return (-(axis - place_BA[..., None]).square() / (2 * WIDTH**2)).exp_()
+
+
+def write_table(folder: Path, box: int, images: int) -> ParticleTable:
+    """Random poses, defoci and origins."""
+    rng = np.random.default_rng(2)
+    angles = euler_from_matrix(random_rotations(images, torch.Generator().manual_seed(3))).numpy()
+    origins, defocus = rng.normal(0, 2, (images, 2)), rng.uniform(8000, 22000, images)
+    rows = [
+        f"{i + 1}@particles.mrcs {a:.5f} {b:.5f} {c:.5f} {x:.4f} {y:.4f} {d:.1f} {d - 200:.1f} 30.0 1"
+        for i, ((a, b, c), (x, y), d) in enumerate(zip(angles, origins, defocus, strict=True))
+    ]
+    star = folder / "truth.star"
+    star.write_text(OPTICS.format(box=box) + "\n".join(rows) + "\n")
+    return ParticleTable.read(star)
+
+
+def simulate(folder: Path, box: int, images: int, device: str) -> None:
+    """particles.mrcs and truth.star."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    table = write_table(folder, box, images)
+    transfer = Transfer.of(HalfPlane.of(table.groups[0], torch.device(device)))
+    rotation_B33, origin_B2, ctf, at_A3 = table.rotations(), table.origins(), table.ctf(), blobs(box).double()
+    noise = torch.Generator(device).manual_seed(4)
+    with StackWriter(folder / "particles.mrcs", images, (box, box), 1.0, "float16") as stack:
+        for first in range(0, images, 50):
+            part = slice(first, min(first + 50, images))
+            place_BA3 = (at_A3 @ rotation_B33[part].double().transpose(1, 2)).float().to(device)
+            y_BAN, x_BAN = lines(place_BA3[..., 1], box), lines(place_BA3[..., 0], box)
+            signal_BYX = torch.fft.rfft2(y_BAN.transpose(1, 2) @ x_BAN)
+            seen = transfer.image(signal_BYX, origin_B2[part].to(device), transfer.ctf_BYX(ctf[part].to(device)))
+            image_BYX = torch.fft.irfft2(seen, s=(box, box))
+            image_BYX /= image_BYX.std((1, 2), keepdim=True)
+            image_BYX += torch.randn(image_BYX.shape, generator=noise, device=device)
+            stack.append(image_BYX.half().cpu().numpy())
+
+
+def agreement(path: Path, box: int, device: str) -> float:
+    """Correlation of a map with the blobs."""
+    at_A3, sums = blobs(box).to(device), torch.zeros(5, dtype=torch.float64)
+    found_ZYX = torch.from_numpy(read_map(path).data_ZYX.copy())
+    z_NA, y_AN, x_AN = lines(at_A3[:, 2], box).T, lines(at_A3[:, 1], box), lines(at_A3[:, 0], box)
+    for first in range(0, box, 16):
+        truth = torch.einsum("za,ay,ax->zyx", z_NA[first : first + 16], y_AN, x_AN)
+        found = found_ZYX[first : first + 16].to(device)
+        moments = (truth, found, truth * truth, found * found, truth * found)
+        sums += torch.stack([one.sum(dtype=torch.float64) for one in moments]).cpu()
+    t, f, tt, ff, tf = (sums / box**3).tolist()
+    return (tf - t * f) / math.sqrt((tt - t * t) * (ff - f * f))
+
+
+def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespace) -> None:
+    """One process; prints a line of seconds and memory, and a line of stages."""
+    out = folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    words = ["reconstruct", "--particles", str(folder / "truth.star"), "--out", str(out), "--no-half-maps",
+             "--gridding", gridding, "--device", options.device, *options.words]  # fmt: skip
+    begin = time.perf_counter()
+    command = [sys.executable, "-c", WRAPPER, "profiled" if options.profile else "plain", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    took = time.perf_counter() - begin
+    if done.returncode:
+        print(f"{box} px, {gridding}: failed after {took:.1f} s\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
+        return
+    peaks = [float(line.split()[1]) / 1e9 for line in done.stdout.splitlines() if line.startswith("PEAK")]
+    of_formula = f"{peaks[0]:.2f} GB ({100 * peaks[0] / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula)" if peaks else "-"
+    print(f"{box} px, {gridding}: {took:.2f} s, peak of the GPU {of_formula}, "
+          f"correlation with the truth {agreement(out / 'map.mrc', box, options.device):.4f}", flush=True)  # fmt: skip
+    for line in (out / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "stage":
+            print(f"    at {event['seconds']:.2f} s: {event['stage']} {event['took']:.2f} s", flush=True)
+    for line in (out / "run.log").read_text().splitlines():
+        if "memory" in line:
+            print("   ", line, flush=True)
+    if options.profile:
+        print(done.stdout, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--boxes", type=int, nargs="+", default=[200, 400])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--gridding", nargs="+", default=["exact", "plain"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--profile", action="store_true")
+    arguments = sys.argv[1:]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:cut])
+    options.words = arguments[cut + 1 :]
+    for box in options.boxes:
+        begin = time.perf_counter()
+        folder = options.work / f"blobs{box}x{options.images}"
+        if not (folder / "truth.star").exists():
+            simulate(folder, box, options.images, options.device)
+            print(f"{box} px: {options.images} images simulated in {time.perf_counter() - begin:.1f} s", flush=True)
+        for gridding in options.gridding:
+            reconstruct(folder, box, gridding, options)
+        if len(options.boxes) > 1:
+            shutil.rmtree(folder)  # room for the next one
+
+
+if __name__ == "__main__":
+    main()
