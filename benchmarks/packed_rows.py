@@ -98,8 +98,9 @@ def rates(box: int, n: int, device: torch.device) -> None:
     values = torch.randn(rows.count, 2, device=device)
     cube = dense(values, rows)
     whole, table = 8 * (2 * box) ** 3, rows.start_ZY.nbytes + rows.length_ZY.nbytes
-    print(f"{box} px: packed {8 * rows.count / GB:.3f} GB with a table of {table / GB:.3f}, "
-          f"{(8 * rows.count + table) / whole:.2%} of the complex cube of {whole / GB:.3f} GB; dense half {cube.nbytes / GB:.3f}", flush=True)  # fmt: skip
+    share = (8 * rows.count + table) / whole
+    print(f"{box} px: packed {8 * rows.count / GB:.3f} GB with a table of {table / GB:.3f}, {share:.2%} of the complex cube of "
+          f"{whole / GB:.3f} GB; dense half {cube.nbytes / GB:.3f}", flush=True)  # fmt: skip
     for clustered in (False, True):
         sampling = (2 * poses(n, clustered, generator).transpose(1, 2)).float().to(device).contiguous()
         ours, theirs = project_triton(values, rows, sampling, coordinates), project_dense(cube, rows, sampling, coordinates)

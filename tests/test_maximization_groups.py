@@ -12,8 +12,11 @@ import torch
 from blobs import Blobs
 from verglas.core.fourier import centred_irfft2, half_plane_pixels
 from verglas.core.rotations import random_rotations
+from verglas.core.rows import packed_sphere
 from verglas.core.shells import fsc
+from verglas.maximization import point_group
 from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.point_group import apply_in_planes, apply_point_group
 from verglas.maximization.reconstruct import Geometry, GroupSlices, _split
 from verglas.maximization.solve import gather_sums
 from verglas.optics.ctf import CtfParameters, ctf_reference_BK
@@ -155,3 +158,14 @@ def test_batches_are_split_by_half() -> None:
     assert [rows for _, rows in mixed] == [[1], [0, 2, 3]] and mixed[0][0] is sums[0] and mixed[1][0] is sums[1]
     alone = list(_split(sums, np.array([1, 2]), np.array([2, 2])))
     assert len(alone) == 1 and alone[0][0] is sums[1] and alone[0][1] == slice(None)
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "C2", "C3", "D2", "D7"])
+def test_c_and_d_groups_are_applied_in_place_plane_by_plane(symmetry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(point_group, "PLANES_AT_ONCE", 500)
+    rows = packed_sphere(9.0)
+    sums_V4 = torch.randn(rows.count, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    expected = apply_point_group(sums_V4.clone(), rows, symmetry)[:, :3]
+    apply_in_planes(sums_V4, rows, symmetry)
+    inside = rows.coordinates_V3().square().sum(1) < rows.radius**2
+    torch.testing.assert_close(sums_V4[inside, :3], expected[inside], rtol=1e-12, atol=1e-12)

@@ -140,9 +140,9 @@ def test_streamed_images_take_what_is_allowed_and_bound_the_batches():
 @pytest.mark.parametrize(
     ("problem", "changes", "machine", "advice"),
     [
-        (Problem(5000, 128, 1.5), {"memory_gb": 1.5}, CPU, r"--memory ([\d.]+)"),
+        (Problem(5000, 128, 1.5), {"memory_gb": 1.2}, CPU, r"--memory ([\d.]+)"),
         (Problem(5000, 256, 1.0), {"precision": "double", "symmetry": "C1"}, SMALL_GPU, "--precision single"),
-        (EMPIAR_10028, {}, CPU, r"verglas stack --box (\d+)"),
+        (EMPIAR_10028, {"symmetry": "I1"}, replace(CPU, host_memory=12 * GB), r"verglas stack --box (\d+)"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_a_setting_that_does(problem, changes, machine, advice):

@@ -54,6 +54,14 @@ def test_solving_takes_what_is_planned(compiled: bool, monkeypatch: pytest.Monke
     assert peak_bytes(lambda: solve_halves(sums(before.radius), "C1", 2)) == pytest.approx(without_mask, rel=0.1)
 
 
+@pytest.mark.parametrize("symmetry", ["D2", "C3", "O"])
+def test_solving_with_a_point_group_takes_what_is_planned(symmetry: str) -> None:
+    made = planned(symmetry=symmetry)
+    last = made.iterations[-1].sizes
+    counted = peak_bytes(lambda: solve_joined(sums(last.radius), symmetry, join_shell=2))
+    assert counted == pytest.approx(max(total(items) for items in solution_phases(made, last)), rel=0.1)
+
+
 def test_a_reference_takes_what_is_planned() -> None:
     made = planned()
     last = made.iterations[-1].sizes

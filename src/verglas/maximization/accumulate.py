@@ -89,6 +89,12 @@ class Accumulator:
             return self.settled_V3
         return self.running_V4
 
+    def used_up(self) -> Tensor:
+        """`total`, whose memory is then the caller's alone: nothing can be added any more, nor asked for."""
+        found_V = self.total()
+        self.running_V4, self.settled_V3 = self.running_V4.new_empty(0, 4), None
+        return found_V
+
     def merge(self, other: Accumulator) -> None:
         """Add another accumulator of the same geometry to this one; its counts and precision come along."""
         if (self.box, self.radius, self.padding) != (other.box, other.radius, other.padding):

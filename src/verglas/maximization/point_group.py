@@ -18,6 +18,8 @@ from verglas.kernels import voxels
 from verglas.kernels.project import project
 from verglas.projection.volume import coordinate_chunks, radius2
 
+PLANES_AT_ONCE = 2**23  # voxels of planes that are worked on in memory of their own
+
 
 def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str, in_planes: bool = False) -> Tensor:
     """Sum over the group of the volume sampled (trilinearly) at turned positions: out(k) = sum over R of in(R k).
@@ -38,10 +40,37 @@ def apply_point_group(sums_V: Tensor, rows: RowTable, symmetry: str, in_planes: 
     return out_V3
 
 
+def apply_in_planes(sums_V: Tensor, rows: RowTable, symmetry: str) -> None:
+    """The same in place, some planes +-z at a time, for groups whose rotations lead from these to no others (C and D)."""
+    representatives, steps = _plan(normalise_name(symmetry), False)
+    if len(representatives) == 1 and not steps:
+        return
+    starts, low = rows.slab_starts, 0
+    while low <= rows.half:
+        high = low + 1
+        while high <= rows.half and _of_planes(starts, rows.half, low, high + 1) <= PLANES_AT_ONCE:
+            high += 1
+        here = slice(rows.half - high + 1, rows.half + high) if low == 0 else None
+        runs = [here] if here else [slice(rows.half - high + 1, rows.half - low + 1), slice(rows.half + low, rows.half + high)]
+        parts = [slice(starts[run.start], starts[run.stop]) for run in runs]
+        some_V3 = torch.cat([sums_V[part, :3] for part in parts])
+        turned_V3 = apply_point_group(some_V3, rows.only(rows.between(low, high)), symmetry)
+        for part, values_V3 in zip(parts, turned_V3.split([part.stop - part.start for part in parts]), strict=True):
+            sums_V[part, :3] = values_V3
+        low = high
+
+
+def _of_planes(starts: list[int], half: int, low: int, high: int) -> int:
+    """Voxels of the planes low <= |z| < high."""
+    return 2 * (starts[half + high] - starts[half + low])
+
+
 @lru_cache(maxsize=16)
 def _plan(symmetry: str, in_planes: bool = False) -> tuple[Tensor, list[list[Tensor]]]:
     """Coset representatives and the steps of the subgroup chain; remembered, as every iteration asks again."""
     operators_G33 = symmetry_matrices(symmetry)
+    whole_G33 = operators_G33.round()  # exactly, so that what stays in a plane is sampled there alone
+    operators_G33 = torch.where((operators_G33 - whole_G33).abs() < 1e-12, whole_G33, operators_G33)
     representatives, on_grid = cosets(operators_G33[_keeps_planes(operators_G33)] if in_planes else operators_G33)
     return representatives, subgroup_chain(on_grid)
 

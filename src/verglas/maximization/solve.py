@@ -17,7 +17,7 @@ from verglas.distributed.ranks import ALONE
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gridding import LARGEST, even_out
-from verglas.maximization.point_group import apply_point_group
+from verglas.maximization.point_group import apply_in_planes, apply_point_group
 from verglas.maximization.slabs import Slabs, stays_in_planes
 from verglas.maximization.transform_probes import form_for
 from verglas.maximization.transforms import MapPart, SharedTransform, beyond_sphere, extent_along_y
@@ -193,18 +193,20 @@ def mean_gain(total_S: Tensor, count_S: Tensor) -> Tensor:
 def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1", consume: bool = False) -> SolvedSums:
     """Sum of accumulators of one geometry, with Friedel partners added on x = 0 and the point group applied.
 
-    Both are sums, not averages, in data and weight alike, so quotients keep their scale. consume: work in the first
-    accumulator's own memory; nothing may be added to it afterwards.
+    Both are sums, not averages, in data and weight alike, so quotients keep their scale. consume: in the first accumulator's own
+    memory, which is used up (`Accumulator.used_up`); C and D groups then take no other.
     """
     first = accumulators[0]
     if any(a.settled_V3 is not None for a in accumulators):
         first.flush()  # one that was flushed is in float64: the sum must be, too
-    sums = first.total() if consume else first.total().clone()
+    sums = first.used_up() if consume else first.total().clone()
     for other in accumulators[1:]:
         sums[:, :3] += other.total()[:, :3]
     add_friedel_partners(sums, first.rows)
     slabs = first.slabs
-    if slabs is None or stays_in_planes(symmetry):
+    if stays_in_planes(symmetry):
+        apply_in_planes(sums, first.rows, symmetry)
+    elif slabs is None:
         sums = apply_point_group(sums, first.rows, symmetry)
     else:
         sums = slabs.cut(apply_point_group(slabs.joined(sums[:, :3]), slabs.whole, symmetry))

@@ -63,8 +63,7 @@ VOXEL_IN_CELLS = (49, 29)  # bytes of a voxel of a reference with cells (kernels
 LARGEST_IN_EIGHTS = 2**29  # bytes of cells of eight voxels; beyond, cells hold four
 VOXEL_RUNNING, VOXEL_SETTLED = 4, 24  # accumulator: numbers of the sums' precision, bytes of the float64 copy
 SLICES_BEFORE_FLUSH = 25_000  # of a half-set, at padding 2: the float64 copy is made after so many
-VOXEL_GATHERED = 24  # data and weight in float64 after the point group
-VOXEL_TURNED = 32  # copies while the point group is applied
+VOXEL_TURNED = 7  # numbers: sums over a point group other than C and D, and copies while they are made (maximization/point_group)
 
 # Fine samples (orientations times offsets, children of the significant coarse ones) that are compared for a particle. Measured
 # on beta-galactosidase, D2; a blurred reference tells little, so that nearly half of the whole fine grid is looked at.

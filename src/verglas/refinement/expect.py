@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -84,8 +84,8 @@ class Plan:
 
 
 class HalfExpectation:
-    """Expectation of particles against one model per class. `run` fills `sums` and `accumulators` (one per class) and yields
-    batch results. Noise, norm, scales and spread of offsets are those of the first model: classes share them.
+    """Expectation of particles against one model per class. `run` fills `sums` and `accumulators` (one per class, made when they
+    are first needed) and yields batch results. Noise, norm, scales and spread of offsets are those of the first model.
     """
 
     def __init__(
@@ -95,15 +95,13 @@ class HalfExpectation:
         self.model, device = models[0], on.device
         self.noise_GS = uploaded(self.model.sigma2_noise_GS, device)
         self.common_S = uploaded(common_noise(self.model.sigma2_noise_GS), device)
-        grid = plan.model_grid
-        given = None
+        grid, given = plan.model_grid, None
         if plan.align != "all":
             assert isinstance(plan.grid, OrientationGrid)
             given = GivenPoses.of(plan.grid, poses.rotation_B33, device)
         self.grid = ClassGrid(given or plan.grid, len(models))
         self.make_references()
-        groups, micrographs = len(data.groups), len(self.model.scale_M)
-        self.sums = Sums.zeros(groups, grid.shells, self.grid.n_directions, micrographs, device)
+        self.sums = Sums.zeros(len(data.groups), grid.shells, self.grid.n_directions, len(self.model.scale_M), device)
         self.ssnr_CS = uploaded(torch.stack([model.ssnr_S for model in models]), device)
         self.space = SearchSpace(
             self.grid, plan.offsets.to(device), self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction,
@@ -117,18 +115,21 @@ class HalfExpectation:
         self.scale_M = uploaded(self.model.scale_M, device)
         self.log_share_C = uploaded(torch.stack([model.direction_prior_D.sum() for model in models]), device).log()
         self.rotation_B33 = uploaded(poses.rotation_B33, device) if self._local else poses.rotation_B33
-        self.halved = False
-        self.notices: list[str] = []
+        self.halved, self.notices = False, list[str]()
         self._searchers: dict[int, Searcher] = {}
         self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
 
     def make_references(self) -> None:
-        """What slices are cut from, and what they are added to."""
-        grid, on = self.plan.model_grid, self.on
-        dtype = on.operand if on.cells or on.operand != torch.float16 else on.dtype
-        self.volumes = [volume_of(model.map_ZYX, grid, on.device, dtype, on.ready) for model in self.models]
+        """What slices are cut from."""
+        on, dtype = self.on, self.on.operand if self.on.cells or self.on.operand != torch.float16 else self.on.dtype
+        self.volumes = [volume_of(model.map_ZYX, self.plan.model_grid, on.device, dtype, on.ready) for model in self.models]
         on.ready.clear()
-        self.accumulators = [Accumulator(grid.box, grid.radius, grid.padding, on.device, on.dtype) for _ in self.models]
+
+    @cached_property
+    def accumulators(self) -> list[Accumulator]:
+        """What slices are added to."""
+        g, on = self.plan.model_grid, self.on
+        return [Accumulator(g.box, g.radius, g.padding, on.device, on.dtype) for _ in self.models]
 
     def leave_references(self) -> None:
         """Leave what slices were cut from to the next expectation, which may be of the same maps."""
@@ -157,6 +158,7 @@ class HalfExpectation:
 
     def begun(self, rows: Tensor) -> Iterator[Callable[[], Finished]]:
         """Batch by batch after its coarse search: what finishes it. To be called in this order, by whichever thread."""
+        self.sums_of_slices()  # their memory before that of any batch
         for group in range(len(self.data.groups)):
             mine = rows[self.data.group_B[rows] == group]
             if len(mine) == 0:
@@ -209,8 +211,7 @@ class HalfExpectation:
     def prepared(self, rows: Tensor, group: int) -> tuple[Searcher, Prepared]:
         """The searcher of an optics group and some of its particles, prepared."""
         facts = self._facts(rows, group)
-        spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
-        searcher = self.searcher_of(group)
+        searcher, spectra = self.searcher_of(group), NoiseSpectra(self.noise_GS[group], self.common_S)
         return searcher, self._prepare(searcher.preparer, rows, group, facts, spectra)
 
     def weights(self, rows: Tensor, group: int) -> tuple[Searcher, Tensor]:
@@ -272,8 +273,7 @@ class HalfExpectation:
 
     def _batch(self, searcher: Searcher, rows: Tensor, group: int) -> Callable[[], Finished]:
         """Search a batch: all of it on the coarse grid; what is returned searches the fine one and adds what was found."""
-        facts = self._facts(rows, group)
-        spectra = NoiseSpectra(self.noise_GS[group], self.common_S)
+        facts, spectra = self._facts(rows, group), NoiseSpectra(self.noise_GS[group], self.common_S)
         prepared = self._prepare(searcher.preparer, rows, group, facts, spectra)
         own = self._own(rows)
         if self.plan.align == "none":

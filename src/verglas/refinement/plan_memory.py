@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from verglas.core.symmetry import order as group_order
 from verglas.maximization.accumulate import VOXELS_AT_ONCE as PIECE_NUMBERS
 from verglas.maximization.planes import GATHERED_BYTES
+from verglas.maximization.slabs import stays_in_planes
 from verglas.projection.pruned import BYTES_FROM_MAP, BYTES_OF_NUMBER, NUMBERS_AT_ONCE
 from verglas.refinement import costs
 from verglas.refinement.plan_sizes import (
@@ -165,11 +165,23 @@ def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
         made = costs.SOLVING_PLANES * transform_size(run.problem, config) * 16
         maps = references_of(config) * 4 * map_pixels(run.problem, config)
         return [[sums, Item("transform of the map", where, made), Item("maps made", where, maps)]]
-    if ranks == 1:
+    if ranks == 1 and stays_in_planes(config.symmetry):
         return [[sums, *_solution_items(run, sizes)]]
+    if ranks == 1:  # sums over the group take memory of their own
+        voxels = reference_voxels(sizes, config) * (8 if _flushed(run, sizes) else sum_bytes(config))
+        turned = Item("sums over the point group", where, classes_of(config) * 3 * voxels)
+        return [[sums, _turned_item(run, sizes)], [turned, *_solution_items(run, sizes)]]
     slabs = Item("slabs of the sums", where, classes_of(config) * _slab(run, sizes))
     one = Item("slabs of the sums", where, _slab(run, sizes) + 2 * PIECE_NUMBERS * 3 * sum_bytes(config))
-    return [[sums, one], [slabs, *_solution_items(run, sizes)]]
+    return [[sums, one], [slabs, _turned_item(run, sizes), *_solution_items(run, sizes)]]
+
+
+def _turned_item(run: RunPlan, sizes: Sizes) -> Item:
+    """What one set's sums over a point group take while they are made, if it is none of those done plane by plane."""
+    config, where = run.config, run.machine.works_on
+    number = 8 if _flushed(run, sizes) and run.machine.ranks == 1 else sum_bytes(config)
+    numbers = 0 if stays_in_planes(config.symmetry) else costs.VOXEL_TURNED * reference_voxels(sizes, config)
+    return Item("sums, symmetrised", where, numbers * number / run.machine.ranks)
 
 
 def _slab(run: RunPlan, sizes: Sizes) -> float:
@@ -180,15 +192,13 @@ def _slab(run: RunPlan, sizes: Sizes) -> float:
 def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """What solving for maps takes beside the sums; 1 / ranks of it but for the maps that come about, which all ranks have."""
     config, where, ranks = run.config, run.machine.works_on, run.machine.ranks
-    voxels, pixels = reference_voxels(sizes, config), map_pixels(run.problem, config)
+    pixels = map_pixels(run.problem, config)
     double = _flushed(run, sizes) and ranks == 1  # between ranks sums travel as slices are added to them
     element = 8 if double else sum_bytes(config)
-    turned = 0 if group_order(config.symmetry) == 1 else 2 * costs.VOXEL_GATHERED + costs.VOXEL_TURNED
     mask = 0.0 if sizes.kind == "last" else 5.0 * pixels  # in single precision, and where it is not 0
     maps = references_of(config) if sizes.kind != "last" else 2
     map_itself = (element + (4 if element == 8 else 0)) * pixels / ranks + (4.0 * pixels if ranks > 1 else 0.0)
     return [
-        Item("sums, symmetrised", where, voxels * turned / ranks),
         Item("half transform of the map", where, _half_transform(run, sizes, element) / ranks),
         Item("columns of the transform", where, _some_columns(run, sizes, element)),
         Item("map that is made", where, map_itself),
