@@ -14,14 +14,7 @@ from verglas.kernels.spread.reference import located_reference
 from verglas.nufft.window import window_for
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cpu" if INTERPRETED else "cuda"}
 SHAPES = [(1, 19, 22), (17, 18, 21)]
-
-
-def versions() -> list[pytest.param]:
-    runnable = INTERPRETED or torch.cuda.is_available()
-    skip = pytest.mark.skipif(not runnable, reason="Triton needs a GPU or TRITON_INTERPRET=1")
-    return [pytest.param("cpu"), pytest.param("triton", marks=skip)]
 
 
 def points(count: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -33,8 +26,8 @@ def points(count: int, shape: tuple[int, int, int]) -> torch.Tensor:
     return point_M3
 
 
-def places(shape: tuple[int, int, int], dtype: torch.dtype, device: str, count: int = 150) -> Places:
-    taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW).to(device, dtype)
+def places(shape: tuple[int, int, int], dtype: torch.dtype, device: str, count: int = 150, accuracy: float = 1e-3) -> Places:
+    taps = torch.from_numpy(window_for(accuracy, 2.0, 3).taps_DW).to(device, dtype)
     return located_reference(points(count, shape).to(device), shape, taps)
 
 
@@ -53,21 +46,59 @@ def test_points_are_located_alike(shape: tuple[int, int, int]) -> None:
     assert float(one.fraction_M3.abs().max()) <= 0.5
 
 
-@pytest.mark.parametrize("name", versions())
 @pytest.mark.parametrize("shape", SHAPES)
-def test_versions_agree(name: str, shape: tuple[int, int, int]) -> None:
-    dtype = torch.float32 if name == "triton" else torch.float64
-    here, there = places(shape, torch.float64, "cpu"), places(shape, dtype, DEVICES[name])
-    values, grid = drawn(2, len(here), 2), drawn(2, *shape, 2)
-    wanted = grid.clone()
+def test_versions_agree(shape: tuple[int, int, int]) -> None:
+    here, values, grid = places(shape, torch.float64, "cpu"), drawn(2, 150, 2), drawn(2, *shape, 2)
+    wanted, found = grid.clone(), grid.clone()
     spread(wanted, here, values, "reference")
-    found = grid.to(DEVICES[name], dtype, copy=True)
-    spread(found, there, values.to(DEVICES[name], dtype), name)
-    limit = 1e-13 if dtype == torch.float64 else 3e-6
-    assert float((found.cpu() - wanted).abs().max()) < limit * float(wanted.abs().max())
-    found = interpolate(grid.to(DEVICES[name], dtype), there, name)
-    wanted = interpolate(grid, here, "reference")
-    assert float((found.cpu() - wanted).abs().max()) < limit * float(wanted.abs().max())
+    spread(found, here, values, "cpu")
+    assert float((found - wanted).abs().max()) < 1e-13 * float(wanted.abs().max())
+    found, wanted = interpolate(grid, here, "cpu"), interpolate(grid, here, "reference")
+    assert float((found - wanted).abs().max()) < 1e-13 * float(wanted.abs().max())
+
+
+@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("accuracy", [1e-3, 1e-5])
+@pytest.mark.parametrize("crowd", [1, 40, 1000])  # all points in tiles, some, none
+@pytest.mark.parametrize("shape", [(1, 67, 70), (17, 18, 21)])
+def test_tiles_agree(shape: tuple[int, int, int], crowd: int, accuracy: float) -> None:
+    from verglas.kernels.spread.tiles import located_triton
+
+    device, count = "cpu" if INTERPRETED else "cuda", 150
+    here = places(shape, torch.float64, "cpu", count, accuracy)
+    there = located_triton(points(count, shape).to(device), shape, here.taps_DW.to(device, torch.float32), crowd)
+    assert (0 < there.crowded < count) if crowd == 40 else there.crowded == (count if crowd == 1 else 0)
+    assert there.run_T2[:, 1].sum() == there.crowded and there.order_M.sort()[0].tolist() == list(range(count))
+    values, grid = drawn(2, count, 2), drawn(2, *shape, 2)
+    wanted, found = grid.clone(), grid.to(device, torch.float32, copy=True)
+    spread(wanted, here, values, "reference")
+    spread(found, there, values.to(device, torch.float32), "triton")
+    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
+    found, wanted = interpolate(grid.to(device, torch.float32), there, "triton"), interpolate(grid, here, "reference")
+    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
+
+
+@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("crowd", [1, 1000])
+@pytest.mark.parametrize("shape", [(1, 21, 18), (22, 18, 21)])
+def test_a_slab_of_tiles(shape: tuple[int, int, int], crowd: int) -> None:
+    from verglas.kernels.spread.tiles import located_triton
+
+    device, axis = "cpu" if INTERPRETED else "cuda", 2 if shape[0] > 1 else 1
+    taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW)
+    point_M3 = points(400, shape)
+    first_M = located(point_M3, shape, taps, "reference").cell_M3[:, axis]
+    point_M3 = point_M3[(first_M >= 8) & (first_M < 16)]
+    here = located(point_M3, shape, taps, "reference").within(8, 11)
+    there = located_triton(point_M3.to(device), shape, taps.to(device, torch.float32), crowd).within(8, 11)
+    assert there.crowded == (len(there) if crowd == 1 else 0)
+    values, grid = drawn(1, len(here), 2), drawn(1, *here.shape, 2)
+    wanted, found = grid.clone(), grid.to(device, torch.float32, copy=True)
+    spread(wanted, here, values, "reference")
+    spread(found, there, values.to(device, torch.float32), "triton")
+    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
+    found, wanted = interpolate(grid.to(device, torch.float32), there, "triton"), interpolate(grid, here, "reference")
+    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,13 +11,16 @@ from torch import Tensor
 from verglas.kernels.spread import Places, interpolate, located, spread
 from verglas.nufft.fine import FineGrid
 
+if TYPE_CHECKING:
+    from verglas.kernels.spread.tiles import Tiled
+
 
 class Own:
     """fine: the grid; point_MD: in radians; implementation: of kernels/spread."""
 
     def __init__(self, fine: FineGrid, point_MD: Tensor, implementation: str) -> None:
         self.fine, self.points, self.implementation = fine, point_MD, implementation
-        self._places: Places | None = None
+        self._places: Places | Tiled | None = None
 
     @property
     def kernel(self) -> str:
@@ -24,7 +28,7 @@ class Own:
         return f"{self.implementation}, window of {self.fine.window.width} cells, grid {self.fine.sizes}"
 
     @property
-    def places(self) -> Places:
+    def places(self) -> Places | Tiled:
         """The points on the fine grid, sorted when first needed."""
         if self._places is None:
             self._places = located(self.fine.in_cells(self.points), self.fine.cells, self.fine.taps(), self.implementation)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ from verglas.errors import InputError
 from verglas.kernels.spread import BIN_XYZ, Places, interpolate, located, spread
 from verglas.nufft.fine import FineGrid
 from verglas.nufft.turn import PIECES, Turn, ahead
+
+if TYPE_CHECKING:
+    from verglas.kernels.spread.tiles import Tiled
 
 PASSES = 5  # over a plane's cells in memory: cleared, spread to, and transformed twice
 MEMORY_PER_LINK = 0.1  # time of a byte in memory, of one between ranks
@@ -100,7 +104,7 @@ class SharedGrid:
             first, count = [0] * ranks.size, [fine.sizes[0]] * ranks.size
         self.turn = Turn(fine.sizes[0], tuple(first), tuple(count), rows, ranks)
         self.routes: list[Route] = []
-        self.places: list[Places] = []
+        self.places: list[Places | Tiled] = []
         if self.way == "sums":
             self.places = [located(point_M3, fine.cells, fine.taps(), implementation)]
         else:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from verglas.kernels import choose, implementation_of
+
+if TYPE_CHECKING:
+    from verglas.kernels.spread.tiles import Tiled
 
 BIN_XYZ = (16, 4, 4)  # cells of a bin; points are visited bin by bin
 
@@ -50,28 +54,33 @@ class Places:
         return replace(self, shape=shape, cell_M3=cell_M3, first_of_bin_Z=first_Z)
 
 
-def located(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto") -> Places:
+def located(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto") -> Places | Tiled:
     """Places of points (x, y, z) in cells, any real numbers (the grid is periodic); fractions get the precision of the taps.
 
-    Computed in the precision of the points: give float64, a fraction of a cell among thousands. A plane (Z = 1) ignores z.
+    Computed in the precision of the points: give float64, a fraction of a cell among thousands. A plane (Z = 1) ignores z. What
+    is returned serves the implementation that it was made for ("reference" and "cpu" have the same).
     """
     name = choose(point_M3.device, taps_DW.dtype, implementation).name
     if name == "cpu":
         from verglas.kernels.spread.cpu import located_cpu
 
         return located_cpu(point_M3, shape, taps_DW)
+    if name == "triton":
+        from verglas.kernels.spread.tiles import located_triton
+
+        return located_triton(point_M3, shape, taps_DW)
     from verglas.kernels.spread.reference import located_reference
 
     return located_reference(point_M3, shape, taps_DW)
 
 
-def spread(grid_BZYX2: Tensor, places: Places, values_BM2: Tensor, implementation: str = "auto") -> None:
+def spread(grid_BZYX2: Tensor, places: Places | Tiled, values_BM2: Tensor, implementation: str = "auto") -> None:
     """Add values into the grid, in place (see `spread_reference`)."""
     run = implementation_of("spread", choose(grid_BZYX2.device, grid_BZYX2.dtype, implementation).name)
     run(grid_BZYX2, places, values_BM2)
 
 
-def interpolate(grid_BZYX2: Tensor, places: Places, implementation: str = "auto") -> Tensor:
+def interpolate(grid_BZYX2: Tensor, places: Places | Tiled, implementation: str = "auto") -> Tensor:
     """Values [B, M, 2] at the points: the transpose of `spread`."""
     name = choose(grid_BZYX2.device, grid_BZYX2.dtype, implementation).name
     module = implementation_of("spread", name).__module__

@@ -1,8 +1,11 @@
-"""`spread` and `interpolate` on the GPU: a program takes a block of sorted points; float32.
+"""`spread` and `interpolate` on the GPU; float32.
 
-A tile is points times (taps along x, re and im): the weights along x are made once, those along y and z, which all lanes of a
-point share, at each row. Sums travel by atomics, neighbours in the tile to neighbouring words; sorted points meet in the cache.
-Atomics are not repeatable to the last bit.
+Crowded bins: a program takes a run of points of one bin (tiles.py). With A[j, (z, y)] = w_z w_y and B[j, (x, re or im)] = w_x c_j
+over the cells of its tile, spreading is A^T B and interpolation the sum over x of (A G) w_x, G the tile of the grid: products of
+matrices, of whose terms most are zero, in tensor cores. Atomics then carry the sums of a tile to the grid once for a whole run.
+
+Other points: a program takes a block of them, in a tile of points times (taps along x, re and im), and the taps of each travel by
+atomics. Atomics are not repeatable to the last bit.
 """
 
 from __future__ import annotations
@@ -12,15 +15,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from verglas.kernels.spread import Places
+from verglas.kernels.spread.tiles import Tiled, bin_for, unpacked
 
-TILE, WARPS = 512, 4  # elements of a tile, warps of a program
+LANES, WARPS = 512, 4  # elements and warps of a program that goes point by point
+AT_ONCE, PARTS = 64, 2  # points of a matrix product, parts that its operands are rounded to
+WARPS_SMALL, WARPS_LARGE = 4, 8  # of a tile
+COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _kept(x):
+    """x, as it is: what made it is not computed anew by each thread that needs it (the compiler takes sums for cheaper than they
+    are)."""
+    if COMPILED:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
+    else:
+        return x
+
+
+@triton.jit
+def _rounded(x):
+    """To the nearest number that TF32 has, float32."""
+    return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _product(a, b, sums, PARTS: tl.constexpr):
+    """sums + a b in tensor cores: 1, operands rounded to 11 bits; 2, each in two such parts."""
+    high_a, high_b = _rounded(a), _rounded(b)
+    if PARTS == 2:
+        sums = tl.dot(a - high_a, high_b, sums, input_precision="tf32")
+        sums = tl.dot(high_a, b - high_b, sums, input_precision="tf32")
+    return tl.dot(high_a, high_b, sums, input_precision="tf32")
 
 
 @triton.jit
 def _weight(taps, f, tap, WIDTH: tl.constexpr, DEGREE: tl.constexpr):
-    """Window at a tap (a number or a tile of them): the polynomial of `taps` at the fractions f."""
-    inside = tap < WIDTH
+    """Window at a tap (a number or a tile of them), 0 beyond it: the polynomial of `taps` at the fractions f."""
+    inside = (tap >= 0) & (tap < WIDTH)
     value = tl.load(taps + tap, mask=inside, other=0.0) + f * 0
     for d in tl.static_range(1, DEGREE + 1):
         value = value * f + tl.load(taps + d * WIDTH + tap, mask=inside, other=0.0)
@@ -28,13 +60,110 @@ def _weight(taps, f, tap, WIDTH: tl.constexpr, DEGREE: tl.constexpr):
 
 
 @triton.jit
-def _point(cell, fraction, order, count, BLOCK: tl.constexpr):
+def _origin(bin_, bins_y, bins_x, low_z, low_y, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr):
+    """First cell (x, y, z) of a bin in the grid at hand."""
+    row = bin_ // bins_x
+    return (bin_ % bins_x) * BIN_X, (row % bins_y) * BIN_Y - low_y, (row // bins_y) * BIN_Z - low_z
+
+
+@triton.jit
+def _run(bin_, run):
+    """First point (64 bits) of this program's run, how many it has, and their bin."""
+    first = tl.load(run + 2 * tl.program_id(0)).to(tl.int64)
+    return first, tl.load(run + 2 * tl.program_id(0) + 1), tl.load(bin_ + first)
+
+
+@triton.jit
+def _axis_weights(packed, i, mask, taps, WIDTH: tl.constexpr, DEGREE: tl.constexpr, TILE: tl.constexpr):
+    """Weights [points, TILE] of an axis over the cells of the tile."""
+    local, f = unpacked(tl.load(packed + i, mask=mask, other=0))
+    return _kept(_weight(taps, f[:, None], tl.arange(0, TILE)[None, :] - local[:, None], WIDTH, DEGREE))
+
+
+@triton.jit
+def _row_weights(
+    packed, count, i, mask, taps, WIDTH: tl.constexpr, DEGREE: tl.constexpr, TILE_Z: tl.constexpr, TILE_Y: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Products of weights along z and y [points, TILE_Z * TILE_Y]."""
+    along_y = _axis_weights(packed + count, i, mask, taps, WIDTH, DEGREE, TILE_Y)
+    if TILE_Z == 1:
+        return along_y
+    along_z = _axis_weights(packed + 2 * count, i, mask, taps, WIDTH, DEGREE, TILE_Z)
+    return (along_z[:, :, None] * along_y[:, None, :]).reshape(AT_ONCE, TILE_Z * TILE_Y)
+
+
+@triton.jit
+def _words(x, y, z, planes, height, size, TILE_Z: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
+    """Words of the grid [TILE_Z * TILE_Y, 2 TILE_X] that a tile covers, around its ends; some lie outside where no weight is."""
+    row, column = tl.arange(0, TILE_Z * TILE_Y), tl.arange(0, 2 * TILE_X)
+    z, y, x = (z + row // TILE_Y) % planes, (y + row % TILE_Y) % height, (x + column // 2) % size
+    return ((z.to(tl.int64) * height + y) * (2 * size))[:, None] + (x * 2 + column % 2)[None, :]
+
+
+@triton.jit
+def _spread_tiles(
+    grid, values, packed, bin_, order, run, taps, points, planes, height, size, bins_y, bins_x, low_z, low_y,
+    WIDTH: tl.constexpr, DEGREE: tl.constexpr, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr,
+    TILE_Z: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, AT_ONCE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    batch, count = tl.program_id(1).to(tl.int64), points.to(tl.int64)
+    first, length, one = _run(bin_, run)
+    x, y, z = _origin(one, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X)
+    component = tl.arange(0, 2)
+    sums = tl.zeros([TILE_Z * TILE_Y, 2 * TILE_X], tl.float32)
+    for done in range(0, length, AT_ONCE):
+        k = done + tl.arange(0, AT_ONCE)
+        mask, i = k < length, first + k
+        j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
+        value = tl.load(values + (batch * count + j)[:, None] * 2 + component[None, :], mask=mask[:, None], other=0.0)
+        along_x = _axis_weights(packed, i, mask, taps, WIDTH, DEGREE, TILE_X)
+        line = _kept((along_x[:, :, None] * value[:, None, :]).reshape(AT_ONCE, 2 * TILE_X))
+        rows = _row_weights(packed, count, i, mask, taps, WIDTH, DEGREE, TILE_Z, TILE_Y, AT_ONCE)
+        sums = _product(tl.trans(rows), line, sums, PARTS)
+    words = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
+    grid += batch * planes * height * size * 2
+    tl.atomic_add(grid + words, sums, mask=sums != 0, sem="relaxed")
+
+
+@triton.jit
+def _interpolate_tiles(
+    grid, out, packed, bin_, order, run, taps, points, planes, height, size, bins_y, bins_x, low_z, low_y,
+    WIDTH: tl.constexpr, DEGREE: tl.constexpr, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr,
+    TILE_Z: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, AT_ONCE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    batch, count = tl.program_id(1).to(tl.int64), points.to(tl.int64)
+    first, length, one = _run(bin_, run)
+    x, y, z = _origin(one, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X)
+    words = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
+    row = tl.arange(0, TILE_Z * TILE_Y)
+    reached = (z + row // TILE_Y >= 0) & (y + row % TILE_Y >= 0)
+    tile = tl.load(grid + batch * planes * height * size * 2 + words, mask=reached[:, None], other=0.0)
+    for done in range(0, length, AT_ONCE):
+        k = done + tl.arange(0, AT_ONCE)
+        mask, i = k < length, first + k
+        rows = _row_weights(packed, count, i, mask, taps, WIDTH, DEGREE, TILE_Z, TILE_Y, AT_ONCE)
+        lines = _product(rows, tile, tl.zeros([AT_ONCE, 2 * TILE_X], tl.float32), PARTS).reshape(AT_ONCE, TILE_X, 2)
+        along_x = _axis_weights(packed, i, mask, taps, WIDTH, DEGREE, TILE_X)
+        value = tl.sum(lines * along_x[:, :, None], 1)
+        j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
+        tl.store(out + (batch * count + j)[:, None] * 2 + tl.arange(0, 2)[None, :], value, mask=mask[:, None])
+
+
+@triton.jit
+def _point(
+    packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y,
+    BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Numbers, first cells and fractions of this program's points."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < count
+    i = first + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask, count = i < points, points.to(tl.int64)
+    x, y, z = _origin(tl.load(bin_ + i, mask=mask, other=0), bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X)
+    local_x, fx = unpacked(tl.load(packed + i, mask=mask, other=0))
+    local_y, fy = unpacked(tl.load(packed + count + i, mask=mask, other=0))
+    local_z, fz = unpacked(tl.load(packed + 2 * count + i, mask=mask, other=0))
     j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
-    x, y, z = tl.load(cell + 3 * j), tl.load(cell + 3 * j + 1), tl.load(cell + 3 * j + 2)
-    return j, mask, x, y, z, tl.load(fraction + 3 * j), tl.load(fraction + 3 * j + 1), tl.load(fraction + 3 * j + 2)
+    return j, mask, x + local_x, y + local_y, z + local_z, fx, fy, fz
 
 
 @triton.jit
@@ -47,16 +176,19 @@ def _row(y, z, dy, dz, planes, height):
 
 
 @triton.jit
-def _spread_kernel(
-    grid, values, cell, fraction, order, taps, count, planes, height, size,
-    WIDTH: tl.constexpr, LANES: tl.constexpr, DEGREE: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+def _spread_points(
+    grid, values, packed, bin_, order, first, taps, points, planes, height, size, bins_y, bins_x, low_z, low_y,
+    WIDTH: tl.constexpr, DEGREE: tl.constexpr, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr,
+    LANES: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
-    j, mask, x, y, z, fx, fy, fz = _point(cell, fraction, order, count, BLOCK)
+    j, mask, x, y, z, fx, fy, fz = _point(
+        packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X, BLOCK
+    )
     lane = tl.arange(0, LANES)[None, :]
     tap, component = lane // 2, lane % 2
     used = mask[:, None] & (tap < WIDTH)
-    value = tl.load(values + (batch * count + j[:, None]) * 2 + component, mask=mask[:, None], other=0.0)
+    value = tl.load(values + (batch * points + j[:, None]) * 2 + component, mask=mask[:, None], other=0.0)
     line = value * _weight(taps, fx[:, None], tap, WIDTH, DEGREE)
     column = x[:, None] + tap
     column = tl.where(column >= size, column - size, column) * 2 + component
@@ -72,12 +204,15 @@ def _spread_kernel(
 
 
 @triton.jit
-def _interpolate_kernel(
-    grid, out, cell, fraction, order, taps, count, planes, height, size,
-    WIDTH: tl.constexpr, LANES: tl.constexpr, DEGREE: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+def _interpolate_points(
+    grid, out, packed, bin_, order, first, taps, points, planes, height, size, bins_y, bins_x, low_z, low_y,
+    WIDTH: tl.constexpr, DEGREE: tl.constexpr, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr,
+    LANES: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
-    j, mask, x, y, z, fx, fy, fz = _point(cell, fraction, order, count, BLOCK)
+    j, mask, x, y, z, fx, fy, fz = _point(
+        packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X, BLOCK
+    )
     lane = tl.arange(0, LANES)[None, :]
     tap, component = lane // 2, lane % 2
     used = mask[:, None] & (tap < WIDTH)
@@ -96,33 +231,46 @@ def _interpolate_kernel(
     total *= _weight(taps, fx[:, None], tap, WIDTH, DEGREE)
     real = tl.sum(tl.where(component == 0, total, 0.0), 1)
     imaginary = tl.sum(tl.where(component == 1, total, 0.0), 1)
-    out += (batch * count + j) * 2
+    out += (batch * points + j) * 2
     tl.store(out, real, mask=mask)
     tl.store(out + 1, imaginary, mask=mask)
 
 
-def spread_triton(grid_BZYX2: Tensor, places: Places, values_BM2: Tensor) -> None:
-    """See `spread_reference`; float32, contiguous grid."""
-    _launch(_spread_kernel, grid_BZYX2, values_BM2.to(torch.float32).contiguous(), places)
+def spread_triton(grid_BZYX2: Tensor, places: Tiled, values_BM2: Tensor) -> None:
+    """See `spread_reference`; float32, contiguous grid, places of located_triton."""
+    _launch(_spread_tiles, _spread_points, grid_BZYX2, values_BM2.to(torch.float32).contiguous(), places)
 
 
-def interpolate_triton(grid_BZYX2: Tensor, places: Places) -> Tensor:
+def interpolate_triton(grid_BZYX2: Tensor, places: Tiled) -> Tensor:
     """See `interpolate_reference`; float32."""
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
-    _launch(_interpolate_kernel, grid_BZYX2.contiguous(), out_BM2, places)
+    _launch(_interpolate_tiles, _interpolate_points, grid_BZYX2.contiguous(), out_BM2, places)
     return out_BM2
 
 
-def _launch(kernel: triton.JITFunction, grid_BZYX2: Tensor, values_BM2: Tensor, places: Places) -> None:
-    if grid_BZYX2.dtype != torch.float32:
-        raise TypeError(f"the Triton kernel works in float32, got a grid of {grid_BZYX2.dtype}")
+def _launch(
+    tiles: triton.JITFunction, single: triton.JITFunction, grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled
+) -> None:
+    if grid_BZYX2.dtype != torch.float32 or not isinstance(places, Tiled):
+        raise TypeError(f"the Triton kernel takes float32 and points located for it, got {grid_BZYX2.dtype}, {type(places)}")
     batch, planes, height, size, _ = grid_BZYX2.shape
     if len(places) == 0 or batch == 0:
         return
-    lanes = 2 * triton.next_power_of_2(places.width)
-    block = max(1, TILE // lanes)
-    kernel[(triton.cdiv(len(places), block), batch)](
-        grid_BZYX2, values_BM2, places.cell_M3, places.fraction_M3, places.order_M, places.taps_DW, len(places), planes, height,
-        size, WIDTH=places.width, LANES=lanes, DEGREE=len(places.taps_DW) - 1, DEPTH=places.width if planes > 1 else 1,
-        BLOCK=block, num_warps=WARPS,
-    )  # fmt: skip
+    width, tile = places.width, places.tile
+    bin_z, bin_y, bin_x = bin_for(width, tile[0])
+    sizes = (len(places), planes, height, size, *places.bins[1:], *places.low)
+    common = {"WIDTH": width, "DEGREE": len(places.taps_DW) - 1, "BIN_Z": bin_z, "BIN_Y": bin_y, "BIN_X": bin_x}
+    points = (grid_BZYX2, values_BM2, places.packed_3M, places.bin_M, places.order_M)
+    if len(places.run_T2):
+        tiles[(len(places.run_T2), batch)](
+            *points, places.run_T2, places.taps_DW, *sizes, **common, TILE_Z=tile[0], TILE_Y=tile[1], TILE_X=tile[2],
+            AT_ONCE=AT_ONCE, PARTS=PARTS, num_warps=WARPS_SMALL if tile[0] * tile[1] <= 64 else WARPS_LARGE, num_stages=1,
+        )  # fmt: skip
+    rest = len(places) - places.crowded
+    if rest:
+        lanes = 2 * triton.next_power_of_2(width)
+        block = max(1, LANES // lanes)
+        single[(triton.cdiv(rest, block), batch)](
+            *points, places.crowded, places.taps_DW, *sizes, **common, LANES=lanes, DEPTH=1 if tile[0] == 1 else width,
+            BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
