@@ -3,8 +3,10 @@
 bare        seconds of bare batched Fourier transforms of all positions, by positions in a batch
 curves      small scans, far and near field: error curves of all engines on the device against float64 on the CPU
 check       gradient, misfit and misfit along a step by the kernels of `farfield` against the model in double precision
+batches     mini-batches of rpie and lsq, recorded and repeated, against the same in double precision
 kernels     seconds of the kernels of `farfield` over all positions, by positions in a batch
-passes      seconds of a pass of cg, rpie and lsq beside their transforms' (see `bare`), probe known and not, whole pixels and not
+passes      seconds of a pass of cg, rpie and lsq beside those of the transforms they cannot do without (see `bare`), probe
+            known and not, whole pixels and not, mini-batches of the default size
 truth       error and structural similarity against the truth after --passes: plain conjugate gradients in double and single
             precision, and single with float16 patterns
 profile     what a pass of --engine spends its time on
@@ -13,10 +15,12 @@ profile     what a pass of --engine spends its time on
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from dataclasses import replace
 
+import scipy.fft
 import torch
 
 from benchmarks.figures import publish
@@ -145,10 +149,17 @@ def passes(args: argparse.Namespace) -> Figures:
             except torch.cuda.OutOfMemoryError as error:
                 print(name, error)
                 continue
-            transforms = 2 if engine != "cg" else 3 if known else 4
             figures[f"{name} s"] = took
-            figures[f"{name} share"] = transforms * args.bare_s / took
+            figures[f"{name} share"] = transforms_of(engine, known, whole) * args.bare_s / took
     return figures
+
+
+def transforms_of(engine: str, known: bool, whole: bool) -> int:
+    """Of all positions, that a pass cannot do without: there and back, of cg also of the step's waves (object; and object with
+    probe). With fractions of a pixel light is moved, and, where it is fitted, its gradient back and its step."""
+    if engine != "cg":
+        return 2 if whole else 4
+    return (3 if known else 4) if whole else (4 if known else 7)
 
 
 def problem_of(scan: Scan, options: PtychoOptions, args: argparse.Namespace) -> Problem:
@@ -184,6 +195,22 @@ def check(args: argparse.Namespace) -> Figures:
     return figures
 
 
+def batches(args: argparse.Namespace) -> Figures:
+    """Relative differences of object and errors after three passes, whole pixels and not."""
+    figures: Figures = {}
+    for whole in (True, False):
+        scan = guessed(scan_on(args.device, 100, 64, whole)[0], 64)
+        for engine in ("rpie", "lsq"):
+            options = PtychoOptions(engine=engine, passes=3, batch_size=20)  # type: ignore[arg-type]
+            *_, found = reconstruct(scan, options, args.device)
+            *_, expected = reconstruct(scan, replace(options, double=True), "cpu")
+            objects = found.found.object_OLYX.cpu(), expected.found.object_OLYX
+            name = f"{engine}, {'whole px' if whole else 'fractions'}"
+            figures[f"{name}, object"] = float((objects[0] - objects[1]).norm() / objects[1].norm())
+            figures[f"{name}, error"] = abs(found.error / expected.error - 1)
+    return figures
+
+
 def kernels(args: argparse.Namespace) -> Figures:
     """Gradient and line search, known light and not."""
     scan, _ = scan_on(args.device, args.positions, args.window, True)
@@ -195,7 +222,7 @@ def kernels(args: argparse.Namespace) -> Figures:
     figures: Figures = {}
     for chunk in (120, 3600):
         problem.chunk = chunk
-        runs = {"gradient": lambda: [fused.add_sums(problem, x, rows, gradient, None) for rows in problem.chunks()]}
+        runs = {"gradient": lambda: [fused.add_sums(problem, x, rows, gradient) for rows in problem.chunks()]}
         for name, one in step.items():
             runs[f"along, {name}"] = lambda one=one: fused.misfit_along(problem, x, one, lengths)  # type: ignore[misc]
         for name, run in runs.items():
@@ -235,7 +262,9 @@ def truth(args: argparse.Namespace) -> Figures:
         start = time.perf_counter()
         *_, done = reconstruct(one, options, args.device)
         synchronize(args.device)
-        found = figures_of(name, done, true, time.perf_counter() - start)
+        took = time.perf_counter() - start
+        with scipy.fft.set_workers(os.cpu_count() or 1):
+            found = figures_of(name, done, true, took)
         print(found, flush=True)
         figures |= found
     for name in ("single", "mixed"):
@@ -268,7 +297,7 @@ def one_transform(args: argparse.Namespace) -> float:
 
 def main() -> None:
     """Run the parts that are named and print their figures."""
-    parts = {one.__name__: one for one in (bare, check, kernels, curves, passes, truth, profile)}
+    parts = {one.__name__: one for one in (bare, check, batches, kernels, curves, passes, truth, profile)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--positions", type=int, default=3600)

@@ -67,7 +67,6 @@ def test_nobody_waits_for_a_pattern(engine: str, kernels: bool, monkeypatch: pyt
     monkeypatch.setattr(Blocks, "patterns", patterns)
     monkeypatch.setattr(farfield, "why_not", lambda device, dtype, window: None if kernels else "not asked for")
     streamed = last(SCAN, engine=engine, passes=3, warm_up=1, pattern_memory=LITTLE)
-    monkeypatch.undo()
     assert streamed.error == pytest.approx(last(SCAN, engine=engine, passes=3, warm_up=1).error, rel=1e-3)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fft import fft2, ifft2
 
 from verglas.kernels import farfield
-from verglas.kernels.farfield import Counted, Curvature, Lit, Step
+from verglas.kernels.farfield import Counted, Lit, Step
 from verglas.ptychography.model import Place
 from verglas.ptychography.unknowns import Unknowns
 
@@ -37,17 +37,16 @@ def why_not(problem: Problem) -> str | None:
     return reasons[0] if reasons else farfield.why_not(problem.like.device, problem.like.dtype, problem.scan.window)
 
 
-def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns, curvature: Unknowns | None) -> Tensor:
-    """Adds the gradient of a chunk, and where positions have no fractions its curvature [Y, X]; [3] float64: loss, mismatch,
-    counted."""
-    place, counted = _patterns(problem, x, rows_B)
-    lit = Lit(x["object_OLYX"][0, 0], _light(x["probe_MYX"], place), place.corner_B2, place.fraction_B2)
+def add_sums(problem: Problem, x: Unknowns, rows_B: Tensor, gradient: Unknowns) -> Tensor:
+    """Adds the gradient of a chunk; [3] float64: loss, mismatch, counted."""
+    (rows_B,) = in_order(problem, x, [rows_B])
+    place = problem.model.place(x["positions_B2"], rows_B)
+    lit, counted = patterns_of(problem, x, place)
     of_object = None if gradient.object_OLYX is None else gradient.object_OLYX[0, 0]
-    diagonal = None if curvature is None else Curvature(curvature.object_OLYX, curvature.probe_MYX)
-    totals_3, of_light = farfield.farfield(lit, counted, of_object, gradient.probe_MYX is not None, diagonal)
-    if of_light is not None:
-        gradient["probe_MYX"].add_(of_light if place.fraction_B2 is None else ifft2(of_light, norm="ortho"))
-    return totals_3
+    found = farfield.farfield(lit, counted, of_object, gradient.probe_MYX is not None)
+    if found.light_MYX is not None:
+        gradient["probe_MYX"].add_(unmoved(found.light_MYX, place))
+    return found.totals_3
 
 
 def misfit_along(problem: Problem, x: Unknowns, direction: Unknowns, lengths: list[float]) -> Tensor:
@@ -55,34 +54,43 @@ def misfit_along(problem: Problem, x: Unknowns, direction: Unknowns, lengths: li
     length_K = torch.tensor(lengths, dtype=torch.float64, device=problem.like.device)
     totals_K3 = torch.zeros(len(lengths), 3, dtype=torch.float64, device=problem.like.device)
     for rows_B in problem.chunks():
-        totals_K3 += farfield.along(*_along(problem, x, direction, rows_B), length_K)
+        (rows_B,) = in_order(problem, x, [rows_B])
+        place = problem.model.place(x["positions_B2"], rows_B)
+        change = None if direction.probe_MYX is None else light(direction.probe_MYX, place)
+        lit, counted = patterns_of(problem, x, place)
+        totals_K3 += farfield.along(lit, Step(direction["object_OLYX"][0, 0], change), counted, length_K)
     return totals_K3
 
 
-def products(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> Tensor:
-    """[B, 5] float64 products of a chunk's exit waves, changed by the step's object and by its probe, and their gradient."""
-    return farfield.products(*_along(problem, x, step, rows_B))
+def in_order(problem: Problem, x: Unknowns, batches: list[Tensor]) -> list[Tensor]:
+    """Each of several batches in the order of stripes: what is at work together sees the same of the object."""
+    if problem.counts.blocks is not None:
+        return batches  # travel in the order in which they are asked for
+    rows_N = torch.cat(batches)
+    sizes = [len(rows_B) for rows_B in batches]
+    if not len(rows_N):
+        return batches
+    position_N2 = x["positions_B2"][rows_N]
+    stripe_N = (position_N2[:, 0] / STRIPE).floor() * x["object_OLYX"].shape[-1] + position_N2[:, 1]
+    number_N = torch.arange(len(batches)).repeat_interleave(torch.tensor(sizes)).to(rows_N.device)
+    order_N = (stripe_N + number_N * (2 * x["object_OLYX"].numel())).argsort()
+    return list(rows_N[order_N].split(sizes))
 
 
-def _along(problem: Problem, x: Unknowns, step: Unknowns, rows_B: Tensor) -> tuple[Lit, Step, Counted]:
-    """What lies along a step of object and probe."""
-    place, counted = _patterns(problem, x, rows_B)
-    lit = Lit(x["object_OLYX"][0, 0], _light(x["probe_MYX"], place), place.corner_B2, place.fraction_B2)
-    change = None if step.probe_MYX is None else _light(step.probe_MYX, place)
-    return lit, Step(step["object_OLYX"][0, 0], change), counted
+def patterns_of(problem: Problem, x: Unknowns, place: Place) -> tuple[Lit, Counted]:
+    """Light, object and patterns of a chunk, which is the last one that was handed out."""
+    lit = Lit(x["object_OLYX"][0, 0], light(x["probe_MYX"], place), place.corner_B2, place.fraction_B2)
+    stored_BYX, index_B = problem.counts.stored(place.rows_B)
+    scale_B = x["scale_B"] if index_B is place.rows_B else x["scale_B"][place.rows_B]
+    counted = Counted(stored_BYX, scale_B, index_B, problem.counts.weight_YX, x["background_YX"], problem.noise)
+    return lit, counted
 
 
-def _light(probe_MYX: Tensor, place: Place) -> Tensor:
-    """As `Lit` has it."""
+def light(probe_MYX: Tensor, place: Place) -> Tensor:
+    """A probe as `Lit` has it."""
     return probe_MYX if place.fraction_B2 is None else fft2(probe_MYX, norm="ortho")
 
 
-def _patterns(problem: Problem, x: Unknowns, rows_B: Tensor) -> tuple[Place, Counted]:
-    """Where a chunk lies, and its patterns; in the order of stripes: what is at work together sees the same of the object."""
-    position_B2 = x["positions_B2"][rows_B]
-    stripe_B = (position_B2[:, 0] / STRIPE).floor()
-    order_B = (stripe_B * x["object_OLYX"].shape[-1] + position_B2[:, 1]).argsort()
-    stored_BYX, index_B = problem.counts.stored(rows_B)
-    scale_B = x["scale_B"] if index_B is rows_B else x["scale_B"][rows_B]
-    counted = Counted(stored_BYX, scale_B, index_B[order_B], problem.counts.weight_YX, x["background_YX"], problem.noise)
-    return problem.model.place(x["positions_B2"], rows_B[order_B]), counted
+def unmoved(light_MYX: Tensor, place: Place) -> Tensor:
+    """From the gradient of light as `Lit` has it to that of the probe."""
+    return light_MYX if place.fraction_B2 is None else ifft2(light_MYX, norm="ortho")

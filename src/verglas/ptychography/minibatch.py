@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verglas.ptychography import fused
+from verglas.kernels.descend import best_lengths
+from verglas.ptychography.in_place import InPlace
 from verglas.ptychography.noise import Poisson
 from verglas.ptychography.problem import Problem, preconditioned
 from verglas.ptychography.tiles import Box, bisected
@@ -35,6 +36,7 @@ class MiniBatches:
         rpie = (options.relaxation if options.engine == "rpie" else 0.0) or RELAXATION
         self.damping = {"epie": 1.0, "lsq": LEAST_SQUARES_DAMPING}.get(options.engine, rpie)
         self.momentum = 0.0 if options.engine == "cg" else options.momentum
+        self.in_place: InPlace | None = None
 
     def run_pass(self, x: Unknowns, number: int) -> tuple[Unknowns, float]:
         """One pass; returns the new unknowns and the mean error of the batches, each before it changed anything."""
@@ -43,16 +45,42 @@ class MiniBatches:
         start = x
         if self.momentum:
             x = x.plus(Unknowns(**change), self.momentum)
-        totals_3 = torch.zeros(3, dtype=torch.float64, device=self.problem.like.device)
         batches = self.batches(x, number)
-        self.problem.counts.expect(batches)
-        for rows_B in batches:
-            x, of_batch_3 = self._step(x, names, rows_B)
-            totals_3 += of_batch_3
+        if self.problem.why_not_fused is None:
+            x, totals_3 = self._by_kernels(names, x["object_OLYX"].shape[1]).run(x, batches)
+        else:
+            x, totals_3 = self._by_model(x, names, batches)
         if self.momentum:
             self.memory = {f"change.{name}": value for name, value in x.only(*names).plus(start.only(*names), -1.0).items()}
         _, mismatch, counted = totals_3.tolist()
         return x, mismatch / counted
+
+    def _by_kernels(self, names: tuple[str, ...], slices: int) -> InPlace:
+        """Steps in place; what the last pass left of them serves again, if it changed the same fields for the same likelihood."""
+        length = self._length(names, slices)
+        known = self.in_place
+        if known is None or (known.names, known.length) != (names, length):
+            least_squares = self.problem.options.engine == "lsq"
+            self.in_place = known = InPlace(self.problem, names, self.damping, length, least_squares)
+        return known
+
+    def _by_model(self, x: Unknowns, names: tuple[str, ...], batches: list[Tensor]) -> tuple[Unknowns, Tensor]:
+        totals_3 = torch.zeros(3, dtype=torch.float64, device=self.problem.like.device)
+        self.problem.counts.expect(batches)
+        for rows_B in batches:
+            x, of_batch_3 = self._step(x, names, rows_B)
+            totals_3 += of_batch_3
+        return x, totals_3
+
+    def _length(self, names: tuple[str, ...], slices: int) -> float:
+        """Of a step down the preconditioned gradient."""
+        fields = len(names) - 1 + slices  # that each answer for the whole misfit; two may
+        twice = 0.5 if isinstance(self.problem.noise, Poisson) else 1.0  # twice the curvature (noise.py)
+        return twice * min(1.0, 2 / fields)
+
+    def release(self) -> None:
+        """Nothing is kept in memory for further passes."""
+        self.in_place = None
 
     def positions_moved(self, distance: float) -> None:
         """Positions have moved by that, px rms, since the last pass: they go on all the same."""
@@ -75,15 +103,14 @@ class MiniBatches:
         else:
             parts = list(torch.randperm(total, generator=draw).tensor_split(count))
         order = torch.randperm(count, generator=draw).tolist()
-        problem = self.problem
-        return [problem.at_work(share.own(parts[i].sort().values).to(problem.like.device)) for i in order]
+        own = [share.own(parts[i].sort().values) for i in order]
+        together = torch.cat(own).to(self.problem.like.device)  # one message to the device
+        return [self.problem.at_work(rows_B) for rows_B in together.split([len(rows_B) for rows_B in own])]
 
     def _step(self, x: Unknowns, names: tuple[str, ...], rows_B: Tensor) -> tuple[Unknowns, Tensor]:
         sums = self.problem.sums(x, names, rows_B)
-        length = 0.5 if isinstance(self.problem.noise, Poisson) else 1.0  # twice the curvature (noise.py)
-        fields = len(names) - 1 + x["object_OLYX"].shape[1]  # that each answer for the whole misfit; two may
         step = preconditioned(sums.gradient, sums.curvature, self.damping, self.problem.share)
-        length *= -min(1.0, 2 / fields)
+        length = -self._length(names, x["object_OLYX"].shape[1])
         if self.problem.options.engine == "lsq":
             step, length = self._least_squares(x, step.scaled(length), rows_B), 1.0
         x = x.plus(step, length)
@@ -95,10 +122,7 @@ class MiniBatches:
         """The step with the lengths that serve the positions best."""
         sums_4 = torch.zeros(4, dtype=torch.float64, device=rows_B.device)
         for some_B in self.problem.chunks(rows_B):
-            product_B5 = self._products(x, step, some_B)
-            length_B2, weight_B = best_lengths(product_B5), product_B5[:, 0]
-            terms = ((length_B2[:, 0] * weight_B), weight_B, length_B2[:, 1], torch.ones_like(weight_B))
-            sums_4 += torch.stack([one.sum() for one in terms])
+            sums_4 += best_lengths(self._products(x, step, some_B), self.problem.like, "reference")
         weighted, weight, of_probe, count = self.problem.share.total(sums_4)[0].to(self.problem.like.dtype)
         scaled = dict(step.items()) | {"object_OLYX": step["object_OLYX"] * (weighted / weight.clamp_min(1e-30))}
         if step.probe_MYX is not None:
@@ -109,8 +133,6 @@ class MiniBatches:
         """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c of the exit waves' changes a by the
         step's object and p by its probe, and of their gradient c."""
         problem, model = self.problem, self.problem.model
-        if problem.why_not_fused is None:
-            return fused.products(problem, x, step, rows_B)
         waves = model.waves(Line(x), rows_B)
         slope = problem.noise.slope(waves.intensity[0], problem.counts.rows(rows_B)) * problem.counts.weight_YX
         gradient = model.from_the_detector(model.at_detector(waves, x["scale_B"], slope), waves.place)
@@ -120,21 +142,6 @@ class MiniBatches:
             by_probe = model.waves(Line(x, step.only("probe_MYX")), rows_B).exit[1]
         a, p, c = (torch.view_as_real(one).flatten(1) for one in (by_object, by_probe, gradient))
         return torch.stack([(one * other).sum(1) for one, other in ((a, a), (p, p), (a, p), (a, c), (p, c))], 1).double()
-
-
-def best_lengths(product_B5: Tensor) -> Tensor:
-    """[B, 2] (s, t) that make |chi - s a - t p|^2 smallest for each position, chi = -c / 2; t = 0 where the probe stays (p = 0).
-
-    product_B5: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c.
-    """
-    aa, pp, ap = product_B5[:, :3].unbind(1)
-    ac, pc = (-0.5 * product_B5[:, 3:]).unbind(1)
-    ridge = 1e-4  # the two changes may be nearly the same
-    aa, pp = aa * (1 + ridge), pp * (1 + ridge)
-    determinant = (aa * pp - ap * ap).clamp_min(1e-30)
-    both = torch.stack([(pp * ac - ap * pc) / determinant, (aa * pc - ap * ac) / determinant], 1)
-    alone = torch.stack([ac / aa.clamp_min(1e-30), torch.zeros_like(aa)], 1)
-    return torch.where(pp[:, None] > 0, both, alone)
 
 
 def compact(position_B2: Tensor, count: int) -> list[Tensor]:

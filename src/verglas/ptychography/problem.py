@@ -146,28 +146,18 @@ class Problem:
         """
         rows_B = self.everything if rows_B is None else rows_B
         gradient = Unknowns(**{name: torch.zeros_like(x[name]) for name in names})
-        with_curvature = self._curvature_by_kernels and rows_B is not self.everything
-        curvature = self._no_curvature(x, names) if with_curvature else self._own_curvature(x, names, rows_B)
+        curvature = self._own_curvature(x, names, rows_B)
         loss_of_shape = self.regulariser.add_gradient(x["object_OLYX"], gradient, len(rows_B), self.positions)
         totals_3 = torch.zeros(3, dtype=torch.float64, device=self.like.device)
-        summing = Summing(self.share, gradient, curvature, not with_curvature, early=rows_B is self.everything)
+        summing = Summing(self.share, gradient, curvature, complete=True, early=rows_B is self.everything)
         for some_B in summing.in_turn(rows_B, x["positions_B2"], self.chunks):
             if self.why_not_fused is None:
-                totals_3 += fused.add_sums(self, x, some_B, gradient, curvature if with_curvature else None)
+                totals_3 += fused.add_sums(self, x, some_B, gradient)
             else:
                 totals_3 += self._add_sums(x, some_B, gradient, curvature)
         totals_3 = summing.finish(totals_3)
         totals_3[0] += loss_of_shape
         return Sums(gradient, self._spread(curvature, x, names), totals_3)
-
-    @property
-    def _curvature_by_kernels(self) -> bool:
-        """Whether `fused` adds up curvatures as it goes: for few positions that costs less than transforms of whole objects."""
-        return self.why_not_fused is None and not self.model.moves
-
-    def _no_curvature(self, x: Unknowns, names: tuple[str, ...]) -> Unknowns:
-        """Zeros, as `_own_curvature` has them."""
-        return Unknowns(**{name: torch.zeros_like(x[name][(0,) * (x[name].dim() - 2)].real) for name in names})
 
     def _add_sums(self, x: Unknowns, rows_B: Tensor, gradient: Unknowns, curvature: Unknowns) -> Tensor:
         """Adds those of a chunk; [3] float64: loss, mismatch, counted."""

@@ -47,11 +47,20 @@ class Step(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """What curvatures are added to: object_YX, sum_b scale_b sum_m |light_m(. - corner_b)|^2, light_YX, sum_b scale_b
-    |object(. + corner_b)|^2; real. None: not asked for."""
+    """What curvatures are added to: object_YX, sum_b scale_b sum_m |light_bm(. - corner_b)|^2, light_YX, sum_b scale_b
+    |object(. + corner_b)|^2, as of light that is not moved; real. None: not asked for."""
 
     object_YX: Tensor | None
     light_YX: Tensor | None
+
+
+class Gradient(NamedTuple):
+    """totals_3: float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; light_MYX: gradient of the light, if asked for;
+    exit_BMYX: of the exit waves, as `products` of the same implementation takes it."""
+
+    totals_3: Tensor
+    light_MYX: Tensor | None
+    exit_BMYX: Tensor
 
 
 def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -> str | None:
@@ -72,11 +81,10 @@ def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -
 def farfield(
     lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None = None,
     implementation: str = "auto",
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """([3] float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; gradient of light_MYX if asked for).
+) -> Gradient:  # fmt: skip
+    """Misfit and gradient. That of the object is added to object_gradient_YX (None: not asked for), curvatures to `curvature`.
 
-    The object's gradient is added to object_gradient_YX (None: not asked for); curvatures, of light that is not moved, to
-    `curvature`. implementation: "auto", "reference", "cpu" or "cuda".
+    implementation: "auto", "reference", "cpu" or "cuda".
     """
     run = _function("farfield", lit, implementation)
     return run(lit, counted, object_gradient_YX, with_light, curvature)  # type: ignore[no-any-return]
@@ -90,13 +98,16 @@ def along(lit: Lit, step: Step, counted: Counted, length_K: Tensor, implementati
     return _function("along", lit, implementation)(lit, step, counted, length_K)  # type: ignore[no-any-return]
 
 
-def products(lit: Lit, step: Step, counted: Counted, implementation: str = "auto") -> Tensor:
+def products(
+    lit: Lit, step: Step, counted: Counted, exit_BMYX: Tensor | None = None, implementation: str = "auto"
+) -> Tensor:  # fmt: skip
     """[B, 5] float64: |a|^2, |p|^2, Re conj(a) p, Re conj(a) c, Re conj(p) c, summed over pixels and modes, of
     a = light d object, p = d light object and c, the gradient of the exit wave.
 
-    Products with p are 0 where the light stays. implementation: as of `farfield`.
+    Products with p are 0 where the light stays. exit_BMYX: what `farfield` found there (None: it is found again);
+    implementation: as of `farfield`.
     """
-    return _function("products", lit, implementation)(lit, step, counted)  # type: ignore[no-any-return]
+    return _function("products", lit, implementation)(lit, step, counted, exit_BMYX)  # type: ignore[no-any-return]
 
 
 def implementation_for(device: torch.device, dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.along import FLOOR
-from verglas.kernels.farfield import Counted, Curvature, Lit, Step
+from verglas.kernels.farfield import Counted, Curvature, Gradient, Lit, Step
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("farfield.cu")
@@ -130,7 +130,7 @@ def unavailable(device: torch.device) -> str | None:
 
 def farfield_cuda(
     lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
-) -> tuple[Tensor, Tensor | None]:
+) -> Gradient:
     """See README.md; complex64, float32, what is added to contiguous (TypeError for others)."""
     into = (object_gradient_YX, *(curvature or Curvature(None, None)))
     if not all(one is None or one.is_contiguous() for one in into):
@@ -138,7 +138,7 @@ def farfield_cuda(
     run = Launches(lit, counted, curvature=curvature is not None)
     of_light = torch.zeros_like(run.lit.light_MYX) if with_light else None
     if not run.batch:
-        return torch.zeros(3, dtype=torch.float64, device=run.device), of_light
+        return Gradient(torch.zeros(3, dtype=torch.float64, device=run.device), of_light, run.waves())
     wave_BMYX, sums_3 = run.slopes()
     each = run.light if with_light and lit.fraction_B2 is not None else None  # each position's light is needed no more, once read
     into_light = of_light if each is None else each
@@ -147,18 +147,19 @@ def farfield_cuda(
     run.by_rows("rows_back", groups, into[0], into_light, *into[1:], wave_BMYX, *given, run.batch, run.modes, run.group)
     if each is not None:
         run.by_columns("columns_light_back", groups, of_light, each, run.lit.fraction_B2, run.batch, run.modes, run.group)
-    return sums_3, of_light
+    return Gradient(sums_3, of_light, wave_BMYX)
 
 
-def products_cuda(lit: Lit, step: Step, counted: Counted) -> Tensor:
-    """See README.md; complex64, float32 (TypeError for others)."""
+def products_cuda(lit: Lit, step: Step, counted: Counted, exit_BMYX: Tensor | None) -> Tensor:
+    """See README.md; complex64, float32 (TypeError for others); exit_BMYX: rows still transformed."""
     run = Launches(lit, counted, step.light_MYX is not None)
     if not run.batch:
         return torch.zeros(0, 5, dtype=torch.float64, device=run.device)
     sums_BMJ5 = torch.empty(run.batch, run.modes, run.rows // run.at_once_rows, 5, device=run.device)
     change = None if step.light_MYX is None else run.moved(step.light_MYX.contiguous())
     given = (run.lit.object_YX, step.object_YX.contiguous(), run.lit.corner_B2, run.light, change, run.width, run.modes)
-    run.by_rows("rows_products", run.batch * run.modes, sums_BMJ5, run.slopes()[0], *given)
+    back_BMYX = run.slopes()[0] if exit_BMYX is None else exit_BMYX
+    run.by_rows("rows_products", run.batch * run.modes, sums_BMJ5, back_BMYX, *given)
     return sums_BMJ5.sum((1, 2), dtype=torch.float64)
 
 

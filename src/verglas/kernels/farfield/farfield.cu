@@ -187,8 +187,8 @@ extern "C" __global__ void __launch_bounds__(ALONG_THREADS, 2) columns_along(
 }
 
 // Rows transformed back and spread: object += conj(light) wave by atomics; light += conj(object) wave, summed over `group` positions
-// in registers, or, MOVED, written for each with its rows transformed again. With CURVATURE, not MOVED, also sums of scale |light|^2
-// and scale |object|^2. What is null is not asked for. block = (rows, group of positions and mode).
+// in registers, or, MOVED, written for each with its rows transformed again. With CURVATURE also sums of scale |light|^2 and scale
+// |object|^2. What is null is not asked for. block = (rows, group of positions and mode).
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, NX <= 256 ? 2 : 1) rows_back(
     float2 *object_gradient, float2 *light_gradient, float *object_curvature, float *light_curvature, const float2 *wave,
     const float2 *object, const long long *corner, const float2 *light, const float *scale, const long long *rows, int width,
