@@ -55,24 +55,16 @@ _rlnDefocusAngle #9
 _rlnOpticsGroup #10
 """
 
-# Runs a command of verglas, and says at the end what PyTorch had allocated on the GPU at most; profiled: where the time went.
-WRAPPER = """
-import atexit, sys
-def say():
-    import torch
-    if torch.cuda.is_available():
-        print(f"PEAK {torch.cuda.max_memory_allocated()} {torch.cuda.max_memory_reserved()}", flush=True)
-atexit.register(say)
-from verglas.cli.main import process
-profiled, sys.argv = sys.argv[1] == "profiled", ["verglas", *sys.argv[2:]]
-if profiled:
-    import cProfile, pstats
-    profile = cProfile.Profile()
-    code = profile.runcall(process)
-    pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-    pstats.Stats(profile).sort_stats("cumulative").print_stats("verglas|torch.__init__", 40)
-    sys.exit(code)
-sys.exit(process())
+# Runs a command of verglas and says where the time went.
+PROFILED = """
+import cProfile, pstats, sys
+from verglas.cli.main import main
+sys.argv[0] = "verglas"
+profile = cProfile.Profile()
+code = profile.runcall(main, sys.argv[1:])
+pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+pstats.Stats(profile).sort_stats("cumulative").print_stats("verglas|torch.__init__|matplotlib.__init__|pyplot", 40)
+sys.exit(code)
 """
 
 
@@ -145,14 +137,14 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
     words = ["reconstruct", "--particles", str(folder / "truth.star"), "--out", str(out), "--no-half-maps",
              "--gridding", gridding, "--device", options.device, *options.words]  # fmt: skip
     begin = time.perf_counter()
-    command = [sys.executable, "-c", WRAPPER, "profiled" if options.profile else "plain", *words]
+    command = [sys.executable, *(["-c", PROFILED] if options.profile else ["-m", "verglas"]), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     took = time.perf_counter() - begin
     if done.returncode:
         print(f"{box} px, {gridding}: failed after {took:.1f} s\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
         return
-    peaks = [float(line.split()[1]) / 1e9 for line in done.stdout.splitlines() if line.startswith("PEAK")]
-    of_formula = f"{peaks[0]:.2f} GB ({100 * peaks[0] / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula)" if peaks else "-"
+    peak = json.loads((out / "result.json").read_text())["figures"].get("memory_peak", {}).get("value", math.nan)
+    of_formula = f"{peak:.2f} GB ({100 * peak / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula)"
     print(f"{box} px, {gridding}: {took:.2f} s, peak of the GPU {of_formula}, "
           f"correlation with the truth {agreement(out / 'map.mrc', box, options.device):.4f}", flush=True)  # fmt: skip
     for line in (out / "events.jsonl").read_text().splitlines():

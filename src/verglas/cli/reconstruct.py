@@ -74,8 +74,8 @@ class Reconstruct:
     """Leave out images with NaN or without contrast instead of stopping."""
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
-    memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: 0.7 of what is free)")] = None
-    """What arrays may take on a CPU. Sums that need more are made in slabs, with the run folder's disk for help."""
+    memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: 0.7 of what is free, on a GPU all)")] = None
+    """What arrays may take. Sums that need more are made in slabs, on a CPU with the run folder's disk for help."""
     seed: int = 0
     """For splitting into half sets where the file has none."""
     computing: SharedComputing = field(default_factory=SharedComputing)
@@ -83,6 +83,7 @@ class Reconstruct:
     def run(self) -> None:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
+        from verglas.cli.reconstruct_report import write_report_of
         from verglas.cli.reconstruct_slabs import way_of
         from verglas.io.runfolder import RunFolder
 
@@ -99,7 +100,9 @@ class Reconstruct:
                 way = way_of(task, ranks, run)
                 result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
                 if run is not None and result is not None:
-                    save(result, run, written=way is not None)
+                    if device.type == "cuda":
+                        note_peak(device, run)
+                    save(result, run, written=way is not None and way.written)
                     write_report_of(result, task.table, self, run)
 
     def check(self) -> None:
@@ -282,6 +285,13 @@ def note_figures(task: Task, slices: int, run: RunFolder) -> None:
     run.figure("pixel_size", task.geometry.pixel_size, "Å")
 
 
+def note_peak(device: torch.device, run: RunFolder) -> None:
+    """What arrays took of the GPU at most."""
+    import torch
+
+    run.figure("memory_peak", round(torch.cuda.max_memory_allocated(device) / 1e9, 3), "GB")
+
+
 def halves(table: ParticleTable, options: Reconstruct) -> np.ndarray:
     """1 or 2 for each particle; 1 throughout if the halves are not kept apart."""
     import numpy as np
@@ -354,47 +364,3 @@ def save(result: Reconstruction, run: RunFolder, written: bool) -> None:
     for name, tensor in maps.items():
         if tensor is not None and not written:
             write_map(run.path(name), Map(tensor.cpu().numpy(), result.pixel_size))
-
-
-def write_report_of(result: Reconstruction, table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
-    """report.html: resolution, FSC, slices, views."""
-    from verglas.core.symmetry import symmetry_matrices
-    from verglas.maximization.reconstruction import frequency_S
-    from verglas.report import Curve, KeyFigures, Orientations, Slices, write_report
-    from verglas.report.sections import Section
-
-    views = table.rotations()
-    symmetry = symmetry_matrices(options.sym)
-    note_views(table, options, run)
-    sections: list[Section] = [KeyFigures("What came out", run.figures)]
-    if result.fsc_S is not None and result.fsc_masked_S is not None and result.ssnr_S is not None:
-        frequency = frequency_S(result).numpy()
-        curves = [result.fsc_S.cpu().numpy(), result.fsc_masked_S.cpu().numpy()]
-        sections.append(
-            Curve("Fourier shell correlation of the half maps", frequency, curves, ["whole box", "within the mask"],
-                  "resolution", "FSC", (0.143, 0.5), True, True, (-0.1, 1.05),
-                  caption="The mask's own correlation is not removed here: `verglas postprocess` does that.")
-        )  # fmt: skip
-    if result.wiener_ZYX is not None:
-        sections.append(Slices("Wiener map", result.wiener_ZYX.cpu().numpy(), result.pixel_size))
-    sections.append(Slices("Map without prior", result.map_ZYX.cpu().numpy(), result.pixel_size))
-    sections.append(Orientations("Viewing directions", views.numpy(), symmetry.numpy()))
-    write_report(run.path("report.html"), f"Reconstruction, {options.sym.upper()}", sections, run.facts())
-
-
-def note_views(table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
-    """How evenly the views cover Fourier space, as key figures (from at most 5,000 particles)."""
-    import torch
-
-    from verglas.core.symmetry import symmetry_matrices
-    from verglas.postprocess.orientations import fourier_sampling, orientation_efficiency
-
-    views = table.rotations()
-    if len(views) > 5000:
-        views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(options.seed))[:5000]]
-    group = symmetry_matrices(options.sym)
-    if len(views) < 20:
-        run.log(f"{len(views)} views are too few to say how evenly they cover Fourier space")
-        return
-    run.figure("sampling_compensation_factor", round(fourier_sampling(views, group).scf, 3))
-    run.figure("orientation_efficiency", round(orientation_efficiency(views, group), 3))

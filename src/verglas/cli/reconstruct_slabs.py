@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from verglas.cli.plan import host_memory
 from verglas.cli.reconstruct import Task, batch_size, note_figures, report_bad
+from verglas.cli.reconstruct_columns import InColumns, in_columns
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
     from verglas.maximization.accumulate import Accumulator
+    from verglas.maximization.device_memory import DeviceMemory
     from verglas.maximization.out_of_core import Needs
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.loader import ImageLoader
@@ -31,6 +33,7 @@ class BySlabs:
 
     ends: list[int]
     memory: float
+    written = True  # maps, by the time that they are solved
 
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps, which are in the run folder by then."""
@@ -71,10 +74,11 @@ def adder(task: Task, loader: ImageLoader, run: RunFolder) -> Callable[[Accumula
     return add_to
 
 
-def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
+def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColumns | None:
     """None: all in memory. Says which way and why; InputError if --memory is too little for either, or has no effect."""
     import numpy as np
 
+    from verglas.core.memory import usable_device_memory
     from verglas.core.symmetry import normalise_name
     from verglas.maximization.out_of_core import Needs, slab_ends
 
@@ -82,10 +86,12 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
     reason = _only_in_memory(task, ranks)
     if reason is not None or run is None:
         if options.memory is not None and reason is not None:
-            raise InputError("--memory", f"given {reason}", "one process on a CPU, plain gridding")
+            raise InputError("--memory", f"given {reason}", "one process; on a CPU, plain gridding")
         if run is not None and task.device.type == "cuda" and options.solver == "gridding":
-            run.log(expected_on(task))
+            run.log(expected_on(task).verdict(usable_device_memory(task.device)))
         return None
+    if task.device.type == "cuda":
+        return way_on_gpu(task, run)
     given = SHARE_OF_FREE * host_memory() if options.memory is None else options.memory * GB
     of_what = f"{given / GB:.3g} GB ({'--memory' if options.memory else f'{SHARE_OF_FREE:g} of what is free'})"
     sheets, sets = 1 if options.ewald == "off" else 2, len(np.unique(task.half_B))
@@ -105,30 +111,43 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | None:
     return BySlabs(ends, given)
 
 
-def expected_on(task: Task) -> str:
-    """What sums and maps will take of the GPU, to be said; InputError if that is too much for certain."""
+def way_on_gpu(task: Task, run: RunFolder) -> InColumns | None:
+    """As `way_of`, of one process on a GPU."""
+    from verglas.core.memory import usable_device_memory
+
+    asked, expected = task.options.memory, expected_on(task).peak
+    free = usable_device_memory(task.device)
+    given = free if asked is None else min(asked * GB, free)
+    of_what = f"{given / GB:.3g} GB ({'that are free on the GPU' if asked is None else '--memory'})"
+    if expected <= given:
+        run.log(f"in memory: sums and maps take at most {expected / GB:.3g} of {of_what}")
+        run.figure("memory_expected", round(expected / GB, 3), "GB")
+        return None
+    return in_columns(task, run, given, of_what, expected)
+
+
+def expected_on(task: Task) -> DeviceMemory:
+    """What sums and maps will take of the GPU."""
     import numpy as np
 
-    from verglas.core.memory import usable_device_memory
     from verglas.core.symmetry import symmetry_matrices
     from verglas.maximization.device_memory import DeviceMemory
 
     geometry, options = task.geometry, task.options
-    needed = DeviceMemory.of(
+    return DeviceMemory.of(
         geometry.box, geometry.radius, geometry.padding, len(np.unique(task.half_B)), options.gridding == "exact",
         len(symmetry_matrices(options.sym)) > 1,
     )  # fmt: skip
-    return needed.verdict(usable_device_memory(task.device))
 
 
 def _only_in_memory(task: Task, ranks: Ranks) -> str | None:
     """Why there is no choice, if there is none."""
-    if task.device.type != "cpu":
-        return "for a GPU"
     if ranks.size > 1:
         return f"for {ranks.size} processes"
     if task.options.solver == "cg":
         return "together with --solver cg"
+    if task.device.type == "cuda":
+        return None
     return "together with --gridding exact" if task.options.gridding == "exact" else None
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from verglas.core.columns import ColumnSlab
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.distributed.arrivals import Arrivals, CodedArrivals, Piece
 from verglas.distributed.ranks import Ranks
@@ -25,19 +26,21 @@ class Accumulator:
     Adding particles, batches, GPUs and nodes is `+`. Single-precision sums go to a double-precision copy after every
     `flush_every` slices; while fewer have been added that copy is not made. float64 sums directly in double.
     box: of the map, px; radius: largest image frequency kept (integer); padding: of the transform; planes: (low, high), on a CPU:
-    only the planes low <= |z| < high of all that is added are kept.
+    only the planes low <= |z| < high of all that is added are kept; columns: only what falls between these.
     """
 
     def __init__(
         self, box: int, radius: int | None = None, padding: float = 2.0, device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32, planes: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         self.box = box
         self.padding = padded_size(box, padding) / box
         self.radius = box // 2 if radius is None else min(radius, box // 2)
         whole = packed_sphere(float(int(self.radius * self.padding + 0.5)), device)
         self.rows: RowTable = whole if planes is None else whole.only(whole.between(*planes))
-        self.planes = planes
+        self.planes, self.slab = planes, None if columns is None else ColumnSlab.of(whole, *columns)
+        self.rows = self.rows if self.slab is None else self.slab.rows
         self.running_V4 = torch.zeros(self.rows.count, 4, dtype=dtype, device=device)
         self.settled_V3: Tensor | None = None
         self.slabs: Slabs | None = None  # which part of the sums of all ranks this is, once they are added up
@@ -63,7 +66,8 @@ class Accumulator:
     def _backproject(self, data_R2K: Tensor, weight_RK: Tensor, sampling_R33: Tensor, coordinates_K3: Tensor) -> None:
         slices = data_R2K, weight_RK, sampling_R33, coordinates_K3
         if self.planes is None:
-            backproject(self.running_V4, self.rows, *slices)
+            columns = None if self.slab is None else (self.slab.first, self.slab.last)
+            backproject(self.running_V4, self.rows, *slices, columns=columns)
             return
         from verglas.kernels.backproject.cpu import backproject_cpu
 

@@ -35,24 +35,25 @@ SAMPLES = 4096  # of the table of K over 0 .. 1/2; linear between: off by 1e-7
 
 
 def even_out(
-    product_V: Tensor, rows: RowTable, size: int, padding: float, iterations: int = ITERATIONS, ranks: Ranks = ALONE
-) -> None:
-    """Make v w of w, in place. size: P, of the padded transform.
+    product_V: Tensor, rows: RowTable, size: int, padding: float, iterations: int = ITERATIONS, ranks: Ranks = ALONE,
+    granted: float | None = None,
+) -> None:  # fmt: skip
+    """Make v w of w, in place. size: P, of the padded transform; granted: bytes that transforms may take (`strides_for`).
 
     product_V: [V] float32 or float64, w, and 0 at and beyond the radius of `rows`, where it stays 0.
     """
     grid, least = grid_for(rows.radius), least_grid(rows.radius)
-    strides = strides_for(grid, product_V.element_size(), ranks.size)
+    strides = strides_for(grid, product_V.element_size(), ranks.size, granted)
     convolution = StrideConvolution(rows, grid, blob_factor(padding, product_V, least / size), strides, ranks)
     convolved_V = torch.empty_like(product_V)
     for _ in range(iterations):
         divide(product_V, convolution(product_V, convolved_V), SMALLEST)
 
 
-def memory(voxels: int, radius: float, element_bytes: int = 4) -> float:
+def memory(voxels: int, radius: float, element_bytes: int = 4, granted: float | None = None) -> float:
     """Bytes that `even_out` takes at most beside `product_V`: what was convolved, and the transforms of one residue."""
     grid = grid_for(radius)
-    return voxels * element_bytes + residue_bytes(grid, strides_for(grid, element_bytes), element_bytes)
+    return voxels * element_bytes + residue_bytes(grid, strides_for(grid, element_bytes, 1, granted), element_bytes)
 
 
 def least_grid(radius: float) -> int:

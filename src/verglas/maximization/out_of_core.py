@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from verglas.core.masks import soft_sphere
-from verglas.core.rows import RowTable, packed_sphere
 from verglas.core.symmetry import symmetry_matrices
 from verglas.io.mrc_header import HEADER_BYTES
 from verglas.kernels import voxels
@@ -224,7 +223,7 @@ class Needs:
     def of(cls, geometry: Geometry, sets: int, slices: int, symmetry: str, batch: int) -> Needs:
         """For so many half-sets and slices in all; batch: images at a time."""
         box, size = geometry.box, padded_size(geometry.box, geometry.padding)
-        rows = _rows(geometry)
+        rows = geometry.rows()
         flushed = slices * len(turns_of_planes(symmetry)) / sets > ADDITIONS_PER_VOXEL / (2 * box / size + 1) ** 2
         # Sums (re, im, weight, one unused), a copy in double precision, results of the point group and of a step of it.
         each_voxel = 16.0 + (24 if flushed else 0) + (24 if len(symmetry_matrices(symmetry)) > 1 else 0)
@@ -255,7 +254,7 @@ def largest_pair(geometry: Geometry) -> int:
 
 def _pairs(geometry: Geometry) -> Tensor:
     """Voxels of the planes +z and -z together, for |z| below the radius."""
-    rows = _rows(geometry)
+    rows = geometry.rows()
     plane_Z = rows.length_ZY.long().sum(1)[rows.half :][: int(rows.radius)]
     return plane_Z * torch.where(torch.arange(len(plane_Z)) > 0, 2, 1)
 
@@ -268,8 +267,3 @@ def _cut(upto_Z: Tensor, voxels_at_once: float) -> list[int]:
         ends.append(int(torch.searchsorted(upto_Z, before + int(voxels_at_once), right=True)))
     return ends
 
-
-def _rows(geometry: Geometry) -> RowTable:
-    """Of the whole padded sphere, as `Accumulator` has it."""
-    padding = padded_size(geometry.box, geometry.padding) / geometry.box
-    return packed_sphere(float(int(geometry.radius * padding + 0.5)))

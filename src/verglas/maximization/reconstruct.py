@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from verglas.core.fourier import half_plane_pixels
+from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels.weigh import GroupTables, ImageFactors, weigh
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.least_squares import NormalSums
 from verglas.optics.aberrations import aberration_phase_K
 from verglas.optics.ctf import CtfParameters, GroupCtf
 from verglas.optics.group import OpticsGroup
-from verglas.particles.loader import ImageLoader
+from verglas.particles.loader import ImageBatch
 from verglas.particles.table import ParticleTable
+from verglas.projection.volume import padded_size
 
 Sums: TypeAlias = Accumulator | NormalSums
 """What slices are added to: padded voxels, or the normal equations."""
@@ -32,6 +34,11 @@ class Geometry:
     pixel_size: float
     radius: int
     padding: float = 2.0
+
+    def rows(self, device: torch.device | str = "cpu") -> RowTable:
+        """Of the padded sums."""
+        padding = padded_size(self.box, self.padding) / self.box
+        return packed_sphere(float(int(self.radius * padding + 0.5)), device)
 
 
 Slices: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -88,7 +95,7 @@ def model_geometry(table: ParticleTable, max_resolution: float | None, padding: 
 
 
 def accumulate(
-    table: ParticleTable, half_B: np.ndarray, loader: ImageLoader, geometry: Geometry, use_ctf: bool,
+    table: ParticleTable, half_B: np.ndarray, loader: Iterable[ImageBatch], geometry: Geometry, use_ctf: bool,
     device: torch.device | str, advance: Callable[[int], None] = lambda n: None, new: Callable[[], Sums] | None = None,
     cut: Callable[..., GroupSlices] = GroupSlices,
 ) -> Sequence[Sums]:  # fmt: skip

@@ -45,6 +45,11 @@ class SolvedSums:
     slabs: Slabs | None = None
     exact: bool = False
 
+    @property
+    def compiled(self) -> bool:
+        """Whether passes over voxels are those of `kernels.voxels`."""
+        return voxels.compiled(self.weight_V)
+
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
         total_S, count_S, _ = self.shell_sums()
@@ -115,7 +120,7 @@ class SolvedSums:
         place_E[grid.plane_Z.cpu() + self.rows.half] = torch.arange(len(grid.plane_Z))
 
         def fill(fourier_ZYX2: Tensor, first: int) -> None:
-            if voxels.compiled(self.weight_V):
+            if self.compiled:
                 sums = self.data_V2, self.weight_V, self.rows, self.padding
                 voxels.divide_cpu(*sums, curves_S, fourier_ZYX2, place_E, first)
                 return
@@ -134,7 +139,7 @@ class SolvedSums:
     def shell_sums(self, rounding: float = 0.5, prior_S: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the weight, voxels, and voxels with weight >= prior of each shell floor(r / padding + rounding)."""
         shells = self.radius + 1
-        if voxels.compiled(self.weight_V):
+        if self.compiled:
             return self.of_all(voxels.shell_sums_cpu(self.weight_V, self.rows, self.padding, shells, rounding, prior_S))
         total, count, covered = torch.zeros(3, shells, dtype=torch.float64, device=self.weight_V.device)
         prior = torch.zeros_like(total) if prior_S is None else prior_S.to(total)

@@ -74,13 +74,14 @@ class StrideConvolution:
         return 2 * (self.ranks.size - 1) / self.ranks.size * values_V.nbytes
 
 
-def strides_for(size: int, element_bytes: int, ranks: int = 1) -> int:
-    """The number of strides whose convolution moves the fewest bytes through memory, of those that fit into it and give work to
-    all ranks (the most there can be if none fits); ValueError if `size` has too few divisors."""
+def strides_for(size: int, element_bytes: int, ranks: int = 1, granted: float | None = None) -> int:
+    """The number of strides whose convolution moves the fewest bytes through memory, of those that give work to all ranks and
+    whose transforms take no more than was granted (the most there can be if none does); ValueError if `size` has too few
+    divisors. granted: bytes; by default 6 for each voxel."""
     choices = [s for s in range(1, size // 2 + 1) if size % s == 0 and s // 2 + 1 >= ranks]
     if not choices:
         raise ValueError(f"a transform of {size} cannot be cut into the strides of {ranks} ranks")
-    granted = max(LEAST, PER_VOXEL * element_bytes / 4 * voxels_in(size))
+    granted = max(LEAST, PER_VOXEL * element_bytes / 4 * voxels_in(size)) if granted is None else granted
     fit = [s for s in choices if residue_bytes(size, s, element_bytes) <= granted] or choices[-1:]
     return min(fit, key=lambda s: -(-(s // 2 + 1) // ranks) * (TRANSFORMS / s + PASSES))
 

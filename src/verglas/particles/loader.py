@@ -74,6 +74,10 @@ class ImageLoader:
         self.box_of_group = check_boxes(table, self.locations, self.indices, self._stacks)
         self._plan = self._batches()
 
+    def stored_bytes(self) -> int:
+        """Of a pixel in the files; of several kinds the most."""
+        return max((stack.header.dtype.itemsize for stack in self._stacks if stack is not None), default=4)
+
     def __len__(self) -> int:
         """Number of batches."""
         return len(self._plan)

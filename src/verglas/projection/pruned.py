@@ -160,5 +160,8 @@ def correction_at(distance: Tensor, size: int) -> Tensor:
 
 def runs(count: int, elements_each: int, device: torch.device) -> list[slice]:
     """Cut 0..count into slices of some million elements, so that temporaries stay small."""
-    step = max(1, NUMBERS_AT_ONCE.get(device.type, 2**25) // max(1, elements_each))
+    most = NUMBERS_AT_ONCE.get(device.type, 2**25)
+    if device.type != "cpu":  # at small boxes, temporaries beside which sums are nothing
+        most = min(most, max(2**21, count * elements_each // 16))
+    step = max(1, most // max(1, elements_each))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]

@@ -267,7 +267,7 @@ def coordinate_chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """(which voxels, their (x, y, z) as int32 [3, n]) of runs of planes: bounded memory whatever the box. planes: which, counted
     from 0; all if not said."""
-    voxels = voxels or VOXELS_AT_ONCE.get(rows.device.type, 2**23)
+    voxels = voxels or min(VOXELS_AT_ONCE.get(rows.device.type, 2**23), max(2**19, rows.count // 32))
     starts = rows.slab_starts
     low, end = (0, rows.edge) if planes is None else (planes.start, planes.stop)
     while low < end:

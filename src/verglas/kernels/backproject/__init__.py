@@ -20,9 +20,11 @@ def backproject(
     sampling_R33: Tensor,
     coordinates_K3: Tensor,
     implementation: str = "auto",
+    columns: tuple[int, int] | None = None,
 ) -> None:
     """Add slices into `accumulator_V4` in place (see `backproject_reference`).
 
+    columns: (first, last + 1), only samples with floor(p_x) in between are added; all by default.
     implementation: "auto", "reference", "cpu", "triton" or "bricks"; see `choose_backproject`.
     """
     name = choose_backproject(accumulator_V4.device, accumulator_V4.dtype, implementation).name
@@ -30,7 +32,7 @@ def backproject(
         from verglas.kernels.backproject.bricks import backproject_bricks as run
     else:
         run = implementation_of("backproject", name)
-    run(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3)
+    run(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3, columns=columns)
 
 
 def choose_backproject(device: torch.device | str, dtype: torch.dtype, name: str = "auto") -> Choice:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from verglas.core.rows import RowTable
+from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("bricks.cu")
@@ -92,10 +92,15 @@ def _shortest(xy_K2: Tensor) -> Tensor | None:
 
 
 @lru_cache(maxsize=16)
-def _items(radius: float, half: int, brick: tuple[int, int, int], device: torch.device) -> Tensor:
+def _items(
+    radius: float, half: int, brick: tuple[int, int, int], device: torch.device, columns: tuple[int, int] | None = None
+) -> Tensor:
     """Bricks that samples can reach, those nearest the origin first: int32 [I, 4], first cell (x, y, z) and
     part << 16 | parts, the share of the slices that a block takes. Work falls as one over the distance."""
     starts = [np.arange(first, half + 1, size) for first, size in zip((0, -half, -half), brick)]
+    if columns is not None:
+        assert columns[0] % brick[0] == 0 and (columns[1] % brick[0] == 0 or columns[1] > half)
+        starts[0] = np.arange(columns[0], min(columns[1], half + 1), brick[0])
     first_I3 = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 3)
     size = np.array(brick)
     nearest = np.clip(0, first_I3, first_I3 + size)
@@ -132,8 +137,9 @@ def backproject_bricks(
     weight_RK: Tensor | None,
     sampling_R33: Tensor,
     coordinates_K3: Tensor,
+    columns: tuple[int, int] | None = None,
 ) -> None:
-    """See `backproject_reference`; accumulator, data and weights in float32 on a GPU.
+    """See `backproject_reference`; accumulator, data and weights in float32 on a GPU. columns: ends are multiples of a brick's.
 
     Slices of coordinates off the lattice and those too few go to `backproject_triton`. NvrtcError without NVRTC.
     """
@@ -141,28 +147,30 @@ def backproject_bricks(
 
     if accumulator_V4.dtype != torch.float32:
         raise TypeError(f"the kernel adds in float32, got an accumulator of {accumulator_V4.dtype}")
-    few = len(sampling_R33) * len(coordinates_K3) <= max(FEWEST, FEWEST_PER_VOXEL * rows.count)
+    voxels = rows.count if columns is None else packed_sphere(rows.radius, rows.device).count  # samples are of all columns
+    few = len(sampling_R33) * len(coordinates_K3) <= max(FEWEST, FEWEST_PER_VOXEL * voxels)
     lattice = None if few else lattice_of(coordinates_K3)
     if lattice is None:
-        backproject_triton(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3)
+        backproject_triton(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3, columns)
         return
-    _add_bricks(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, lattice)
+    _add_bricks(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, lattice, columns)
     if len(lattice.extra):
         weight = None if weight_RK is None else weight_RK[:, lattice.extra]
         backproject_triton(
-            accumulator_V4, rows, data_R2K[:, :, lattice.extra], weight, sampling_R33, coordinates_K3[lattice.extra]
+            accumulator_V4, rows, data_R2K[:, :, lattice.extra], weight, sampling_R33, coordinates_K3[lattice.extra], columns
         )
 
 
 def _add_bricks(
-    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor, lattice: Lattice
-) -> None:
+    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor, lattice: Lattice,
+    columns: tuple[int, int] | None,
+) -> None:  # fmt: skip
     device, n_slices, n_pixels = accumulator_V4.device, len(data_R2K), data_R2K.shape[2]
     geometry, bricks = kernels(device, rows.start_ZY.dtype == torch.int64)
     sampling = sampling_R33.to(device, torch.float32).contiguous()
     data = data_R2K.to(torch.float32).contiguous()
     weight = None if weight_RK is None else weight_RK.to(torch.float32).contiguous()
-    items = _items(rows.radius, rows.half, BRICK_XYZ, device)
+    items = _items(rows.radius, rows.half, BRICK_XYZ, device, columns)
     with torch.cuda.device(device):
         slices = torch.empty(3 * n_slices, 4, device=device)
         geometry((math.ceil(n_slices / 256), 1), 256, sampling, slices, *lattice.basis, n_slices)

@@ -15,6 +15,7 @@ from verglas.core.rows import RowTable
 from verglas.kernels.positions import AHEAD, FASTMATH, RUN, fetch, find_words, locate
 
 u = np.uintp
+EVERY_COLUMN = 2**30
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
@@ -28,12 +29,12 @@ def _add_pair(accumulator, a, w0, w1, re, im, wt):
 
 
 @numba.njit(inline="always", fastmath=FASTMATH, boundscheck=False)
-def _choose(row, sign, n, first_row, last_row, edge, chosen):
-    """List the pixels of a run that touch the rows of a slab (their own plane or the next); returns how many."""
+def _choose(row, column, sign, n, first_row, last_row, edge, low, high, chosen):
+    """List the pixels of a run that touch the rows of a slab (their own plane or the next), low <= x < high; returns how many."""
     count = u(0)
     for i in range(n):
         chosen[count] = i
-        touches = row[i] >= first_row - edge and row[i] < last_row and sign[i] != 0
+        touches = row[i] >= first_row - edge and row[i] < last_row and sign[i] != 0 and column[i] >= low and column[i] < high
         count += u(1) if touches else u(0)
     return count
 
@@ -61,7 +62,7 @@ def _scatter(accumulator, address, chosen, first_row, last_upper, row, fraction,
 
 
 @numba.njit(parallel=True, fastmath=FASTMATH, cache=True, boundscheck=False)
-def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, y_K, z_K, slabs):
+def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, y_K, z_K, slabs, low, high):
     edge = np.int32(2 * half + 1)
     for slab in numba.prange(len(slabs)):
         first_row, last_row = np.int32(slabs[slab, 0]) * edge, np.int32(slabs[slab, 1]) * edge
@@ -72,7 +73,7 @@ def _backproject(accumulator, start, half, limit2, data, weight, sampling, x_K, 
             for first in range(0, len(x_K), RUN):
                 last = min(first + RUN, len(x_K))
                 locate(sampling[r], x_K[first:last], y_K[first:last], z_K[first:last], half, limit2, row, column, fraction, sign)
-                count = _choose(row, sign, last - first, first_row, last_row, edge, chosen)
+                count = _choose(row, column, sign, last - first, first_row, last_row, edge, low, high, chosen)
                 find_words(start, u(edge), row, column, u(4), chosen[:count], address)
                 _scatter(accumulator, address, chosen[:count], first_row, last_row - edge, row, fraction, sign, limit2 / limit2,
                          data[r, 0, first:last], data[r, 1, first:last], weight[r, first:last])  # fmt: skip
@@ -86,6 +87,7 @@ def backproject_cpu(
     sampling_R33: Tensor,
     coordinates_K3: Tensor,
     planes: list[tuple[int, int]] | None = None,
+    columns: tuple[int, int] | None = None,
 ) -> None:
     """See `backproject_reference`; runs on the threads Numba is given.
 
@@ -103,6 +105,7 @@ def backproject_cpu(
     _backproject(
         accumulator_V4.view(-1).numpy(), rows.start_ZY.view(-1).numpy(), rows.half, scalar(rows.limit2),
         data_R2K.to(dtype).contiguous().numpy(), weight.to(dtype).contiguous().numpy(), sampling.numpy(), x_K, y_K, z_K, slabs,
+        *(np.int32(end) for end in columns or (0, EVERY_COLUMN)),
     )  # fmt: skip
 
 

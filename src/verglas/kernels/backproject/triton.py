@@ -15,11 +15,12 @@ from verglas.core.rows import RowTable
 from verglas.kernels.project.triton import load_axis, locate
 
 BLOCK, WARPS = 128, 4
+EVERY_COLUMN = 2**30
 
 
 @triton.jit
 def _backproject_kernel(
-    accumulator, start, sampling, coordinates, data, weight, n_slices, n_pixels, half, limit2,
+    accumulator, start, sampling, coordinates, data, weight, n_slices, n_pixels, half, limit2, low, high,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) % n_slices  # slices in the order given: sorting them cost more than it brought (NOTES.md)
@@ -34,6 +35,7 @@ def _backproject_kernel(
     az, bz, cz = load_axis(sampling, r, 2)
     px, py, pz = ax * kx + bx * ky + cx * kz, ay * kx + by * ky + cy * kz, az * kx + bz * ky + cz * kz
     row, x, fx, fy, fz, turned, inside = locate(px, py, pz, half, edge, limit2, mask)
+    inside = inside & (x >= low) & (x < high)
     source = data + tl.cast(r, tl.int64) * 2 * n_pixels + k
     re = tl.load(source, mask=inside, other=0.0)
     im = tl.load(source + n_pixels, mask=inside, other=0.0)
@@ -60,6 +62,7 @@ def backproject_triton(
     weight_RK: Tensor | None,
     sampling_R33: Tensor,
     coordinates_K3: Tensor,
+    columns: tuple[int, int] | None = None,
 ) -> None:
     """See `backproject_reference`; accumulator, data and weights in float32."""
     n_slices, n_pixels = len(sampling_R33), len(coordinates_K3)
@@ -72,5 +75,6 @@ def backproject_triton(
     weight = data if weight_RK is None else weight_RK.to(torch.float32).contiguous()
     _backproject_kernel[(triton.cdiv(n_pixels, BLOCK) * n_slices,)](
         accumulator_V4, rows.start_ZY, sampling, coordinates_K3.to(torch.float32).T.contiguous(),
-        data, weight, n_slices, n_pixels, rows.half, rows.limit2, WEIGHTED=weight_RK is not None, BLOCK=BLOCK, num_warps=WARPS,
+        data, weight, n_slices, n_pixels, rows.half, rows.limit2, *(columns or (0, EVERY_COLUMN)), WEIGHTED=weight_RK is not None,
+        BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
