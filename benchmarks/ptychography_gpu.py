@@ -19,6 +19,7 @@ import os
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import scipy.fft
 import torch
@@ -307,6 +308,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--chunk", type=int, default=0)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.bare_s = one_transform(args)
     figures: Figures = {"transform s": args.bare_s}
@@ -316,7 +318,7 @@ def main() -> None:
         lines = [f"{name}: {time.perf_counter() - start:.1f} s", *(f"  {key}: {value:.6g}" for key, value in found.items())]
         print("\n".join(lines), flush=True)
         figures |= found
-    publish(figures, None)
+    publish(figures, args.out)
 
 
 if __name__ == "__main__":

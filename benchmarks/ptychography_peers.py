@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--scan", type=Path)
     parser.add_argument("--focus", type=float)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--without", nargs="*", default=[], choices=("ours", "ptychi", "tike"))
     args = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # pty-chi's, a line for each array that it is given
@@ -207,7 +208,7 @@ def main() -> None:
             print(name, traceback.format_exc(limit=-4), flush=True)
         if args.device != "cpu":
             torch.cuda.empty_cache()
-    publish(figures | ratios(curves), None)
+    publish(figures | ratios(curves), args.out)
 
 
 def ratios(curves: dict[str, Curve]) -> dict[str, float]:

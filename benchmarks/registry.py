@@ -212,6 +212,18 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ("real", "--scan", "{data}/" + NEAR_STAR, "--focus", "3.65e-3", "--passes", "12"), files=(NEAR_STAR,),
     ),
     Benchmark(
+        "ptychography precision", "simulated star, 100 x 64 px, 32 passes: single and float16 beside double", "long", "cpu",
+        100, "ptychography_gpu", ("truth", "--positions", "100", "--window", "64", "--device", "cpu"),
+    ),
+    Benchmark(
+        "ptychography one GPU", "PtyGer's test: kernels beside double precision, passes beside transforms, precision", "long",
+        "gpu", 200, "ptychography_gpu", ("batches", "check", "passes", "truth"),
+    ),
+    Benchmark(
+        "ptychography peers", "the same beside pty-chi and tike, where they are installed: time to an error", "long", "gpu", 150,
+        "ptychography_peers", ("--passes", "15"),
+    ),
+    Benchmark(
         "ptychography scaling", "ptychography on several GPUs: same result, strong scaling, memory", "long", "gpu", 60,
         "ptychography_scaling",
     ),
