@@ -296,3 +296,11 @@ def test_the_real_near_field_set(shared: Path) -> None:
     assert len(scan) == 200 and scan.object_pixel == pytest.approx((178.66e-9, 178.66e-9), rel=1e-4)
     assert scan.geometry.distance == pytest.approx(3.638e-3, rel=1e-3)
     assert scan.mask_YX is not None and (~scan.mask_YX).sum() == 5
+
+
+def test_wavelength_instead_of_energy(tmp_path: Path, made: tuple[Truth, np.ndarray]) -> None:
+    np.savez(tmp_path / "a.npz", **tike(made))
+    for options, metres in ((ReadOptions(wavelength=0.00197), 1.97e-12), (ReadOptions(energy=KEV), 1.2398e-6 / (1e3 * KEV))):
+        assert read_scan(tmp_path / "a.npz", options)[0].geometry.wavelength == pytest.approx(metres, rel=1e-4)
+    assert "beside --energy" in refused(tmp_path, tike(made), ReadOptions(energy=KEV, wavelength=0.1))
+    assert "above 0" in refused(tmp_path, tike(made), ReadOptions(wavelength=0.0))

@@ -106,11 +106,23 @@ def _axes(text: str) -> list[tuple[int, int]]:
     return [found["y"], found["x"]]
 
 
-def _geometry(raw: RawScan, options: ReadOptions) -> Geometry:
+def _wavelength(raw: RawScan, options: ReadOptions) -> float | None:
+    """m; None: nobody says."""
+    if options.wavelength is not None:
+        if options.energy is not None:
+            raise InputError("--wavelength", f"{options.wavelength:g} nm beside --energy", "one of them")
+        if not options.wavelength > 0:
+            raise InputError("--wavelength", f"{options.wavelength:g} nm", "above 0")
+        return 1e-9 * options.wavelength
     energy = 1e3 * options.energy if options.energy is not None else raw.energy
     if energy is not None and not energy > 0:
-        raise InputError(raw.path, f"photon energy of {energy:g} eV", "above 0", "Give it with --energy (keV).")
-    wavelength = None if energy is None else Geometry.wavelength_of(energy)
+        fix = "Give it with --energy (keV), or --wavelength (nm)."
+        raise InputError(raw.path, f"photon energy of {energy:g} eV", "above 0", fix)
+    return None if energy is None else Geometry.wavelength_of(energy)
+
+
+def _geometry(raw: RawScan, options: ReadOptions) -> Geometry:
+    wavelength = _wavelength(raw, options)
     distance = options.distance if options.distance is not None else raw.distance
     pixel = 1e-6 * options.detector_pixel if options.detector_pixel is not None else raw.detector_pixel
     near = options.near_field or raw.near_field
@@ -122,7 +134,7 @@ def _geometry(raw: RawScan, options: ReadOptions) -> Geometry:
                 raw.path,
                 "energy, distance or detector pixel missing",
                 "all three for a near field",
-                "Give --energy, --distance and --detector-pixel.",
+                "Give --energy (or --wavelength), --distance and --detector-pixel.",
             )
         return Geometry.cone(wavelength, options.focus, distance, pixel)
     return Geometry("near" if near else "far", wavelength, distance, pixel)

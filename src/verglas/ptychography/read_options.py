@@ -20,6 +20,8 @@ class ReadOptions:
     """Patterns of a near field (Fresnel propagation), though the file does not say so."""
     energy: Annotated[float | None, arg(metavar="KEV", help_behavior_hint=FROM_FILE)] = None
     """Of the photons."""
+    wavelength: Annotated[float | None, arg(metavar="NM", help_behavior_hint=FROM_FILE)] = None
+    """Of the light or the electrons, instead of --energy (electrons of 300 keV: 0.00197)."""
     distance: Annotated[float | None, arg(metavar="M", help_behavior_hint=FROM_FILE)] = None
     """From the object to the detector."""
     focus: Annotated[float | None, arg(metavar="M", help_behavior_hint="(default: parallel light)")] = None
