@@ -101,6 +101,16 @@ class Ranks:
             _all_gather(all_R, torch.tensor([number]))
         return all_R.tolist()
 
+    def numbers(self, mine: Sequence[int], name: str) -> list[list[int]]:
+        """A few numbers of every rank, on all ranks; what that takes is counted as waiting for the others."""
+        if self.size == 1:
+            return [list(mine)]
+        all_RN = torch.empty(self.size * len(mine), dtype=torch.int64)
+        with self._sending("wait", name, 0):
+            _all_gather(all_RN, torch.tensor(mine))
+        found: list[list[int]] = all_RN.view(self.size, -1).tolist()
+        return found
+
     def of_lead(self, tensor: Tensor, name: str) -> Tensor:
         """The lead's tensor, on all ranks; theirs has the same shape."""
         return self.of_rank(0, tensor.contiguous(), name)
@@ -153,11 +163,12 @@ class Ranks:
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
-    def gathered(self, value_B: Tensor, name: str) -> Tensor:
-        """Rows [n of this rank, ...] of all ranks, one after another; ranks may have different numbers of them."""
+    def gathered(self, value_B: Tensor, name: str, counts: list[int] | None = None) -> Tensor:
+        """Rows [n of this rank, ...] of all ranks, one after another; ranks may have different numbers of them (counts, if all
+        know them)."""
         if self.size == 1:
             return value_B
-        counts = self.counts(len(value_B))
+        counts = self.counts(len(value_B)) if counts is None else counts
         most = max(counts)
         padded = value_B.new_zeros(most, *value_B.shape[1:])
         padded[: len(value_B)] = value_B

@@ -19,12 +19,14 @@ class Ways:
     travel while the particles of the next one are worked on (None: not between GPUs, where sending takes some ms, and takes
     multiprocessors from computing); compress: they travel in half the bytes (None: between several hosts, if that is measured to
     be quicker); transform: the form of shared transforms (None: the quickest here). The latter three of shared solving only.
+    share_volumes: in `refine` ranks have layers of references and sums (None: where the plan says that whole ones do not fit).
     ahead: a GPU of several ranks, too, begins a batch before the last one is finished (alone it always does)."""
 
     share_solving: bool = True
     overlap: bool | None = None
     compress: bool | None = None
     transform: Form | None = None
+    share_volumes: bool | None = None
     ahead: bool = False  # four GPUs stood still in their second iteration with it: benchmarks/NOTES.md
 
     @classmethod
@@ -41,4 +43,6 @@ class Ways:
             if value not in allowed:
                 raise InputError(name, f"'{value}' in the environment", " or ".join(allowed), "Leave it out to use what is best.")
             said[one.name] = value if one.name == "transform" else value == "1"
+        if said.get("share_volumes") and not said.get("share_solving", True):
+            raise InputError(PREFIX + "SHARE_VOLUMES", "1", "0 where VERGLAS_SHARE_SOLVING is 0", "Leave either out.")
         return cls(**said)

@@ -26,18 +26,19 @@ class Accumulator:
     Adding particles, batches, GPUs and nodes is `+`. Single-precision sums go to a double-precision copy after every
     `flush_every` slices; while fewer have been added that copy is not made. float64 sums directly in double.
     box: of the map, px; radius: largest image frequency kept (integer); padding: of the transform; planes: (low, high), on a CPU:
-    only the planes low <= |z| < high of all that is added are kept; columns: only what falls between these.
+    only the planes low <= |z| < high of all that is added are kept; columns: only what falls between these; rows: table of the
+    voxels if these are not all.
     """
 
     def __init__(
         self, box: int, radius: int | None = None, padding: float = 2.0, device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32, planes: tuple[int, int] | None = None,
-        columns: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None, rows: RowTable | None = None,
     ) -> None:  # fmt: skip
         self.box = box
         self.padding = padded_size(box, padding) / box
         self.radius = box // 2 if radius is None else min(radius, box // 2)
-        whole = packed_sphere(float(int(self.radius * self.padding + 0.5)), device)
+        whole = packed_sphere(float(int(self.radius * self.padding + 0.5)), device) if rows is None else rows
         self.rows: RowTable = whole if planes is None else whole.only(whole.between(*planes))
         self.planes, self.slab = planes, None if columns is None else ColumnSlab.of(whole, *columns)
         self.rows = self.rows if self.slab is None else self.slab.rows

@@ -79,13 +79,17 @@ class Strides:
             out_ZYX[:, part] = grid.along_x(torch.fft.ifft(folded, dim=0).index_select(0, fold_A).div_(self.strides))
         return out_ZYX
 
-    def from_map(self, map_ZYX: Tensor, grids: list[PaddedGrid], take: Callable[[Tensor, int], None]) -> None:
+    def from_map(
+        self, map_ZYX: Tensor, dtype: torch.dtype, grids: list[PaddedGrid], take: Callable[[Tensor, int], None]
+    ) -> None:
         """Voxels of a map that all ranks have: each transforms its planes of the map. grids: of each rank's planes of voxels;
         take(cut_ZYX [Z, N, c], first column): what to do with this rank's, of which no more is there at a time."""
         mine = grids[self.ranks.rank]
         every_N = torch.arange(self.box, device=self.device)
         residues = [self._planes(p) for p in range(self.ranks.rank, self.strides, self.ranks.size)]
-        halves = [mine.from_x(map_ZYX[z_A], z_A, every_N) for z_A, _ in residues]
+        halves = [
+            mine.from_x(map_ZYX[z_A.to(map_ZYX.device)].to(self.device, dtype), z_A, every_N) for z_A, _ in residues
+        ]  # fmt: skip
         most = max(len(grid.plane_Z) for grid in grids)
 
         def taken(first: int, cut_ZYX2: Tensor) -> None:

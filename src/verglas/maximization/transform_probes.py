@@ -54,6 +54,19 @@ def form_for(slabs: Slabs, box: int, size: int, wanted: int, element: int = 4) -
     return costs_here(ranks, device).choice(Shape.of(slabs, box, size, wanted), "to map", element, least)
 
 
+def form_from_map(slabs: Slabs, box: int, size: int, element: int = 4) -> Form:
+    """The quickest form on the way from a map of which no rank has all voxels in the end: as the environment says, else by the
+    model. The one in which every rank transforms everything takes too much memory."""
+    ranks = slabs.ranks
+    if ranks.ways.transform is not None:
+        return ranks.ways.transform
+    if box < WORTH_ASKING:
+        return "transposed"
+    costs, shape = costs_here(ranks, slabs.whole.device), Shape.of(slabs, box, size, box)
+    shared: tuple[Form, ...] = ("transposed", "stride")
+    return min(shared, key=lambda form: costs.seconds(shape, "from map", form, element))
+
+
 def costs_here(ranks: Ranks, device: torch.device) -> Costs:
     """What the forms cost on these ranks: measured before, or now."""
     found = _known.get(name_of(ranks, device))

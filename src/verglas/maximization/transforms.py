@@ -101,20 +101,22 @@ class SharedTransform:
             values_ZYX = self._strides().to_map(self.grid(), fill, dtype, wanted)
         return MapPart(values_ZYX, z_A, y)
 
-    def from_map(self, map_ZYX: Tensor) -> Tensor:
-        """This rank's packed voxels [v, 2] of the padded transform of a map that all ranks have (`pruned.voxels_of`)."""
+    def from_map(self, map_ZYX: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """This rank's packed voxels [v, 2] of the padded transform of a map that all ranks have (`pruned.voxels_of`); if the map
+        is elsewhere, only what is needed of it comes to the voxels' device. dtype: of the voxels, by default the map's."""
         grid, rows = self.grid(at_radius=True), self.slabs.rows
-        out_V2 = map_ZYX.new_zeros(rows.count, 2)
+        dtype = map_ZYX.dtype if dtype is None else dtype
+        out_V2 = torch.zeros(rows.count, 2, dtype=dtype, device=rows.device)
 
         def take(cut_ZYX: Tensor, first: int) -> None:
             grid.take(grid.from_y(cut_ZYX), first, rows, out_V2)
 
         if self.form == "stride":
-            self._strides().from_map(map_ZYX, self._grids(at_radius=True), take)
+            self._strides().from_map(map_ZYX, dtype, self._grids(at_radius=True), take)
             return out_V2
         z_A, y = self.place_of(self.slabs.ranks.rank, range(self.box))
-        y_C = torch.arange(y.start, y.stop, device=map_ZYX.device)
-        half_ZYX = grid.from_x(map_ZYX[:, y.start : y.stop], z_A, y_C)
+        y_C = torch.arange(y.start, y.stop, device=rows.device)
+        half_ZYX = grid.from_x(map_ZYX[:, y.start : y.stop].to(rows.device, dtype), z_A, y_C)
         for part in grid.column_runs(self._most_planes()):
             if self.form == "replicated":
                 take(grid.from_z(half_ZYX[:, :, part]), part.start)

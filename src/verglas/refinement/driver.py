@@ -27,6 +27,7 @@ from verglas.refinement.costs import CONTEXT_BYTES, GB
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.expect import Computing
 from verglas.refinement.plan import RunPlan
+from verglas.refinement.plan_sizes import sets_of
 from verglas.refinement.residency import Residency
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum, same_everywhere
 from verglas.refinement.step import Final, Iteration, iterate
@@ -65,6 +66,8 @@ def prepare(
     on, residency = replace(on, ranks=ranks), Residency()
     if planned is not None:
         on, residency = replace(on, memory=planned.working_memory, cells=planned.cells), planned.residency
+    if volumes_in_layers(config, planned, ranks):  # in rounds only one thread may ask the other ranks
+        on = replace(on, in_layers=True, ranks=replace(ranks, ways=replace(ranks.ways, ahead=False)))
     group = table.groups[0]
     map_ZYX, notices = initial_reference(reference, group.box, group.pixel_size, config.initial_resolution)
     mask_ZYX = None
@@ -76,6 +79,14 @@ def prepare(
     chosen["residency"] = residency.reason
     notices.append(chosen["residency"])
     return Session(state, data, config, on, mask_ZYX, notices, chosen)
+
+
+def volumes_in_layers(config: RefineConfig, planned: RunPlan | None, ranks: Ranks) -> bool:
+    """Whether every rank has layers of references and sums: as the environment says (`Ways`), else as the plan says."""
+    if ranks.size == 1 or sets_of(config) == 1 or not ranks.ways.share_solving:
+        return False
+    asked = ranks.ways.share_volumes
+    return planned is not None and planned.in_layers if asked is None else asked
 
 
 def first_noise(data: Dataset, config: RefineConfig, ranks: Ranks = ALONE) -> Tensor:

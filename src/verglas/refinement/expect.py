@@ -21,7 +21,7 @@ from verglas.expectation.in_plane import InPlaneGrid
 from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
-from verglas.expectation.slices import FineSlices, Reference, Slicer, volume_of
+from verglas.expectation.slices import FineSlices, Reference, Slicer
 from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
@@ -30,10 +30,11 @@ from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
 from verglas.refinement import costs
 from verglas.refinement.ahead import in_order
-from verglas.refinement.batches import runs_within
+from verglas.refinement.batches import FineBytes
 from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.helpers import NOBODY, Helpers
+from verglas.refinement.in_layers import InLayers, references_of
 from verglas.refinement.plan_sizes import mates_of
 from verglas.refinement.state import HalfModel, Poses, Schedule, direction_order
 
@@ -51,7 +52,7 @@ class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
     memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work;
     helpers: of this rank, on CPU cores beside its GPU; cells: half-precision references as cells, too (`FourierVolume`);
-    ready: references that were made already, for the next expectation.
+    in_layers: every rank has layers of references and sums (`InLayers`); ready: references made before, for the next expectation.
     """
 
     device: torch.device
@@ -61,6 +62,7 @@ class Computing:
     ranks: Ranks = ALONE
     helpers: Helpers = NOBODY
     cells: bool = True
+    in_layers: bool = False
     ready: list[Reference] = field(default_factory=list, compare=False)
 
 
@@ -87,6 +89,8 @@ class HalfExpectation:
     """Expectation of particles against one model per class. `run` fills `sums` and `accumulators` (one per class, made when they
     are first needed) and yields batch results. Noise, norm, scales and spread of offsets are those of the first model.
     """
+
+    layers: InLayers | None = None
 
     def __init__(
         self, models: list[HalfModel], data: Dataset, poses: Poses, plan: Plan, config: RefineConfig, on: Computing
@@ -121,14 +125,15 @@ class HalfExpectation:
 
     def make_references(self) -> None:
         """What slices are cut from."""
-        on, dtype = self.on, self.on.operand if self.on.cells or self.on.operand != torch.float16 else self.on.dtype
-        self.volumes = [volume_of(model.map_ZYX, self.plan.model_grid, on.device, dtype, on.ready) for model in self.models]
-        on.ready.clear()
+        maps = [model.map_ZYX for model in self.models]
+        self.volumes, self.layers = references_of(maps, self.plan.model_grid, self.on)
 
     @cached_property
     def accumulators(self) -> list[Accumulator]:
         """What slices are added to."""
         g, on = self.plan.model_grid, self.on
+        if self.layers is not None:
+            return self.layers.sums
         return [Accumulator(g.box, g.radius, g.padding, on.device, on.dtype) for _ in self.models]
 
     def leave_references(self) -> None:
@@ -223,7 +228,10 @@ class HalfExpectation:
         return searcher, searcher.preparer.weights(ctf, self.scale_M[self.micrograph_B[row_B]], spectra)
 
     def release(self) -> HalfExpectation:
-        """Give back the memory of slices; what was added up stays on the device, which may still be adding. Returns itself."""
+        """Give back the memory of slices, once no rank needs this one any more; what was added up stays on the device, which may
+        still be adding. Returns itself."""
+        if self.layers is not None:
+            self.layers.serve()
         self._searchers.clear()
         self._slices.clear()
         return self
@@ -319,21 +327,12 @@ class HalfExpectation:
 
     def _parts(self, parents: Parents, pixels: int) -> list[tuple[int, int]]:
         """Runs of particles whose fine samples, shifted images and slices fit into the memory for batches."""
-        grid, offsets, blocks = self.grid, self.plan.offsets, parents.blocks
-        each = grid.children_per_orientation
         operand, full = BYTES[self.on.operand], BYTES[self.on.dtype]
-        sample = each * offsets.children_per_offset * costs.SAMPLE_BYTES[self.on.device.type]
-        shift, row = offsets.children_per_offset * 2 * pixels * operand, pixels * (3 * full + 2 * operand)
-        limit = grid.count * each * row  # particles share slices: all of them together never need more than the grid
-        budget = costs.FINE_SHARE * self.on.memory
-        if blocks.count is not None:  # then the host can tell without waiting that all of them fit
-            slices = min(len(blocks.slice_N) * each * row, limit)
-            if blocks.count * sample + len(blocks.shift_M) * shift + slices <= budget:
-                return [(0, blocks.particles)]
-        slices_B = (blocks.slice_ptr_B1.diff() * each).clamp_max(grid.count * each)
-        bytes_B = blocks.value_ptr_B1.diff() * sample + blocks.shift_ptr_B1.diff() * shift
-        used_B, rows_B = torch.stack([bytes_B, slices_B * row]).double().cumsum(1).cpu()
-        return runs_within(used_B, rows_B, limit, budget)
+        one = FineBytes(
+            sample=self.plan.offsets.children_per_offset * costs.SAMPLE_BYTES[self.on.device.type],
+            shift=self.plan.offsets.children_per_offset * 2 * pixels * operand, row=pixels * (3 * full + 2 * operand),
+        )  # fmt: skip
+        return one.runs(parents.blocks, self.grid, costs.FINE_SHARE * self.on.memory)
 
     def _facts(self, rows: Tensor, group: int) -> BatchFacts:
         row_B = uploaded(rows, self.on.device)

@@ -60,7 +60,8 @@ class IterationPlan:
 @dataclass(frozen=True)
 class RunPlan:
     """The plan of a run. working_memory: bytes that the arrays of a batch may take, and as many a table of slices (what the
-    engine is told); residency: where the images stay; cells: references in half precision are stored as cells, too.
+    engine is told); residency: where the images stay; cells: references in half precision are stored as cells, too; in_layers:
+    ranks have layers of references and sums, not whole ones.
     """
 
     problem: Problem
@@ -70,6 +71,7 @@ class RunPlan:
     residency: Residency
     iterations: list[IterationPlan]
     cells: bool = True
+    in_layers: bool = False
 
     def peak(self, where: Where) -> float:
         """Largest memory over all iterations, bytes."""

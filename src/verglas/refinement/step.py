@@ -167,13 +167,14 @@ def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Comp
     first = first[data.group_B[first] == data.group_B[first[0]]][:MOST_PARTICLES]
     group, turn = int(data.group_B[first[0]]), slice(on.ranks.rank, None, on.ranks.size)
     error_2B = torch.zeros(2, len(first), dtype=torch.float64)
-    if len(mine := first[turn]):
+    if len(mine := first[turn]) or on.in_layers:
         half = HalfExpectation([state.halves[best]], data, state.poses, plan_of(state, config, False), config, on)
-        searcher, weight_BK = half.weights(mine, group)
-        axes_2B = drawn_axes(len(first), config.seed)[:, turn]
-        found = expected_accuracy(searcher.full, state.poses.rotation_B33[mine], weight_BK, searcher.preparer.pixels, 0, axes_2B)
-        error_2B[:, turn] = torch.stack([found.angle_B, found.offset_B])
-        half.leave_references()
+        if len(mine):
+            searcher, weight_BK = half.weights(mine, group)
+            rotation_B33, axes_2B = state.poses.rotation_B33[mine], drawn_axes(len(first), config.seed)[:, turn]
+            found = expected_accuracy(searcher.full, rotation_B33, weight_BK, searcher.preparer.pixels, 0, axes_2B)
+            error_2B[:, turn] = torch.stack([found.angle_B, found.offset_B])
+        half.release().leave_references()
     on.ranks.meet("accuracy: all")
     angle, offset = on.ranks.add_up(error_2B, "accuracy").mean(1).tolist()
     return replace(state.schedule, accuracy_angles=angle, accuracy_offsets=offset * data.groups[group].pixel_size)
@@ -207,7 +208,8 @@ def expect(
     new, done, finished, total = copied(poses), 0, list[HalfExpectation](), sum(len(one.rows) for one in sets)
     found, under_way = list[tuple[Tensor, BatchResult]](), deque[Arrivals]()
     notices = data.follow_speed(poses.significant_B)
-    on.helpers.lend(kind, [(one.models, one.rows) for one in sets], poses, data, plan, config)
+    if not on.in_layers:
+        on.helpers.lend(kind, [(one.models, one.rows) for one in sets], poses, data, plan, config)
 
     def begun() -> Iterator[Callable[[], Finished | HalfExpectation]]:
         for one in sets:

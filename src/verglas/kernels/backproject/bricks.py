@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from verglas.core.layers import LayerTable
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
@@ -56,7 +57,7 @@ def lattice_of(coordinates_K3: Tensor) -> Lattice | None:
 
 def _find_lattice(coordinates_K3: Tensor) -> Lattice | None:
     xy_K2 = coordinates_K3[:, :2]
-    basis_22 = _shortest(xy_K2)
+    basis_22 = _shortest(torch.cat([xy_K2, xy_K2 - xy_K2[len(xy_K2) // 2]]))  # of a ring no point itself is short
     if basis_22 is None or bool(coordinates_K3[:, 2].any()):
         return None
     steps_K2 = torch.linalg.solve(basis_22, xy_K2, left=False).round()
@@ -93,10 +94,11 @@ def _shortest(xy_K2: Tensor) -> Tensor | None:
 
 @lru_cache(maxsize=16)
 def _items(
-    radius: float, half: int, brick: tuple[int, int, int], device: torch.device, columns: tuple[int, int] | None = None
-) -> Tensor:
-    """Bricks that samples can reach, those nearest the origin first: int32 [I, 4], first cell (x, y, z) and
-    part << 16 | parts, the share of the slices that a block takes. Work falls as one over the distance."""
+    radius: float, half: int, brick: tuple[int, int, int], device: torch.device, columns: tuple[int, int] | None = None,
+    inner: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Bricks that samples at distances from `inner` to `radius` can reach, those nearest the origin first: int32 [I, 4], first
+    cell (x, y, z) and part << 16 | parts, the share of the slices that a block takes. Work falls as one over the distance."""
     starts = [np.arange(first, half + 1, size) for first, size in zip((0, -half, -half), brick)]
     if columns is not None:
         assert columns[0] % brick[0] == 0 and (columns[1] % brick[0] == 0 or columns[1] > half)
@@ -104,7 +106,9 @@ def _items(
     first_I3 = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 3)
     size = np.array(brick)
     nearest = np.clip(0, first_I3, first_I3 + size)
-    first_I3 = first_I3[(nearest**2).sum(1) <= (radius + 0.02) ** 2]
+    farthest = np.maximum(np.abs(first_I3), np.abs(first_I3 + size))
+    reached = ((nearest**2).sum(1) <= (radius + 0.02) ** 2) & ((farthest**2).sum(1) >= max(0.0, inner - 0.02) ** 2)
+    first_I3 = first_I3[reached]
     distance_I = np.linalg.norm(first_I3 + size / 2, axis=1)
     parts_I = np.ceil(PARTS_AT_ORIGIN * np.minimum(1, max(brick) / distance_I)).astype(int)
     order = np.argsort(distance_I, kind="stable")
@@ -170,7 +174,8 @@ def _add_bricks(
     sampling = sampling_R33.to(device, torch.float32).contiguous()
     data = data_R2K.to(torch.float32).contiguous()
     weight = None if weight_RK is None else weight_RK.to(torch.float32).contiguous()
-    items = _items(rows.radius, rows.half, BRICK_XYZ, device, columns)
+    inner, outer = (rows.inner, rows.outer) if isinstance(rows, LayerTable) else (0.0, rows.radius)
+    items = _items(outer, rows.half, BRICK_XYZ, device, columns, inner)
     with torch.cuda.device(device):
         slices = torch.empty(3 * n_slices, 4, device=device)
         geometry((math.ceil(n_slices / 256), 1), 256, sampling, slices, *lattice.basis, n_slices)

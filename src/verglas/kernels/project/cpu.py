@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from verglas.core.layers import LayerTable
 from verglas.core.rows import RowTable
 from verglas.kernels.positions import AHEAD, FASTMATH, RUN, fetch, find_words, locate, prefetch
 
@@ -112,8 +113,8 @@ def _project_columns(columns, start, half, limit2, sampling, x_K, y_K, z_K, fact
 
 
 def columns_of(values_V2: Tensor, rows: RowTable) -> np.ndarray | None:
-    """Flat columns of a volume, made when it is sliced the second time; None before and for large volumes."""
-    if rows.count > LARGEST or values_V2.requires_grad:
+    """Flat columns of a volume, made when it is sliced the second time; None before, for large volumes and for layers."""
+    if rows.count > LARGEST or values_V2.requires_grad or isinstance(rows, LayerTable):
         return None
     version, columns = _COLUMNS.get(values_V2, (-1, None))
     if version != values_V2._version:
