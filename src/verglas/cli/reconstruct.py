@@ -83,7 +83,7 @@ class Reconstruct:
     def run(self) -> None:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
-        from verglas.cli.reconstruct_report import write_report_of
+        from verglas.cli.reconstruct_report import Ahead
         from verglas.cli.reconstruct_slabs import way_of
         from verglas.io.runfolder import RunFolder
 
@@ -98,12 +98,13 @@ class Reconstruct:
                 if run is not None:
                     announce(task, run, reason)
                 way = way_of(task, ranks, run)
-                result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
-                if run is not None and result is not None:
-                    if device.type == "cuda":
-                        note_peak(device, run)
-                    save(result, run, written=way is not None and way.written)
-                    write_report_of(result, task.table, self, run)
+                with nullcontext() if run is None else Ahead(task.table, self, device.type == "cuda") as report:
+                    result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
+                    if run is not None and report is not None and result is not None:
+                        if device.type == "cuda":
+                            note_peak(device, run)
+                        save(result, run, written=way is not None and way.written)
+                        report.write(result, run)
 
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""

@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
     from verglas.cli.reconstruct import Reconstruct
     from verglas.io.runfolder import RunFolder
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.table import ParticleTable
 
-
-def write_report_of(result: Reconstruction, table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
-    """report.html: resolution, FSC, slices, views."""
-    from verglas.core.symmetry import symmetry_matrices
-    from verglas.maximization.reconstruction import frequency_S
-    from verglas.report import Curve, KeyFigures, Orientations, Slices, write_report
-    from verglas.report.sections import Section
-
-    views = table.rotations()
-    symmetry = symmetry_matrices(options.sym)
-    note_views(table, options, run)
-    sections: list[Section] = [KeyFigures("What came out", run.figures)]
-    if result.fsc_S is not None and result.fsc_masked_S is not None and result.ssnr_S is not None:
-        frequency = frequency_S(result).numpy()
-        curves = [result.fsc_S.cpu().numpy(), result.fsc_masked_S.cpu().numpy()]
-        sections.append(
-            Curve("Fourier shell correlation of the half maps", frequency, curves, ["whole box", "within the mask"],
-                  "resolution", "FSC", (0.143, 0.5), True, True, (-0.1, 1.05),
-                  caption="The mask's own correlation is not removed here: `verglas postprocess` does that.")
-        )  # fmt: skip
-    if result.wiener_ZYX is not None:
-        sections.append(Slices("Wiener map", result.wiener_ZYX.cpu().numpy(), result.pixel_size))
-    sections.append(Slices("Map without prior", result.map_ZYX.cpu().numpy(), result.pixel_size))
-    sections.append(Orientations("Viewing directions", views.numpy(), symmetry.numpy()))
-    write_report(run.path("report.html"), f"Reconstruction, {options.sym.upper()}", sections, run.facts())
+PAINTERS = 2  # processes that draw: of the slices and of the views
+FEWEST_VIEWS = 20
 
 
-def note_views(table: ParticleTable, options: Reconstruct, run: RunFolder) -> None:
-    """How evenly the views cover Fourier space, as key figures (from at most 5,000 particles)."""
+class Ahead(AbstractContextManager["Ahead"]):
+    """The report, as far as it is known before there is a map: how even the views are is computed meanwhile; on a GPU, where maps
+    come in seconds, processes of their own load what drawing needs, and draw."""
+
+    def __init__(self, table: ParticleTable, options: Reconstruct, apart: bool) -> None:
+        self.table, self.options, self.apart, self._stack = table, options, apart, ExitStack()
+
+    def __enter__(self) -> Ahead:
+        self._draw = None
+        if self.apart:
+            from verglas.report.painters import Painters
+
+            self._draw = self._stack.enter_context(Painters(PAINTERS)).draw
+        pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="verglas-views"))
+        self._views = pool.submit(evenness, self.table, self.options)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def write(self, result: Reconstruction, run: RunFolder) -> None:
+        """report.html: resolution, FSC, slices, views."""
+        from verglas.core.symmetry import symmetry_matrices
+        from verglas.maximization.reconstruction import frequency_S
+        from verglas.report import Curve, KeyFigures, Orientations, Slices, write_report
+        from verglas.report.sections import Section
+
+        figures = self._views.result()
+        if not figures:
+            run.log(f"{len(self.table)} views are too few to say how evenly they cover Fourier space")
+        for name, value in figures.items():
+            run.figure(name, value)
+        sections: list[Section] = [KeyFigures("What came out", run.figures)]
+        if result.fsc_S is not None and result.fsc_masked_S is not None and result.ssnr_S is not None:
+            frequency = frequency_S(result).numpy()
+            curves = [result.fsc_S.cpu().numpy(), result.fsc_masked_S.cpu().numpy()]
+            sections.append(
+                Curve("Fourier shell correlation of the half maps", frequency, curves, ["whole box", "within the mask"],
+                      "resolution", "FSC", (0.143, 0.5), True, True, (-0.1, 1.05),
+                      caption="The mask's own correlation is not removed here: `verglas postprocess` does that.")
+            )  # fmt: skip
+        if result.wiener_ZYX is not None:
+            sections.append(Slices("Wiener map", planes(result.wiener_ZYX), result.pixel_size))
+        sections.append(Slices("Map without prior", planes(result.map_ZYX), result.pixel_size))
+        symmetry = symmetry_matrices(self.options.sym)
+        sections.append(Orientations("Viewing directions", self.table.rotations().numpy(), symmetry.numpy()))
+        title = f"Reconstruction, {self.options.sym.upper()}"
+        write_report(run.path("report.html"), title, sections, run.facts(), draw=self._draw)
+
+
+def planes(map_ZYX: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """The three planes of a map that a report shows."""
+    middle = map_ZYX.shape[0] // 2
+    cuts = map_ZYX[middle], map_ZYX[:, middle], map_ZYX[:, :, middle]
+    return tuple(one_YX.contiguous().cpu().numpy() for one_YX in cuts)
+
+
+def evenness(table: ParticleTable, options: Reconstruct) -> dict[str, float]:
+    """How evenly the views cover Fourier space (from at most 5,000 particles), as key figures; nothing if they are too few."""
     import torch
 
     from verglas.core.symmetry import symmetry_matrices
@@ -48,8 +88,9 @@ def note_views(table: ParticleTable, options: Reconstruct, run: RunFolder) -> No
     if len(views) > 5000:
         views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(options.seed))[:5000]]
     group = symmetry_matrices(options.sym)
-    if len(views) < 20:
-        run.log(f"{len(views)} views are too few to say how evenly they cover Fourier space")
-        return
-    run.figure("sampling_compensation_factor", round(fourier_sampling(views, group).scf, 3))
-    run.figure("orientation_efficiency", round(orientation_efficiency(views, group), 3))
+    if len(views) < FEWEST_VIEWS:
+        return {}
+    return {
+        "sampling_compensation_factor": round(fourier_sampling(views, group).scf, 3),
+        "orientation_efficiency": round(orientation_efficiency(views, group), 3),
+    }

@@ -123,7 +123,7 @@ def draw_histogram(section: Histogram, name: str) -> str:
 def draw_slices(section: Slices, name: str) -> str:
     """Central slices side by side with one grey scale and one scale bar."""
     slices = central_slices(section.map_ZYX, section.thickness)
-    low, high = grey_limits(np.asarray(section.map_ZYX))
+    low, high = grey_limits(section.map_ZYX)
     with figure(9.6, 3.45) as drawn:
         panels = drawn.subplots(1, 3)
         for axes, (labels, slice_YX) in zip(panels, slices):
@@ -134,8 +134,10 @@ def draw_slices(section: Slices, name: str) -> str:
         return svg(drawn, name)
 
 
-def central_slices(map_ZYX: np.ndarray, thickness: int = 1) -> list[tuple[str, np.ndarray]]:
-    """[('xy', Y X), ('xz', Z X), ('yz', Z Y)] through the centre N/2, averaged over `thickness` voxels."""
+def central_slices(map_ZYX: np.ndarray | tuple[np.ndarray, ...], thickness: int = 1) -> list[tuple[str, np.ndarray]]:
+    """[('xy', Y X), ('xz', Z X), ('yz', Z Y)] through the centre N/2, averaged over `thickness` voxels; of these as they are."""
+    if isinstance(map_ZYX, tuple):
+        return list(zip(("xy", "xz", "yz"), map_ZYX, strict=True))
     volume_ZYX = np.asarray(map_ZYX, dtype=np.float32)
     found = []
     for axis, labels in enumerate(("xy", "xz", "yz")):
@@ -144,7 +146,7 @@ def central_slices(map_ZYX: np.ndarray, thickness: int = 1) -> list[tuple[str, n
     return found
 
 
-def grey_limits(map_ZYX: np.ndarray) -> tuple[float, float]:
+def grey_limits(map_ZYX: np.ndarray | tuple[np.ndarray, ...]) -> tuple[float, float]:
     """Densities shown as black and white: the central planes from 2 standard deviations of the solvent below its level
     (the median of the map) to the 99.9th percentile, so that solvent is dark grey and not a mass of noise."""
     planes = np.concatenate([slice_YX.ravel() for _, slice_YX in central_slices(map_ZYX)])

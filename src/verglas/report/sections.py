@@ -92,10 +92,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Slices:
-    """Three central slices of a map [Z, Y, X], orthogonal to z, y and x, in grey (dense is bright). pixel_size in Å."""
+    """Three central slices of a map [Z, Y, X], orthogonal to z, y and x, in grey (dense is bright). pixel_size in Å.
+
+    map_ZYX: or only those of its slices, [Y, X], [Z, X], [Z, Y]: what is handed to another process.
+    """
 
     title: str
-    map_ZYX: np.ndarray
+    map_ZYX: np.ndarray | tuple[np.ndarray, ...]
     pixel_size: float
     thickness: int = 1  # slices averaged, in voxels
     caption: str = ""
