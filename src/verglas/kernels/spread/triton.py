@@ -60,6 +60,15 @@ def _weight(taps, f, tap, WIDTH: tl.constexpr, DEGREE: tl.constexpr):
 
 
 @triton.jit
+def _weights(taps, f, WIDTH: tl.constexpr, DEGREE: tl.constexpr):
+    """Windows at all taps, a tuple."""
+    weights = ()
+    for tap in tl.static_range(WIDTH):
+        weights = weights + (_weight(taps, f, tap, WIDTH, DEGREE),)
+    return weights
+
+
+@triton.jit
 def _origin(bin_, bins_y, bins_x, low_z, low_y, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr):
     """First cell (x, y, z) of a bin in the grid at hand."""
     row = bin_ // bins_x
@@ -95,10 +104,12 @@ def _row_weights(
 
 @triton.jit
 def _words(x, y, z, planes, height, size, TILE_Z: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
-    """Words of the grid [TILE_Z * TILE_Y, 2 TILE_X] that a tile covers, around its ends; some lie outside where no weight is."""
+    """Words of the grid [TILE_Z * TILE_Y, 2 TILE_X] that a tile covers, around its ends, and which of its rows [.., 1] the grid at
+    hand has: no point of it reaches others."""
     row, column = tl.arange(0, TILE_Z * TILE_Y), tl.arange(0, 2 * TILE_X)
-    z, y, x = (z + row // TILE_Y) % planes, (y + row % TILE_Y) % height, (x + column // 2) % size
-    return ((z.to(tl.int64) * height + y) * (2 * size))[:, None] + (x * 2 + column % 2)[None, :]
+    z, y, x = z + row // TILE_Y, y + row % TILE_Y, (x + column // 2) % size
+    word = (((z % planes).to(tl.int64) * height + y % height) * (2 * size))[:, None] + (x * 2 + column % 2)[None, :]
+    return word, ((z >= 0) & (y >= 0))[:, None]
 
 
 @triton.jit
@@ -121,9 +132,8 @@ def _spread_tiles(
         line = _kept((along_x[:, :, None] * value[:, None, :]).reshape(AT_ONCE, 2 * TILE_X))
         rows = _row_weights(packed, count, i, mask, taps, WIDTH, DEGREE, TILE_Z, TILE_Y, AT_ONCE)
         sums = _product(tl.trans(rows), line, sums, PARTS)
-    words = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
-    grid += batch * planes * height * size * 2
-    tl.atomic_add(grid + words, sums, mask=sums != 0, sem="relaxed")
+    words, had = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
+    tl.atomic_add(grid + batch * planes * height * size * 2 + words, sums, mask=had, sem="relaxed")
 
 
 @triton.jit
@@ -135,10 +145,8 @@ def _interpolate_tiles(
     batch, count = tl.program_id(1).to(tl.int64), points.to(tl.int64)
     first, length, one = _run(bin_, run)
     x, y, z = _origin(one, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X)
-    words = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
-    row = tl.arange(0, TILE_Z * TILE_Y)
-    reached = (z + row // TILE_Y >= 0) & (y + row % TILE_Y >= 0)
-    tile = tl.load(grid + batch * planes * height * size * 2 + words, mask=reached[:, None], other=0.0)
+    words, had = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
+    tile = tl.load(grid + batch * planes * height * size * 2 + words, mask=had, other=0.0)
     for done in range(0, length, AT_ONCE):
         k = done + tl.arange(0, AT_ONCE)
         mask, i = k < length, first + k
@@ -193,12 +201,13 @@ def _spread_points(
     column = x[:, None] + tap
     column = tl.where(column >= size, column - size, column) * 2 + component
     grid += batch * planes * height * size * 2
+    along_y = _weights(taps, fy, WIDTH, DEGREE)
     for dz in range(DEPTH):
         wz = fz * 0 + 1.0
         if DEPTH > 1:
             wz = _weight(taps, fz, dz, WIDTH, DEGREE)
-        for dy in range(WIDTH):
-            weight = wz * _weight(taps, fy, dy, WIDTH, DEGREE)
+        for dy in tl.static_range(WIDTH):
+            weight = wz * along_y[dy]
             row = _row(y, z, dy, dz, planes, height)
             tl.atomic_add(grid + row[:, None] * (2 * size) + column, line * weight[:, None], mask=used, sem="relaxed")
 
@@ -220,12 +229,13 @@ def _interpolate_points(
     column = tl.where(column >= size, column - size, column) * 2 + component
     grid += batch * planes * height * size * 2
     total = tl.zeros([BLOCK, LANES], tl.float32)
+    along_y = _weights(taps, fy, WIDTH, DEGREE)
     for dz in range(DEPTH):
         wz = fz * 0 + 1.0
         if DEPTH > 1:
             wz = _weight(taps, fz, dz, WIDTH, DEGREE)
-        for dy in range(WIDTH):
-            weight = wz * _weight(taps, fy, dy, WIDTH, DEGREE)
+        for dy in tl.static_range(WIDTH):
+            weight = wz * along_y[dy]
             row = _row(y, z, dy, dz, planes, height)
             total += weight[:, None] * tl.load(grid + row[:, None] * (2 * size) + column, mask=used, other=0.0)
     total *= _weight(taps, fx[:, None], tap, WIDTH, DEGREE)
