@@ -1,11 +1,12 @@
 """`spread` and `interpolate` on the GPU; float32.
 
-Crowded bins: a program takes a run of points of one bin (tiles.py). With A[j, (z, y)] = w_z w_y and B[j, (x, re or im)] = w_x c_j
-over the cells of its tile, spreading is A^T B and interpolation the sum over x of (A G) w_x, G the tile of the grid: products of
-matrices, of whose terms most are zero, in tensor cores. Atomics then carry the sums of a tile to the grid once for a whole run.
+Spreading from crowded bins: a program takes a run of points of one bin (tiles.py). With A[j, (z, y)] = w_z w_y and B[j, (x, re
+or im)] = w_x c_j over the cells of its tile, their sums are A^T B, a product of matrices in tensor cores, of whose terms most are
+zero. Atomics then carry them to the grid, once for a whole run.
 
-Other points: a program takes a block of them, in a tile of points times (taps along x, re and im), and the taps of each travel by
-atomics. Atomics are not repeatable to the last bit.
+Spreading from other bins, and interpolation: a program takes a block of points, as an array of points times (taps along x, re and
+im). Atomics, if any, carry the taps of each. (Interpolation by products of matrices was slower.) Sums are not repeatable to the
+last bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from verglas.kernels.spread.tiles import Tiled, bin_for, unpacked
 
 LANES, WARPS = 512, 4  # elements and warps of a program that goes point by point
-AT_ONCE, PARTS = 64, 2  # points of a matrix product, parts that its operands are rounded to
+AT_ONCE, PARTS = 32, 2  # points of a matrix product, parts that its operands are rounded to
 WARPS_SMALL, WARPS_LARGE = 4, 8  # of a tile
 COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
@@ -64,7 +65,7 @@ def _weights(taps, f, WIDTH: tl.constexpr, DEGREE: tl.constexpr):
     """Windows at all taps, a tuple."""
     weights = ()
     for tap in tl.static_range(WIDTH):
-        weights = weights + (_weight(taps, f, tap, WIDTH, DEGREE),)
+        weights = weights + (_weight(taps, f, tap, WIDTH, DEGREE),)  # type: ignore[assignment]  # noqa: RUF005 - Triton knows no *
     return weights
 
 
@@ -134,28 +135,6 @@ def _spread_tiles(
         sums = _product(tl.trans(rows), line, sums, PARTS)
     words, had = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
     tl.atomic_add(grid + batch * planes * height * size * 2 + words, sums, mask=had, sem="relaxed")
-
-
-@triton.jit
-def _interpolate_tiles(
-    grid, out, packed, bin_, order, run, taps, points, planes, height, size, bins_y, bins_x, low_z, low_y,
-    WIDTH: tl.constexpr, DEGREE: tl.constexpr, BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr,
-    TILE_Z: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, AT_ONCE: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    batch, count = tl.program_id(1).to(tl.int64), points.to(tl.int64)
-    first, length, one = _run(bin_, run)
-    x, y, z = _origin(one, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X)
-    words, had = _words(x, y, z, planes, height, size, TILE_Z, TILE_Y, TILE_X)
-    tile = tl.load(grid + batch * planes * height * size * 2 + words, mask=had, other=0.0)
-    for done in range(0, length, AT_ONCE):
-        k = done + tl.arange(0, AT_ONCE)
-        mask, i = k < length, first + k
-        rows = _row_weights(packed, count, i, mask, taps, WIDTH, DEGREE, TILE_Z, TILE_Y, AT_ONCE)
-        lines = _product(rows, tile, tl.zeros([AT_ONCE, 2 * TILE_X], tl.float32), PARTS).reshape(AT_ONCE, TILE_X, 2)
-        along_x = _axis_weights(packed, i, mask, taps, WIDTH, DEGREE, TILE_X)
-        value = tl.sum(lines * along_x[:, :, None], 1)
-        j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
-        tl.store(out + (batch * count + j)[:, None] * 2 + tl.arange(0, 2)[None, :], value, mask=mask[:, None])
 
 
 @triton.jit
@@ -248,39 +227,44 @@ def _interpolate_points(
 
 def spread_triton(grid_BZYX2: Tensor, places: Tiled, values_BM2: Tensor) -> None:
     """See `spread_reference`; float32, contiguous grid, places of located_triton."""
-    _launch(_spread_tiles, _spread_points, grid_BZYX2, values_BM2.to(torch.float32).contiguous(), places)
+    values_BM2, tile = values_BM2.to(torch.float32).contiguous(), places.tile
+    given = _arguments(grid_BZYX2, values_BM2, places)
+    runs, batch = len(places.run_T2), len(grid_BZYX2)
+    if runs and batch:
+        _spread_tiles[(runs, batch)](
+            *given[:5], places.run_T2, *given[5:], **_window(places), TILE_Z=tile[0], TILE_Y=tile[1], TILE_X=tile[2],
+            AT_ONCE=AT_ONCE, PARTS=PARTS, num_warps=WARPS_SMALL if tile[0] * tile[1] <= 64 else WARPS_LARGE, num_stages=1,
+        )  # fmt: skip
+    _point_by_point(_spread_points, given, places, batch, places.crowded)
 
 
 def interpolate_triton(grid_BZYX2: Tensor, places: Tiled) -> Tensor:
     """See `interpolate_reference`; float32."""
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
-    _launch(_interpolate_tiles, _interpolate_points, grid_BZYX2.contiguous(), out_BM2, places)
+    given = _arguments(grid_BZYX2.contiguous(), out_BM2, places)
+    _point_by_point(_interpolate_points, given, places, len(grid_BZYX2), 0)
     return out_BM2
 
 
-def _launch(
-    tiles: triton.JITFunction, single: triton.JITFunction, grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled
-) -> None:
-    if grid_BZYX2.dtype != torch.float32 or not isinstance(places, Tiled):
-        raise TypeError(f"the Triton kernel takes float32 and points located for it, got {grid_BZYX2.dtype}, {type(places)}")
-    batch, planes, height, size, _ = grid_BZYX2.shape
-    if len(places) == 0 or batch == 0:
-        return
-    width, tile = places.width, places.tile
-    bin_z, bin_y, bin_x = bin_for(width, tile[0])
-    sizes = (len(places), planes, height, size, *places.bins[1:], *places.low)
-    common = {"WIDTH": width, "DEGREE": len(places.taps_DW) - 1, "BIN_Z": bin_z, "BIN_Y": bin_y, "BIN_X": bin_x}
-    points = (grid_BZYX2, values_BM2, places.packed_3M, places.bin_M, places.order_M)
-    if len(places.run_T2):
-        tiles[(len(places.run_T2), batch)](
-            *points, places.run_T2, places.taps_DW, *sizes, **common, TILE_Z=tile[0], TILE_Y=tile[1], TILE_X=tile[2],
-            AT_ONCE=AT_ONCE, PARTS=PARTS, num_warps=WARPS_SMALL if tile[0] * tile[1] <= 64 else WARPS_LARGE, num_stages=1,
-        )  # fmt: skip
-    rest = len(places) - places.crowded
-    if rest:
-        lanes = 2 * triton.next_power_of_2(width)
-        block = max(1, LANES // lanes)
-        single[(triton.cdiv(rest, block), batch)](
-            *points, places.crowded, places.taps_DW, *sizes, **common, LANES=lanes, DEPTH=1 if tile[0] == 1 else width,
+def _point_by_point(kernel: triton.JITFunction, given: tuple[Tensor | int, ...], places: Tiled, batch: int, first: int) -> None:
+    """Run for the points from `first` on."""
+    lanes = 2 * triton.next_power_of_2(places.width)
+    block = max(1, LANES // lanes)
+    if batch and first < len(places):
+        kernel[(triton.cdiv(len(places) - first, block), batch)](
+            *given[:5], first, *given[5:], **_window(places), LANES=lanes, DEPTH=1 if places.tile[0] == 1 else places.width,
             BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
+
+
+def _arguments(grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled) -> tuple[Tensor | int, ...]:
+    """What all kernels take; after the fifth comes where their points begin."""
+    if grid_BZYX2.dtype != torch.float32 or not isinstance(places, Tiled):
+        raise TypeError(f"the Triton kernel takes float32 and points located for it, got {grid_BZYX2.dtype}, {type(places)}")
+    points = (places.packed_3M, places.bin_M, places.order_M, places.taps_DW)
+    return grid_BZYX2, values_BM2, *points, len(places), *grid_BZYX2.shape[1:4], *places.bins[1:], *places.low
+
+
+def _window(places: Tiled) -> dict[str, int]:
+    bin_z, bin_y, bin_x = bin_for(places.width, places.tile[0])
+    return {"WIDTH": places.width, "DEGREE": len(places.taps_DW) - 1, "BIN_Z": bin_z, "BIN_Y": bin_y, "BIN_X": bin_x}
