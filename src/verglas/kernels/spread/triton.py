@@ -105,8 +105,8 @@ def _row_weights(
 
 @triton.jit
 def _words(x, y, z, planes, height, size, TILE_Z: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
-    """Words of the grid [TILE_Z * TILE_Y, 2 TILE_X] that a tile covers, around its ends, and which of its rows [.., 1] the grid at
-    hand has: no point of it reaches others."""
+    """Words of the grid [TILE_Z * TILE_Y, 2 TILE_X] that a tile covers, around its ends, and which of its rows [.., 1] the grid
+    at hand has: no point of it reaches others."""
     row, column = tl.arange(0, TILE_Z * TILE_Y), tl.arange(0, 2 * TILE_X)
     z, y, x = z + row // TILE_Y, y + row % TILE_Y, (x + column // 2) % size
     word = (((z % planes).to(tl.int64) * height + y % height) * (2 * size))[:, None] + (x * 2 + column % 2)[None, :]
