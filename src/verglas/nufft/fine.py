@@ -12,7 +12,8 @@ from torch import Tensor
 from verglas.errors import InputError
 from verglas.nufft.window import Window, window_for
 
-UPSAMPLINGS = (1.25, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
+UPSAMPLINGS = (1.25, 1.375, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
+STEPS = 32  # a unit, in which the upsampling of a grid of small primes is counted
 CELL_TAPS = {"cuda": 7.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
 
 
@@ -45,13 +46,16 @@ class FineGrid:
             raise InputError("nufft", f"upsampling {upsampling:g}", "1.2 to 4")
         found: list[FineGrid] = []
         for factor in UPSAMPLINGS if upsampling is None else (upsampling,):
+            sizes = tuple(smooth_size(math.ceil(factor * n - 1e-9)) for n in shape)
+            # Sizes of small primes are often larger than asked for: then a narrower window may do.
+            real = math.floor(min(size / n for size, n in zip(sizes, shape)) * STEPS) / STEPS
             try:
-                window = window_for(accuracy, factor, len(shape), rounding)
+                window = window_for(accuracy, factor if upsampling else max(factor, min(real, 2.0)), len(shape), rounding)
             except ValueError as error:
                 if factor in (upsampling, UPSAMPLINGS[-1]):
                     raise InputError("nufft", str(error), "", "Ask for a larger upsampling.") from error
                 continue
-            sizes = tuple(smooth_size(max(math.ceil(factor * n - 1e-9), 2 * window.width)) for n in shape)
+            sizes = tuple(max(size, smooth_size(2 * window.width)) for size in sizes)
             found.append(cls(tuple(shape), sizes, window, torch.device(device), dtype))
         return min(found, key=lambda grid: grid.taps_of(points))
 

@@ -16,6 +16,8 @@ from verglas.nufft.fine import FineGrid
 
 OF_DEVICE = {"cpu": "finufft", "cuda": "cufinufft"}
 BEST, BEST_OF_MODE = 1e-5, 1e-7  # errors they reach in single precision: any, and times modes (benchmarks/NOTES.md)
+ASKED = {"finufft": 1.0, "cufinufft": 0.3}  # of the wanted error, of a peer: cufinufft's is 2.4 times what it is asked for
+OUTPUT_DRIVEN = 3  # cufinufft's quicker way to spread in three dimensions (its own choice adds up by atomics in shared memory)
 
 
 def peer_of(device: torch.device) -> str | None:
@@ -68,7 +70,10 @@ class Peer:
         if self._kept is not None and self._kept[0] == (kind, sign, batch, stream):
             return self._kept[1]
         self.forget()  # its grid goes before another one is made
-        options = {"upsampfac": self.upsampling, **self.options}
+        options: dict[str, Any] = {"upsampfac": self.upsampling}
+        if self.points.is_cuda and kind == 1 and len(self.shape) == 3:
+            options["gpu_method"] = OUTPUT_DRIVEN
+        options |= self.options
         if self.points.is_cuda:
             options |= {"gpu_device_id": self.points.device.index or 0, "gpu_stream": stream}
         else:

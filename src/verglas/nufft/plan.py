@@ -12,7 +12,7 @@ from verglas.errors import InputError
 from verglas.kernels import choose
 from verglas.nufft.fine import FineGrid
 from verglas.nufft.own import Own
-from verglas.nufft.peer import OF_DEVICE, Peer, peer_of, reaches
+from verglas.nufft.peer import ASKED, OF_DEVICE, Peer, peer_of, reaches
 from verglas.nufft.quickest import Engine, Quickest
 from verglas.nufft.shared import SharedGrid, check_shared
 
@@ -104,9 +104,9 @@ def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float
     if implementation in OF_DEVICE.values() or implementation == "quickest":
         if installed is None or implementation not in ("quickest", installed):
             raise InputError("nufft", f"{implementation} on {device}", "finufft for the CPU, cufinufft for CUDA, installed")
-        peer = Peer(installed, fine, point_MD, accuracy, upsampling)
         if implementation != "quickest":
-            return peer
+            return Peer(installed, fine, point_MD, accuracy, upsampling)
+        peer = Peer(installed, fine, point_MD, accuracy * ASKED[installed], upsampling)
         return Quickest([Own(fine, point_MD, choose(device, fine.dtype).name), peer])
     return Own(fine, point_MD, choose(device, fine.dtype, implementation).name)
 

@@ -38,12 +38,19 @@ class Window:
         return _transform(np.pi * k * self.width / cells, self.beta) * (self.width / 2)
 
 
-@lru_cache(maxsize=64)
 def window_for(accuracy: float, upsampling: float, axes: int, rounding: float = 1e-16) -> Window:
     """The narrowest window whose error over all axes is at most `accuracy`; ValueError if none up to `WIDEST` cells is.
 
     rounding: relative error of a cell of the grid.
     """
+    window = _narrowest(accuracy, upsampling, axes, rounding)
+    if window is None:
+        raise ValueError(f"no window of at most {WIDEST} cells reaches an error of {accuracy:g} with upsampling {upsampling:g}")
+    return window
+
+
+@lru_cache(maxsize=256)
+def _narrowest(accuracy: float, upsampling: float, axes: int, rounding: float) -> Window | None:
     wanted = accuracy * (1 - SHARE_OF_FIT)
     for width in range(2, WIDEST + 1):
         best = np.pi * width * (1 - 0.5 / upsampling)
@@ -53,7 +60,7 @@ def window_for(accuracy: float, upsampling: float, axes: int, rounding: float = 
         if errors[least] <= wanted:
             taps = _polynomials(width, betas[least], SHARE_OF_FIT * accuracy / np.sqrt(axes))
             return Window(width, float(betas[least]), float(errors[least]), taps)
-    raise ValueError(f"no window of at most {WIDEST} cells reaches an error of {accuracy:g} with upsampling {upsampling:g}")
+    return None
 
 
 def _transform(xi: np.ndarray, beta: float) -> np.ndarray:
