@@ -208,6 +208,8 @@ def show(made: RunPlan) -> None:
     reason = made.residency.reason
     out.print(f"{reason[0].upper()}{reason[1:]}.")
     out.print(f"{made.references}.")
+    if made.half_sets:
+        out.print(f"{made.half_sets}.")
     out.print(f"About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB.")
     out.print(f"The run folder takes about {made.disk_bytes / GB:.2g} GB of the disk at its end.")
 

@@ -16,12 +16,16 @@ from torch import Tensor
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.solve import SolvedSums, gather_sums
+from verglas.maximization.waiting import Half, Waiting, alike, in_turn, pieces
 from verglas.projection.volume import coordinate_chunks, radius2
 
 CELLS_AT_ONCE = {"cpu": 2**21, "cuda": 2**24}  # of the unpadded grid that the FSC is taken on: bounded temporaries
 
 FscOfMaps = Callable[[list[Tensor]], Tensor]
 """How to judge two unregularised half maps, for example inside a mask: maps [N, N, N] -> FSC [N/2 + 1]."""
+
+HalfSums = tuple[Accumulator | Waiting, Accumulator | Waiting]
+"""Of both half-sets; one may wait on the host."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Solution:
 
 
 def solve_halves(
-    sums: tuple[Accumulator, Accumulator], symmetry: str, join_shell: int, tau2_fudge: float = 1.0,
+    sums: HalfSums, symmetry: str, join_shell: int, tau2_fudge: float = 1.0,
     fsc_S: Tensor | FscOfMaps | None = None, support_ZYX: Tensor | None = None,
 ) -> tuple[list[Solution], Tensor]:  # fmt: skip
     """The next reference of each half-set, and the FSC of the halves that their priors come from.
@@ -55,20 +59,23 @@ def solve_halves(
     if fsc_S is None:
         curve_S = fsc_of_sums(halves)
     else:
-        curve_S = fsc_S([half.map() for half in halves]) if callable(fsc_S) else fsc_S
-    return [_solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX) for half in halves], curve_S
+        curve_S = fsc_S(in_turn(halves, SolvedSums.map, keep=True)) if callable(fsc_S) else fsc_S
+
+    def solved(half: SolvedSums) -> Solution:
+        return _solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX)
+
+    return in_turn(halves, solved, keep=False), curve_S
 
 
 def solve_joined(
-    sums: tuple[Accumulator, Accumulator], symmetry: str, fsc_S: Tensor | FscOfMaps | None = None,
-    tau2_fudge: float = 1.0, join_shell: int = 0,
-) -> tuple[Solution, list[Tensor], Tensor]:  # fmt: skip
+    sums: HalfSums, symmetry: str, fsc_S: Tensor | FscOfMaps | None = None, tau2_fudge: float = 1.0, join_shell: int = 0
+) -> tuple[Solution, list[Tensor], Tensor]:
     """The last iteration (facts 5.5): the map of all particles, both half maps without prior or joining, and the FSC.
 
     join_shell: as in `solve_halves`, for the FSC only. The accumulators are used up.
     """
     halves = gathered_halves(sums, symmetry)
-    half_maps = [half.map() for half in halves]
+    half_maps = in_turn(halves, SolvedSums.map, keep=True)
     if fsc_S is None:
         join_low_shells(halves, join_shell)  # which leaves their sum as it is
         curve_S = fsc_of_sums(halves)
@@ -92,44 +99,45 @@ def solve_single(
     return _solution(gathered, (tau2_S, sigma2_S, ssnr_S), tau2_fudge, support_ZYX)
 
 
-def gathered_halves(sums: tuple[Accumulator, Accumulator], symmetry: str) -> list[SolvedSums]:
+def gathered_halves(sums: HalfSums, symmetry: str) -> list[Half]:
     """Both halves with Friedel partners and point group applied; the accumulators are used up."""
-    return [gather_sums([half], symmetry, consume=True) for half in sums]
+    return alike([half if isinstance(half, Waiting) else gather_sums([half], symmetry, consume=True) for half in sums])
 
 
-def _added(halves: list[SolvedSums]) -> SolvedSums:
-    """Sums of both halves together, in the memory of the more precise one."""
-    first, second = sorted(halves, key=lambda half: -half.weight_V.element_size())
-    first.data_V2.add_(second.data_V2)
-    first.weight_V.add_(second.weight_V)
+def _added(halves: list[Half]) -> SolvedSums:
+    """Sums of both halves together, in the memory of the more precise one, on the device; `halves` are used up."""
+    first, second = sorted(halves, key=lambda half: (-half.weight_V.element_size(), isinstance(half, Waiting)))
+    assert isinstance(first, SolvedSums)
+    for part in pieces(len(first.weight_V)):
+        first.put(part, first.some(part) + second.some(part))
+    halves.clear()
     return first
 
 
-def join_low_shells(halves: list[SolvedSums], shell: int) -> None:
+def join_low_shells(halves: list[Half], shell: int) -> None:
     """Replace data and weight of both halves within r <= shell by their mean, in place; shell 0 leaves them apart."""
     first, second = halves
-    limit2 = _padded_radius(shell, first.padding) ** 2
+    rows, reach = first.rows, _padded_radius(shell, first.padding)
     if shell <= 0:
         return
-    for part, coordinates in coordinate_chunks(first.rows):
-        inside = radius2(coordinates) <= limit2
-        if not bool(inside.any()):
-            continue
-        for a, b in ((first.data_V2, second.data_V2), (first.weight_V, second.weight_V)):
-            chosen = inside[:, None] if a.ndim == 2 else inside
-            mean = 0.5 * (a[part] + b[part])
-            a[part] = torch.where(chosen, mean, a[part])
-            b[part] = torch.where(chosen, mean.to(b.dtype), b[part])
+    low, high = max(0, rows.half - reach), min(rows.edge, rows.half + reach + 1)
+    for part, coordinates in coordinate_chunks(rows, planes=range(low, high)):
+        inside_V1 = (radius2(coordinates) <= reach**2)[:, None]
+        a_V3, b_V3 = first.some(part), second.some(part)
+        mean_V3 = 0.5 * (a_V3 + b_V3)
+        first.put(part, torch.where(inside_V1, mean_V3.to(a_V3), a_V3))
+        second.put(part, torch.where(inside_V1, mean_V3.to(b_V3), b_V3))
 
 
-def fsc_of_sums(halves: list[SolvedSums]) -> Tensor:
+def fsc_of_sums(halves: list[Half]) -> Tensor:
     """FSC of two halves from their sums alone, [N/2 + 1]; FSC(0) = 1, 0 beyond the radius (facts 4.5).
 
     Sums of padded voxels are added up on the unpadded grid (index round(k / padding)) and divided there: no prior, no
     real space. The plane x = 0, stored whole, counts as stored.
     """
-    first, second = halves
-    sums_3S = torch.zeros(3, first.radius + 1, dtype=torch.float64, device=first.weight_V.device)
+    first, second = sorted(halves, key=lambda half: isinstance(half, Waiting))
+    assert isinstance(first, SolvedSums)
+    sums_3S = torch.zeros(3, first.radius + 1, dtype=torch.float64, device=first.device)
     plane_U, edge, columns = _unpadded_grid(first)
     for part_U in plane_U.split(max(1, CELLS_AT_ONCE[plane_U.device.type] // (edge * columns))):
         average_a, average_b = _unpadded_average(first, part_U), _unpadded_average(second, part_U)
@@ -191,10 +199,10 @@ def _padded_radius(shell: int, padding: float) -> int:
     return int(shell * padding + 0.5)
 
 
-def _unpadded_average(sums: SolvedSums, plane_U: Tensor) -> Tensor:
+def _unpadded_average(sums: Half, plane_U: Tensor) -> Tensor:
     """Data over weight (re, im) on planes of `_unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
-    _, edge, columns = _unpadded_grid(sums)
-    total = torch.zeros(len(plane_U) * edge * columns, 3, dtype=torch.float64, device=sums.weight_V.device)
+    _, edge, columns = _unpadded_grid(sums if isinstance(sums, SolvedSums) else sums.frame)
+    total = torch.zeros(len(plane_U) * edge * columns, 3, dtype=torch.float64, device=sums.device)
     half = edge // 2
     axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=total.device)
     nearest_E = torch.where(axis < 0, -1, 1) * (axis.abs().double() / sums.padding + 0.5).floor().long()
@@ -207,8 +215,7 @@ def _unpadded_average(sums: SolvedSums, plane_U: Tensor) -> Tensor:
         for part, coordinates in coordinate_chunks(sums.rows, planes=range(*ends)):
             x, y, _ = nearest_E[coordinates.long() + sums.rows.half]
             plane = place_E[coordinates[2].long() + sums.rows.half]
-            values = torch.cat([sums.data_V2[part], sums.weight_V[part, None]], 1)
-            total.index_add_(0, (plane * edge + y + half) * columns + x, values.double())
+            total.index_add_(0, (plane * edge + y + half) * columns + x, sums.some(part).double())
     return torch.where(total[:, 2:] > 0, total[:, :2] / total[:, 2:].clamp_min(1e-300), 0)
 
 

@@ -50,6 +50,18 @@ class SolvedSums:
         """Whether passes over voxels are those of `kernels.voxels`."""
         return voxels.compiled(self.weight_V)
 
+    @property
+    def device(self) -> torch.device:
+        return self.weight_V.device
+
+    def some(self, part: slice) -> Tensor:
+        """(re, im, weight) of a run of voxels, [n, 3]."""
+        return torch.cat([self.data_V2[part], self.weight_V[part, None]], 1)
+
+    def put(self, part: slice, values_V3: Tensor) -> None:
+        """Replace a run of voxels."""
+        self.data_V2[part], self.weight_V[part] = values_V3[:, :2], values_V3[:, 2]
+
     def shell_weight(self) -> Tensor:
         """Mean weight over the voxels of each shell round(r / padding), float64 [radius + 1]."""
         total_S, count_S, _ = self.shell_sums()

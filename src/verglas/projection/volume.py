@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Voxels, and numbers of a transform, worked on at a time: bounded temporaries on a CPU, on a GPU also few launches.
 VOXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
 NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
+HALVED_AT_ONCE = 2**27  # voxels
 LARGEST_HALF = 65504.0  # of float16
 HALF_PRECISION_PEAK = 16384.0  # float16 volumes are scaled to this: 65504 never reached, 2.7e8 above the smallest normal
 
@@ -131,8 +132,12 @@ class FourierVolume:
 
 def in_half(values_V2: Tensor) -> tuple[Tensor, float]:
     """Voxels in float16, and what they are to be multiplied by: their peak is `HALF_PRECISION_PEAK`."""
-    scale = float(values_V2.abs().max()) / HALF_PRECISION_PEAK or 1.0
-    return (values_V2 / scale).half(), scale
+    parts = [slice(first, first + HALVED_AT_ONCE) for first in range(0, len(values_V2), HALVED_AT_ONCE)]
+    scale = max((float(values_V2[part].abs().max()) for part in parts), default=0.0) / HALF_PRECISION_PEAK or 1.0
+    half_V2 = torch.empty(values_V2.shape, dtype=torch.float16, device=values_V2.device)
+    for part in parts:
+        half_V2[part] = values_V2[part] / scale
+    return half_V2, scale
 
 
 def sampling_matrices(rotation_R33: Tensor, padding: float) -> Tensor:

@@ -65,7 +65,8 @@ def prepare(
     on, chosen = computing(torch.device(device), config, threads)
     on, residency = replace(on, ranks=ranks), Residency()
     if planned is not None:
-        on, residency = replace(on, memory=planned.working_memory, cells=planned.cells), planned.residency
+        on = replace(on, memory=planned.working_memory, cells=planned.cells, turns=planned.turns)
+        residency = planned.residency
     if volumes_in_layers(config, planned, ranks):  # in rounds only one thread may ask the other ranks
         on = replace(on, in_layers=True, ranks=replace(ranks, ways=replace(ranks.ways, ahead=False)))
     group = table.groups[0]
@@ -78,6 +79,9 @@ def prepare(
     state = initial_state(table, map_ZYX, first_noise(data, config, ranks), config)
     chosen["residency"] = residency.reason
     notices.append(chosen["residency"])
+    if planned is not None and planned.half_sets:
+        chosen["reason"] = planned.half_sets
+        notices.append(planned.half_sets)
     return Session(state, data, config, on, mask_ZYX, notices, chosen)
 
 

@@ -35,7 +35,7 @@ from verglas.refinement.config import Align, RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.helpers import NOBODY, Helpers
 from verglas.refinement.in_layers import InLayers, references_of
-from verglas.refinement.plan_sizes import mates_of
+from verglas.refinement.plan_sizes import Turns, mates_of
 from verglas.refinement.state import HalfModel, Poses, Schedule, direction_order
 
 OUT_OF_MEMORY = (
@@ -49,11 +49,10 @@ BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 @dataclass(frozen=True)
 class Computing:
-    """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products;
-    memory: bytes that the arrays of one batch may take, and as many those of the slices; ranks: processes that share the work;
-    helpers: of this rank, on CPU cores beside its GPU; cells: half-precision references as cells, too (`FourierVolume`);
-    in_layers: every rank has layers of references and sums (`InLayers`); ready: references made before, for the next expectation.
-    """
+    """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products; memory: bytes
+    that the arrays of a batch may take, and as many those of slices; ranks: processes that share the work; helpers: of this rank,
+    on CPU cores beside its GPU; cells: half-precision references as cells, too (`FourierVolume`); in_layers: every rank has
+    layers of references and sums (`InLayers`); ready: references made before, for the next expectation; turns: of half-sets."""
 
     device: torch.device
     dtype: torch.dtype
@@ -64,6 +63,7 @@ class Computing:
     cells: bool = True
     in_layers: bool = False
     ready: list[Reference] = field(default_factory=list, compare=False)
+    turns: Turns = "overlapping"
 
 
 @dataclass(frozen=True)

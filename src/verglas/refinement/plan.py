@@ -16,11 +16,12 @@ from verglas.errors import InputError
 from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.costs import GB
-from verglas.refinement.plan_memory import Item, batch_items, reference_items, resident, solution_phases
+from verglas.refinement.plan_memory import Item, batch_items, reference_items, resident, solution_phases, waiting_bytes
 from verglas.refinement.plan_sizes import (
     Machine,
     Problem,
     Sizes,
+    Turns,
     Where,
     all_sizes,
     classes_of,
@@ -61,7 +62,7 @@ class IterationPlan:
 class RunPlan:
     """The plan of a run. working_memory: bytes that the arrays of a batch may take, and as many a table of slices (what the
     engine is told); residency: where the images stay; cells: references in half precision are stored as cells, too; in_layers:
-    ranks have layers of references and sums, not whole ones.
+    ranks have layers of references and sums, not whole ones; turns: how half-sets follow one another.
     """
 
     problem: Problem
@@ -72,6 +73,7 @@ class RunPlan:
     iterations: list[IterationPlan]
     cells: bool = True
     in_layers: bool = False
+    turns: Turns = "overlapping"
 
     def peak(self, where: Where) -> float:
         """Largest memory over all iterations, bytes."""
@@ -114,6 +116,16 @@ class RunPlan:
         else:
             how = "in single precision alone: half precision beside it, from which slices are cut twice as fast, does not fit"
         return f"References of one set of particles at a time ({size:.2g} GB) are {where}, {how}"
+
+    @property
+    def half_sets(self) -> str:
+        """How half-sets follow one another, and why; empty where nothing is to be said."""
+        if self.turns == "overlapping" or sets_of(self.config) == 1 or self.machine.kind == "cpu":
+            return ""
+        if self.turns == "apart":
+            return "The second half-set begins when the first one is through"
+        size = waiting_bytes(self, self.iterations[-1].sizes) / GB
+        return f"Sums of the half-set that is through wait in the memory of the host ({size:.2g} GB): both do not fit the device"
 
     @property
     def places(self) -> list[Where]:
@@ -165,7 +177,7 @@ class RunPlan:
             "symmetry": self.config.symmetry, "diameter_angstrom": self.config.diameter, "device": self.machine.kind,
             "ranks": self.machine.ranks,
             "working_memory_bytes": self.working_memory, "images_on": self.residency.home, "images": self.residency.reason,
-            "fits": self.fits,
+            "half_sets": self.turns, "fits": self.fits,
             "peak_bytes": {where: self.peak(where) for where in self.places}, "seconds": self.seconds,
             "disk_bytes": self.disk_bytes, "iterations": [self._iteration_dict(one) for one in self.iterations],
         }  # fmt: skip
@@ -185,8 +197,8 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     sizes, works_on = all_sizes(problem, config), machine.works_on
     # With the least working memory a plan says everything but what the working memory bounds.
     drafts = [
-        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells), sizes)
-        for cells in ((True, False) if operand_bytes(config, machine.kind) == 2 else (True,))
+        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells, turns=turns), sizes)
+        for cells, turns in _ways(config, machine)
         for residency in residences(problem, config, machine)
     ]
     usable = (1 - KEPT_FREE) * drafts[0].memory(works_on)
@@ -200,6 +212,17 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     where: Where = "host" if made.residency.home == "host" else works_on
     room = max(0.0, (1 - KEPT_FREE) * made.memory(where) - made.peak(where))
     return replace(made, residency=replace(made.residency, room=room))
+
+
+def _ways(config: RefineConfig, machine: Machine) -> list[tuple[bool, Turns]]:
+    """(references as cells, how half-sets follow one another), quickest first. Sums wait where one GPU works on all of them."""
+    cells = operand_bytes(config, machine.kind) == 2
+    if machine.kind == "cpu" or sets_of(config) == 1:
+        return [(True, "apart"), (False, "apart")] if cells else [(True, "apart")]
+    if machine.ranks > 1:
+        return [(True, "apart"), (False, "apart")]
+    found: list[tuple[bool, Turns]] = [(True, "overlapping"), (True, "apart"), (False, "apart"), (False, "waiting")]
+    return found if cells else [(True, turns) for has, turns in found if has] + [(True, "waiting")]
 
 
 def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:

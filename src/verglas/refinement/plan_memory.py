@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from verglas.maximization.accumulate import VOXELS_AT_ONCE as PIECE_NUMBERS
 from verglas.maximization.planes import GATHERED_BYTES
 from verglas.maximization.slabs import stays_in_planes
+from verglas.maximization.waiting import PIECE
 from verglas.projection.pruned import BYTES_FROM_MAP, BYTES_OF_NUMBER, NUMBERS_AT_ONCE
 from verglas.refinement import costs
 from verglas.refinement.plan_sizes import (
@@ -50,7 +51,8 @@ def resident(run: RunPlan, sizes: Sizes) -> list[Item]:
         Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles * run.machine.ranks),  # of all ranks
         *_image_items(run),
         Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * map_pixels(problem, config)),
-        Item("maps of this iteration", "device", maps if where == "device" else 0.0),
+        Item("maps of this iteration", "device", maps if where == "device" and run.turns != "waiting" else 0.0),
+        Item("sums that wait", "host", waiting_bytes(run, sizes)),
         Item("images, summed but not turned", where, _gathered_bytes(run, sizes)),
     ]
 
@@ -59,6 +61,18 @@ def _one_sum(run: RunPlan, sizes: Sizes) -> float:
     """Bytes of the sums of one map, as slices are added to them."""
     flushed = costs.VOXEL_SETTLED if _flushed(run, sizes) else 0
     return reference_voxels(sizes, run.config) * (costs.VOXEL_RUNNING * sum_bytes(run.config) + flushed)
+
+
+def _sums(run: RunPlan, sizes: Sizes) -> Item:
+    """Sums of all maps, as far as none of them waits on the host."""
+    there = 1 if run.turns == "waiting" else classes_of(run.config)
+    return Item("sums of all maps", run.machine.works_on, there * _one_sum(run, sizes))
+
+
+def waiting_bytes(run: RunPlan, sizes: Sizes) -> float:
+    """Of the host: sums of a half-set that wait there, and what is on its way."""
+    number = 8 if _flushed(run, sizes) else sum_bytes(run.config)
+    return 3 * number * (reference_voxels(sizes, run.config) + 2 * PIECE) if run.turns == "waiting" else 0.0
 
 
 def _flushed(run: RunPlan, sizes: Sizes) -> bool:
@@ -90,7 +104,8 @@ def _image_items(run: RunPlan) -> list[Item]:
 def reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """While the reference is transformed."""
     config, where, s = run.config, run.machine.works_on, sum_bytes(run.config)
-    others = classes_of(config) - references_of(config)  # sums of sets that are through
+    others = 0 if run.turns == "waiting" else classes_of(config) - references_of(config)  # sums of sets that are through
+    both = _references_at_once(run)
     in_half = 4 * reference_voxels(sizes, config) if run.cells and operand_bytes(config, run.machine.kind) == 2 else 0
     if sizes.classes:
         made = 1.5 * transform_size(run.problem, config) * 2 * s
@@ -100,7 +115,7 @@ def reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     return [
         Item("sums of all maps", where, others * _one_sum(run, sizes)),
         Item("transform of the reference", where, max(made, in_half)),
-        Item("reference, packed", where, _volume_bytes(run, sizes)),
+        Item("reference, packed", where, both * _volume_bytes(run, sizes)),
     ]
 
 
@@ -118,6 +133,12 @@ def _some_columns(run: RunPlan, sizes: Sizes, element: int) -> float:
 def _column_numbers(run: RunPlan, sizes: Sizes) -> float:
     reach, edge = sizes.radius * run.config.padding + 1, padded_edge(run.problem.box, run.config.padding)
     return min(NUMBERS_AT_ONCE[run.machine.kind], 2 * reach * edge * reach)
+
+
+def _references_at_once(run: RunPlan) -> int:
+    """Of half-sets: those of both, while the first one's last batch is finished."""
+    overlapping = run.turns == "overlapping" and run.machine.kind == "cuda" and sets_of(run.config) == 2
+    return 2 if overlapping else 1
 
 
 def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
@@ -145,9 +166,10 @@ def batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
     kept = not sizes.listed and numbers * op <= run.working_memory
     table = 0 if sizes.listed else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
     batches = 1 if kind == "cpu" else 2
+    both = _references_at_once(run)
     always = [
-        Item("sums of all maps", where, classes_of(config) * _one_sum(run, sizes)),
-        Item("reference, packed", where, _volume_bytes(run, sizes)),
+        _sums(run, sizes),
+        Item("reference, packed", where, both * _volume_bytes(run, sizes)),
         Item("slices of the coarse grid", where, table),
         Item("slices of the fine grid", where, numbers * op if kept else 0),
         Item("prepared images of a batch", where, batches * batch * costs.PREPARED_PER_COEFFICIENT * k * s),
@@ -160,7 +182,7 @@ def batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
 def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
     """While the maps are solved; of several ranks first while their sums are added up, after which each has its slabs of them."""
     config, where, ranks = run.config, run.machine.works_on, run.machine.ranks
-    sums = Item("sums of all maps", where, classes_of(config) * _one_sum(run, sizes))
+    sums = _sums(run, sizes)
     if sizes.classes:
         made = costs.SOLVING_PLANES * transform_size(run.problem, config) * 16
         maps = references_of(config) * 4 * map_pixels(run.problem, config)
@@ -169,7 +191,7 @@ def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
         return [[sums, *_solution_items(run, sizes)]]
     if ranks == 1:  # sums over the group take memory of their own
         voxels = reference_voxels(sizes, config) * (8 if _flushed(run, sizes) else sum_bytes(config))
-        turned = Item("sums over the point group", where, classes_of(config) * 3 * voxels)
+        turned = Item("sums over the point group", where, (1 if run.turns == "waiting" else classes_of(config)) * 3 * voxels)
         return [[sums, _turned_item(run, sizes)], [turned, *_solution_items(run, sizes)]]
     slabs = Item("slabs of the sums", where, classes_of(config) * _slab(run, sizes))
     one = Item("slabs of the sums", where, _slab(run, sizes) + 2 * PIECE_NUMBERS * 3 * sum_bytes(config))

@@ -20,6 +20,7 @@ from verglas.distributed.arrivals import Arrivals
 from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchResult
 from verglas.maximization.halves import Solution, solve_halves, solve_joined
 from verglas.maximization.reference import low_pass
@@ -32,6 +33,7 @@ from verglas.maximization.sums import (
     updated_offset_sigma,
     updated_scale,
 )
+from verglas.maximization.waiting import Waiting
 from verglas.refinement import schedule as sampling
 from verglas.refinement.ahead import in_order
 from verglas.refinement.config import RefineConfig
@@ -105,7 +107,8 @@ def iterate(
             state = resampled(state, config)
     plan = plan_of(state, config, correlate)
     with watch("expectation"):
-        halves, poses = expect(particle_sets(state), state.poses, data, config, on, plan, progress, HalfSetExpectation)
+        found, poses = expect(particle_sets(state), state.poses, data, config, on, plan, progress, HalfSetExpectation)
+    halves = [half for half in found if isinstance(half, HalfSetExpectation)]
     notes += [notice for half in halves for notice in half.notices]
     with watch("maximization"):
         models = [updated_model(model, half.sums, state, poses, number_of, correlate, config)
@@ -122,12 +125,24 @@ def iterate(
 
 
 class HalfSetExpectation(HalfExpectation):
-    """Of a half-set: what its slices were cut from is asked for no more once it is through."""
+    """Of a half-set: what its slices were cut from is asked for no more once it is through; its sums may wait on the host."""
+
+    waiting: Waiting | None = None
 
     def release(self) -> HalfExpectation:
         """As that of any set; the memory of references, too."""
         self.volumes = []
         return super().release()
+
+    def make_way(self) -> None:
+        """After `release`: have the sums wait on the host, if half-sets do."""
+        if self.on.turns == "waiting":
+            self.waiting = Waiting.of_accumulator(self.accumulators.pop(), self.config.symmetry)
+
+    @property
+    def solvable(self) -> Accumulator | Waiting:
+        """What the map is solved from."""
+        return self.accumulators[0] if self.waiting is None else self.waiting
 
 
 def plan_of(state: State, config: RefineConfig, correlate: bool) -> Plan:
@@ -211,21 +226,24 @@ def expect(
     if not on.in_layers:
         on.helpers.lend(kind, [(one.models, one.rows) for one in sets], poses, data, plan, config)
 
-    def begun() -> Iterator[Callable[[], Finished | HalfExpectation]]:
-        for one in sets:
+    def begun(some: list[ParticleSet]) -> Iterator[Callable[[], Finished | HalfExpectation]]:
+        for one in some:
             finished.append(kind(one.models, data, poses, plan, config, on))
             yield from on.helpers.begun(finished[-1], one.rows)
             yield finished[-1].release
 
-    for what in in_order(begun(), on.device, on.memory, on.ranks):
-        if isinstance(what, HalfExpectation):
-            under_way += what.begin_adding()
-            continue
-        for batch, result in what:
-            found.append((batch, result))
-            done += len(batch)
-            progress("expectation", done, total)
-        advance(under_way)
+    for some in [sets] if on.turns == "overlapping" else [[one] for one in sets]:
+        for what in in_order(begun(some), on.device, on.memory, on.ranks):
+            if isinstance(what, HalfExpectation):
+                under_way += what.begin_adding()
+                continue
+            for batch, result in what:
+                found.append((batch, result))
+                done += len(batch)
+                progress("expectation", done, total)
+            advance(under_way)
+        if some[-1] is not sets[-1] and isinstance(finished[-1], HalfSetExpectation):
+            finished[-1].make_way()
     on.ranks.meet("expectation", partial(advance, under_way))
     for half in finished:
         half.add_up(share=True)
@@ -292,10 +310,11 @@ def updated_model(
 
 
 def maximise(
-    state: State, halves: list[HalfExpectation], config: RefineConfig, mask_ZYX: Tensor | None, notes: list[str]
+    state: State, halves: list[HalfSetExpectation], config: RefineConfig, mask_ZYX: Tensor | None, notes: list[str]
 ) -> tuple[State, Final | None]:
-    """New maps from the sums; the joint one and the unfiltered halves if the refinement has converged."""
-    sums = (halves[0].accumulators[0], halves[1].accumulators[0])
+    """New maps from the sums; the joint one and the unfiltered halves if the refinement has converged. Maps stay on the device,
+    unless sums have to wait."""
+    sums, on = (halves[0].solvable, halves[1].solvable), halves[0].on
     join = math.ceil(state.box * state.pixel_size / max(config.join_resolution, state.current_resolution))
     curve = None
     if config.solvent_corrected_fsc and mask_ZYX is not None and state.current_resolution < config.join_resolution:
@@ -310,9 +329,11 @@ def maximise(
         joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
         joined = replace(joined, map_ZYX=joined.map_ZYX.cpu())
         return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [half.cpu() for half in unfil])
-    mask = reference_mask(state, config, mask_ZYX, sums[0].running_V4.device)
+    mask = reference_mask(state, config, mask_ZYX, on.device)
     solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve, mask > 0)
     models = [with_map(model, solution, mask) for model, solution in zip(state.halves, solutions)]
+    if on.turns == "waiting":
+        models = [replace(model, map_ZYX=in_host_memory(model.map_ZYX)) for model in models]
     return replace(state, halves=models, fsc_S=fsc_S.cpu()), None
 
 
