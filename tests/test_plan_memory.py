@@ -83,8 +83,8 @@ def test_nothing_as_large_as_a_padded_transform_is_planned_for_large_boxes() -> 
 def test_800_px_fit_one_gpu_and_references_give_way_before_that() -> None:
     small, large = (planned(box, 2000, H100) for box in (360, 800))
     assert small.fits and small.cells and "neighbours" in small.references
-    assert large.fits and not large.cells and "single precision alone" in large.references
-    assert large.peak("device") < 76 * GB < planned(1024, 500, H100).peak("device")
+    assert large.fits and not large.cells and large.turns == "apart" and "single precision alone" in large.references
+    assert large.peak("device") < 76 * GB
 
 
 def test_ranks_solve_with_their_share() -> None:
