@@ -109,7 +109,7 @@ def _added(halves: list[Half]) -> SolvedSums:
     first, second = sorted(halves, key=lambda half: (-half.weight_V.element_size(), isinstance(half, Waiting)))
     assert isinstance(first, SolvedSums)
     for part in pieces(len(first.weight_V)):
-        first.put(part, first.some(part) + second.some(part))
+        first.set(part, first.some(part) + second.some(part))
     halves.clear()
     return first
 
@@ -125,8 +125,8 @@ def join_low_shells(halves: list[Half], shell: int) -> None:
         inside_V1 = (radius2(coordinates) <= reach**2)[:, None]
         a_V3, b_V3 = first.some(part), second.some(part)
         mean_V3 = 0.5 * (a_V3 + b_V3)
-        first.put(part, torch.where(inside_V1, mean_V3.to(a_V3), a_V3))
-        second.put(part, torch.where(inside_V1, mean_V3.to(b_V3), b_V3))
+        first.set(part, torch.where(inside_V1, mean_V3.to(a_V3), a_V3))
+        second.set(part, torch.where(inside_V1, mean_V3.to(b_V3), b_V3))
 
 
 def fsc_of_sums(halves: list[Half]) -> Tensor:

@@ -58,7 +58,7 @@ class SolvedSums:
         """(re, im, weight) of a run of voxels, [n, 3]."""
         return torch.cat([self.data_V2[part], self.weight_V[part, None]], 1)
 
-    def put(self, part: slice, values_V3: Tensor) -> None:
+    def set(self, part: slice, values_V3: Tensor) -> None:
         """Replace a run of voxels."""
         self.data_V2[part], self.weight_V[part] = values_V3[:, :2], values_V3[:, 2]
 

@@ -38,7 +38,7 @@ class Waiting:
         values_V3 = torch.empty(len(sums.weight_V), 3, dtype=empty.dtype)
         waiting = cls(values_V3, replace(sums, data_V2=empty[:, None], weight_V=empty))
         for part in pieces(len(values_V3)):
-            waiting.put(part, sums.some(part))
+            waiting.set(part, sums.some(part))
         return waiting
 
     @classmethod
@@ -50,7 +50,7 @@ class Waiting:
         """Of a run of voxels, [n, 3] on the device."""
         return uploaded(self.values_V3[part], self.device)
 
-    def put(self, part: slice, values_V3: Tensor) -> None:
+    def set(self, part: slice, values_V3: Tensor) -> None:
         """Replace a run of voxels."""
         self.values_V3[part] = in_host_memory(values_V3)
 
@@ -115,9 +115,9 @@ def exchanged(there: Half, waiting: Waiting, keep: bool = True) -> tuple[SolvedS
     assert isinstance(there, SolvedSums)
     for part in pieces(len(there.weight_V)):
         mine_V3 = there.some(part)
-        there.put(part, waiting.some(part))
+        there.set(part, waiting.some(part))
         if keep:
-            waiting.put(part, mine_V3)
+            waiting.set(part, mine_V3)
     return there, waiting
 
 
