@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.device_peak import Peak, device_peak
+from benchmarks.large_set import large_set
 from benchmarks.simulated import simulated
 from verglas.cli.plan import this_machine
 from verglas.distributed.meeting import joined
@@ -94,7 +95,8 @@ def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device
     table, truth = ParticleTable.read(given.work / "truth.star"), read_map(given.work / "truth.mrc")
     field = given.box * given.pixel
     config = RefineConfig(diameter=0.8 * field, symmetry=given.sym, initial_resolution=max(4 * given.pixel, field / 50),
-                          absolute_greyscale=True, healpix_order=given.order, max_iterations=0)  # fmt: skip
+                          absolute_greyscale=True, healpix_order=given.order, max_iterations=0,
+                          memory_gb=given.memory)  # fmt: skip
     made = planned_run(table, config, device, ranks)
     session = driver.prepare(table, truth, config, device, planned=made, ranks=ranks)
     print(f"ready after {time.perf_counter() - begin:.1f} s", flush=True)
@@ -102,7 +104,8 @@ def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device
     (done,) = driver.iterations(session)
     assert done.final is not None
     if ranks.is_lead:
-        print(f"{given.box} px, {len(table)} particles, {ranks.size} ranks: {made.residency.reason}. {made.references}")
+        chosen = f"{made.residency.reason}. {made.references}. {made.half_sets}"
+        print(f"{given.box} px, {len(table)} particles, {ranks.size} ranks: {chosen}")
         print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in done.seconds.items()))
         if done.communication:
             by_name = done.communication["by_name"].items()
@@ -118,7 +121,7 @@ def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device
         whole, context = last.peak("device") / GB, CONTEXT_BYTES / GB
         print(f"rank {ranks.rank}: allocated {taken:.2f} GB, plan {arrays:.2f} ({arrays / taken:.3f}); held with the context "
               f"{held + context:.2f} GB, plan {whole:.2f} ({whole / (held + context):.3f})")  # fmt: skip
-    if ranks.is_lead:
+    if ranks.is_lead and (given.keep or given.against):
         maps = {"joined": done.final.joined.map_ZYX, "half": done.final.unfil_halves[0]}
         found = {name: low_coefficients(one.cpu()) for name, one in maps.items()}
         if given.keep:
@@ -132,7 +135,7 @@ def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device
 def main() -> None:
     """Simulate, if need be, then the iteration."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", help="by default points at random, of which a GPU makes a map (`benchmarks.large_set`)")
     parser.add_argument("--box", type=int, default=800)
     parser.add_argument("--particles", type=int, default=200)
     parser.add_argument("--pixel", type=float, default=0.4, help="Å")
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--order", type=int, default=6)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--memory", type=float, help="GB of the device that may be used")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--lines", action="store_true", help="by what lines of verglas the device's memory is taken")
@@ -147,7 +151,10 @@ def main() -> None:
     place = place_of(os.environ)
     if place is None or place.rank == 0:
         words = ["--snr", "0.2", "--seed", "1", "--method", "slices", "--device", given.device, "--float16"]
-        simulated(given.work, given.model, given.particles, given.box, given.pixel, words)
+        if given.model:
+            simulated(given.work, given.model, given.particles, given.box, given.pixel, words)
+        else:
+            large_set(given.work, given.particles, given.box, given.pixel, given.device)
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if given.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
