@@ -17,7 +17,7 @@ from verglas.kernels.farfield import cuda
 
 KERNELS = {  # arguments of each: p pointer, i int, f float
     "rows_forward": "ppppii", "rows_step": "pppppppii", "columns_slope": "pppppppiffi",
-    "columns_along": "ppppppppppiiffi", "rows_back": "ppppppppppiiii", "rows_products": "pppppppii",
+    "columns_along": "ppppppppppiiffi", "rows_back": "pppppppppiiii", "rows_products": "pppppppii",
     "columns_light": "pppi", "columns_light_back": "pppiii",
 }  # fmt: skip
 TYPES = {"p": ("void *", ctypes.c_void_p), "i": ("int", ctypes.c_int), "f": ("float", ctypes.c_float)}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from verglas.kernels import farfield
-from verglas.kernels.descend import best_lengths, descend, follow
-from verglas.kernels.farfield import Curvature, Step
+from verglas.kernels.descend import best_lengths, descend, dose, follow
+from verglas.kernels.farfield import Step
 from verglas.ptychography import fused
 from verglas.ptychography.model import Place
 from verglas.ptychography.problem import Problem
@@ -109,7 +109,9 @@ class InPlace:
         """One mini-batch."""
         problem, x, gradient = self.problem, self.x, self.gradient
         with_probe = "probe_MYX" in self.names
-        diagonal = Curvature(self.curvature["object_OLYX"], self.curvature["probe_MYX"] if with_probe else None)
+        if with_probe:
+            self.curvature["probe_MYX"].zero_()
+        most = dose(x["probe_MYX"], place.corner_B2, x["scale_B"][place.rows_B], self.curvature["object_OLYX"])
         totals_3 = torch.zeros_like(self.totals_3)
         loss_of_shape = problem.regulariser.add_gradient(x["object_OLYX"], gradient, len(place.rows_B), problem.positions)
         exit_BMYX, done = None, 0
@@ -117,7 +119,7 @@ class InPlace:
             part = _part(place, some_B, done)
             done += len(some_B)
             lit, counted = fused.patterns_of(problem, x, part)
-            found = farfield.farfield(lit, counted, gradient["object_OLYX"][0, 0], with_probe, diagonal)
+            found = farfield.farfield(lit, counted, gradient["object_OLYX"][0, 0], with_probe, self.curvature.probe_MYX)
             totals_3 += found.totals_3
             if found.light_MYX is not None:
                 gradient["probe_MYX"].add_(fused.unmoved(found.light_MYX, part))
@@ -128,7 +130,8 @@ class InPlace:
         self.totals_3 += totals_3
         for name in self.names:
             value = None if self.least_squares else _planes(x[name])
-            most = problem.share.greatest(name, self.curvature[name])
+            if name == "probe_MYX" or not problem.share.alone:
+                most = problem.share.greatest(name, self.curvature[name])
             descend(value, _planes(gradient[name]), self.curvature[name], most, self.damping, self.length)
         if self.least_squares:
             self._follow(place, exit_BMYX)

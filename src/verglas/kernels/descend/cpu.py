@@ -1,4 +1,4 @@
-"""`descend`, `follow` and `best_lengths` on the CPU: Numba, one walk over the arrays."""
+"""`dose`, `descend`, `follow` and `best_lengths` on the CPU: Numba, one walk over the arrays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import numpy as np
 from torch import Tensor
 
 from verglas.kernels.descend.reference import best_lengths_reference
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _dose(power, corner, scale, out):
+    """A thread owns rows of `out`."""
+    for y in numba.prange(len(out)):
+        out[y] = 0
+        for b in range(len(corner)):
+            row, first = y - corner[b, 0], corner[b, 1]
+            if 0 <= row < len(power):
+                for x in range(power.shape[1]):
+                    out[y, first + x] += scale[b] * power[row, x]
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
@@ -21,7 +33,6 @@ def _descend(value, gradient, curvature, most, damping, length, least, into_valu
                     gradient[plane, y, x] = 0
                 else:
                     gradient[plane, y, x] = step
-        curvature[y] = 0
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
@@ -31,6 +42,13 @@ def _follow(value, step, factor):
             for x in range(value.shape[2]):
                 value[plane, y, x] += step[plane, y, x] * factor
                 step[plane, y, x] = 0
+
+
+def dose_cpu(light_MYX: Tensor, corner_B2: Tensor, scale_B: Tensor, into_YX: Tensor) -> Tensor:
+    """See README.md; `into` contiguous."""
+    power = light_MYX.abs().square().sum(0).numpy()
+    _dose(power, corner_B2.contiguous().numpy(), scale_B.contiguous().numpy(), into_YX.numpy())
+    return into_YX.amax()
 
 
 def descend_cpu(

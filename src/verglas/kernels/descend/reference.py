@@ -1,4 +1,4 @@
-"""`descend`, `follow` and `best_lengths` in plain torch; any device, any dtype."""
+"""`dose`, `descend`, `follow` and `best_lengths` in plain torch; any device, any dtype."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ RIDGE = 1e-4  # share by which squares are raised
 LEAST = 1e-30
 
 
+def dose_reference(light_MYX: Tensor, corner_B2: Tensor, scale_B: Tensor, into_YX: Tensor) -> Tensor:
+    """See README.md."""
+    power_YX = light_MYX.abs().square().sum(0)
+    into_YX.zero_()
+    for (y, x), scale in zip(corner_B2.tolist(), scale_B, strict=True):
+        into_YX[y : y + power_YX.shape[0], x : x + power_YX.shape[1]] += scale * power_YX
+    return into_YX.amax()
+
+
 def descend_reference(
     value_PYX: Tensor | None, gradient_PYX: Tensor, curvature_YX: Tensor, most: Tensor, damping: float, length: float
 ) -> None:
     """See README.md."""
     bottom_YX = torch.add(2 * damping * most, curvature_YX, alpha=2 * (1 - damping))
     gradient_PYX.mul_(-length).div_(bottom_YX.clamp_(min=torch.finfo(bottom_YX.dtype).tiny))
-    curvature_YX.zero_()
     if value_PYX is not None:
         value_PYX.add_(gradient_PYX)
         gradient_PYX.zero_()

@@ -1,4 +1,4 @@
-"""`descend`, `follow` and `best_lengths` on the GPU."""
+"""`dose`, `descend`, `follow` and `best_lengths` on the GPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ from verglas.kernels.descend.reference import LEAST, RIDGE
 
 NUMBERS = 2048  # of one program: real and imaginary parts of half as many pixels
 POSITIONS = 128  # that `best_lengths` takes at a time
+TILE = (16, 64)  # px of a program of `dose`
+
+
+@triton.jit(do_not_specialize=["batch", "modes", "height", "width"])
+def _dose_kernel(
+    light, corner, scale, into, most, batch, modes, height, width, rows, columns, TILE_Y: tl.constexpr, TILE_X: tl.constexpr
+):  # fmt: skip
+    """Every program goes through all positions and takes those that meet its tile, in their order."""
+    top, left = tl.program_id(0) * TILE_Y, tl.program_id(1) * TILE_X
+    y, x = top + tl.arange(0, TILE_Y), left + tl.arange(0, TILE_X)
+    total = tl.zeros([TILE_Y, TILE_X], tl.float32)
+    for b in range(batch):
+        row, column = tl.cast(tl.load(corner + 2 * b), tl.int32), tl.cast(tl.load(corner + 2 * b + 1), tl.int32)
+        if (row < top + TILE_Y) & (row + rows > top) & (column < left + TILE_X) & (column + columns > left):
+            down, right = (y - row)[:, None], (x - column)[None, :]
+            lit = (down >= 0) & (down < rows) & (right >= 0) & (right < columns)
+            bright = tl.load(scale + b)
+            for m in range(modes):
+                at = light + 2 * ((m * rows + down) * columns + right)
+                real, imaginary = tl.load(at, mask=lit, other=0.0), tl.load(at + 1, mask=lit, other=0.0)
+                total += bright * (real * real + imaginary * imaginary)
+    pixel = tl.cast(y, tl.int64)[:, None] * width + x[None, :]
+    tl.store(into + pixel, total, mask=(y < height)[:, None] & (x < width)[None, :])
+    tl.atomic_max(most, tl.max(tl.max(total, 1), 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["planes", "damping", "length"])
@@ -32,7 +56,6 @@ def _descend_kernel(
             tl.store(value + here, tl.load(value + here, mask=inside, other=0.0) + step, mask=inside)
             step = tl.zeros_like(step)
         tl.store(gradient + here, step, mask=inside)
-    tl.store(curvature + pixel, tl.zeros_like(bottom), mask=inside & (number % 2 == 0))  # by a warp that has read it
 
 
 @triton.jit
@@ -67,6 +90,18 @@ def _lengths_kernel(product, out, count, RIDGE: tl.constexpr, LEAST: tl.constexp
     tl.store(out + 1, tl.sum(weights))
     tl.store(out + 2, tl.sum(of_probe))
     tl.store(out + 3, tl.cast(count, tl.float64))
+
+
+def dose_triton(light_MYX: Tensor, corner_B2: Tensor, scale_B: Tensor, into_YX: Tensor) -> Tensor:
+    """See README.md; complex64 and float32, contiguous (TypeError for others)."""
+    _check(light_MYX)
+    modes, rows, columns = light_MYX.shape
+    height, width = into_YX.shape
+    most = into_YX.new_zeros(())
+    grid = (triton.cdiv(height, TILE[0]), triton.cdiv(width, TILE[1]))
+    light, corner_B2 = torch.view_as_real(light_MYX), corner_B2.contiguous()
+    _dose_kernel[grid](light, corner_B2, scale_B, into_YX, most, len(corner_B2), modes, height, width, rows, columns, *TILE)
+    return most
 
 
 def descend_triton(

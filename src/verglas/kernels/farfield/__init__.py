@@ -46,14 +46,6 @@ class Step(NamedTuple):
     light_MYX: Tensor | None
 
 
-class Curvature(NamedTuple):
-    """What curvatures are added to: object_YX, sum_b scale_b sum_m |light_bm(. - corner_b)|^2, light_YX, sum_b scale_b
-    |object(. + corner_b)|^2, as of light that is not moved; real. None: not asked for."""
-
-    object_YX: Tensor | None
-    light_YX: Tensor | None
-
-
 class Gradient(NamedTuple):
     """totals_3: float64: loss, sum of weight (sqrt I - sqrt n)^2, of weight n; light_MYX: gradient of the light, if asked for;
     exit_BMYX: of the exit waves, as `products` of the same implementation takes it."""
@@ -79,15 +71,16 @@ def why_not(device: torch.device, dtype: torch.dtype, window: tuple[int, int]) -
 
 
 def farfield(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None = None,
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, light_curvature_YX: Tensor | None = None,
     implementation: str = "auto",
 ) -> Gradient:  # fmt: skip
-    """Misfit and gradient. That of the object is added to object_gradient_YX (None: not asked for), curvatures to `curvature`.
+    """Misfit and gradient. That of the object is added to object_gradient_YX, the light's curvature, sum_b scale_b
+    |object(. + corner_b)|^2 as of light that is not moved, to light_curvature_YX (real). None: not asked for.
 
     implementation: "auto", "reference", "cpu" or "cuda".
     """
     run = _function("farfield", lit, implementation)
-    return run(lit, counted, object_gradient_YX, with_light, curvature)  # type: ignore[no-any-return]
+    return run(lit, counted, object_gradient_YX, with_light, light_curvature_YX)  # type: ignore[no-any-return]
 
 
 def along(lit: Lit, step: Step, counted: Counted, length_K: Tensor, implementation: str = "auto") -> Tensor:

@@ -12,7 +12,7 @@ from torch.fft import fft2, ifft2
 
 from verglas.kernels.along import FLOOR
 from verglas.kernels.along.cpu import along_cpu as misfit_along
-from verglas.kernels.farfield import Counted, Curvature, Gradient, Lit, Step
+from verglas.kernels.farfield import Counted, Gradient, Lit, Step
 from verglas.kernels.farfield.reference import counts_of, light_of, unmoved
 from verglas.kernels.gather.cpu import gather_cpu
 from verglas.kernels.scatter.cpu import scatter_cpu
@@ -61,19 +61,6 @@ def _coefficients(waves, scale, background, out):
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _light_over_object(light, corner, scale, out):
-    """out [Y, X] += scale |light|^2, modes summed, at corners; light [1 or B, M, rows, columns]. A thread owns rows of `out`."""
-    for y in numba.prange(len(out)):
-        for b in range(len(corner)):
-            row, first = y - corner[b, 0], corner[b, 1]
-            if 0 <= row < light.shape[2]:
-                for m in range(light.shape[1]):
-                    for x in range(light.shape[3]):
-                        one = light[b if len(light) > 1 else 0, m, row, x]
-                        out[y, first + x] += scale[b] * (one.real * one.real + one.imag * one.imag)
-
-
-@numba.njit(parallel=True, cache=True, boundscheck=False)
 def _object_over_light(image, corner, scale, out):
     """out [rows, columns] += scale |object|^2 of the windows at corners."""
     for y in numba.prange(len(out)):
@@ -84,20 +71,16 @@ def _object_over_light(image, corner, scale, out):
 
 
 def farfield_cpu(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, light_curvature_YX: Tensor | None
 ) -> Gradient:
     """See README.md; float32 or float64."""
     exit_BMYX, sums_3 = _exit_gradient(lit, counted)
     into = None if object_gradient_YX is None else object_gradient_YX[None]
     light_BMYX = light_of(lit.light_MYX, lit)
     of_light = scatter_cpu(exit_BMYX[:, None], lit.corner_B2, lit.object_YX[None], light_BMYX, into)
-    if curvature is not None:
-        light, scale = light_BMYX.contiguous().numpy(), counted.scale_N[counted.rows_B].numpy()
-        arrays = (lit.object_YX.contiguous().numpy(), lit.corner_B2.contiguous().numpy(), scale)
-        if curvature.object_YX is not None:
-            _light_over_object(light, *arrays[1:], curvature.object_YX.numpy())
-        if curvature.light_YX is not None:
-            _object_over_light(*arrays, curvature.light_YX.numpy())
+    if light_curvature_YX is not None:
+        image, corner = lit.object_YX.contiguous().numpy(), lit.corner_B2.contiguous().numpy()
+        _object_over_light(image, corner, counted.scale_N[counted.rows_B].numpy(), light_curvature_YX.numpy())
     return Gradient(sums_3, unmoved(of_light, lit) if with_light else None, exit_BMYX)
 
 

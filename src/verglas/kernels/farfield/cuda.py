@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from verglas.kernels.along import FLOOR
-from verglas.kernels.farfield import Counted, Curvature, Gradient, Lit, Step
+from verglas.kernels.farfield import Counted, Gradient, Lit, Step
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("farfield.cu")
 MOST_STEPS = 8  # lengths of a launch of columns_along
-MOST_GROUP, BLOCKS = 32, 1056  # positions whose light a block sums in registers; blocks that keep a GPU busy
+MOST_GROUP, BLOCKS = 32, 528  # positions whose light a block sums in registers; blocks that keep a GPU busy
 COUNTS = {
     torch.int16: "unsigned short", torch.uint8: "unsigned char", torch.int32: "int",
     torch.float32: "float", torch.float16: "Half",
@@ -129,13 +129,13 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def farfield_cuda(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, light_curvature_YX: Tensor | None
 ) -> Gradient:
     """See README.md; complex64, float32, what is added to contiguous (TypeError for others)."""
-    into = (object_gradient_YX, *(curvature or Curvature(None, None)))
+    into = (object_gradient_YX, light_curvature_YX)
     if not all(one is None or one.is_contiguous() for one in into):
-        raise TypeError("gradients and curvatures must be contiguous: they are changed in place")
-    run = Launches(lit, counted, curvature=curvature is not None)
+        raise TypeError("gradient and curvature must be contiguous: they are changed in place")
+    run = Launches(lit, counted, curvature=light_curvature_YX is not None)
     of_light = torch.zeros_like(run.lit.light_MYX) if with_light else None
     if not run.batch:
         return Gradient(torch.zeros(3, dtype=torch.float64, device=run.device), of_light, run.waves())
@@ -144,7 +144,7 @@ def farfield_cuda(
     into_light = of_light if each is None else each
     given = (run.lit.object_YX, run.lit.corner_B2, run.light, run.counted.scale_N, run.counted.rows_B, run.width)
     groups = -(-run.batch // run.group) * run.modes
-    run.by_rows("rows_back", groups, into[0], into_light, *into[1:], wave_BMYX, *given, run.batch, run.modes, run.group)
+    run.by_rows("rows_back", groups, into[0], into_light, into[1], wave_BMYX, *given, run.batch, run.modes, run.group)
     if each is not None:
         run.by_columns("columns_light_back", groups, of_light, each, run.lit.fraction_B2, run.batch, run.modes, run.group)
     return Gradient(sums_3, of_light, wave_BMYX)

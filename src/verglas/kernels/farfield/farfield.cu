@@ -187,10 +187,10 @@ extern "C" __global__ void __launch_bounds__(ALONG_THREADS, 2) columns_along(
 }
 
 // Rows transformed back and spread: object += conj(light) wave by atomics; light += conj(object) wave, summed over `group` positions
-// in registers, or, MOVED, written for each with its rows transformed again. With CURVATURE also sums of scale |light|^2 and scale
+// in registers, or, MOVED, written for each with its rows transformed again. With CURVATURE also sums of scale
 // |object|^2. What is null is not asked for. block = (rows, group of positions and mode).
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, NX <= 256 ? 2 : 1) rows_back(
-    float2 *object_gradient, float2 *light_gradient, float *object_curvature, float *light_curvature, const float2 *wave,
+    float2 *object_gradient, float2 *light_gradient, float *light_curvature, const float2 *wave,
     const float2 *object, const long long *corner, const float2 *light, const float *scale, const long long *rows, int width,
     int batch, int modes, int group) {
     __shared__ float2 shared[ROWS * pitch_of(NX)];
@@ -224,7 +224,6 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, NX <= 256 ? 2 : 1) row
 #pragma unroll
         for (int i = 0; i < EX; ++i) {
             const float2 there = object[seen + t + TX * i];
-            if (object_curvature) atomicAdd(object_curvature + seen + t + TX * i, bright * dot(lit[i], lit[i]));
             seen_power[i] += bright * dot(there, there);
         }
 #endif
@@ -241,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, NX <= 256 ? 2 : 1) row
 #pragma unroll
         for (int i = 0; i < EX; ++i) add(light_gradient + in_light + t + TX * i, total[i]);
 #if CURVATURE
-    if (light_curvature && m == 0)
+    if (m == 0)
 #pragma unroll
         for (int i = 0; i < EX; ++i) atomicAdd(light_curvature + in_light + t + TX * i, seen_power[i]);
 #endif

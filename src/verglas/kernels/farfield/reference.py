@@ -9,22 +9,24 @@ from torch import Tensor
 from torch.fft import fft2, fftfreq, ifft2
 
 from verglas.kernels.along.reference import along_reference as misfit_along
-from verglas.kernels.farfield import Counted, Curvature, Gradient, Lit, Step
+from verglas.kernels.farfield import Counted, Gradient, Lit, Step
 from verglas.kernels.gather.reference import gather_reference
-from verglas.kernels.overlay.reference import overlay_reference
 from verglas.kernels.patches.reference import patches_reference
 from verglas.kernels.scatter.reference import scatter_reference
 
 
 def farfield_reference(
-    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, curvature: Curvature | None
+    lit: Lit, counted: Counted, object_gradient_YX: Tensor | None, with_light: bool, light_curvature_YX: Tensor | None
 ) -> Gradient:
     """See README.md."""
     exit_BMYX, sums_3 = exit_gradient(lit, counted)
     into = None if object_gradient_YX is None else object_gradient_YX[None]
     light_BMYX = light_of(lit.light_MYX, lit)
     of_light = scatter_reference(exit_BMYX[:, None], lit.corner_B2, lit.object_YX[None], light_BMYX, into)
-    add_curvature(lit, counted, light_BMYX, curvature)
+    if light_curvature_YX is not None:
+        rows, columns = light_curvature_YX.shape
+        patch_BYX = patches_reference(lit.object_YX[None, None], lit.corner_B2, (rows, columns))[:, 0, 0]
+        light_curvature_YX.add_((counted.scale_N[counted.rows_B, None, None] * patch_BYX.abs().square()).sum(0))
     return Gradient(sums_3, unmoved(of_light, lit) if with_light else None, exit_BMYX)
 
 
@@ -38,20 +40,6 @@ def exit_gradient(lit: Lit, counted: Counted) -> tuple[Tensor, Tensor]:
     terms = (noise.loss(intensity_BYX, counts_BYX), apart_BYX, counts_BYX)
     sums_3 = torch.stack([(term * counted.weight_YX).sum(dtype=torch.float64) for term in terms])
     return ifft2(slope_BYX[:, None] * wave_BMYX, norm="ortho"), sums_3
-
-
-def add_curvature(lit: Lit, counted: Counted, light_BMYX: Tensor, curvature: Curvature | None) -> None:
-    """See README.md; light_BMYX: what `light_of` says."""
-    if curvature is None:
-        return
-    scale_B11 = counted.scale_N[counted.rows_B, None, None]
-    if curvature.object_YX is not None:
-        light_BYX = scale_B11 * light_BMYX.abs().square().sum(1)
-        overlay_reference(light_BYX[:, None, None], lit.corner_B2, curvature.object_YX[None, None])
-    if curvature.light_YX is not None:
-        rows, columns = lit.light_MYX.shape[-2:]
-        patch_BYX = patches_reference(lit.object_YX[None, None], lit.corner_B2, (rows, columns))[:, 0, 0]
-        curvature.light_YX.add_((scale_B11 * patch_BYX.abs().square()).sum(0))
 
 
 def products_reference(lit: Lit, step: Step, counted: Counted, exit_BMYX: Tensor | None) -> Tensor:
