@@ -56,6 +56,7 @@ def made_up(box: int, device: torch.device) -> Accumulator:
     sums = Accumulator(box, None, 2.0, device)
     sums.running_V4.normal_(generator=torch.Generator(device).manual_seed(1))
     sums.running_V4[:, 2] = sums.running_V4[:, 2].abs() + 0.1
+    sums.slices = 1  # else there is nothing to send
     return sums
 
 

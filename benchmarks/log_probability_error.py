@@ -23,9 +23,10 @@ from verglas.core.symmetry import order as order_of
 from verglas.expectation.accuracy import THRESHOLD, expected_accuracy
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
+from verglas.refinement.computing import Computing
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.driver import computing, prepare
-from verglas.refinement.expect import Computing, HalfExpectation
+from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.state import Schedule
 from verglas.testing.log_probability import REFERENCE, Difference, difference, scores_of
 from verglas.testing.made_up import Problem, plan_of, searched, shell_of_domains, simulate_particles

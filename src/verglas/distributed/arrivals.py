@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -95,8 +95,15 @@ class Arrivals:
         return UnderWay(work, entry, tensor.device, time.perf_counter(), partial(piece.take, tensor) if mine else _nothing)
 
 
-class CodedArrivals(Arrivals):
-    """The same in half the bytes (`verglas.distributed.coding`): each rank is sent its pieces by all others, and adds them up."""
+class SentArrivals(Arrivals):
+    """The same, each rank being sent its pieces by all others that have any, and adding them up. givers: those that have; coded:
+    in half the bytes (`verglas.distributed.coding`)."""
+
+    def __init__(
+        self, ranks: Ranks, pieces: Iterable[Piece], name: str, givers: Collection[int] | None = None, coded: bool = False
+    ) -> None:
+        self.givers, self.coded = range(ranks.size) if givers is None else givers, coded
+        super().__init__(ranks, pieces, f"{name}, {'coded' if coded else 'of some ranks'}")
 
     def _together(self, pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         """A piece for each rank at once, as long as there are any."""
@@ -110,22 +117,23 @@ class CodedArrivals(Arrivals):
         me, size = self.ranks.rank, self.ranks.size
         mine = next((piece for piece in pieces if piece.rank == me), None)
         mine_VC = None if mine is None else mine.make()
-        parts = {piece.rank: coded(piece.make()) for piece in pieces if piece is not mine}
-        device = next(one for one in (mine_VC, *parts.values()) if one is not None).device
-        none = torch.empty(0, dtype=torch.uint8, device=device)
-        sent = [parts.get(rank, none) for rank in range(size)]
-        each = 0 if mine_VC is None else coded_bytes(*mine_VC.shape)
-        out, found = torch.cat(sent), torch.empty((size - 1) * each, dtype=torch.uint8, device=device)
-        received = [each * (rank != me) for rank in range(size)]
-        payload = len(out) * size // (size - 1)  # as if each sent something to itself, too
-        entry = self.ranks.meter.count("all-to-all", f"{self.name}, coded", payload, size)
+        gives = [piece for piece in pieces if piece is not mine and me in self.givers]
+        parts = {piece.rank: coded(piece.make()) if self.coded else piece.make().flatten() for piece in gives}
+        like = pieces[0].make() if mine_VC is None else mine_VC
+        none = torch.empty(0, dtype=torch.uint8 if self.coded else like.dtype, device=like.device)
+        device, sent = none.device, [parts.get(rank, none) for rank in range(size)]
+        each = 0 if mine_VC is None else coded_bytes(*mine_VC.shape) if self.coded else mine_VC.numel()
+        received = [each * (rank != me and rank in self.givers) for rank in range(size)]
+        out, found = torch.cat(sent), none.new_empty(sum(received))
+        payload = out.nbytes * size // (size - 1)  # as if each sent something to itself, too
+        entry = self.ranks.meter.count("all-to-all", self.name, payload, size)
         lengths = [len(one) for one in sent]
         work = dist.all_to_all_single(found, out, received, lengths, group=self.ranks.behind, async_op=True)
 
         def arrived(kept: Tensor = out) -> None:  # kept in memory until it has been sent
             if mine is not None and mine_VC is not None:
-                for part in found.split(each):
-                    mine_VC.add_(decoded(part, *mine_VC.shape))
+                for part in found.split(each) if len(found) else ():
+                    mine_VC.add_(decoded(part, *mine_VC.shape) if self.coded else part.view(mine_VC.shape))
                 mine.take(mine_VC)
 
         return UnderWay(work, entry, device, time.perf_counter(), arrived)

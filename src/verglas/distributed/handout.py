@@ -54,15 +54,26 @@ class Line:
         return float(self.cost_n[taken - 1]) if taken else 0.0
 
 
+def all_taken(rows: Tensor, shares: Shares | None, name: str) -> bool:
+    """Whether all rows of a `Handout` of that name have been taken: then nothing need be put in order for it."""
+    assert shares is not None and shares.ranks.store is not None
+    store, counts = shares.ranks.store, torch.bincount(shares.owner_B[rows], minlength=shares.ranks.size).tolist()
+    return all(store.add(f"taken/{rank}/{name}", 0) >= count for rank, count in enumerate(counts) if count)
+
+
 class Handout:
     """Rows of every owner, to be given out in blocks. Made by all ranks alike. clock: seconds."""
 
     def __init__(
-        self, rows: Tensor, shares: Shares, samples_B: Tensor, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+        self, rows: Tensor, shares: Shares, samples_B: Tensor, clock: Callable[[], float] = time.perf_counter,
+        name: str | None = None, helps: bool = True,
+    ) -> None:  # fmt: skip
         """rows: of the table, in the order in which they are to be worked on; samples_B: of all rows of the table, as `Shares`
-        counts them. Rows that an owner read at the start come first: the others' images may not be there yet."""
-        self.shares, self.ranks, self.clock, self.number = shares, shares.ranks, clock, next(shares.ranks.sequence)
+        counts them. Rows that an owner read at the start come first: the others' images may not be there yet. name: of the
+        counters, "number of the expectation.set", where ranks come here in different order, or a rank comes more than once;
+        helps: others, when its own are done."""
+        self.shares, self.ranks, self.clock, self.helps = shares, shares.ranks, clock, helps
+        self.number = str(next(shares.ranks.sequence)) if name is None else name
         self._random = Random(self.ranks.rank)
         self.ranks.work.owned = int((shares.owner_B == self.ranks.rank).sum())
         moved_n = shares.owner_B[rows] != shares.home_B[rows]
@@ -111,11 +122,18 @@ class Handout:
     def _pieces(self, size: int, announce: Callable[[Tensor], None] | None) -> Iterator[Piece]:
         """This rank's own rows, then those of others, of which a piece is taken ahead."""
         piece = self._own_piece(size)
-        piece = self._stolen(size, announce) if piece is None else piece
+        piece = self._stolen(size, announce, self._beginning(size)) if piece is None else piece
         while piece is not None:
             ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce, self._cost(piece))
             yield piece
             piece = ahead or self._own_piece(size) or self._stolen(size, announce)
+
+    def _beginning(self, size: int) -> float:
+        """What it costs to help in a set of which this rank has nothing: references and slices are made first. A block, if that
+        is not known."""
+        if self._counts[self.ranks.rank] or self.shares.half_B is None:
+            return 0.0
+        return self.shares.pace.start if self.shares.pace.known else size * self.shares.pace.mean_row
 
     def _own_piece(self, size: int) -> Piece | None:
         me, known = self.ranks.rank, self.shares.pace.known
@@ -131,7 +149,7 @@ class Handout:
 
         busy: cost of what this rank has to do before."""
         me = self.ranks.rank
-        others = [rank for rank in range(self.ranks.size) if rank != me and self._counts[rank]]
+        others = [rank for rank in range(self.ranks.size) if rank != me and self._counts[rank] and self.helps]
         if len(others) > LOOKED_AT:
             others = self._random.sample(others, LOOKED_AT)
         while others:
@@ -151,7 +169,7 @@ class Handout:
         """Of some ranks: as measured; before anything was, how many rows each has begun until now, of its own or others'."""
         if self.shares.pace.known:
             return {rank: float(self.shares.pace.speed_R[rank]) for rank in ranks}
-        return {rank: max(1.0, self._taken_of(rank, 0) + self._count(f"helped/{rank}", 0)) for rank in ranks}
+        return {rank: max(1.0, self._begun_by(rank, 0)) for rank in ranks}
 
     def _cost(self, piece: Piece) -> float:
         """Of a piece's rows, and of the block that they are."""
@@ -170,9 +188,8 @@ class Handout:
             wanted = max(wanted, min(size, len(line.row_n) - taken))
         last = self._taken_of(rank, wanted)
         first, last = last - wanted, min(last, len(line.row_n))
-        if first < last and rank != self.ranks.rank and not self.shares.pace.known:
-            self._count(f"helped/{rank}", first - last)
-            self._count(f"helped/{self.ranks.rank}", last - first)
+        if first < last and not self.shares.pace.known:
+            self._begun_by(self.ranks.rank, last - first)
         return (rank, slice(first, last)) if first < last else None
 
     def _left(self, rank: int) -> float:
@@ -180,9 +197,10 @@ class Handout:
 
     def _taken_of(self, rank: int, more: int) -> int:
         """How many rows of an owner are taken, with `more` that are taken now."""
-        return self._count(f"taken/{rank}", more)
-
-    def _count(self, name: str, more: int) -> int:
-        """A counter that all ranks share, with `more` that is added now."""
         assert self.ranks.store is not None
-        return self.ranks.store.add(f"{name}/{self.number}", more)
+        return self.ranks.store.add(f"taken/{rank}/{self.number}", more)
+
+    def _begun_by(self, rank: int, more: int) -> int:
+        """A counter of the rows that a rank has begun, its own or others', in all sets of one name up to its first dot."""
+        assert self.ranks.store is not None
+        return self.ranks.store.add(f"begun/{rank}/{self.number.partition('.')[0]}", more)

@@ -7,6 +7,7 @@ measured in every iteration, by all ranks from the same numbers: they come to th
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from verglas.distributed.ranks import Ranks
 
+CRUMB = 0.1  # of what a rank works on: of no half-set it begins with less
 NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less is not worth reading images again
 REMEMBERED = 200  # last blocks that are measured
 FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
@@ -61,14 +63,19 @@ class Pace:
 class Shares:
     """owner_B: the rank that begins with each row; home_B: the one that read it at the start, and has its image ever since.
 
-    order_B: rows in the order of the files; set_B: number of each row's set (half-set): ranks have as much to do in each.
+    order_B: rows in the order of the files; set_B: number of each row's set (half-set): ranks have as much to do in each. half_B:
+    half-sets that ranks have apart, each as few of them as possible: what a half-set takes whatever its particles (references,
+    slices of the whole grid) is then done by fewer ranks, and these alone have sums of it to send. None: not asked for.
     """
 
-    def __init__(self, order_B: Tensor, set_B: Tensor, ranks: Ranks) -> None:
-        self.order_B, self.set_B, self.ranks = order_B, set_B, ranks
+    def __init__(self, order_B: Tensor, set_B: Tensor, ranks: Ranks, half_B: Tensor | None = None) -> None:
+        self.order_B, self.set_B, self.ranks, self.half_B = order_B, set_B, ranks, half_B
         self.pace = Pace(torch.ones(ranks.size, dtype=torch.float64))
-        self.owner_B = self.home_B = owners(order_B, set_B, ranks.size)
+        self.owner_B = owners(order_B, set_B, ranks.size, half_B)
+        self.home_B = self.owner_B
         self.said: list[str] = []
+        self._log_R = torch.zeros_like(self.pace.speed_R)  # speeds as measured last, their logarithms
+        self._measured = False  # whether they were measured before
         self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
 
     def worked(self, block: Block) -> None:
@@ -85,27 +92,82 @@ class Shares:
         if not any(everyones):
             return before_B[:0]
         self._blocks.clear()
-        self.pace = measured(everyones, self.pace)
+        self.pace = self._confirmed(measured(everyones, self.pace))
         cost_B = self.pace.cost(samples_B)
         if load(before_B, cost_B, self.pace.speed_R) > NOTICED:
             self.owner_B = reassigned(before_B, self.home_B, self, cost_B)
+            if self.half_B is not None and self._seconds(self.owner_B, cost_B) > self._seconds(before_B, cost_B) / NOTICED:
+                self.owner_B = before_B  # beginning with another half-set takes longer than the rows that go there
+                return before_B[:0]
             speeds = ", ".join(f"{speed:.2f}" for speed in self.pace.speed_R.tolist())
             moved = int((self.owner_B != before_B).sum())
             self.said.append(f"The ranks' speeds are {speeds} of their mean: {moved} particles went to quicker ones.")
         me = self.ranks.rank
         return ((self.owner_B == me) & (before_B != me)).nonzero().squeeze(1)
 
+    def _confirmed(self, pace: Pace) -> Pace:
+        """That pace, with a rank taken for slow or quick only as far as it was so in the iteration before, too: a few blocks in
+        which kernels are compiled, or another program is at work, tell nothing of the next iteration. As long as only one has
+        said that ranks differ, their speeds are not known."""
+        log_R = pace.speed_R.log()
+        before_R, self._log_R = self._log_R, log_R
+        agreed_R = torch.where(log_R * before_R > 0, torch.minimum(log_R.abs(), before_R.abs()).copysign(log_R), 0)
+        known = self._measured or float(log_R.max() - log_R.min()) < math.log(NOTICED)
+        self._measured = True
+        return replace(pace, speed_R=agreed_R.exp() / agreed_R.exp().mean(), known=known)
 
-def owners(order_B: Tensor, set_B: Tensor, size: int) -> Tensor:
+    def turns(self, sets: list[Tensor]) -> list[tuple[int, bool]]:
+        """The order in which this rank goes through sets (rows of each) that are worked on one after the other: (number, whether
+        it helps others there once its own rows are done). Apart it sees first to its own rows, then to those of others, of the
+        set that it is at before those that it would have to begin with."""
+        everything = range(len(sets))
+        if self.half_B is None:
+            return [(number, True) for number in everything]
+        own = [number for number in everything if bool((self.owner_B[sets[number]] == self.ranks.rank).any())]
+        last = own[-1] if own else -1
+        others = [number for number in (*everything[last + 1 :], *everything[: last + 1]) if number != last]
+        return [(number, number == last) for number in own] + [(number, True) for number in others]
+
+    def starts_of(self, owner_B: Tensor) -> Tensor:
+        """How many half-sets each rank begins with, at least 1, float64 [R]."""
+        if self.half_B is None:
+            return torch.ones(self.ranks.size, dtype=torch.float64)
+        pairs = torch.stack([owner_B, self.half_B]).unique(dim=1)[0]
+        return torch.bincount(pairs, minlength=self.ranks.size).double().clamp_min(1)
+
+    def _seconds(self, owner_B: Tensor, cost_B: Tensor) -> float:
+        """Of the rank that needs longest for its own rows, half-sets begun included."""
+        owned_R = self.starts_of(owner_B) * self.pace.start
+        return float((owned_R.index_add_(0, owner_B, cost_B) / self.pace.speed_R).max())
+
+
+def owners(order_B: Tensor, set_B: Tensor, size: int, half_B: Tensor | None = None) -> Tensor:
     """Which of `size` ranks begins with which row [B]: equal shares of every set of rows, each a run of the order of the files.
 
-    order_B: rows in that order; set_B: number of each row's set (half-set), so that all ranks have as much to do in each.
+    order_B: rows in that order; set_B: number of each row's set (half-set), so that all ranks have as much to do in each; half_B:
+    half-sets of which each rank is to have as few as possible (`Shares`), equal shares of sets among those that have the same.
     """
     owner_B = torch.zeros(len(order_B), dtype=torch.int64)
-    for number in set_B.unique():
-        mine = order_B[set_B[order_B] == number]
-        owner_B[mine] = torch.arange(len(mine)) * size // max(1, len(mine))
+    if half_B is None:
+        half_B = torch.zeros_like(owner_B)
+    halves, count_H = half_B.unique(return_counts=True)
+    for half, share_R in zip(halves, _shares_of_halves(count_H, size), strict=True):
+        for number in set_B[half_B == half].unique():
+            mine = order_B[(set_B[order_B] == number) & (half_B[order_B] == half)]
+            ends_R = (share_R.cumsum(0) * len(mine)).round()
+            owner_B[mine] = torch.searchsorted(ends_R, torch.arange(len(mine)).double(), right=True).clamp_max(size - 1)
     return owner_B
+
+
+def _shares_of_halves(count_H: Tensor, size: int) -> Tensor:
+    """Which part of each half-set each rank has [H, R], with as many rows for each rank (to a `CRUMB`): half-sets lie one after
+    another on a line, and ranks divide it."""
+    end_H, each = count_H.cumsum(0).double(), float(count_H.sum()) / size
+    first_R = each * torch.arange(size, dtype=torch.float64)
+    overlap_HR = torch.minimum(end_H[:, None], first_R + each) - torch.maximum((end_H - count_H)[:, None], first_R)
+    least_H1 = overlap_HR.amax(1, keepdim=True).clamp_max(CRUMB * each)
+    overlap_HR = torch.where(overlap_HR < least_H1, 0, overlap_HR)
+    return overlap_HR / overlap_HR.sum(1, keepdim=True)
 
 
 def load(owner_B: Tensor, cost_B: Tensor, speed_R: Tensor) -> float:
@@ -185,6 +247,13 @@ def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) 
     """Owners [B] with whom all ranks are done at once, in every set: whoever has too much gives away its last rows, first those
     that it did not read at the start; they go to ranks that read them then, and what is left in runs of the files' order."""
     new_B = owner_B.clone()
+    if shares.half_B is not None:
+        row_n = shares.order_B[torch.argsort(shares.half_B[shares.order_B], stable=True)]
+        for _ in range(2):  # who begins with how many half-sets is known after the first time
+            room_R = targets(float(cost_B.sum()), shares.pace, shares.starts_of(new_B))
+            new_B = owner_B.clone()
+            new_B[row_n] = _balanced(owner_B[row_n], home_B[row_n], cost_B[row_n], room_R)
+        return new_B
     for number in shares.set_B.unique():
         row_n = shares.order_B[shares.set_B[shares.order_B] == number]
         room_R = targets(float(cost_B[row_n].sum()), shares.pace)
@@ -192,14 +261,16 @@ def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) 
     return new_B
 
 
-def targets(total: float, pace: Pace) -> Tensor:
-    """Costs of all ranks' own rows that add up to `total`, so that all end at one time t: speed t - fixed - start.
+def targets(total: float, pace: Pace, starts_R: Tensor | None = None) -> Tensor:
+    """Costs of all ranks' own rows that add up to `total`, so that all end at one time t: speed t - fixed - start. starts: how
+    often each rank begins with a set, 1 if not said.
 
     None where that is less than nothing: a rank that would have to do a block for a few rows."""
-    fixed, used_R = (pace.fixed or 0.0) + pace.start, torch.ones(len(pace.speed_R), dtype=torch.bool)
+    starts_R = torch.ones_like(pace.speed_R) if starts_R is None else starts_R
+    fixed_R, used_R = (pace.fixed or 0.0) + pace.start * starts_R, torch.ones(len(pace.speed_R), dtype=torch.bool)
     while True:
-        end = (total + fixed * int(used_R.sum())) / float(pace.speed_R[used_R].sum())
-        room_R = pace.speed_R * end - fixed
+        end = (total + float(fixed_R[used_R].sum())) / float(pace.speed_R[used_R].sum())
+        room_R = pace.speed_R * end - fixed_R
         late_R = used_R & (room_R <= 0)
         if not bool(late_R.any()):
             return torch.where(used_R, room_R, 0.0)

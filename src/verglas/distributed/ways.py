@@ -20,13 +20,15 @@ class Ways:
     multiprocessors from computing); compress: they travel in half the bytes (None: between several hosts, if that is measured to
     be quicker); transform: the form of shared transforms (None: the quickest here). The latter three of shared solving only.
     share_volumes: in `refine` ranks have layers of references and sums (None: where the plan says that whole ones do not fit).
-    ahead: a GPU of several ranks, too, begins a batch before the last one is finished (alone it always does)."""
+    ahead: a GPU of several ranks, too, begins a batch before the last one is finished (alone it always does). apart: as far as it
+    can be each rank works on one half-set alone (`Shares`); else all work on both, and `overlap` counts there."""
 
     share_solving: bool = True
     overlap: bool | None = None
     compress: bool | None = None
     transform: Form | None = None
     share_volumes: bool | None = None
+    apart: bool = True
     ahead: bool = False  # four GPUs stood still in their second iteration with it: benchmarks/NOTES.md
 
     @classmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verglas.core.columns import ColumnSlab
 from verglas.core.rows import RowTable, packed_sphere
-from verglas.distributed.arrivals import Arrivals, CodedArrivals, Piece
+from verglas.distributed.arrivals import Arrivals, Piece, SentArrivals
 from verglas.distributed.ranks import Ranks
 from verglas.kernels.backproject import backproject
 from verglas.maximization.slabs import Slabs
@@ -129,17 +129,22 @@ class Accumulator:
         self._since_flush += slices
         self.slices += slices
 
-    def begin_adding(self, ranks: Ranks) -> Arrivals | None:
+    def begin_adding(self, ranks: Ranks, givers: list[int] | None = None) -> Arrivals | None:
         """Have the sums of all ranks travel: each will keep its slab alone. Until `add_up` nothing may be added.
 
-        None, and nothing is begun, if there are too few planes for all ranks, or this is not wanted (`Ways`).
+        givers: the ranks that have added anything, None: any may have. None, and nothing is begun, if there are too few planes
+        for all ranks, or this is not wanted (`Ways`).
         """
         slabs = Slabs.of(self.rows, self.padding, self.box, ranks) if ranks.size > 1 and ranks.ways.share_solving else None
         if slabs is not None:
             mine_V4 = self.running_V4.new_zeros(slabs.rows.count, 4)
-            kind = CodedArrivals if ranks.ways.compress and mine_V4.dtype == torch.float32 else Arrivals
-            self._arriving = slabs, mine_V4, kind(ranks, self._pieces(slabs, mine_V4), "sums of slices")
-            return self._arriving[2]
+            pieces, coded = self._pieces(slabs, mine_V4), bool(ranks.ways.compress) and mine_V4.dtype == torch.float32
+            if coded or (givers is not None and len(givers) < ranks.size):
+                arrivals: Arrivals = SentArrivals(ranks, pieces, "sums of slices", givers, coded)
+            else:
+                arrivals = Arrivals(ranks, pieces, "sums of slices")
+            self._arriving = slabs, mine_V4, arrivals
+            return arrivals
         return None
 
     def add_up(self, ranks: Ranks, share: bool = False) -> None:
@@ -147,7 +152,11 @@ class Accumulator:
         that slices are added in. share: each rank keeps its slab alone, if it can (`begin_adding`)."""
         if ranks.size == 1:
             return
-        if self._arriving is not None or (share and self.begin_adding(ranks) is not None):
+        if self._arriving is not None:
+            self._finish_adding(ranks)
+            return
+        counts = ranks.counts(self.slices)
+        if share and self.begin_adding(ranks, [rank for rank, count in enumerate(counts) if count]) is not None:
             self._finish_adding(ranks)
             return
         total_V = self.total()
@@ -155,8 +164,7 @@ class Accumulator:
             part = slice(first, first + VOXELS_AT_ONCE)
             self.running_V4[part, :3] = ranks.add_up(total_V[part, :3].to(self.running_V4.dtype).contiguous(), "sums of slices")
         self.settled_V3 = None
-        self.slices = sum(ranks.counts(self.slices))
-        self._since_flush = self.slices
+        self.slices = self._since_flush = sum(counts)
 
     def _pieces(self, slabs: Slabs, mine_V4: Tensor) -> Iterator[Piece]:
         """What travels to each rank; what comes to this one goes into mine_V4, which has room for it."""
@@ -174,8 +182,7 @@ class Accumulator:
         slabs, mine_V4, arrivals = self._arriving
         arrivals.finish()
         self.rows, self.slabs, self.running_V4, self.settled_V3, self._arriving = slabs.rows, slabs, mine_V4, None, None
-        self.slices = sum(ranks.counts(self.slices))
-        self._since_flush = self.slices
+        self.slices = self._since_flush = sum(ranks.counts(self.slices))
 
     @property
     def precision(self) -> str:

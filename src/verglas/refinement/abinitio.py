@@ -46,10 +46,11 @@ from verglas.refinement.abinitio_symmetry import (
     symmetry_begins,
     with_group,
 )
+from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import AbInitioConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import Session, quiet
-from verglas.refinement.expect import Computing, HalfExpectation, Plan
+from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.state import HalfModel, State, same_everywhere
 from verglas.refinement.step import Iteration, Stopwatch, copied, store
@@ -151,7 +152,8 @@ def gradient_round(
             part.release()
             on.ranks.meet("expectation")
             store(state.poses, found, on)
-            part.add_up()
+            part.add_up_slices()
+            part.add_up_sums()
         with watch("maximization"):
             state = gradient_step(state, part, step, config, mask_ZYX)
         done += len(step.rows)

@@ -24,9 +24,9 @@ from verglas.expectation.images import Prepared
 from verglas.expectation.search import Searcher
 from verglas.maximization.planes import solve_planes
 from verglas.projection.planes import FourierPlanes
+from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.dataset import Dataset
-from verglas.refinement.expect import Computing, Plan
 from verglas.refinement.plane_expect import PlaneExpectation
 from verglas.refinement.state import State
 

@@ -25,10 +25,11 @@ from verglas.particles.table import ParticleTable
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import driver, settle
 from verglas.refinement import schedule as sampling
+from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import Session, quiet, repeated
-from verglas.refinement.expect import Computing, HalfExpectation, Plan
+from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.state import HalfModel, Poses, State
 from verglas.refinement.step import (

@@ -53,10 +53,10 @@ from verglas.refinement.classify2d_schedule import (
     next_count,
     step_of,
 )
+from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.driver import Session, computing, first_noise, initial_poses, quiet, repeated
-from verglas.refinement.expect import Computing, Plan
 from verglas.refinement.model_fit import model_fits
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.plane_expect import PlaneExpectation

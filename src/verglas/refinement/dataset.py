@@ -57,12 +57,13 @@ class Dataset:
     def read(
         cls, table: ParticleTable, device: torch.device | str = "cpu", residency: Residency | None = None,
         progress: Progress | None = None, ranks: Ranks = ALONE, set_B: Tensor | None = None,
+        apart: bool = False,
     ) -> Dataset:  # fmt: skip
         """Read all images of `table`, or only open them, as `residency` says (None: into memory of `device`, in their own type).
 
-        Of several ranks each reads its share, and the share of every set of rows (set_B, half-sets) is alike; the lead alone
-        reads headers. Raises InputError for stacks or images that cannot be used; images that are streamed from files are checked
-        as they come.
+        Of several ranks each reads its share, and the share of every set of rows (set_B, half-sets) is alike, or, apart, of as
+        few sets as possible; the lead alone reads headers. Raises InputError for stacks or images that cannot be used; images
+        that are streamed from files are checked as they come.
         """
         residency, device = residency or Residency(), torch.device(device)
         files, group_B = _opened(table, ranks), torch.from_numpy(table.group_index_B.copy())
@@ -70,7 +71,8 @@ class Dataset:
         shares = None
         if ranks.size > 1:
             order_B = torch.from_numpy(files.in_file_order(np.arange(len(table))))
-            shares = Shares(order_B, group_B if set_B is None else set_B * len(table.groups) + group_B, ranks)
+            shares = Shares(order_B, group_B if set_B is None else set_B * len(table.groups) + group_B, ranks,
+                            set_B if apart else None)  # fmt: skip
         mine_B = np.ones(len(table), bool) if shares is None else (shares.owner_B == ranks.rank).numpy()
         passes = (residency.scratch is not None) + (residency.home != "disk")
         advance = _counted(progress, passes * int(mine_B.sum()), len(table))

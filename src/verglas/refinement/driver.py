@@ -22,10 +22,10 @@ from verglas.kernels.backproject import choose_backproject
 from verglas.maximization.reference import check_mask, flatten, initial_reference, initial_ssnr
 from verglas.particles.table import ParticleTable
 from verglas.refinement import schedule as sampling
-from verglas.refinement.config import RefineConfig
+from verglas.refinement.computing import Computing
+from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.costs import CONTEXT_BYTES, GB
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
-from verglas.refinement.expect import Computing
 from verglas.refinement.plan import RunPlan
 from verglas.refinement.plan_sizes import sets_of
 from verglas.refinement.residency import Residency
@@ -75,7 +75,9 @@ def prepare(
     if config.mask is not None:
         mask_ZYX = check_mask(read_map(config.mask), group.box, group.pixel_size, str(config.mask))
     set_B = torch.from_numpy(table.half_sets(config.seed).copy())
-    data = Dataset.read(table, on.device, residency, progress, ranks, set_B)
+    apart = ranks.ways.apart and not on.in_layers and on.turns == "overlapping"
+    apart = apart and not isinstance(config, ClassifyConfig)  # which has one set of all
+    data = Dataset.read(table, on.device, residency, progress, ranks, set_B, apart)
     state = initial_state(table, map_ZYX, first_noise(data, config, ranks), config)
     chosen["residency"] = residency.reason
     notices.append(chosen["residency"])

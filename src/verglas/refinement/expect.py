@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
@@ -11,15 +11,13 @@ from torch import Tensor
 
 from verglas.core.memory import uploaded
 from verglas.distributed.arrivals import Arrivals
-from verglas.distributed.handout import Handout
-from verglas.distributed.ranks import ALONE, Ranks
+from verglas.distributed.handout import Handout, all_taken
 from verglas.errors import VerglasError
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.given import GivenPoses
-from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise, image_preparer
-from verglas.expectation.in_plane import InPlaneGrid
+from verglas.expectation.images import ImagePreparer, NoiseSpectra, Prepared, common_noise, image_preparer
 from verglas.expectation.local import select_local, select_relaxed
-from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.expectation.sampling import OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
 from verglas.expectation.slices import FineSlices, Reference, Slicer
 from verglas.kernels.admit import Parents
@@ -28,15 +26,16 @@ from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices,
 from verglas.maximization.planes import PlaneAccumulator
 from verglas.maximization.sums import Sums
 from verglas.particles.preprocess import whole_pixels
+from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
 from verglas.refinement.ahead import in_order
 from verglas.refinement.batches import FineBytes
-from verglas.refinement.config import Align, RefineConfig
+from verglas.refinement.computing import Computing, Plan
+from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
-from verglas.refinement.helpers import NOBODY, Helpers
 from verglas.refinement.in_layers import InLayers, references_of
-from verglas.refinement.plan_sizes import Turns, mates_of
-from verglas.refinement.state import HalfModel, Poses, Schedule, direction_order
+from verglas.refinement.plan_sizes import mates_of
+from verglas.refinement.state import HalfModel, Poses, direction_order
 
 OUT_OF_MEMORY = (
     "The device ran out of memory, also with batches of half the size. Other programs may use it: free it, or give verglas less "
@@ -45,44 +44,6 @@ OUT_OF_MEMORY = (
 SOME = 128  # particles that stand for all of an optics group
 Finished = list[tuple[Tensor, BatchResult]]  # rows [B] of the table and their new values, part by part of a batch
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
-
-
-@dataclass(frozen=True)
-class Computing:
-    """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products; memory: bytes
-    that the arrays of a batch may take, and as many those of slices; ranks: processes that share the work; helpers: of this rank,
-    on CPU cores beside its GPU; cells: half-precision references as cells, too (`FourierVolume`); in_layers: every rank has
-    layers of references and sums (`InLayers`); ready: references made before, for the next expectation; turns: of half-sets."""
-
-    device: torch.device
-    dtype: torch.dtype
-    operand: torch.dtype
-    memory: float
-    ranks: Ranks = ALONE
-    helpers: Helpers = NOBODY
-    cells: bool = True
-    in_layers: bool = False
-    ready: list[Reference] = field(default_factory=list, compare=False)
-    turns: Turns = "overlapping"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an iteration does: grids, sizes (shells), whether it scores by correlation (first iteration), what it searches, and
-    how many coarse samples of a particle count at most (0: any number)."""
-
-    grid: OrientationGrid | InPlaneGrid
-    offsets: OffsetGrid
-    model_grid: ModelGrid
-    schedule: Schedule
-    correlate: bool
-    align: Align = "all"
-    most: int = 0
-
-    @property
-    def own_lists(self) -> bool:
-        """Whether each particle has orientations of its own: in local searches, or the one it came with."""
-        return self.align != "all" or self.schedule.local_sigma > 0
 
 
 class HalfExpectation:
@@ -120,13 +81,15 @@ class HalfExpectation:
         self.log_share_C = uploaded(torch.stack([model.direction_prior_D.sum() for model in models]), device).log()
         self.rotation_B33 = uploaded(poses.rotation_B33, device) if self._local else poses.rotation_B33
         self.halved, self.notices = False, list[str]()
+        self.name: str | None = None  # of the rows' counters, where ranks go through sets in different order (`Handout`)
         self._searchers: dict[int, Searcher] = {}
         self._slices: dict[tuple[float, ...], tuple[Slicer, Slicer, FineSlices]] = {}
 
     def make_references(self) -> None:
-        """What slices are cut from."""
-        maps = [model.map_ZYX for model in self.models]
-        self.volumes, self.layers = references_of(maps, self.plan.model_grid, self.on)
+        """What is not made when it is first needed: references in layers, which all ranks make together."""
+        if self.on.in_layers:
+            maps = [model.map_ZYX for model in self.models]
+            self.volumes, self.layers = references_of(maps, self.plan.model_grid, self.on)
 
     @cached_property
     def accumulators(self) -> list[Accumulator]:
@@ -135,6 +98,11 @@ class HalfExpectation:
         if self.layers is not None:
             return self.layers.sums
         return [Accumulator(g.box, g.radius, g.padding, on.device, on.dtype) for _ in self.models]
+
+    @cached_property
+    def volumes(self) -> list[FourierVolume]:
+        """What slices are cut from."""
+        return references_of([model.map_ZYX for model in self.models], self.plan.model_grid, self.on)[0]
 
     def leave_references(self) -> None:
         """Leave what slices were cut from to the next expectation, which may be of the same maps."""
@@ -156,31 +124,34 @@ class HalfExpectation:
         prior_D = uploaded(torch.cat([model.direction_prior_D for model in self.models]), self.on.device)
         return torch.log(prior_D / prior_D.mean()).repeat_interleave(self.plan.grid.n_psi)
 
-    def run(self, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
+    def run(self, rows: Tensor, helps: bool = True) -> Iterator[tuple[Tensor, BatchResult]]:
         """Yield (rows [B] of the table, their new values) batch by batch."""
-        for parts in in_order(self.begun(rows), self.on.device, self.on.memory, self.on.ranks):
+        for parts in in_order(self.begun(rows, helps), self.on.device, self.on.memory, self.on.ranks):
             yield from parts
 
-    def begun(self, rows: Tensor) -> Iterator[Callable[[], Finished]]:
-        """Batch by batch after its coarse search: what finishes it. To be called in this order, by whichever thread."""
-        self.sums_of_slices()  # their memory before that of any batch
+    def begun(self, rows: Tensor, helps: bool = True) -> Iterator[Callable[[], Finished]]:
+        """Batch by batch after its coarse search: what finishes it. To be called in this order, by whichever thread. helps: other
+        ranks, once this one's own rows are done."""
         for group in range(len(self.data.groups)):
             mine = rows[self.data.group_B[rows] == group]
             if len(mine) == 0:
                 continue
-            searcher = self.searcher_of(group)
+            name = None if self.name is None else f"{self.name}.{group}"
+            if name is not None and all_taken(mine, self.data.shares, name):
+                continue
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
-            for block in self._blocks(mine, self.batch_size(searcher, group)):
-                yield from self._block(searcher, block, group)
+            for block in self._blocks(mine, self.batch_size(group), name, helps):
+                self.sums_of_slices()  # their memory before that of any batch
+                yield from self._block(self.searcher_of(group), block, group)
 
-    def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
-        """All rows, at most `size` at a time; of several ranks those that this one gets to work on."""
+    def _blocks(self, rows: Tensor, size: int, name: str | None, helps: bool) -> Iterator[Tensor]:
+        """All rows, at most `size` at a time; of several ranks those that this one gets to work on (name, helps: `Handout`)."""
         if self.data.shares is None:
             self.data.announce(rows, size)
             yield from rows.split(size)
             return
-        handout = Handout(rows, self.data.shares, self.poses.significant_B)
+        handout = Handout(rows, self.data.shares, self.poses.significant_B, name=name, helps=helps)
         size = handout.best(size)
         self.data.announce(handout.own(), size)
         yield from handout.blocks(size, self.data.announce_next)
@@ -243,12 +214,14 @@ class HalfExpectation:
         begun = (one.begin_adding(self.on.ranks) for one in self.sums_of_slices())
         return [arrivals for arrivals in begun if arrivals is not None]
 
-    def add_up(self, share: bool = False) -> None:
-        """Add up the sums of all ranks, after `release`; `sums` go to the host. share: ranks may share the solving
-        (`Accumulator.add_up`)."""
-        self.sums = self.sums.added_up(self.on.ranks).to("cpu")
+    def add_up_slices(self, share: bool = False) -> None:
+        """Add up the sums of slices of all ranks, after `release`. share: ranks may share the solving (`Accumulator.add_up`)."""
         for one in self.sums_of_slices():
             one.add_up(self.on.ranks, share)
+
+    def add_up_sums(self) -> None:
+        """Add up `sums`, which go to the host; where slices' sums of any set are under way, after all of these have arrived."""
+        self.sums = self.sums.added_up(self.on.ranks).to("cpu")
 
     def add_sums(self, sums: Sums, packed: list[tuple[Tensor, int]]) -> None:
         """Add what another process has found, before `release`; packed: of each of its `sums_of_slices`."""
@@ -260,10 +233,10 @@ class HalfExpectation:
         """All that slices were added to."""
         return self.accumulators
 
-    def batch_size(self, searcher: Searcher, group: int) -> int:
+    def batch_size(self, group: int) -> int:
         """Particles at once on the coarse grid: shifted images, scores and the images themselves fit the memory for batches, and
         images that are streamed fit theirs."""
-        orientations = self.grid.count
+        preparer, orientations = self._preparer_of(group), self.grid.count
         if self._local:
             orientations = min(orientations, costs.LOCAL_ORIENTATIONS * mates_of(self.config) * len(self.models))
         elif self.plan.align != "all":
@@ -272,7 +245,7 @@ class HalfExpectation:
         reduced = self.on.operand == torch.float16 and not dense
         each = costs.reserved_bytes(
             costs.Counts(
-                searcher.preparer.group.box, searcher.preparer.pixels.count, searcher.preparer.coarse_count,
+                preparer.group.box, preparer.pixels.count, preparer.coarse_count,
                 orientations, len(self.plan.offsets.coarse_T2), self._local, reduced,
             ),
             BYTES[self.on.operand], BYTES[self.on.dtype],
@@ -372,12 +345,16 @@ class HalfExpectation:
     def searcher_of(self, group: int) -> Searcher:
         """What compares the particles of an optics group."""
         if group not in self._searchers:
-            config, on = self.config, self.on
-            geometry = self.data.groups[group], self.plan.model_grid, config.diameter, config.mask_edge
-            preparer = image_preparer(*geometry, on.device, on.dtype)
+            preparer = self._preparer_of(group)
             some = partial(self._some_weights, group)
             self._searchers[group] = Searcher(preparer, self.space, *self._slices_of(preparer), some)
         return self._searchers[group]
+
+    def _preparer_of(self, group: int) -> ImagePreparer:
+        """What makes the images of an optics group comparable."""
+        config, on = self.config, self.on
+        geometry = self.data.groups[group], self.plan.model_grid, config.diameter, config.mask_edge
+        return image_preparer(*geometry, on.device, on.dtype)
 
     def _some_weights(self, group: int) -> Tensor:
         """`weights` of a few of an optics group's particles: of all half-sets, and of all ranks."""

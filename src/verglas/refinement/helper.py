@@ -21,10 +21,10 @@ import torch
 
 from verglas.distributed.wire import Wire
 from verglas.maximization.gather import BatchResult
+from verglas.refinement.computing import Computing
 from verglas.refinement.costs import GB
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.driver import computing
-from verglas.refinement.expect import Computing
 from verglas.refinement.helpers import Answer, Begin, Task
 from verglas.refinement.residency import Residency
 

@@ -34,8 +34,9 @@ from verglas.refinement.state import HalfModel, Poses, direction_order
 
 if TYPE_CHECKING:
     from verglas.particles.table import ParticleTable
+    from verglas.refinement.computing import Plan
     from verglas.refinement.dataset import Dataset
-    from verglas.refinement.expect import Finished, HalfExpectation, Plan
+    from verglas.refinement.expect import Finished, HalfExpectation
 
 CORES_OF_RANK = 2  # that a rank with a GPU keeps for itself: starting kernels, reading images, writing files
 FEWEST_THREADS = 4  # of a helper that nobody asked for
@@ -172,7 +173,7 @@ class Helpers(AbstractContextManager["Helpers"]):
         self.data, self.begin, self.ranks, self.wanted = data, begin, ranks, wanted
         self.helpers: list[Helper] = []
         self._lent_n = self._nothing = torch.empty(0, dtype=torch.int64)
-        self._set: Tensor | None = None  # rows of the set that helpers help with
+        self._set: Tensor | None = None  # rows of the set that this rank's helpers help with
         self._began, self._number, self._total = 0.0, 0, 0
         self._worked, self._all = 0, 0  # rows that helpers worked on, and all, since they were last read
 
@@ -194,14 +195,19 @@ class Helpers(AbstractContextManager["Helpers"]):
         self, kind: type[HalfExpectation], sets: list[tuple[list[HalfModel], Tensor]], poses: Poses, data: Dataset, plan: Plan,
         config: RefineConfig,
     ) -> None:  # fmt: skip
-        """At the beginning of an expectation: give helpers rows of a late set, but not of a small one. sets: models and rows."""
+        """At the beginning of an expectation: give helpers rows of a late set, but not of a small one; of ranks that have sets
+        apart rows of their own one. sets: models and rows."""
         self._lent_n, self._set, self._began = self._nothing, None, time.perf_counter()
         if self.data is None or data is not self.data:
             return
         self._total, largest = sum(len(rows) for _, rows in sets), max(len(rows) for _, rows in sets)
         models, rows = next((models, rows) for models, rows in reversed(sets) if 2 * len(rows) >= largest)
+        parts = self.ranks.size
+        if data.shares is not None and data.shares.half_B is not None:
+            models, rows = max(sets, key=lambda one: len(self._own_of(one[1])))
+            parts = max(1, round(len(rows) / max(1, len(self._own_of(rows)))))
         self._set = rows
-        lent_n, most = self._nothing, len(rows) // (2 * self.ranks.size * max(1, len(self.helpers)))
+        lent_n, most = self._nothing, len(rows) // (2 * parts * max(1, len(self.helpers)))
         self.hear()
         for helper in self.helpers:
             trial = helper.free and helper.lending.wants_trial()
@@ -215,29 +221,37 @@ class Helpers(AbstractContextManager["Helpers"]):
             lent_n = lent_n if trial else torch.cat([lent_n, mine_n])
         self._lent_n = torch.cat(self.ranks.everyones(lent_n, "lent"))
 
-    def begun(self, half: HalfExpectation, rows: Tensor) -> Iterator[Callable[[], Finished]]:
-        """As `half.begun(rows)`, rows being those of a set; with what helpers found of them."""
-        if rows is not self._set:
-            return half.begun(rows)
+    def help_with(self, rows: Tensor) -> bool:
+        """Whether this is the set that this rank's helpers help with."""
+        return rows is self._set
+
+    def begun(self, half: HalfExpectation, rows: Tensor, helps: bool = True) -> Iterator[Callable[[], Finished]]:
+        """As `half.begun(rows, helps)`, rows being those of a set, without those that were lent; then one batch after the other,
+        as what helpers find is added afterwards."""
         if len(self._lent_n) == 0:
-            return self._watched(half, rows)
-        return (partial(list, [found]) for found in self._run(half, rows))
+            return half.begun(rows, helps)
+        return (partial(list, [found]) for found in half.run(without(rows, self._lent_n, len(half.data)), helps))
 
-    def _watched(self, half: HalfExpectation, rows: Tensor) -> Iterator[Callable[[], Finished]]:
-        """As `half.begun(rows)`; how long it took tells what can be lent the next time."""
-        yield from half.begun(rows)
-        self._through(time.perf_counter() - self._began, 0)
-
-    def _run(self, half: HalfExpectation, rows: Tensor) -> Iterator[tuple[Tensor, BatchResult]]:
-        """As `half.run(rows)` with the set that helpers help with."""
-        yield from half.run(without(rows, self._lent_n, len(half.data)))
+    def rest(self, sets: list[tuple[HalfExpectation, Tensor]]) -> Iterator[Callable[[], Finished]]:
+        """When all else is through: what helpers found, and the rows of these sets that did not come back. How long the
+        expectation took tells what can be lent the next time."""
+        if self._set is None:
+            return
+        if len(self._lent_n) == 0:
+            self._through(time.perf_counter() - self._began, 0)
+            return
+        half = next(half for half, rows in sets if rows is self._set)
         if half.on.device.type == "cuda":  # sums are fetched from there anyway when a set is through
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._began
         back, missing_n = self._taken_back(half, seconds)
-        yield from back
+        yield from (partial(list, [found]) for found in back)
         missing_n = torch.cat(self.ranks.everyones(missing_n, "not back"))
-        yield from half.run(missing_n)
+        for half, rows in sets:
+            here_n = missing_n[torch.isin(missing_n, rows)]
+            if len(here_n):
+                half.name = None
+                yield from (partial(list, [found]) for found in half.run(here_n))
         self._through(seconds, len(self._lent_n) - len(missing_n))
 
     def _through(self, seconds: float, worked: int) -> None:
@@ -264,11 +278,14 @@ class Helpers(AbstractContextManager["Helpers"]):
         """The rows that this rank begins with, of the largest optics group; where neighbours in direction share slices, in their
         order."""
         assert self.data is not None
-        shares = self.data.shares
-        own_n = rows if shares is None else rows[shares.owner_B[rows] == self.ranks.rank]
+        own_n = self._own_of(rows)
         group_n = self.data.group_B[own_n]
         own_n = own_n[group_n == group_n.mode().values] if len(own_n) else own_n
         return own_n[torch.argsort(direction_order(poses.rotation_B33[own_n]))] if plan.schedule.local_sigma else own_n
+
+    def _own_of(self, rows: Tensor) -> Tensor:
+        shares = None if self.data is None else self.data.shares
+        return rows if shares is None else rows[shares.owner_B[rows] == self.ranks.rank]
 
     def _taken_back(self, half: HalfExpectation, seconds: float) -> tuple[list[tuple[Tensor, BatchResult]], Tensor]:
         """Add what this rank's helpers found to its own; (rows and their results, rows that did not come back)."""

@@ -20,7 +20,7 @@ from verglas.projection.layered import LayeredVolume
 from verglas.projection.volume import FourierVolume
 
 if TYPE_CHECKING:
-    from verglas.refinement.expect import Computing
+    from verglas.refinement.computing import Computing
 
 
 def references_of(maps: list[Tensor], grid: ModelGrid, on: Computing) -> tuple[list[FourierVolume], InLayers | None]:

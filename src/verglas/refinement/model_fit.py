@@ -20,10 +20,10 @@ from torch import Tensor
 from verglas.maximization.reference import low_pass
 from verglas.refinement import abinitio, single
 from verglas.refinement.abinitio_schedule import resolutions
+from verglas.refinement.computing import Computing
 from verglas.refinement.config import AbInitioConfig, Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import first_noise
-from verglas.refinement.expect import Computing
 from verglas.refinement.step import expect, particle_sets, plan_of
 
 EDGE = 2  # shells of the images beyond that of the resolution: those where the map fades out

@@ -24,9 +24,10 @@ from verglas.maximization.reference import check_mask
 from verglas.maximization.sums import Sums
 from verglas.projection.volume import FourierVolume
 from verglas.refinement.components import find_components
+from verglas.refinement.computing import Computing
 from verglas.refinement.config import ClassifyConfig
 from verglas.refinement.dataset import Dataset, Progress
-from verglas.refinement.expect import Computing, HalfExpectation
+from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.state import State
 from verglas.refinement.step import ParticleSet, plan_of
 

@@ -36,9 +36,10 @@ from verglas.maximization.sums import (
 from verglas.maximization.waiting import Waiting
 from verglas.refinement import schedule as sampling
 from verglas.refinement.ahead import in_order
+from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
-from verglas.refinement.expect import Computing, Finished, HalfExpectation, Plan
+from verglas.refinement.expect import Finished, HalfExpectation
 from verglas.refinement.state import HalfModel, Poses, Schedule, State
 
 MINIMUM_SHELL = 5  # the resolution is never taken to be worse than this shell
@@ -131,7 +132,7 @@ class HalfSetExpectation(HalfExpectation):
 
     def release(self) -> HalfExpectation:
         """As that of any set; the memory of references, too."""
-        self.volumes = []
+        self.__dict__.pop("volumes", None)  # made anew should they be needed once more
         return super().release()
 
     def make_way(self) -> None:
@@ -218,35 +219,48 @@ def expect(
 ) -> tuple[list[HalfExpectation], Poses]:  # fmt: skip
     """The expectation of all sets: their sums, and the new poses of all particles. kind: what works through a set.
 
-    The sums of one set travel to the ranks that solve with them while the next set is worked on.
+    Ranks that have half-sets apart go through them in an order of their own (`Shares.turns`). Else the sums of one set travel to
+    the ranks that solve with them while the next set is worked on, if that is wanted.
     """
-    new, done, finished, total = copied(poses), 0, list[HalfExpectation](), sum(len(one.rows) for one in sets)
+    new, done, total, halves = copied(poses), 0, sum(len(one.rows) for one in sets), dict[int, HalfExpectation]()
     found, under_way = list[tuple[Tensor, BatchResult]](), deque[Arrivals]()
     notices = data.follow_speed(poses.significant_B)
     if not on.in_layers:
         on.helpers.lend(kind, [(one.models, one.rows) for one in sets], poses, data, plan, config)
+    apart, rows_of = data.shares is not None and data.shares.half_B is not None, [one.rows for one in sets]
+    number_of = next(on.ranks.sequence) if apart else 0
 
-    def begun(some: list[ParticleSet]) -> Iterator[Callable[[], Finished | HalfExpectation]]:
-        for one in some:
-            finished.append(kind(one.models, data, poses, plan, config, on))
-            yield from on.helpers.begun(finished[-1], one.rows)
-            yield finished[-1].release
+    def begun(some: list[tuple[int, bool]]) -> Iterator[Callable[[], Finished | HalfExpectation]]:
+        for number, helps in some:
+            if number not in halves:
+                halves[number] = kind(sets[number].models, data, poses, plan, config, on)
+                halves[number].name = f"{number_of}.{number}" if apart else None
+            yield from on.helpers.begun(halves[number], rows_of[number], helps)
+            if (number, helps) == turns[-1] if apart else on.helpers.help_with(rows_of[number]):
+                yield from on.helpers.rest([(halves[one], rows_of[one]) for one in (sorted(halves) if apart else [number])])
+            yield halves[number].release
 
-    for some in [sets] if on.turns == "overlapping" else [[one] for one in sets]:
+    turns = [(number, True) for number in range(len(sets))] if data.shares is None else data.shares.turns(rows_of)
+    for some in [turns] if on.turns == "overlapping" else [[turn] for turn in turns]:
         for what in in_order(begun(some), on.device, on.memory, on.ranks):
             if isinstance(what, HalfExpectation):
-                under_way += what.begin_adding()
+                under_way += [] if apart else what.begin_adding()
                 continue
             for batch, result in what:
                 found.append((batch, result))
                 done += len(batch)
                 progress("expectation", done, total)
             advance(under_way)
-        if some[-1] is not sets[-1] and isinstance(finished[-1], HalfSetExpectation):
-            finished[-1].make_way()
+        half = halves[some[-1][0]]
+        if some[-1] != turns[-1] and isinstance(half, HalfSetExpectation):
+            half.make_way()
     on.ranks.meet("expectation", partial(advance, under_way))
+    finished = [halves[number] for number in range(len(sets))]
     for half in finished:
-        half.add_up(share=True)
+        half.add_up_slices(share=True)
+    for half in finished:  # GPUs would mistake this for a piece of what is under way
+        half.add_up_sums()
+    on.ready.clear()  # of a set that another rank has worked on
     store(new, found, on)
     finished[0].notices[:0] = notices
     return finished, new

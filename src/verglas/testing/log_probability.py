@@ -23,7 +23,8 @@ from verglas.kernels.coarse import Orientations, coarse
 from verglas.kernels.keep import Kept
 from verglas.kernels.significant import Significance, significant
 from verglas.projection.volume import LARGEST_HALF, FourierVolume, in_half
-from verglas.refinement.expect import Computing, HalfExpectation
+from verglas.refinement.computing import Computing
+from verglas.refinement.expect import HalfExpectation
 from verglas.testing.made_up import Problem
 
 NEARLY_ALL = 1 - 1e-7  # of the weight

@@ -19,9 +19,9 @@ from verglas.optics.ctf import CtfParameters, ctf_reference_BK
 from verglas.optics.group import OpticsGroup
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import FourierVolume
+from verglas.refinement.computing import Plan
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
-from verglas.refinement.expect import Plan
 from verglas.refinement.schedule import coarse_size
 from verglas.refinement.state import HalfModel, Poses, Schedule, flat_spectrum
 from verglas.simulation.maps import truth_map
