@@ -45,7 +45,7 @@ class LayeredAccumulator(Accumulator):
         """Add (re, im, weight) of the pixels that this rank has."""
         super().add(values_R3k[:, :2], values_R3k[:, 2], rotation_R33, pixels.coordinates_k3)
 
-    def begin_adding(self, ranks: Ranks) -> Arrivals | None:
+    def begin_adding(self, ranks: Ranks, givers: list[int] | None = None) -> Arrivals | None:
         """Nothing to do: sums are those of all ranks already."""
         return None
 
