@@ -8,11 +8,12 @@ component (real or imaginary); they are 0 beyond the radius of the sums. Weights
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from verglas.core.memory import in_host_memory
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.solve import SolvedSums, gather_sums
@@ -53,8 +54,10 @@ def solve_halves(
     join_shell: up to it both halves get the mean of their sums, so that they do not drift apart (FSC 1 there).
     fsc_S: a curve to use, or a function of the two unregularised maps; None: of the averages, unmasked.
     The accumulators are used up. support_ZYX: bool, the voxels that are wanted of maps that ranks share (`SolvedSums.map`).
+    Where one half's sums wait on the host, maps come there, too.
     """
     halves = gathered_halves(sums, symmetry)
+    there = _home(halves)
     join_low_shells(halves, join_shell)
     if fsc_S is None:
         curve_S = fsc_of_sums(halves)
@@ -62,7 +65,8 @@ def solve_halves(
         curve_S = fsc_S(in_turn(halves, SolvedSums.map, keep=True)) if callable(fsc_S) else fsc_S
 
     def solved(half: SolvedSums) -> Solution:
-        return _solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX)
+        found = _solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX)
+        return replace(found, map_ZYX=there(found.map_ZYX))
 
     return in_turn(halves, solved, keep=False), curve_S
 
@@ -72,15 +76,16 @@ def solve_joined(
 ) -> tuple[Solution, list[Tensor], Tensor]:
     """The last iteration (facts 5.5): the map of all particles, both half maps without prior or joining, and the FSC.
 
-    join_shell: as in `solve_halves`, for the FSC only. The accumulators are used up.
+    join_shell: as in `solve_halves`, for the FSC only. The accumulators are used up, and half maps come to the host as there.
     """
     halves = gathered_halves(sums, symmetry)
-    half_maps = in_turn(halves, SolvedSums.map, keep=True)
+    device, there = halves[0].device, _home(halves)
+    half_maps = in_turn(halves, lambda half: there(half.map()), keep=True)
     if fsc_S is None:
         join_low_shells(halves, join_shell)  # which leaves their sum as it is
         curve_S = fsc_of_sums(halves)
     else:
-        curve_S = fsc_S(half_maps) if callable(fsc_S) else fsc_S
+        curve_S = fsc_S([one.to(device) for one in half_maps]) if callable(fsc_S) else fsc_S
     return _solve_with_fsc(_added(halves), curve_S, tau2_fudge, True), half_maps, curve_S
 
 
@@ -102,6 +107,11 @@ def solve_single(
 def gathered_halves(sums: HalfSums, symmetry: str) -> list[Half]:
     """Both halves with Friedel partners and point group applied; the accumulators are used up."""
     return alike([half if isinstance(half, Waiting) else gather_sums([half], symmetry, consume=True) for half in sums])
+
+
+def _home(halves: list[Half]) -> Callable[[Tensor], Tensor]:
+    """What brings maps to where they stay."""
+    return in_host_memory if any(isinstance(half, Waiting) for half in halves) else lambda map_ZYX: map_ZYX
 
 
 def _added(halves: list[Half]) -> SolvedSums:

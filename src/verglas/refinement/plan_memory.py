@@ -224,5 +224,5 @@ def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
         Item("half transform of the map", where, _half_transform(run, sizes, element) / ranks),
         Item("columns of the transform", where, _some_columns(run, sizes, element)),
         Item("map that is made", where, map_itself),
-        Item("maps made, mask", where, maps * 4 * pixels + mask),
+        Item("maps made, mask", where, 0.0 if run.turns == "waiting" else maps * 4 * pixels + mask),
     ]

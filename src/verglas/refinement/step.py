@@ -343,10 +343,13 @@ def maximise(
         joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
         joined = replace(joined, map_ZYX=joined.map_ZYX.cpu())
         return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [half.cpu() for half in unfil])
-    mask = reference_mask(state, config, mask_ZYX, on.device)
-    solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve, mask > 0)
+    waits = on.turns == "waiting"
+    mask = None if waits else reference_mask(state, config, mask_ZYX, on.device)
+    support_ZYX = None if mask is None else mask > 0
+    solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve, support_ZYX)
+    mask = reference_mask(state, config, mask_ZYX, on.device) if mask is None else mask
     models = [with_map(model, solution, mask) for model, solution in zip(state.halves, solutions)]
-    if on.turns == "waiting":
+    if waits:
         models = [replace(model, map_ZYX=in_host_memory(model.map_ZYX)) for model in models]
     return replace(state, halves=models, fsc_S=fsc_S.cpu()), None
 
@@ -361,7 +364,7 @@ def reference_mask(state: State, config: RefineConfig, mask_ZYX: Tensor | None, 
 def with_map(model: HalfModel, solution: Solution, mask_ZYX: Tensor) -> HalfModel:
     """The model with its new map, masked, and the map's spectra."""
     spectra = {name: getattr(solution, name).cpu() for name in ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")}
-    return replace(model, map_ZYX=(solution.map_ZYX * mask_ZYX).float(), **spectra)
+    return replace(model, map_ZYX=(solution.map_ZYX.to(mask_ZYX.device) * mask_ZYX).float(), **spectra)
 
 
 def restarted(state: State, config: RefineConfig) -> State:
