@@ -16,6 +16,7 @@
 #define __shared__ static
 
 struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
 struct Index { int x, y, z; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 using std::isfinite;

@@ -21,6 +21,7 @@ from verglas.maximization.point_group import apply_in_planes, apply_point_group
 from verglas.maximization.slabs import Slabs, stays_in_planes
 from verglas.maximization.transform_probes import form_for
 from verglas.maximization.transforms import MapPart, SharedTransform, beyond_sphere, extent_along_y
+from verglas.projection.axes import Sums
 from verglas.projection.pruned import Fill, PaddedGrid, map_of
 from verglas.projection.volume import coordinate_chunks, padded_size, radius2
 
@@ -146,7 +147,7 @@ class SolvedSums:
             scale = torch.where(inside & (weight > 0), 1 / (weight * gain_S[shell]).clamp_min(1e-30), 0)
             fourier_ZYX2[:, y_Y % grid.size] = self.data_V2[address] * scale[..., None]
 
-        return fill
+        return Fill(fill, Sums(self.data_V2, self.rows, self.weight_V, curves_S, self.padding))
 
     def shell_sums(self, rounding: float = 0.5, prior_S: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the weight, voxels, and voxels with weight >= prior of each shell floor(r / padding + rounding)."""

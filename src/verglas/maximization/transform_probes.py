@@ -35,7 +35,7 @@ PROBES = {
 }
 REPEATS = 3
 WORTH_ASKING = 96  # px of a box: below it every form takes some ms, less than a probe
-FORMAT = 1
+FORMAT = 2
 
 
 def form_for(slabs: Slabs, box: int, size: int, wanted: int, element: int = 4) -> Form:

@@ -29,7 +29,9 @@ from verglas.distributed.ways import FORMS, Form
 from verglas.maximization.slabs import Slabs
 from verglas.maximization.stride_parts import Strides
 from verglas.maximization.transform_costs import Shape
-from verglas.projection.pruned import Fill, PaddedGrid, correction_at, map_of, runs
+from verglas.projection import axes as kernels
+from verglas.projection.axes import Axes, Between, Sums
+from verglas.projection.pruned import Fill, PaddedGrid, correction_at, largest_below, map_of, runs
 
 EDGE = 3.0  # px, of the sphere outside of which a map is its mean
 
@@ -49,6 +51,12 @@ class MapPart:
     def finish(self, size: int, filled: bool, ranks: Ranks) -> None:
         """Fill the corners with their mean (`fill_outside`; `filled`: whether they are wanted) and divide by the gridding
         correction at padded size P; in place. ranks: those that have the other parts."""
+        axes = self._axes(size)
+        if axes is not None:
+            total_2 = ranks.add_up(axes.outside(self.values_ZYX, self.z_A, self.y.start), "curves") if filled else None
+            mean_1 = None if total_2 is None else (total_2[:1] / total_2[1].clamp_min(1e-12)).float()
+            axes.finish(self.values_ZYX, mean_1, self.z_A, self.y.start)
+            return
         mean = self._mean_outside(ranks) if filled else 0.0
         for part, distance in self._distances():
             values = self.values_ZYX[part]
@@ -56,6 +64,12 @@ class MapPart:
                 inside = raised_cosine(distance, self.box / 2, EDGE)
                 values.mul_(inside).add_((1 - inside).mul_(mean))
             values.div_(correction_at(distance, size))
+
+    def _axes(self, size: int) -> Axes | None:
+        """The kernels of a GPU, if they take this part."""
+        values = self.values_ZYX
+        served = kernels.serves(self.box, size, values.device, values.dtype) and values.is_contiguous() and values.numel() > 0
+        return Axes(self.box, size, values.device) if served else None
 
     def _mean_outside(self, ranks: Ranks) -> Tensor:
         sums_2 = torch.zeros(2, dtype=torch.float64, device=self.values_ZYX.device)
@@ -106,6 +120,9 @@ class SharedTransform:
         is elsewhere, only what is needed of it comes to the voxels' device. dtype: of the voxels, by default the map's."""
         grid, rows = self.grid(at_radius=True), self.slabs.rows
         dtype = map_ZYX.dtype if dtype is None else dtype
+        axes = grid.axes(dtype)
+        if axes is not None and self.form != "stride":
+            return self._voxels_by_kernels(axes, map_ZYX)
         out_V2 = torch.zeros(rows.count, 2, dtype=dtype, device=rows.device)
 
         def take(cut_ZYX: Tensor, first: int) -> None:
@@ -156,11 +173,10 @@ class SharedTransform:
         return (self._strides().planes_of(rank) if self.form == "stride" else every_A), wanted
 
     def _grids(self, at_radius: bool) -> list[PaddedGrid]:
-        planes = [self.slabs.planes_of(rank, at_radius) for rank in range(self.slabs.ranks.size)]
-        return [PaddedGrid.of(self.slabs.whole, self.box, self.size, plane_Z) for plane_Z in planes]
+        return [PaddedGrid.of(self.slabs.whole, self.box, self.size, plane_Z) for plane_Z in self._planes(at_radius)]
 
     def _most_planes(self) -> int:
-        return max(len(self.slabs.planes_of(rank, True)) for rank in range(self.slabs.ranks.size))
+        return max(len(plane_Z) for plane_Z in self._planes(True))
 
     def _strides(self) -> Strides:
         return Strides.of(self.box, self.size, self.slabs.ranks, self.slabs.whole.device)
@@ -180,6 +196,9 @@ class SharedTransform:
 
     def _transposed(self, fill: Fill, dtype: torch.dtype, wanted: range) -> Tensor:
         """This rank's rows y, all z of them."""
+        axes = self.grid().axes(dtype)
+        if axes is not None:
+            return self._map_by_kernels(axes, fill.sums, wanted)
         grid, ends = self.grid(), self._ends_along_y(wanted)
         count = ends[self.slabs.ranks.rank + 1] - ends[self.slabs.ranks.rank]
         half_ZYX = torch.empty(self.box, count, grid.columns, dtype=dtype.to_complex(), device=grid.plane_Z.device)
@@ -195,6 +214,47 @@ class SharedTransform:
                 all_ZXY[plane % self.size, column] = found
             half_ZYX[:, :, part] = torch.fft.ifft(all_ZXY, dim=0).index_select(0, grid.middle()).transpose(1, 2)
         return grid.along_x(half_ZYX)
+
+    def _map_by_kernels(self, axes: Axes, sums: Sums, wanted: range) -> Tensor:
+        """As `_transposed`, on a GPU."""
+        ranks, ends, grid = self.slabs.ranks, self._ends_along_y(wanted), self.grid()
+        planes, limit2 = self._planes(False), largest_below(self.slabs.whole.radius)
+        mine_Z, count = planes[ranks.rank], ends[ranks.rank + 1] - ends[ranks.rank]
+        half_ZYX = axes.half(count, grid.columns)
+        for part in axes.column_runs(grid.columns, self._most_planes() * len(wanted)):
+            own = Between.of(self.size, [mine_Z], len(wanted), part, limit2, axes.device)
+            cut_YL = torch.empty(len(wanted), own.counts[0], dtype=torch.complex64, device=axes.device)
+            axes.to_y(cut_YL, own, sums, grid.plane_Z.int(), wanted, part)
+            every = Between.of(self.size, planes, count, part, limit2, axes.device)
+            parts = [cut_YL[low - wanted.start : high - wanted.start] for low, high in pairwise(ends)]
+            found = self._exchanged(parts, [(count, n) for n in every.counts])
+            axes.to_z(half_ZYX, found[0], every, part)  # of one array: what comes from the other ranks lies behind it
+        return axes.to_x(half_ZYX, grid.columns)
+
+    def _voxels_by_kernels(self, axes: Axes, map_ZYX: Tensor) -> Tensor:
+        """As `from_map`, on a GPU."""
+        ranks, rows, grid, limit2 = self.slabs.ranks, self.slabs.rows, self.grid(True), int(self.slabs.whole.radius**2)
+        z_A, y = self.place_of(ranks.rank, range(self.box))
+        half_ZYX = axes.from_x(map_ZYX[:, y.start : y.stop].to(axes.device, torch.float32), z_A, y.start, grid.columns)
+        out_V2, planes = torch.zeros(rows.count, 2, device=axes.device), self._planes(True)
+        for part in axes.column_runs(grid.columns, self._most_planes() * self.box):
+            mine = Between.of(self.size, [planes[ranks.rank]], self.box, part, limit2, axes.device)
+            if self.form == "replicated":
+                cut_YL = torch.empty(self.box, mine.counts[0], dtype=torch.complex64, device=axes.device)
+                axes.from_z(half_ZYX, cut_YL, mine, part)
+            else:
+                every = Between.of(self.size, planes, len(y), part, limit2, axes.device)
+                cut = torch.empty(len(y) * sum(every.counts), dtype=torch.complex64, device=axes.device)
+                axes.from_z(half_ZYX, cut, every, part)
+                lines, ends = [len(y) * n for n in every.counts], self._ends_along_y(range(self.box))
+                shapes = [(high - low, mine.counts[0]) for low, high in pairwise(ends)]
+                cut_YL = self._exchanged(list(cut.split(lines)), shapes)[0]  # rows of the other ranks lie behind it
+            axes.from_y(out_V2, cut_YL, mine, rows, grid.plane_Z.int(), part)
+        return out_V2
+
+    def _planes(self, at_radius: bool) -> list[Tensor]:
+        """z of each rank's planes, on the host."""
+        return [self.slabs.planes_of(rank, at_radius) for rank in range(self.slabs.ranks.size)]
 
     def _to_slabs(self, half_ZYX: Tensor, part: slice) -> Tensor:
         """Columns of this rank's rows y, all z of them [N, n, c] -> of this rank's planes [Z, N, c]."""

@@ -10,10 +10,13 @@ From voxels to a map, for one run of columns x after another:
 and once all columns are there, `along_x`: real, keep N. In memory are N x N x columns complex numbers, a quarter of the padded
 half transform at padding 2, beside some of its columns. Voxels of a map come about in the reverse order. The middle of the map is
 at -N/2 .. N/2 - 1 modulo P, where the sign (-1)^(x+y+z) of a centred transform would move it to.
+
+On GPUs, in single precision, one kernel for each axis does this (`axes`), with the same order and the same arrays.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +24,8 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
+from verglas.projection import axes as kernels
+from verglas.projection.axes import Axes, Between, Sums
 
 # Numbers of a transform that are worked on at a time: bounded temporaries on a CPU, on a GPU also few launches.
 NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
@@ -29,8 +34,17 @@ NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
 # made of these; on the way from a map to voxels everywhere.
 BYTES_OF_NUMBER, BYTES_FROM_MAP = {"cpu": 28, "cuda": 58}, 46
 
-Fill = Callable[[Tensor, int], None]
-"""fill(fourier_ZYX2, first): write columns first, first + 1, ... into a transform of zeros [Z, P, c, 2]."""
+
+@dataclass(frozen=True)
+class Fill:
+    """What is transformed. write(fourier_ZYX2, first): write columns first, first + 1, ... into a transform of zeros
+    [Z, P, c, 2]; sums: the same for the kernels of GPUs."""
+
+    write: Callable[[Tensor, int], None]
+    sums: Sums
+
+    def __call__(self, fourier_ZYX2: Tensor, first: int) -> None:
+        self.write(fourier_ZYX2, first)
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,12 @@ class PaddedGrid:
             inside = r2 < rows.radius**2
             fourier_ZYX2[:, y_Y % self.size] = values_V2[torch.where(inside, address, 0)] * inside[..., None]
 
-        return fill
+        return Fill(fill, Sums(values_V2, rows))
+
+    def axes(self, dtype: torch.dtype) -> Axes | None:
+        """The kernels that transform numbers of this precision; None where torch has to."""
+        device = self.plane_Z.device
+        return Axes(self.box, self.size, device) if kernels.serves(self.box, self.size, device, dtype) else None
 
     def take(self, fourier_ZYX: Tensor, first: int, rows: RowTable, out_V2: Tensor) -> None:
         """Put columns first, first + 1, ... [Z, P, c] of these planes into packed voxels, if they are within the radius."""
@@ -136,6 +155,9 @@ class PaddedGrid:
 def map_of(fill: Fill, grid: PaddedGrid, dtype: torch.dtype, wanted: range | None = None) -> Tensor:
     """The map [N, n, N] of what `fill` writes, without gridding correction; wanted: y of the map, all if not said."""
     wanted = range(grid.box) if wanted is None else wanted
+    axes = grid.axes(dtype)
+    if axes is not None:
+        return _map_by_kernels(axes, fill.sums, grid, wanted)
     half_ZYX = torch.empty(grid.box, len(wanted), grid.columns, dtype=dtype.to_complex(), device=grid.plane_Z.device)
     for part in grid.column_runs():
         half_ZYX[:, :, part] = grid.along_z(grid.along_y(grid.filled(fill, part, dtype), wanted))
@@ -146,11 +168,45 @@ def voxels_of(map_ZYX: Tensor, rows: RowTable, size: int) -> Tensor:
     """Packed voxels [V, 2] of a gridding-corrected, zero-padded, centred transform times P^3 / N^2, whose slices are
     FFT2(projection) / N^2; 0 beyond the table's radius."""
     grid = PaddedGrid.of(rows, len(map_ZYX), size)
+    axes = grid.axes(map_ZYX.dtype)
+    if axes is not None:
+        return _voxels_by_kernels(axes, map_ZYX.contiguous(), rows, grid)
     every = torch.arange(grid.box, device=map_ZYX.device)
     half_ZYX, out_V2 = grid.from_x(map_ZYX, every, every), map_ZYX.new_zeros(rows.count, 2)
     for part in grid.column_runs():
         grid.take(grid.from_y(grid.from_z(half_ZYX[:, :, part])), part.start, rows, out_V2)
     return out_V2
+
+
+def _map_by_kernels(axes: Axes, sums: Sums, grid: PaddedGrid, wanted: range) -> Tensor:
+    """`map_of` on a GPU."""
+    plane_Z, limit2 = grid.plane_Z.cpu(), largest_below(sums.rows.radius)
+    there_Z, numbers = grid.plane_Z.int(), len(plane_Z) * len(wanted)
+    half_ZYX = axes.half(len(wanted), grid.columns)
+    for part in axes.column_runs(grid.columns, numbers):
+        between = Between.of(grid.size, [plane_Z], len(wanted), part, limit2, axes.device)
+        cut = torch.empty(len(wanted) * between.counts[0], dtype=torch.complex64, device=axes.device)
+        axes.to_y(cut, between, sums, there_Z, wanted, part)
+        axes.to_z(half_ZYX, cut, between, part)
+    return axes.to_x(half_ZYX, grid.columns)
+
+
+def _voxels_by_kernels(axes: Axes, map_ZYX: Tensor, rows: RowTable, grid: PaddedGrid) -> Tensor:
+    """`voxels_of` on a GPU."""
+    plane_Z, limit2, box = grid.plane_Z.cpu(), int(rows.radius**2), grid.box
+    half_ZYX = axes.from_x(map_ZYX, torch.arange(box, device=axes.device), 0, grid.columns)
+    out_V2 = map_ZYX.new_zeros(rows.count, 2)
+    for part in axes.column_runs(grid.columns, len(plane_Z) * box):
+        between = Between.of(grid.size, [plane_Z], box, part, limit2, axes.device)
+        cut = torch.empty(box * between.counts[0], dtype=torch.complex64, device=axes.device)
+        axes.from_z(half_ZYX, cut, between, part)
+        axes.from_y(out_V2, cut, between, rows, grid.plane_Z.int(), part)
+    return out_V2
+
+
+def largest_below(radius: float) -> int:
+    """The largest squared distance of a voxel nearer than the radius."""
+    return math.ceil(radius**2) - 1
 
 
 def correction_at(distance: Tensor, size: int) -> Tensor:

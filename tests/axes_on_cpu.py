@@ -1,0 +1,49 @@
+"""axes.cu compiled for this processor, thread by thread (block_on_cpu.h), in place of a GPU's kernels. For tests."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tests.farfield_on_cpu import TYPES, host
+from torch import Tensor
+
+from verglas.projection import axes as kernels
+
+KERNELS = {  # arguments of each: p pointer, i int, f float
+    "to_y": "ppppppppppp" + "iiii" + "f" + "iiiiii", "to_z": "ppppp" + "iiiii", "to_x": "ppp" + "iiii" + "f",
+    "from_x": "pppp" + "iiiiiiii" + "f", "from_z": "ppppp" + "iiiii", "from_y": "ppppppp" + "iiiii",
+    "sum_outside": "ppp" + "iiii", "finish": "ppp" + "iii",
+}  # fmt: skip
+
+
+@functools.lru_cache
+def compiled(folder: Path, defines: tuple[str, ...], shared: int) -> ctypes.CDLL:
+    """axes.cu for this processor."""
+    own = folder / str(abs(hash((defines, shared))))
+    own.mkdir()
+    header = Path(__file__).with_name("block_on_cpu.h")
+    numbers = f"#define ON_CPU\nalignas(16) static float2 shared_lines[{shared // 8}];\n"
+    any_pointer = "struct Any { void *p; template <class T> operator T *() const { return (T *)p; } };\n"
+    hosts = "".join(host(name, kinds) for name, kinds in KERNELS.items())
+    (own / "host.cpp").write_text(f'#include "{header}"\n{numbers}#include "{kernels.SOURCE}"\n{any_pointer}{hosts}')
+    options = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
+    options += [f"-D{define}" for define in defines]
+    subprocess.run(["g++", *options, "host.cpp", "-o", "host.so"], cwd=own, check=True, capture_output=True, text=True)
+    return ctypes.CDLL(str(own / "host.so"))
+
+
+def on_cpu(folder: Path, name: str, device: torch.device, defines: tuple[str, ...], shared: int) -> Callable[..., None]:
+    """What stands in for `axes.kernel`."""
+    run = getattr(compiled(folder, defines, shared), f"run_{name}")
+
+    def launch(grid: tuple[int, int], threads: int, *arguments: Tensor | float | None) -> None:
+        kinds = [TYPES[kind][1] for kind in KERNELS[name]]
+        values = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
+        run(*grid, threads, *(kind(value) for kind, value in zip(kinds, values, strict=True)))
+
+    return launch
