@@ -4,7 +4,8 @@ python -m benchmarks.gridding --boxes 200 400 [--device cuda] [--images 1000] [-
 Images are noise: times depend on none of it. The floor of exact gridding is what must be read and written however it is computed
 by transforms, at the rate of a copy: in each of ten iterations two transforms of three passes and one product over half of the
 grid (the other half is its mirror image), and one quotient of all voxels.
---strides: times of the weights alone with so many; --parts: of each step of one residue.
+--strides: times of the weights alone with so many; --parts: of each kernel of one residue, with lines
+of the axes cut in several ways.
 """
 
 from __future__ import annotations
@@ -21,13 +22,20 @@ import torch
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
 from verglas.core.rows import RowTable, packed_sphere
-from verglas.kernels.fold import divide, fold, radial, unfold
+from verglas.kernels.fold.residue import AXES, Cut, served
+from verglas.kernels.nvrtc import NvrtcError
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.device_memory import DeviceMemory
 from verglas.maximization.gridding import ITERATIONS, blob_factor, even_out, grid_for
 from verglas.maximization.solve import SolvedSums, gather_sums
 from verglas.maximization.stride import StrideConvolution
 from verglas.projection.volume import padded_size
+
+CUTS = {  # other (lines, threads, blocks of a multiprocessor) than the usual ones, of the axes z, y and x
+    0: [(32, 256, 3), (16, 256, 3), (32, 512, 1), (16, 512, 2), (8, 256, 4)],
+    1: [(8, 1024, 1), (4, 512, 2), (8, 512, 1), (4, 256, 3), (16, 512, 1)],
+    2: [(4, 512, 2), (4, 256, 2), (2, 256, 4), (4, 384, 3), (8, 512, 2), (1, 128, 8)],
+}
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int = 2) -> float:
@@ -127,25 +135,31 @@ def measure_strides(box: int, strides: list[int], device: str, parts: bool) -> N
         took = seconds(partial(convolution, values_V, out_V), device)
         print(f"  {box} px, {number} strides of {size}: {took:.4f} s a convolution, peak {peak(device):.2f} GB", flush=True)
         if parts:
-            print("   ", time_parts(convolution, values_V, out_V, device), flush=True)
+            print("   ", time_kernels(convolution, values_V, out_V, device), flush=True)
 
 
-def time_parts(convolution: StrideConvolution, values_V: torch.Tensor, out_V: torch.Tensor, device: str) -> str:
-    """Seconds of the steps of one residue."""
+def time_kernels(convolution: StrideConvolution, values_V: torch.Tensor, out_V: torch.Tensor, device: str) -> str:
+    """Seconds of the kernels of one residue (kernels/fold/residue.cu) and, of each axis, with other cuts of its lines."""
     rows, size, number = convolution.rows, convolution.size, convolution.strides
-    phase_Z2 = torch.rand(rows.edge, 2, device=device)
-    shape = (size // number, size, size // 2 + 1)
-    part = torch.view_as_complex(fold(values_V, rows, phase_Z2, shape))
-    planes = torch.fft.irfftn(part, s=(shape[0], size, size), norm="forward")
-    steps: dict[str, Callable[[], object]] = {
-        "fold": lambda: fold(values_V, rows, phase_Z2, shape),
-        "inverse transform": lambda: torch.fft.irfftn(part, s=(shape[0], size, size), norm="forward"),
-        "radial": lambda: radial(planes, convolution.factor, number, 0),
-        "transform": lambda: torch.fft.rfftn(planes),
-        "unfold": lambda: unfold(torch.view_as_real(part), rows, phase_Z2, out_V),
-        "divide": lambda: divide(values_V, out_V, 1e-6),
-    }
-    return ", ".join(f"{name} {1000 * seconds(work, device):.2f} ms" for name, work in steps.items())
+    way = served(rows, size // number, size, values_V)
+    if way is None:
+        return "not served by kernels of a residue"
+    phase_Z2, part, steps = torch.rand(rows.edge, 2, device=device), way.part(), {}
+    for kernel in ("fold_planes", "along_rows", "multiply_lines", "unfold_planes"):
+        run = partial(way.one, kernel, values_V, part, convolution.factor, phase_Z2, 1, out_V)
+        usual = Cut.of(AXES[kernel], size // number, size)
+        cuts = [usual, *(replace(usual, lines=n, threads=threads, blocks=blocks) for n, threads, blocks in CUTS[usual.phase])]
+        took = []
+        for cut in cuts:
+            if cut.shared * cut.blocks > 220_000:
+                continue
+            try:
+                took.append(f"{cut.lines} x {cut.threads} ({cut.blocks}) {1000 * seconds(partial(run, cut), device):.2f}")
+            except NvrtcError as error:
+                took.append(f"{cut.lines} x {cut.threads} ({cut.blocks}) {str(error)[:60]}")
+        steps[kernel] = "; ".join(took)
+    lines = "\n".join(f"      {name}: {took}" for name, took in steps.items())
+    return f"part of {part.nbytes / 1e9:.2f} GB; lines x threads (blocks), ms:\n{lines}"
 
 
 def forget_peak(device: str) -> None:

@@ -72,7 +72,7 @@ def _fitting(geometry: Geometry, exact: bool, kept: float, slices: int, batch: i
     half, a_map = 8.0 * box**2 * columns, 4.0 * box**3
     grid = grid_for(rows.radius)
     transforms = given - 2 * even - kept - 24.0 * rows.edge**2
-    if exact and residue_bytes(grid, _most_strides(grid), 4) > transforms:
+    if exact and residue_bytes(grid, _most_strides(grid), 4, fused=True) > transforms:
         return None
     fixed = even + half + kept + working
     flushed = slices > ADDITIONS_PER_VOXEL / (2 * box / size + 1) ** 2
@@ -81,7 +81,8 @@ def _fitting(geometry: Geometry, exact: bool, kept: float, slices: int, batch: i
     if ends is None or half + a_map + kept + working > given:
         return None
     largest = max(voxels for _, _, voxels in _slabs(_per_column(rows), ends))
-    iterated = 2 * even + kept + residue_bytes(grid, strides_for(grid, 4, 1, transforms), 4) if exact else 0.0
+    strides = strides_for(grid, 4, 1, transforms, fused=True)
+    iterated = 2 * even + kept + residue_bytes(grid, strides, 4, fused=True) if exact else 0.0
     peak = max(fixed + each * largest, iterated, half + a_map + kept + working)
     return ColumnChoice(ends, batch, kept, transforms, at_once, peak)
 

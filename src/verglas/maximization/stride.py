@@ -26,9 +26,12 @@ from torch import Tensor
 from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.kernels.fold import RadialTable, fold, radial, unfold
+from verglas.kernels.fold.residue import served
 
-ARRAYS = 4  # as large as one residue that are alive at a time: its transform, twice with the FFT's own, and planes
-TRANSFORMS, PASSES = 63, 3  # bytes per element of P³ that all transforms of a convolution move, and each residue beside them
+# As large as one residue that are alive at a time: its transform, twice with the FFT's own, and planes; `fold.residue`: itself.
+ARRAYS, ARRAYS_FUSED = 4, 1
+# Bytes per element of P³ that all transforms of a convolution move (with `fold.residue`), and each residue beside them.
+TRANSFORMS, TRANSFORMS_FUSED, PASSES = 63, 32, 3
 LEAST, PER_VOXEL = 1e9, 6  # bytes of one residue that are always granted, in all and for each voxel (of single precision)
 
 
@@ -52,20 +55,28 @@ class StrideConvolution:
 
         out_V: filled and returned, by default new.
         """
-        out_V = torch.zeros_like(values_V) if out_V is None else out_V.zero_()
+        out_V = torch.empty_like(values_V) if out_V is None else out_V
         table = replace(self.factor, values_T=self.factor.values_T / float(self.size) ** 3)
         z = torch.arange(-self.rows.half, self.rows.half + 1, dtype=torch.float64, device=values_V.device)
         shape = (self.size // self.strides, self.size, self.size // 2 + 1)
-        for residue in range(self.ranks.rank, self.strides // 2 + 1, self.ranks.size):
+        mine = range(self.ranks.rank, self.strides // 2 + 1, self.ranks.size)
+        fused = served(self.rows, shape[0], self.size, values_V) if mine else None
+        work = None if fused is None else fused.part()
+        if fused is None:
+            out_V.zero_()
+        for residue in mine:
             turn_Z = z * (2 * math.pi * residue / self.size)
             phase_Z2 = torch.stack([turn_Z.cos(), turn_Z.sin()], 1).to(values_V.dtype)
+            twice = 1 if 2 * residue % self.strides == 0 else 2
+            if fused is not None and work is not None:
+                fused(values_V, work, table, phase_Z2, twice, residue, out_V, fresh=residue == mine[0])
+                continue
             part = torch.view_as_complex(fold(values_V, self.rows, phase_Z2, shape))
             planes = torch.fft.irfftn(part, s=(shape[0], self.size, self.size), norm="forward")
             del part
             radial(planes, table, self.strides, residue)
             part = torch.fft.rfftn(planes)
             del planes
-            twice = 1 if 2 * residue % self.strides == 0 else 2
             unfold(torch.view_as_real(part), self.rows, twice * phase_Z2, out_V)
         return self.ranks.add_up(out_V, "convolution")
 
@@ -74,20 +85,25 @@ class StrideConvolution:
         return 2 * (self.ranks.size - 1) / self.ranks.size * values_V.nbytes
 
 
-def strides_for(size: int, element_bytes: int, ranks: int = 1, granted: float | None = None) -> int:
+def strides_for(
+    size: int, element_bytes: int, ranks: int = 1, granted: float | None = None, fused: bool = False
+) -> int:
     """The number of strides whose convolution moves the fewest bytes through memory, of those that give work to all ranks and
     whose transforms take no more than was granted (the most there can be if none does); ValueError if `size` has too few
-    divisors. granted: bytes; by default 6 for each voxel."""
+    divisors. granted: bytes; by default 6 for each voxel; fused: by `fold.residue`."""
     choices = [s for s in range(1, size // 2 + 1) if size % s == 0 and s // 2 + 1 >= ranks]
     if not choices:
         raise ValueError(f"a transform of {size} cannot be cut into the strides of {ranks} ranks")
     granted = max(LEAST, PER_VOXEL * element_bytes / 4 * voxels_in(size)) if granted is None else granted
-    fit = [s for s in choices if residue_bytes(size, s, element_bytes) <= granted] or choices[-1:]
-    return min(fit, key=lambda s: -(-(s // 2 + 1) // ranks) * (TRANSFORMS / s + PASSES))
+    fit = [s for s in choices if residue_bytes(size, s, element_bytes, fused) <= granted] or choices[-1:]
+    transforms = TRANSFORMS_FUSED if fused else TRANSFORMS
+    return min(fit, key=lambda s: -(-(s // 2 + 1) // ranks) * (transforms / s + PASSES))
 
 
-def residue_bytes(size: int, strides: int, element_bytes: int) -> float:
-    """What the transforms of one residue take."""
+def residue_bytes(size: int, strides: int, element_bytes: int, fused: bool = False) -> float:
+    """What the transforms of one residue take; fused: by `fold.residue`, whose rows are padded."""
+    if fused:
+        return ARRAYS_FUSED * element_bytes * float(size) ** 2 * (size + 16) / strides
     return ARRAYS * element_bytes * float(size) ** 3 / strides
 
 

@@ -1,0 +1,176 @@
+// Transforms of lines in shared memory, of lengths that are products of 2, 3, 5 and 7: Stockham's, a radix of up to 10 a stage. A
+// stage reads what its threads work on into registers, and writes it back to the same memory once all have read. Every loop runs
+// over `threadIdx.x, + THREADS, ...`, so that one thread does the same work (tests compile it for a CPU so).
+#define ALWAYS __device__ __forceinline__
+
+ALWAYS float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+ALWAYS float2 operator-(float2 a, float2 b) { return make_float2(a.x - b.x, a.y - b.y); }
+ALWAYS float2 operator*(float2 a, float2 b) { return make_float2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x); }
+ALWAYS float2 operator*(float a, float2 b) { return make_float2(a * b.x, a * b.y); }
+ALWAYS float2 conjugate(float2 a) { return make_float2(a.x, -a.y); }
+ALWAYS float2 swapped(float2 a) { return make_float2(a.y, a.x); }  // between two of these a forward transform is an inverse one
+ALWAYS float2 minus_i(float2 a) { return make_float2(a.y, -a.x); }
+ALWAYS float2 turn(float halves) {  // exp(i pi halves)
+    float2 w;
+    sincospif(halves, &w.y, &w.x);
+    return w;
+}
+
+// Forward transform of R numbers in place, results in order.
+template <int R> struct Dft;
+template <> struct Dft<2> {
+    static ALWAYS void run(float2 *v) {
+        const float2 a = v[0], b = v[1];
+        v[0] = a + b, v[1] = a - b;
+    }
+};
+template <> struct Dft<4> {
+    static ALWAYS void run(float2 *v) {
+        const float2 ac = v[0] + v[2], ca = v[0] - v[2], bd = v[1] + v[3], db = minus_i(v[1] - v[3]);
+        v[0] = ac + bd, v[1] = ca + db, v[2] = ac - bd, v[3] = ca - db;
+    }
+};
+template <int R> struct Odd {  // pairs r and R - r share their products; c, s: of 2 pi i / R
+    static ALWAYS void run(float2 *v, const float *c, const float *s) {
+        float2 sum[R / 2 + 1], difference[R / 2 + 1], out[R];
+        out[0] = v[0];
+#pragma unroll
+        for (int r = 1; r <= R / 2; ++r) {
+            sum[r] = v[r] + v[R - r], difference[r] = minus_i(v[r] - v[R - r]);
+            out[0] = out[0] + sum[r];
+        }
+#pragma unroll
+        for (int k = 1; k <= R / 2; ++k) {
+            float2 even = v[0], odd = make_float2(0, 0);
+#pragma unroll
+            for (int r = 1; r <= R / 2; ++r) {
+                const int turns = r * k % R;
+                even = even + c[turns] * sum[r];
+                odd = odd + s[turns] * difference[r];
+            }
+            out[k] = even + odd, out[R - k] = even - odd;
+        }
+#pragma unroll
+        for (int k = 0; k < R; ++k) v[k] = out[k];
+    }
+};
+template <> struct Dft<3> {
+    static ALWAYS void run(float2 *v) {
+        const float c[3] = {1, -0.5f, -0.5f}, s[3] = {0, 0.86602540378443865f, -0.86602540378443865f};
+        Odd<3>::run(v, c, s);
+    }
+};
+template <> struct Dft<5> {
+    static ALWAYS void run(float2 *v) {
+        constexpr float C1 = 0.30901699437494742f, C2 = -0.80901699437494742f, S1 = 0.95105651629515357f, S2 = 0.58778525229247313f;
+        const float c[5] = {1, C1, C2, C2, C1}, s[5] = {0, S1, S2, -S2, -S1};
+        Odd<5>::run(v, c, s);
+    }
+};
+template <> struct Dft<7> {
+    static ALWAYS void run(float2 *v) {
+        constexpr float C1 = 0.62348980185873353f, C2 = -0.22252093395631440f, C3 = -0.90096886790241913f;
+        constexpr float S1 = 0.78183148246802981f, S2 = 0.97492791218182361f, S3 = 0.43388373911755812f;
+        const float c[7] = {1, C1, C2, C3, C3, C2, C1}, s[7] = {0, S1, S2, S3, -S3, -S2, -S1};
+        Odd<7>::run(v, c, s);
+    }
+};
+template <int A> struct TwiceOdd {  // 2 x A without factors between (Good & Thomas)
+    static ALWAYS void run(float2 *v) {
+        float2 half[2][A];
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int j = 0; j < A; ++j) half[i][j] = v[(A * i + 2 * j) % (2 * A)];
+        Dft<A>::run(half[0]);
+        Dft<A>::run(half[1]);
+#pragma unroll
+        for (int k = 0; k < 2 * A; ++k) v[k] = k % 2 ? half[0][k % A] - half[1][k % A] : half[0][k % A] + half[1][k % A];
+    }
+};
+template <> struct Dft<6> : TwiceOdd<3> {};
+template <> struct Dft<10> : TwiceOdd<5> {};
+template <> struct Dft<8> {  // evens and odds, then pairs
+    static ALWAYS void run(float2 *v) {
+        constexpr float H = 0.70710678118654752f;
+        float2 e[4], o[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) e[i] = v[2 * i], o[i] = v[2 * i + 1];
+        Dft<4>::run(e);
+        Dft<4>::run(o);
+        o[1] = make_float2(H * (o[1].x + o[1].y), H * (o[1].y - o[1].x));
+        o[2] = minus_i(o[2]);
+        o[3] = make_float2(H * (o[3].y - o[3].x), -H * (o[3].x + o[3].y));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = e[i] + o[i], v[i + 4] = e[i] - o[i];
+    }
+};
+template <> struct Dft<9> {  // 3 x 3
+    static ALWAYS void run(float2 *v) {
+        const float2 w[5] = {{1, 0}, {0.76604444311897804f, -0.64278760968653933f}, {0.17364817766693035f, -0.98480775301220806f},
+                             {-0.5f, -0.86602540378443865f}, {-0.93969262078590838f, -0.34202014332566873f}};
+        float2 u[3][3];
+#pragma unroll
+        for (int a = 0; a < 3; ++a) {
+#pragma unroll
+            for (int b = 0; b < 3; ++b) u[a][b] = v[a + 3 * b];
+            Dft<3>::run(u[a]);
+#pragma unroll
+            for (int b = 1; b < 3; ++b) u[a][b] = u[a][b] * w[a * b];
+        }
+#pragma unroll
+        for (int b = 0; b < 3; ++b) {
+            float2 line[3] = {u[0][b], u[1][b], u[2][b]};
+            Dft<3>::run(line);
+#pragma unroll
+            for (int c = 0; c < 3; ++c) v[b + 3 * c] = line[c];
+        }
+    }
+};
+
+constexpr __host__ __device__ int radix_of(int rest) {
+    for (int radix = 10; radix > 1; --radix)
+        if (rest % radix == 0) return radix;
+    return rest;
+}
+
+// Where number n of a line lies: of L side by side (columns), or one after the other (rows), no two threads in a bank.
+template <int N, int L, bool ROWS> struct Lines {
+    static ALWAYS int at(int line, int n) { return ROWS ? line * (N + N / 16 + 1) + n + n / 16 : n * L + line; }
+};
+
+// A stage of the transforms of L lines; DONE: product of the radices before.
+template <int N, int L, bool ROWS, int DONE = 1> __device__ __forceinline__ void transform(float2 *shared) {
+    typedef Lines<N, L, ROWS> Here;
+    constexpr int R = radix_of(N / DONE), EACH = N / R, COUNT = EACH * L, TURNS = (COUNT + THREADS - 1) / THREADS;
+    float2 v[TURNS][R];
+#pragma unroll
+    for (int q = 0; q < TURNS; ++q) {
+        const int item = threadIdx.x + q * THREADS, line = ROWS ? item / EACH : item % L, j = ROWS ? item % EACH : item / L;
+        if (COUNT % THREADS == 0 || item < COUNT) {
+#pragma unroll
+            for (int r = 0; r < R; ++r) v[q][r] = shared[Here::at(line, j + r * EACH)];
+            if (DONE > 1) {
+                float2 w[R];
+                w[1] = turn(-2.0f * (j % DONE) / (DONE * R));
+#pragma unroll
+                for (int r = 2; r < R; ++r) w[r] = w[r / 2] * w[r - r / 2];
+#pragma unroll
+                for (int r = 1; r < R; ++r) v[q][r] = v[q][r] * w[r];
+            }
+            Dft<R>::run(v[q]);
+        }
+    }
+    __syncthreads();  // what was read before has been read by all
+#pragma unroll
+    for (int q = 0; q < TURNS; ++q) {
+        const int item = threadIdx.x + q * THREADS, line = ROWS ? item / EACH : item % L, j = ROWS ? item % EACH : item / L;
+        if (COUNT % THREADS == 0 || item < COUNT) {
+            const int first = j / DONE * DONE * R + j % DONE;
+#pragma unroll
+            for (int r = 0; r < R; ++r) shared[Here::at(line, first + r * DONE)] = v[q][r];
+        }
+    }
+    __syncthreads();
+    if constexpr (DONE * R < N) transform<N, L, ROWS, DONE * R>(shared);
+}
