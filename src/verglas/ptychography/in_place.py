@@ -1,13 +1,14 @@
 """Mini-batches by the kernels of `farfield` and `descend`, on arrays that are changed in place.
 
 A mini-batch is small: on a GPU launches, and walks over the whole object, took four times as long as its transforms. So positions
-are put into order once a pass, a mini-batch walks over the object once (`descend`; least squares twice), and on one GPU what a
-mini-batch of some size does is recorded once (a CUDA graph) and repeated for the others.
+are put into order once a pass, a mini-batch walks over the object once (`descend`; least squares twice), and on one GPU what some
+mini-batches do is recorded once (a CUDA graph) and repeated for the others of their sizes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from verglas.ptychography.problem import Problem
 from verglas.ptychography.summing import Summing
 from verglas.ptychography.unknowns import Unknowns
 
+AT_ONCE = 6  # mini-batches of a record
+
 
 @dataclass(frozen=True)
 class Recorded:
-    """A graph of a mini-batch, and where it looks for the batch's place."""
+    """A graph of some mini-batches, and where it looks for their places, one after the other."""
 
     graph: torch.cuda.CUDAGraph
     place: Place
@@ -39,7 +42,7 @@ class InPlace:
         self.x = Unknowns()
         self.gradient, self.curvature = Unknowns(), Unknowns()
         self.totals_3 = torch.zeros(3, dtype=torch.float64, device=problem.like.device)
-        self.recorded: dict[int, Recorded] = {}
+        self.recorded: dict[tuple[int, ...], Recorded] = {}
 
     def run(self, x: Unknowns, batches: list[Tensor]) -> tuple[Unknowns, Tensor]:
         """A pass: the new unknowns, and [3] float64: sums of loss, mismatch and counts as each batch met them."""
@@ -48,15 +51,15 @@ class InPlace:
         self.problem.counts.expect(batches)
         whole = self.problem.model.place(x["positions_B2"], torch.cat(batches))
         sizes = [len(rows_B) for rows_B in batches]
-        corners = whole.corner_B2.split(sizes)
-        fractions = [None] * len(batches) if whole.fraction_B2 is None else whole.fraction_B2.split(sizes)
-        again = self._records and len(batches) > 2 * len(set(sizes))  # else recording is not worth it
-        for rows_B, corner_B2, fraction_B2 in zip(batches, corners, fractions, strict=True):
-            place = Place(rows_B, corner_B2, fraction_B2)
-            if again:
-                self._repeat(place)
-            else:
-                self._batch(place)
+        if self._records and len(set(sizes)) <= 2:  # else recording is not worth it
+            begin = 0
+            for first in range(0, len(sizes), AT_ONCE):
+                several = tuple(sizes[first : first + AT_ONCE])
+                self._repeat(_part(whole, begin, sum(several)), several)
+                begin += sum(several)
+        else:
+            for rows_B, begin in zip(batches, accumulate([0, *sizes]), strict=False):
+                self._batch(_part(whole, begin, len(rows_B), rows_B))
         return x.changed(**{name: self.x[name].clone() for name in self.names}), self.totals_3.clone()
 
     @property
@@ -78,12 +81,12 @@ class InPlace:
             self.x[name].copy_(value)
         self.totals_3.zero_()
 
-    def _repeat(self, place: Place) -> None:
-        """A mini-batch by the record of those of its size; the first of a size is computed, then recorded."""
-        known = self.recorded.get(len(place.rows_B))
+    def _repeat(self, place: Place, sizes: tuple[int, ...]) -> None:
+        """Mini-batches by the record of those of their sizes; the first ones are computed, then recorded."""
+        known = self.recorded.get(sizes)
         if known is None:
-            self._batch(place)  # compiles what is to be recorded
-            self.recorded[len(place.rows_B)] = self._record(place)
+            self._several(place, sizes)  # compiles what is to be recorded
+            self.recorded[sizes] = self._record(place, sizes)
             return
         known.place.rows_B.copy_(place.rows_B)
         known.place.corner_B2.copy_(place.corner_B2)
@@ -91,7 +94,7 @@ class InPlace:
             known.place.fraction_B2.copy_(place.fraction_B2)
         known.graph.replay()
 
-    def _record(self, place: Place) -> Recorded:
+    def _record(self, place: Place, sizes: tuple[int, ...]) -> Recorded:
         fraction_B2 = None if place.fraction_B2 is None else place.fraction_B2.clone()
         own = Place(place.rows_B.clone(), place.corner_B2.clone(), fraction_B2)
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(place.rows_B.device)
@@ -99,11 +102,15 @@ class InPlace:
         with torch.cuda.stream(stream):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self._batch(own)
+                self._several(own, sizes)
             finally:
                 graph.capture_end()
         torch.cuda.current_stream(place.rows_B.device).wait_stream(stream)
         return Recorded(graph, own)
+
+    def _several(self, place: Place, sizes: tuple[int, ...]) -> None:
+        for size, begin in zip(sizes, accumulate((0, *sizes)), strict=False):
+            self._batch(_part(place, begin, size))
 
     def _batch(self, place: Place) -> None:
         """One mini-batch."""
@@ -116,7 +123,7 @@ class InPlace:
         loss_of_shape = problem.regulariser.add_gradient(x["object_OLYX"], gradient, len(place.rows_B), problem.positions)
         exit_BMYX, done = None, 0
         for some_B in problem.chunks(place.rows_B):
-            part = _part(place, some_B, done)
+            part = _part(place, done, len(some_B), some_B)
             done += len(some_B)
             lit, counted = fused.patterns_of(problem, x, part)
             found = farfield.farfield(lit, counted, gradient["object_OLYX"][0, 0], with_probe, self.curvature.probe_MYX)
@@ -142,7 +149,7 @@ class InPlace:
         change = Step(step["object_OLYX"][0, 0], step.probe_MYX)
         sums_4, done = torch.zeros(4, dtype=torch.float64, device=problem.like.device), 0
         for some_B in problem.chunks(place.rows_B):
-            part = _part(place, some_B, done)
+            part = _part(place, done, len(some_B), some_B)
             done += len(some_B)
             lit, counted = fused.patterns_of(problem, x, part)
             moved = change if change.light_MYX is None else change._replace(light_MYX=fused.light(change.light_MYX, part))
@@ -153,10 +160,11 @@ class InPlace:
             follow(_planes(x[name]), _planes(step[name]), factor_2[number])
 
 
-def _part(place: Place, rows_B: Tensor, begin: int) -> Place:
-    """The place of the rows, which come `begin` rows after the first."""
-    here = slice(begin, begin + len(rows_B))
-    return Place(rows_B, place.corner_B2[here], None if place.fraction_B2 is None else place.fraction_B2[here])
+def _part(place: Place, begin: int, count: int, rows_B: Tensor | None = None) -> Place:
+    """The place of `count` rows from `begin` on; rows_B: the very tensor of them that was handed out, where that matters."""
+    here = slice(begin, begin + count)
+    fraction_B2 = None if place.fraction_B2 is None else place.fraction_B2[here]
+    return Place(place.rows_B[here] if rows_B is None else rows_B, place.corner_B2[here], fraction_B2)
 
 
 def _planes(value: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class MiniBatches:
             parts = compact(share.everyones(x["positions_B2"].cpu() + share.corner_2), count)
         else:
             parts = list(torch.randperm(total, generator=draw).tensor_split(count))
-        order = torch.randperm(count, generator=draw).tolist()
+        order = torch.randperm(count, generator=draw).tolist() if options.batches == "compact" else range(count)
         own = [share.own(parts[i].sort().values) for i in order]
         together = torch.cat(own).to(self.problem.like.device)  # one message to the device
         return [self.problem.at_work(rows_B) for rows_B in together.split([len(rows_B) for rows_B in own])]
