@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -99,23 +98,24 @@ def _items(
 ) -> Tensor:  # fmt: skip
     """Bricks that samples at distances from `inner` to `radius` can reach, those nearest the origin first: int32 [I, 4], first
     cell (x, y, z) and part << 16 | parts, the share of the slices that a block takes. Work falls as one over the distance."""
-    starts = [np.arange(first, half + 1, size) for first, size in zip((0, -half, -half), brick)]
+    ends = [(0, half + 1), (-half, half + 1), (-half, half + 1)]
     if columns is not None:
         assert columns[0] % brick[0] == 0 and (columns[1] % brick[0] == 0 or columns[1] > half)
-        starts[0] = np.arange(columns[0], min(columns[1], half + 1), brick[0])
-    first_I3 = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 3)
-    size = np.array(brick)
-    nearest = np.clip(0, first_I3, first_I3 + size)
-    farthest = np.maximum(np.abs(first_I3), np.abs(first_I3 + size))
-    reached = ((nearest**2).sum(1) <= (radius + 0.02) ** 2) & ((farthest**2).sum(1) >= max(0.0, inner - 0.02) ** 2)
-    first_I3 = first_I3[reached]
-    distance_I = np.linalg.norm(first_I3 + size / 2, axis=1)
-    parts_I = np.ceil(PARTS_AT_ORIGIN * np.minimum(1, max(brick) / distance_I)).astype(int)
-    order = np.argsort(distance_I, kind="stable")
-    number = np.repeat(order, parts_I[order])
-    part = np.arange(len(number)) - np.repeat(np.cumsum(parts_I[order]) - parts_I[order], parts_I[order])
-    items = np.concatenate([first_I3[number], (part << 16 | parts_I[number])[:, None]], 1)
-    return torch.from_numpy(items.astype(np.int32)).to(device)
+        ends[0] = columns[0], min(columns[1], half + 1)
+    starts = [
+        torch.arange(low, high, step, dtype=torch.int32, device=device) for (low, high), step in zip(ends, brick, strict=True)
+    ]
+    x2, y2, z2 = (torch.maximum(start, -start - step).clamp_min(0).square() for start, step in zip(starts, brick, strict=True))
+    nearest2_XYZ = x2[:, None, None] + y2[:, None] + z2
+    index_3I = (nearest2_XYZ <= (radius + 0.02) ** 2).nonzero().T
+    first_I3 = torch.stack([start[index] for start, index in zip(starts, index_3I, strict=True)], 1)
+    centre_I3 = first_I3 + torch.tensor(brick, dtype=torch.float32, device=device) / 2
+    distance_I, order = centre_I3.norm(dim=1).sort(stable=True)
+    parts_I = (PARTS_AT_ORIGIN * (max(brick) / distance_I).clamp_max(1)).ceil().int()
+    number = torch.repeat_interleave(torch.arange(len(order), device=device), parts_I)
+    part = torch.arange(len(number), device=device) - (parts_I.cumsum(0) - parts_I)[number]
+    share = (part << 16 | parts_I[number]).int()
+    return torch.cat([first_I3[order[number]], share[:, None]], 1)
 
 
 def kernels(device: torch.device, wide: bool = False) -> tuple[Kernel, Kernel]:
