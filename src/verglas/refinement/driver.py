@@ -75,7 +75,7 @@ def prepare(
     if config.mask is not None:
         mask_ZYX = check_mask(read_map(config.mask), group.box, group.pixel_size, str(config.mask))
     set_B = torch.from_numpy(table.half_sets(config.seed).copy())
-    apart = ranks.ways.apart and not on.in_layers and on.turns == "overlapping"
+    apart = ranks.ways.apart and not on.in_layers and on.turns != "waiting"
     apart = apart and not isinstance(config, ClassifyConfig)  # which has one set of all
     data = Dataset.read(table, on.device, residency, progress, ranks, set_B, apart)
     state = initial_state(table, map_ZYX, first_noise(data, config, ranks), config)
