@@ -15,7 +15,7 @@ from verglas.projection.pruned import BYTES_OF_NUMBER
 from verglas.projection.volume import FourierVolume
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.plan import RunPlan, plan
-from verglas.refinement.plan_memory import Item, reference_items, solution_phases
+from verglas.refinement.plan_memory import Item, batch_items, reference_items, solution_phases
 from verglas.refinement.plan_sizes import Machine, Problem
 
 GB = 1e9
@@ -85,6 +85,22 @@ def test_800_px_fit_one_gpu_and_references_give_way_before_that() -> None:
     assert small.fits and small.cells and "neighbours" in small.references
     assert large.fits and not large.cells and large.turns == "apart" and "single precision alone" in large.references
     assert large.peak("device") < 76 * GB
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_have_layers_of_volumes_where_whole_ones_do_not_fit(ranks: int) -> None:
+    small = replace(H100, device_memory=42 * GB)
+    one, several = planned(800, 2000, H100), planned(800, 2000 // ranks, replace(small, ranks=ranks))
+    assert several.fits and several.in_layers and "layers" in several.references
+    last = one.iterations[-1]
+
+    def volumes(run: RunPlan, items: list[Item]) -> float:
+        return sum(item.bytes for item in items if item.name in ("sums of all maps", "reference, packed"))
+
+    found, whole = (volumes(run, batch_items(run, last.sizes, 1)) for run in (several, one))
+    assert whole / ranks < found < 1.06 * whole / ranks
+    large = planned(800, 2000 // ranks, replace(H100, ranks=ranks))
+    assert several.iterations[-1].seconds["ranks"] > large.iterations[-1].seconds["ranks"] and not large.in_layers
 
 
 def test_ranks_solve_with_their_share() -> None:

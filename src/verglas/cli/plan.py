@@ -234,7 +234,9 @@ def show_ranks(plans: list[OnRanks]) -> None:
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     console.print(table)
     whole = f"{plans[-1].whole_on_each / GB:.1f} GB"
-    console.print(f"Of that {whole} on each, references and sums of all maps, do not get less with more.")
+    said = f"Of that {whole} on each, references and sums of all maps, do not get less with more."
+    layers = f"With {plans[-1].ranks} each has a layer of references and sums: whole ones do not fit."
+    console.print(layers if plans[-1].one.in_layers else said)
 
 
 def _iterations(made: RunPlan) -> object:

@@ -50,12 +50,7 @@ class Layers:
     @classmethod
     def of(cls, radius: float, parts: int, device: torch.device | str = "cpu") -> Layers:
         """Layers that have about as many voxels each."""
-        low, high = 0.0, (radius + BEYOND) ** 3
-        for _ in range(60):
-            each = (low + high) / 2
-            cuts = _cuts(each, parts)
-            low, high = (each, high) if cuts[-1] < radius else (low, each)
-        return cls(packed_sphere(radius, device), (*_cuts(high, parts)[:-1], float("inf")))
+        return cls(packed_sphere(radius, device), (*_cuts(_each(radius, parts), parts)[:-1], float("inf")))
 
     @property
     def parts(self) -> int:
@@ -69,6 +64,20 @@ class Layers:
     def table(self, part: int) -> LayerTable:
         """Of a part, made anew."""
         return packed_layer(self.whole, self.cuts[part], self.cuts[part + 1])
+
+
+def share_of_layer(radius: float, parts: int) -> float:
+    """Of the voxels of a sphere, those that each of so many layers has: a little more than 1 / parts."""
+    return _each(radius, parts) / (radius + BEYOND) ** 3
+
+
+def _each(radius: float, parts: int) -> float:
+    """Voxels of each of so many layers that are alike (but for a factor)."""
+    low, high = 0.0, (radius + BEYOND) ** 3
+    for _ in range(60):
+        each = (low + high) / 2
+        low, high = (each, high) if _cuts(each, parts)[-1] < radius else (low, each)
+    return high
 
 
 def _cuts(each: float, parts: int) -> list[float]:

@@ -74,8 +74,9 @@ class InLayers:
         return [LayeredAccumulator(self.radius, self.dtype, self.across, self.rounds, k) for k in range(len(self.volumes))]
 
     def serve(self) -> None:
-        """Answer other ranks until none of them asks for anything."""
+        """Answer other ranks until none of them asks for anything; references are then forgotten here."""
         self.rounds.serve()
+        self.volumes.clear()
 
     def slices_here(self, number: int, rotation_R33: Tensor, pixels: Pixels, out_R2K: Tensor) -> None:
         """As `Layered` says."""

@@ -16,7 +16,15 @@ from verglas.errors import InputError
 from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.costs import GB
-from verglas.refinement.plan_memory import Item, batch_items, reference_items, resident, solution_phases, waiting_bytes
+from verglas.refinement.plan_memory import (
+    Item,
+    batch_items,
+    reference_items,
+    resident,
+    share_of_volumes,
+    solution_phases,
+    waiting_bytes,
+)  # fmt: skip
 from verglas.refinement.plan_sizes import (
     Machine,
     Problem,
@@ -109,6 +117,11 @@ class RunPlan:
         size = next(one.bytes for one in batch_items(self, last.sizes, last.batch) if one.name == "reference, packed") / GB
         several = self.machine.ranks > 1
         where = f"whole on each of {self.machine.ranks} ranks (slices of any orientation cross all of it)" if several else "whole"
+        if self.in_layers:
+            return (
+                f"References of one set of particles at a time, and sums of slices, are in layers, one on each of "
+                f"{self.machine.ranks} ranks ({size:.2g} GB of the reference), which make slices together: whole ones do not fit"
+            )
         if operand_bytes(self.config, self.machine.kind) != 2:
             how = "in the precision of the comparison"
         elif self.cells:
@@ -177,7 +190,7 @@ class RunPlan:
             "symmetry": self.config.symmetry, "diameter_angstrom": self.config.diameter, "device": self.machine.kind,
             "ranks": self.machine.ranks,
             "working_memory_bytes": self.working_memory, "images_on": self.residency.home, "images": self.residency.reason,
-            "half_sets": self.turns, "fits": self.fits,
+            "half_sets": self.turns, "volumes_in_layers": self.in_layers, "fits": self.fits,
             "peak_bytes": {where: self.peak(where) for where in self.places}, "seconds": self.seconds,
             "disk_bytes": self.disk_bytes, "iterations": [self._iteration_dict(one) for one in self.iterations],
         }  # fmt: skip
@@ -197,8 +210,8 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     sizes, works_on = all_sizes(problem, config), machine.works_on
     # With the least working memory a plan says everything but what the working memory bounds.
     drafts = [
-        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells, turns=turns), sizes)
-        for cells, turns in _ways(config, machine)
+        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells, in_layers, turns), sizes)
+        for cells, turns, in_layers in _ways(config, machine)
         for residency in residences(problem, config, machine)
     ]
     usable = (1 - KEPT_FREE) * drafts[0].memory(works_on)
@@ -214,15 +227,18 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     return replace(made, residency=replace(made.residency, room=room))
 
 
-def _ways(config: RefineConfig, machine: Machine) -> list[tuple[bool, Turns]]:
-    """(references as cells, how half-sets follow one another), quickest first. Sums wait where one GPU works on all of them."""
+def _ways(config: RefineConfig, machine: Machine) -> list[tuple[bool, Turns, bool]]:
+    """(references as cells, how half-sets follow one another, volumes in layers), quickest first. Sums wait where one GPU works
+    on all of them; of several each has layers."""
     cells = operand_bytes(config, machine.kind) == 2
-    if machine.kind == "cpu" or sets_of(config) == 1:
-        return [(True, "apart"), (False, "apart")] if cells else [(True, "apart")]
-    if machine.ranks > 1:
-        return [(True, "apart"), (False, "apart")]
-    found: list[tuple[bool, Turns]] = [(True, "overlapping"), (True, "apart"), (False, "apart"), (False, "waiting")]
-    return found if cells else [(True, turns) for has, turns in found if has] + [(True, "waiting")]
+    whole: list[tuple[bool, Turns, bool]] = [(True, "apart", False)]
+    if cells:
+        whole.append((False, "apart", False))
+    if machine.ranks > 1 and sets_of(config) == 2:
+        return [*whole, (False, "apart", True)]
+    if machine.kind == "cpu" or sets_of(config) == 1 or machine.ranks > 1:
+        return whole
+    return [(True, "overlapping", False), *whole, (not cells, "waiting", False)]
 
 
 def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:
@@ -266,9 +282,10 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
     solved = (1 if sizes.classes else maps) * (1 + group_order(config.symmetry) / 8) * 2 * transform_size(problem, config)
     made_ready = 2 * transform_size(problem, config) / costs.MADE_READY[kind]
     solved /= 1 if sizes.classes else run.machine.ranks  # each rank its slab of a map
+    sliced = coarse_slices * coarse_k + (batches if sizes.listed else sets) * needed * k
     seconds = {
         "prepare": n * problem.box**2 / rates.pixels / cores,
-        "slices": (coarse_slices * coarse_k + (batches if sizes.listed else sets) * needed * k) / rates.samples / cores,
+        "slices": sliced / rates.samples / cores,
         "coarse": n * sizes.offsets * orientations * (4 * coarse_k / rates.flops + 1 / rates.scores) / cores,
         "fine": n * (3 * fine_shifts(sizes, config) * 2 * k / rates.shifted + 3 * sizes.samples * 4 * k / rates.compared) / cores,
         "map": batches * weighted * k / rates.added / cores,
@@ -276,21 +293,25 @@ def _seconds(run: RunPlan, sizes: Sizes, batch: int) -> dict[str, float]:
         "solve": solved / rates.transformed / cores,
     }  # fmt: skip
     if run.machine.ranks > 1:
-        seconds["ranks"] = _seconds_between_ranks(run, sizes, sum(seconds.values()))
+        slices = 2.0 * sliced * operand_bytes(config, kind) + 3.0 * batches * weighted * k * sum_bytes(config)
+        seconds["ranks"] = _seconds_between_ranks(run, sizes, sum(seconds.values()), slices)
     if run.residency.home == "disk":  # images are read meanwhile
         seconds["wait"] = max(0.0, reading_seconds(problem, run.machine) - sum(seconds.values()))
     return seconds
 
 
-def _seconds_between_ranks(run: RunPlan, sizes: Sizes, computing: float) -> float:
+def _seconds_between_ranks(run: RunPlan, sizes: Sizes, computing: float, slices: float) -> float:
     """Ranks exchange sums, and of maps, whose solving they share, transforms and new maps (docs/clusters.md); who is done waits
-    for the others. computing: seconds of the rest of the iteration."""
+    for the others. computing: seconds of the rest of the iteration; slices: bytes of a rank's slices, which the others make with
+    it where volumes are in layers."""
     problem, config, machine = run.problem, run.config, run.machine
     sums = reference_voxels(sizes, config) * 3 * sum_bytes(config)
     each = 2 * sums  # an all-reduce, of planes that all solve for
     if not sizes.classes:
         lines = math.pi / 2 * (sizes.radius * config.padding) ** 2  # of a transform, along y
-        each = sums + lines * problem.box * 16 / machine.ranks + 4.0 * map_pixels(problem, config)
+        in_layers = share_of_volumes(run, sizes) < 1
+        each = sums / machine.ranks + slices / classes_of(config) if in_layers else sums
+        each += lines * problem.box * 16 / machine.ranks + 4.0 * map_pixels(problem, config)
     payload = classes_of(config) * each
     sent = payload * (machine.ranks - 1) / machine.ranks
     return sent / costs.LINK[machine.kind] + costs.MEETING_SECONDS[machine.kind] + costs.WAITING_SHARE * computing

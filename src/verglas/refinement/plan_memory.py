@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from verglas.core.layers import share_of_layer
+from verglas.distributed.rounds import BYTES_AT_ONCE
 from verglas.maximization.accumulate import VOXELS_AT_ONCE as PIECE_NUMBERS
 from verglas.maximization.planes import GATHERED_BYTES
-from verglas.maximization.slabs import stays_in_planes
+from verglas.maximization.slabs import FEWEST_PLANES, stays_in_planes
 from verglas.maximization.waiting import PIECE
 from verglas.projection.pruned import BYTES_FROM_MAP, BYTES_OF_NUMBER, NUMBERS_AT_ONCE
 from verglas.refinement import costs
@@ -31,6 +33,8 @@ from verglas.refinement.plan_sizes import (
 
 if TYPE_CHECKING:
     from verglas.refinement.plan import RunPlan
+
+SENT_AT_ONCE = 4  # times what a rank asks for in a round: what it sends, as parts and together, gets, and puts in its place
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,16 @@ def resident(run: RunPlan, sizes: Sizes) -> list[Item]:
 def _one_sum(run: RunPlan, sizes: Sizes) -> float:
     """Bytes of the sums of one map, as slices are added to them."""
     flushed = costs.VOXEL_SETTLED if _flushed(run, sizes) else 0
-    return reference_voxels(sizes, run.config) * (costs.VOXEL_RUNNING * sum_bytes(run.config) + flushed)
+    voxels = reference_voxels(sizes, run.config) * share_of_volumes(run, sizes)
+    return voxels * (costs.VOXEL_RUNNING * sum_bytes(run.config) + flushed)
+
+
+def share_of_volumes(run: RunPlan, sizes: Sizes) -> float:
+    """Of references and sums, what a rank has while particles are worked on: 1, or a layer where these are large enough."""
+    ranks = run.machine.ranks
+    if not run.in_layers or sizes.radius + 1 < FEWEST_PLANES * ranks:
+        return 1.0
+    return share_of_layer(sizes.radius * run.config.padding, ranks)
 
 
 def _sums(run: RunPlan, sizes: Sizes) -> Item:
@@ -78,6 +91,7 @@ def waiting_bytes(run: RunPlan, sizes: Sizes) -> float:
 def _flushed(run: RunPlan, sizes: Sizes) -> bool:
     """Whether single-precision sums are moved to double precision, for many slices."""
     half = -(-run.problem.n_particles // sets_of(run.config))
+    half *= run.machine.ranks if run.in_layers else 1  # a layer gets the slices of all ranks
     slices = slices_in_use(sizes, half, run.config)[1] / references_of(run.config)
     return sum_bytes(run.config) == 4 and slices > costs.SLICES_BEFORE_FLUSH
 
@@ -110,8 +124,10 @@ def reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     if sizes.classes:
         made = 1.5 * transform_size(run.problem, config) * 2 * s
     else:
-        made = s * map_pixels(run.problem, config) + _half_transform(run, sizes, s)
+        parts = run.machine.ranks if share_of_volumes(run, sizes) < 1 else 1
+        made = (s * map_pixels(run.problem, config) + _half_transform(run, sizes, s)) / parts
         made += BYTES_FROM_MAP * s / 4 * _column_numbers(run, sizes)
+        made += 2 * s * reference_voxels(sizes, config) / parts if parts > 1 else 0  # of a slab of planes, before it is a layer
     return [
         Item("sums of all maps", where, others * _one_sum(run, sizes)),
         Item("transform of the reference", where, max(made, in_half)),
@@ -143,7 +159,7 @@ def _references_at_once(run: RunPlan) -> int:
 
 def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
     """The references that a particle is compared with, as slices are cut from them."""
-    voxels = reference_voxels(sizes, run.config)
+    voxels = reference_voxels(sizes, run.config) * share_of_volumes(run, sizes)
     return references_of(run.config) * _one_volume_bytes(run, voxels)
 
 
@@ -173,6 +189,7 @@ def batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
         Item("slices of the coarse grid", where, table),
         Item("slices of the fine grid", where, numbers * op if kept else 0),
         Item("prepared images of a batch", where, batches * batch * costs.PREPARED_PER_COEFFICIENT * k * s),
+        Item("slices between ranks", where, SENT_AT_ONCE * BYTES_AT_ONCE[kind] if share_of_volumes(run, sizes) < 1 else 0),
     ]
     on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
     on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept)

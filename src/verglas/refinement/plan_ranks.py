@@ -27,7 +27,10 @@ class OnRanks:
 
     @property
     def whole_on_each(self) -> float:
-        """Bytes of what every rank holds as a whole, however many there are: references and sums of all half-sets or classes."""
+        """Bytes of what every rank holds as a whole, however many there are: references and sums of all half-sets or classes, if
+        these are not in layers."""
+        if self.one.in_layers:
+            return 0.0
         worst = self.one.worst(self.one.machine.works_on)
         return sum(item.bytes for item in worst.items if item.name in WHOLE_ON_EACH)
 
