@@ -1,4 +1,4 @@
-"""axes.cu compiled for this processor, thread by thread (block_on_cpu.h), in place of a GPU's kernels. For tests."""
+"""axes.cu and shells.cu compiled for this processor, thread by thread (block_on_cpu.h), in place of a GPU's. For tests."""
 
 from __future__ import annotations
 
@@ -7,42 +7,48 @@ import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tests.farfield_on_cpu import TYPES, host
 from torch import Tensor
 
-from verglas.projection import axes as kernels
+from verglas.maximization import shells
+from verglas.projection import axes
 
 KERNELS = {  # arguments of each: p pointer, i int, f float
     "to_y": "ppppppppppp" + "iiii" + "f" + "iiiiii", "to_z": "ppppp" + "iiiii", "to_x": "ppp" + "iiii" + "f",
     "from_x": "pppp" + "iiiiiiii" + "f", "from_z": "ppppp" + "iiiii", "from_y": "ppppppp" + "iiiii",
     "sum_outside": "ppp" + "iiii", "finish": "ppp" + "iii",
 }  # fmt: skip
+OF_SHELLS = {"shell_sums": "ppppp" + "iii" + "ff" + "iii", "fsc_sums": "pppppppppp" + "iiiiiiiii"}
+ROOM = {axes: "alignas(16) static float2 shared_lines", shells: "static double shared_sums"}
 
 
 @functools.lru_cache
-def compiled(folder: Path, defines: tuple[str, ...], shared: int) -> ctypes.CDLL:
-    """axes.cu for this processor."""
-    own = folder / str(abs(hash((defines, shared))))
+def compiled(source: ModuleType, folder: Path, defines: tuple[str, ...], shared: int) -> ctypes.CDLL:
+    """axes.cu or shells.cu for this processor."""
+    own = folder / str(abs(hash((source.__name__, defines, shared))))
     own.mkdir()
     header = Path(__file__).with_name("block_on_cpu.h")
-    numbers = f"#define ON_CPU\nalignas(16) static float2 shared_lines[{shared // 8}];\n"
+    numbers = f"#define ON_CPU\n{ROOM[source]}[{shared // 8}];\n"
     any_pointer = "struct Any { void *p; template <class T> operator T *() const { return (T *)p; } };\n"
-    hosts = "".join(host(name, kinds) for name, kinds in KERNELS.items())
-    (own / "host.cpp").write_text(f'#include "{header}"\n{numbers}#include "{kernels.SOURCE}"\n{any_pointer}{hosts}')
+    hosts = "".join(host(name, kinds) for name, kinds in (KERNELS if source is axes else OF_SHELLS).items())
+    (own / "host.cpp").write_text(f'#include "{header}"\n{numbers}#include "{source.SOURCE}"\n{any_pointer}{hosts}')
     options = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
     options += [f"-D{define}" for define in defines]
     subprocess.run(["g++", *options, "host.cpp", "-o", "host.so"], cwd=own, check=True, capture_output=True, text=True)
     return ctypes.CDLL(str(own / "host.so"))
 
 
-def on_cpu(folder: Path, name: str, device: torch.device, defines: tuple[str, ...], shared: int) -> Callable[..., None]:
-    """What stands in for `axes.kernel`."""
-    run = getattr(compiled(folder, defines, shared), f"run_{name}")
+def on_cpu(
+    source: ModuleType, folder: Path, name: str, device: torch.device, defines: tuple[str, ...], shared: int
+) -> Callable[..., None]:
+    """What stands in for `kernel` of a module."""
+    run = getattr(compiled(source, folder, defines, shared), f"run_{name}")
 
     def launch(grid: tuple[int, int], threads: int, *arguments: Tensor | float | None) -> None:
-        kinds = [TYPES[kind][1] for kind in KERNELS[name]]
+        kinds = [TYPES[kind][1] for kind in (KERNELS | OF_SHELLS)[name]]
         values = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
         run(*grid, threads, *(kind(value) for kind, value in zip(kinds, values, strict=True)))
 

@@ -31,7 +31,7 @@ constexpr int MOST = 1024;
 static Index threadIdx, blockIdx, gridDim;
 static ucontext_t threads[MOST];
 static jmp_buf home, meeting[MOST];  // jumps, once threads have begun: swapcontext asks the system each time
-static float shown[MOST];
+static double shown[MOST];
 static bool fresh[MOST], done[MOST];
 
 inline void __syncthreads() {
@@ -43,6 +43,18 @@ inline float __shfl_xor_sync(unsigned, float value, int apart) {  // all threads
     const float other = shown[threadIdx.x ^ apart];
     __syncthreads();
     return other;
+}
+
+inline void __syncwarp() { __syncthreads(); }  // of blocks of one warp
+inline double __shfl_sync(unsigned, double value, int from) {
+    shown[threadIdx.x] = value;
+    __syncthreads();
+    const double other = shown[from];
+    __syncthreads();
+    return other;
+}
+inline double __shfl_up_sync(unsigned, double value, int apart) {
+    return __shfl_sync(0, value, threadIdx.x < apart ? threadIdx.x : threadIdx.x - apart);
 }
 
 template <class Function> static Function *running;

@@ -46,7 +46,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             return
         if shutil.which("g++") is None:
             pytest.skip("needs g++")
-        patch.setattr(kernels, "kernel", functools.partial(on_cpu, tmp_path_factory.mktemp("axes")))
+        patch.setattr(kernels, "kernel", functools.partial(on_cpu, kernels, tmp_path_factory.mktemp("axes")))
         patch.setattr(kernels, "serves", lambda box, size, device, dtype: dtype == torch.float32)
         yield "cpu"
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from verglas.core.memory import in_host_memory
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.shells import fsc_sums_cuda, serves
 from verglas.maximization.solve import SolvedSums, gather_sums
 from verglas.maximization.waiting import Half, Waiting, alike, in_turn, pieces
 from verglas.projection.volume import coordinate_chunks, radius2
@@ -147,20 +148,29 @@ def fsc_of_sums(halves: list[Half]) -> Tensor:
     """
     first, second = sorted(halves, key=lambda half: isinstance(half, Waiting))
     assert isinstance(first, SolvedSums)
+    cross, power_a, power_b = first.of_all(_fsc_sums(first, second))
+    norm = (power_a * power_b).sqrt()
+    fsc_S = cross.new_zeros(first.box // 2 + 1)
+    fsc_S[: first.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
+    fsc_S[0] = 1.0
+    return fsc_S
+
+
+def _fsc_sums(first: SolvedSums, second: Half) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of a b, a a and b b per shell, float64 [radius + 1] each, of averages on the unpadded grid."""
     sums_3S = torch.zeros(3, first.radius + 1, dtype=torch.float64, device=first.device)
     plane_U, edge, columns = _unpadded_grid(first)
+    if isinstance(second, SolvedSums) and serves(first.data_V2, first.weight_V, second.data_V2, second.weight_V):
+        pairs = (first.data_V2, first.weight_V), (second.data_V2, second.weight_V)
+        cross, power_a, power_b = fsc_sums_cuda(*pairs, first.rows, plane_U, _nearest(first), first.radius + 1)
+        return cross, power_a, power_b
     for part_U in plane_U.split(max(1, CELLS_AT_ONCE[plane_U.device.type] // (edge * columns))):
         average_a, average_b = _unpadded_average(first, part_U), _unpadded_average(second, part_U)
         shell, inside = _unpadded_shells(first, part_U)
         products = (average_a * average_b).sum(1), average_a.square().sum(1), average_b.square().sum(1)
         for sum_S, values in zip(sums_3S, products, strict=True):
             sum_S += torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
-    cross, power_a, power_b = first.of_all((sums_3S[0], sums_3S[1], sums_3S[2]))
-    norm = (power_a * power_b).sqrt()
-    fsc_S = cross.new_zeros(first.box // 2 + 1)
-    fsc_S[: first.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
-    fsc_S[0] = 1.0
-    return fsc_S
+    return sums_3S[0], sums_3S[1], sums_3S[2]
 
 
 def ssnr_of_fsc(fsc_S: Tensor, tau2_fudge: float = 1.0, joined: bool = False) -> Tensor:
@@ -214,8 +224,7 @@ def _unpadded_average(sums: Half, plane_U: Tensor) -> Tensor:
     _, edge, columns = _unpadded_grid(sums if isinstance(sums, SolvedSums) else sums.frame)
     total = torch.zeros(len(plane_U) * edge * columns, 3, dtype=torch.float64, device=sums.device)
     half = edge // 2
-    axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=total.device)
-    nearest_E = torch.where(axis < 0, -1, 1) * (axis.abs().double() / sums.padding + 0.5).floor().long()
+    nearest_E = _nearest(sums)
     if voxels.compiled(total):
         shape = (len(plane_U), edge, columns, 3)
         voxels.sum_unpadded_cpu(sums.data_V2, sums.weight_V, sums.rows, nearest_E, plane_U, total.view(shape))
@@ -227,6 +236,12 @@ def _unpadded_average(sums: Half, plane_U: Tensor) -> Tensor:
             plane = place_E[coordinates[2].long() + sums.rows.half]
             total.index_add_(0, (plane * edge + y + half) * columns + x, sums.some(part).double())
     return torch.where(total[:, 2:] > 0, total[:, :2] / total[:, 2:].clamp_min(1e-300), 0)
+
+
+def _nearest(sums: Half) -> Tensor:
+    """Number on the unpadded grid of each of -half..half, int64 [edge]."""
+    axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=sums.device)
+    return torch.where(axis < 0, -1, 1) * (axis.abs().double() / sums.padding + 0.5).floor().long()
 
 
 def _unpadded_grid(sums: SolvedSums) -> tuple[Tensor, int, int]:

@@ -18,6 +18,7 @@ from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gridding import LARGEST, even_out
 from verglas.maximization.point_group import apply_in_planes, apply_point_group
+from verglas.maximization.shells import serves, shell_sums_cuda
 from verglas.maximization.slabs import Slabs, stays_in_planes
 from verglas.maximization.transform_probes import form_for
 from verglas.maximization.transforms import MapPart, SharedTransform, beyond_sphere, extent_along_y
@@ -154,6 +155,8 @@ class SolvedSums:
         shells = self.radius + 1
         if self.compiled:
             return self.of_all(voxels.shell_sums_cpu(self.weight_V, self.rows, self.padding, shells, rounding, prior_S))
+        if serves(self.weight_V):
+            return self.of_all(shell_sums_cuda(self.weight_V, self.rows, self.padding, shells, rounding, prior_S))
         total, count, covered = torch.zeros(3, shells, dtype=torch.float64, device=self.weight_V.device)
         prior = torch.zeros_like(total) if prior_S is None else prior_S.to(total)
         for part, _, r, inside in self._radii():
@@ -173,6 +176,9 @@ class SolvedSums:
 
     def gains(self, prior_S: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of weight / (weight + prior), and voxels, of each shell round(r / padding), float64 [radius + 1]."""
+        if serves(self.weight_V):
+            found = shell_sums_cuda(self.weight_V, self.rows, self.padding, self.radius + 1, 0.5, prior_S, gains=True)
+            return self.of_all(found)[:2]
         total = torch.zeros(self.radius + 1, dtype=torch.float64, device=self.weight_V.device)
         count = torch.zeros_like(total)
         for part, _, r, inside in self._radii():

@@ -1,0 +1,165 @@
+// Sums over the shells of packed volumes, a warp for each row of voxels: see shells.py. WIDE: positions in the row table are 64-bit.
+#ifndef WIDE
+#define WIDE 0
+#endif
+#if WIDE
+typedef long long Position;
+#else
+typedef int Position;
+#endif
+#ifndef ON_CPU
+extern __shared__ double shared_sums[];
+#endif
+constexpr unsigned ALL = 0xffffffffu;
+constexpr int AT_ONCE = 4;  // loads of a thread that are under way together
+
+__device__ __forceinline__ int root_of(int square) {  // the largest whole number that is not beyond its root
+    int root = (int)sqrtf((float)square);
+    while (root * root > square) --root;
+    while ((root + 1) * (root + 1) <= square) ++root;
+    return root;
+}
+
+// Sums of a row from its begin to each place: a shell's share is the difference of two, and a row has each shell once.
+struct Running {
+    double *to;  // [0]: nothing, [x + 1]: up to x
+    double carry;
+    __device__ Running(double *to_) : to(to_), carry(0) {
+        if (threadIdx.x == 0) to[0] = 0;
+    }
+    __device__ __forceinline__ void add(int x, double value) {
+        for (int apart = 1; apart < 32; apart *= 2) {
+            const double before = __shfl_up_sync(ALL, value, apart);
+            if ((int)threadIdx.x >= apart) value += before;
+        }
+        to[x + 1] = carry + value;
+        carry += __shfl_sync(ALL, value, 31);
+    }
+};
+
+__device__ __forceinline__ void hand_over(double *sums, const double *own, int count) {
+    __syncwarp();
+    for (int i = threadIdx.x; i < count; i += 32) sums[(long long)blockIdx.x * count + i] = own[i];
+}
+
+// sums[block, 3, shells]: of the value, of voxels, of voxels whose weight is the prior's or more, of shells r / padding + rounding
+// within the radius. value: the weight, or weight / (weight + prior) if `gains`. prior: [shells], or none. room: of a row, times 32.
+extern "C" __global__ void __launch_bounds__(32) shell_sums(
+    double *sums, const float *weight, const Position *start, const int *length, const float *prior, int weight_step, int half,
+    int limit2, float padding, float rounding, int shells, int gains, int room) {
+    double *own = shared_sums, *value = own + 3 * shells, *covered = value + room + 1;
+    const int lane = threadIdx.x, edge = 2 * half + 1;
+    for (int i = lane; i < 3 * shells; i += 32) own[i] = 0;
+    for (int row = blockIdx.x; row < edge * edge; row += gridDim.x) {
+        const int z = row / edge - half, y = row % edge - half, flat2 = z * z + y * y;
+        if (flat2 > limit2 || length[row] == 0) continue;
+        const int count = min(length[row], root_of(limit2 - flat2) + 1);
+        const float *here = weight + (long long)start[row] * weight_step;
+        const auto shell = [&](int x) { return min((int)(sqrtf((float)(flat2 + x * x)) / padding + rounding), shells - 1); };
+        Running of_value(value), of_covered(covered);
+        for (int begin = 0; begin < count; begin += 32 * AT_ONCE) {
+            float seen[AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                const int x = begin + 32 * j + lane;
+                seen[j] = x < count ? here[(long long)x * weight_step] : 0.0f;
+            }
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                const int x = begin + 32 * j + lane;
+                if (begin + 32 * j >= count) break;
+                float over = 0, added = seen[j];
+                if (prior && x < count) {
+                    const float least = prior[shell(x)];
+                    over = seen[j] >= least;
+                    if (gains) added = seen[j] / fmaxf(seen[j] + least, 1e-30f);
+                }
+                of_value.add(x, added);
+                if (prior) of_covered.add(x, over);
+            }
+        }
+        __syncwarp();
+        const int last = shell(count - 1);
+        const auto first_of = [&](int s) {
+            const float from = (s - rounding) * padding, left2 = from * from - flat2;
+            int x = left2 > 0 ? min((int)sqrtf(left2), count) : 0;
+            while (x > 0 && shell(x - 1) >= s) --x;
+            while (x < count && shell(x) < s) ++x;
+            return x;
+        };
+        for (int s = shell(0) + lane; s <= last; s += 32) {
+            const int from = first_of(s), to = s == last ? count : first_of(s + 1);
+            own[s] += value[to] - value[from];
+            own[shells + s] += to - from;
+            if (prior) own[2 * shells + s] += covered[to] - covered[from];
+        }
+        __syncwarp();
+    }
+    hand_over(sums, own, 3 * shells);
+}
+
+struct Volume {  // sums of a half-set
+    const float *data, *weight;
+    int data_step, weight_step;
+};
+
+// sums[block, 3, shells] of a b, a a, b b over cells of the coarser grid with r <= shells - 1, shell by shell: a, b: data over weight
+// of all voxels of a cell. begin, end: [2 small + 1], voxels along an axis that fall to each number of that grid. Cells: planes plane_u.
+extern "C" __global__ void __launch_bounds__(32) fsc_sums(
+    double *sums, const float *data_a, const float *weight_a, const float *data_b, const float *weight_b, const Position *start,
+    const int *length, const int *plane_u, const int *begin, const int *end, int step_a, int weight_step_a, int step_b,
+    int weight_step_b, int half, int planes, int small, int shells, int room) {
+    double *own = shared_sums, *kept = own + 3 * shells;
+    const Volume both[2] = {{data_a, weight_a, step_a, weight_step_a}, {data_b, weight_b, step_b, weight_step_b}};
+    const int lane = threadIdx.x, edge = 2 * half + 1, rows = 2 * small + 1, limit2 = (shells - 1) * (shells - 1);
+    for (int i = lane; i < 3 * shells; i += 32) own[i] = 0;
+    for (int row = blockIdx.x; row < planes * rows; row += gridDim.x) {
+        const int u = plane_u[row / rows], v = row % rows - small, flat2 = u * u + v * v;
+        if (flat2 > limit2) continue;
+        const int count = min(small, root_of(limit2 - flat2)) + 1;
+        Running cross(kept), power_a(kept + room + 1), power_b(kept + 2 * (room + 1));
+        for (int first = 0; first < count; first += 32) {
+            const int x_u = first + lane;
+            float re[2] = {0, 0}, im[2] = {0, 0}, weight[2] = {0, 0};
+            if (x_u < count) {
+                const int from = max(begin[small + x_u], 0);
+                for (int z = begin[small + u]; z < end[small + u]; ++z)
+                    for (int y = begin[small + v]; y < end[small + v]; ++y) {
+                        const int table = (z + half) * edge + y + half, to = min(end[small + x_u], length[table]);
+                        for (int x = from; x < to; ++x) {
+                            const long long voxel = (long long)start[table] + x;
+#pragma unroll
+                            for (int h = 0; h < 2; ++h) {
+                                re[h] += both[h].data[voxel * both[h].data_step];
+                                im[h] += both[h].data[voxel * both[h].data_step + 1];
+                                weight[h] += both[h].weight[voxel * both[h].weight_step];
+                            }
+                        }
+                    }
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const float over = weight[h] > 0 ? 1 / weight[h] : 0.0f;
+                    re[h] *= over, im[h] *= over;
+                }
+            }
+            cross.add(x_u, re[0] * re[1] + im[0] * im[1]);
+            power_a.add(x_u, re[0] * re[0] + im[0] * im[0]);
+            power_b.add(x_u, re[1] * re[1] + im[1] * im[1]);
+        }
+        __syncwarp();
+        // r + 1/2 >= s from r^2 >= s^2 - s + 1 on, in whole numbers.
+        const auto first_of = [&](int s) {
+            const int left2 = s * s - s + 1 - flat2;
+            const int x = left2 > 0 ? root_of(left2) : 0;
+            return left2 > 0 && x * x < left2 ? x + 1 : x;
+        };
+        int begin_s = root_of(flat2);
+        if (flat2 >= begin_s * begin_s + begin_s + 1) ++begin_s;
+        for (int s = begin_s + lane; s < shells && first_of(s) < count; s += 32) {
+            const int from = s == begin_s ? 0 : first_of(s), to = min(first_of(s + 1), count);
+            for (int k = 0; k < 3; ++k) own[k * shells + s] += kept[k * (room + 1) + to] - kept[k * (room + 1) + from];
+        }
+        __syncwarp();
+    }
+    hand_over(sums, own, 3 * shells);
+}
