@@ -10,7 +10,7 @@ from torch import Tensor
 
 from farfield_on_cpu import device_of_kernels
 from verglas.kernels import farfield as package
-from verglas.kernels.farfield import Counted, Lit, Step, along, farfield, products
+from verglas.kernels.farfield import Counted, Lit, Step, along, cuda, farfield, products
 from verglas.kernels.farfield.reference import exit_gradient
 from verglas.ptychography.noise import noise_named
 
@@ -141,6 +141,21 @@ def test_curvature(name: str, device: str, options: dict[str, object]) -> None:
     (y, x), seen = lit.corner_B2[-1].tolist(), lit.object_YX.abs().square()
     if len(lit.corner_B2) == 1:
         assert torch.allclose(expected, counted.scale_N[counted.rows_B[0]] * seen[y : y + 32, x : x + 64])
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_blocks_that_sum_several_positions(device: str, moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there are many positions; their last group is smaller."""
+    lit, _, counted = case((32, 32), modes=2, moved=moved, positions=11)
+    args = single(lit, device), single_counts(counted, device)
+    found = []
+    for blocks in (cuda.BLOCKS, 5):
+        monkeypatch.setattr(cuda, "BLOCKS", blocks)
+        seen = torch.zeros(32, 32, device=device)
+        found.append((farfield(*args, None, True, seen, "cuda").light_MYX, seen, cuda.Launches(*args).group))
+    (one, seen, single_one), (several, seen_again, group) = found
+    assert single_one == 1 and 2 <= group < 11 and one is not None and several is not None
+    assert (one - several).norm() < 1e-6 * one.norm() and (seen - seen_again).norm() < 1e-6 * seen.norm()
 
 
 @pytest.mark.parametrize("moved", [False, True])
