@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fft import fft2, ifft2
@@ -72,7 +73,7 @@ def in_order(problem: Problem, x: Unknowns, batches: list[Tensor]) -> list[Tenso
         return batches
     position_N2 = x["positions_B2"][rows_N]
     stripe_N = (position_N2[:, 0] / STRIPE).floor() * x["object_OLYX"].shape[-1] + position_N2[:, 1]
-    number_N = torch.arange(len(batches)).repeat_interleave(torch.tensor(sizes)).to(rows_N.device)
+    number_N = torch.from_numpy(np.repeat(np.arange(len(batches)), sizes)).to(rows_N.device)  # 8 ms by 32 threads of torch
     order_N = (stripe_N + number_N * (2 * x["object_OLYX"].numel())).argsort()
     return list(rows_N[order_N].split(sizes))
 

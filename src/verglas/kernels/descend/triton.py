@@ -11,7 +11,7 @@ from verglas.kernels.descend.reference import LEAST, RIDGE
 
 NUMBERS = 2048  # of one program: real and imaginary parts of half as many pixels
 POSITIONS = 128  # that `best_lengths` takes at a time
-TILE = (16, 64)  # px of a program of `dose`
+TILE = (64, 64)  # px of a program of `dose`; smaller ones look through more positions than they add up
 
 
 @triton.jit(do_not_specialize=["batch", "modes", "height", "width"])
