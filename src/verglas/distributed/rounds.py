@@ -21,7 +21,7 @@ from verglas.core.layers import Layers
 from verglas.distributed.ranks import Ranks
 from verglas.errors import VerglasError
 
-BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}  # of slices that a rank asks for in a round
+BYTES_AT_ONCE = {"cpu": 2**25, "cuda": 2**27}  # of slices that a rank asks for in a round
 OUT_OF_MEMORY = (
     "The device ran out of memory while ranks exchanged slices. Other programs may use it: free it, or give verglas less with "
     "--memory, and go on with --continue."

@@ -34,7 +34,7 @@ from verglas.refinement.plan_sizes import (
 if TYPE_CHECKING:
     from verglas.refinement.plan import RunPlan
 
-SENT_AT_ONCE = 4  # times what a rank asks for in a round: what it sends, as parts and together, gets, and puts in its place
+SENT_AT_ONCE = 8  # times what a rank asks for in a round: what it cuts (in single precision), sends, gets, and puts in its place
 
 
 @dataclass(frozen=True)
