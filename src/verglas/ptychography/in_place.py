@@ -119,7 +119,7 @@ class InPlace:
         if with_probe:
             self.curvature["probe_MYX"].zero_()
         most = dose(x["probe_MYX"], place.corner_B2, x["scale_B"][place.rows_B], self.curvature["object_OLYX"])
-        totals_3 = torch.zeros_like(self.totals_3)
+        totals_3: Tensor | None = None
         loss_of_shape = problem.regulariser.add_gradient(x["object_OLYX"], gradient, len(place.rows_B), problem.positions)
         exit_BMYX, done = None, 0
         for some_B in problem.chunks(place.rows_B):
@@ -127,10 +127,11 @@ class InPlace:
             done += len(some_B)
             lit, counted = fused.patterns_of(problem, x, part)
             found = farfield.farfield(lit, counted, gradient["object_OLYX"][0, 0], with_probe, self.curvature.probe_MYX)
-            totals_3 += found.totals_3
+            totals_3 = found.totals_3 if totals_3 is None else totals_3 + found.totals_3
             if found.light_MYX is not None:
                 gradient["probe_MYX"].add_(fused.unmoved(found.light_MYX, part))
             exit_BMYX = found.exit_BMYX if done == len(place.rows_B) == len(some_B) else None
+        totals_3 = torch.zeros_like(self.totals_3) if totals_3 is None else totals_3  # of no positions of this rank
         totals_3 = Summing(problem.share, gradient, self.curvature, complete=False, early=False).finish(totals_3)
         if loss_of_shape:
             totals_3[0] += loss_of_shape
