@@ -32,9 +32,9 @@ from verglas.maximization.stride import StrideConvolution
 from verglas.projection.volume import padded_size
 
 CUTS = {  # other (lines, threads, blocks of a multiprocessor) than the usual ones, of the axes z, y and x
-    0: [(32, 256, 3), (16, 256, 3), (32, 512, 1), (16, 512, 2), (8, 256, 4)],
-    1: [(8, 1024, 1), (4, 512, 2), (8, 512, 1), (4, 256, 3), (16, 512, 1)],
-    2: [(4, 512, 2), (4, 256, 2), (2, 256, 4), (4, 384, 3), (8, 512, 2), (1, 128, 8)],
+    0: [(16, 512, 2), (8, 256, 4)],
+    1: [(4, 256, 3), (4, 384, 3)],
+    2: [(4, 512, 2), (2, 256, 4), (2, 192, 4)],
 }
 
 

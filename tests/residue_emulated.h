@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #define __device__
+#define __restrict__
+
+using std::min;
 #define __host__
 #define __global__
 #define __forceinline__ inline
@@ -11,7 +14,6 @@ static float2 make_float2(float x, float y) { return {x, y}; }
 struct Index { int x, y; };
 static Index blockIdx, threadIdx = {0, 0};
 static void __syncthreads() {}
-static void sincospif(float t, float *s, float *c) { *s = std::sin(M_PI * t), *c = std::cos(M_PI * t); }
 
 
 #define __shared__

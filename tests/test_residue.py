@@ -13,7 +13,7 @@ import torch
 
 from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels.fold import RadialTable, fold, radial, unfold
-from verglas.kernels.fold.residue import SOURCE, Cut, served, suits
+from verglas.kernels.fold.residue import SOURCE, Cut, served, suits, turns_of
 
 DRIVERS = """
 #include "{shim}"
@@ -21,18 +21,21 @@ DRIVERS = """
 #define EACH for (blockIdx.y = 0; blockIdx.y < gy; ++blockIdx.y) for (blockIdx.x = 0; blockIdx.x < gx; ++blockIdx.x)
 extern "C" {{
 #if PHASE == 0
-void run_fold(int gx, int gy, const float *v, const Position *s, const int *l, const float2 *p, float2 *part, int half) {{
-    EACH fold_planes(v, s, l, p, part, half);
+void run_fold(
+    int gx, int gy, const float *v, const Position *s, const int *l, const float2 *p, const float2 *t, float2 *part, int half) {{
+    EACH fold_planes(v, s, l, p, t, part, half);
 }}
 void run_unfold(
-    int gx, int gy, const float2 *part, const Position *s, const int *l, const float2 *p, float *out, int half, int fresh) {{
-    EACH unfold_planes(part, s, l, p, out, half, fresh);
+    int gx, int gy, const float2 *part, const Position *s, const int *l, const float2 *p, const float2 *t, float *out, int half,
+    int fresh) {{
+    EACH unfold_planes(part, s, l, p, t, out, half, fresh);
 }}
 #elif PHASE == 1
-void run_rows(int gx, int gy, float2 *part, int back) {{ EACH along_rows(part, back); }}
+void run_rows(int gx, int gy, float2 *part, const float2 *t, int back) {{ EACH along_rows(part, t, back); }}
 #else
-void run_lines(int gx, int gy, float2 *part, const float *t, float per_step, float last, int strides, int residue) {{
-    EACH multiply_lines(part, t, per_step, last, strides, residue);
+void run_lines(
+    int gx, int gy, float2 *part, const float *k, const float2 *t, float per_step, float last, int strides, int residue) {{
+    EACH multiply_lines(part, k, t, per_step, last, strides, residue);
 }}
 #endif
 }}
@@ -95,12 +98,14 @@ def test_a_residue_is_that_of_whole_transforms(
     part = torch.full((planes, size, (columns + 7) // 8 * 8, 2), torch.nan)
     start_ZY = rows.start_ZY.long() if wide else rows.start_ZY
     across = -(-columns // LINES)
-    tables = address(start_ZY), address(rows.length_ZY), address(phase_Z2)
+    turns_S2 = turns_of(size, torch.device("cpu"))
+    tables = address(start_ZY), address(rows.length_ZY), address(phase_Z2), address(turns_S2)
     along_z.run_fold(across, size, address(values_V), *tables, address(part), half)
-    along_y.run_rows(across, planes, address(part), 1)
+    along_y.run_rows(across, planes, address(part), address(turns_S2), 1)
     per_step = ctypes.c_float(1 / (size * table.step)), ctypes.c_float(len(table.values_T) - 2)
-    along_x.run_lines(-(-size // LINES), planes, address(part), address(table.values_T), *per_step, size // planes, residue)
-    along_y.run_rows(across, planes, address(part), 0)
+    factor = address(table.values_T), address(turns_S2), *per_step
+    along_x.run_lines(-(-size // LINES), planes, address(part), *factor, size // planes, residue)
+    along_y.run_rows(across, planes, address(part), address(turns_S2), 0)
     out_V = torch.full_like(values_V, torch.nan)
     for fresh in (1, 0):
         along_z.run_unfold(across, rows.edge, address(part), *tables, address(out_V), half, fresh)

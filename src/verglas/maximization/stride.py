@@ -69,7 +69,7 @@ class StrideConvolution:
             phase_Z2 = torch.stack([turn_Z.cos(), turn_Z.sin()], 1).to(values_V.dtype)
             twice = 1 if 2 * residue % self.strides == 0 else 2
             if fused is not None and work is not None:
-                fused(values_V, work, table, phase_Z2, twice, residue, out_V, fresh=residue == mine[0])
+                fused(values_V.contiguous(), work, table, phase_Z2, twice, residue, out_V, fresh=residue == mine[0])
                 continue
             part = torch.view_as_complex(fold(values_V, self.rows, phase_Z2, shape))
             planes = torch.fft.irfftn(part, s=(shape[0], self.size, self.size), norm="forward")

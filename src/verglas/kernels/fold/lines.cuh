@@ -10,11 +10,6 @@ ALWAYS float2 operator*(float a, float2 b) { return make_float2(a * b.x, a * b.y
 ALWAYS float2 conjugate(float2 a) { return make_float2(a.x, -a.y); }
 ALWAYS float2 swapped(float2 a) { return make_float2(a.y, a.x); }  // between two of these a forward transform is an inverse one
 ALWAYS float2 minus_i(float2 a) { return make_float2(a.y, -a.x); }
-ALWAYS float2 turn(float halves) {  // exp(i pi halves)
-    float2 w;
-    sincospif(halves, &w.y, &w.x);
-    return w;
-}
 
 // Forward transform of R numbers in place, results in order.
 template <int R> struct Dft;
@@ -128,19 +123,29 @@ template <> struct Dft<9> {  // 3 x 3
     }
 };
 
-constexpr __host__ __device__ int radix_of(int rest) {
+constexpr __host__ __device__ int stages_of(int n) {  // with radices of up to 10
+    if (n == 1) return 0;
+    int fewest = 100;
     for (int radix = 10; radix > 1; --radix)
-        if (rest % radix == 0) return radix;
+        if (n % radix == 0 && 1 + stages_of(n / radix) < fewest) fewest = 1 + stages_of(n / radix);
+    return fewest;
+}
+// Odd ones first: the first stages write far apart, and even distances meet in the same banks.
+constexpr __host__ __device__ int radix_of(int rest) {
+    for (int odd = 1; odd >= 0; --odd)
+        for (int radix = 10; radix > 1; --radix)
+            if (rest % radix == 0 && (radix % 2 == odd || radix == rest) && 1 + stages_of(rest / radix) == stages_of(rest)) return radix;
     return rest;
 }
 
-// Where number n of a line lies: of L side by side (columns), or one after the other (rows), no two threads in a bank.
+// Where number n of a line lies: of L side by side (columns), or one after the other (rows).
 template <int N, int L, bool ROWS> struct Lines {
-    static ALWAYS int at(int line, int n) { return ROWS ? line * (N + N / 16 + 1) + n + n / 16 : n * L + line; }
+    static ALWAYS int at(int line, int n) { return ROWS ? line * (N + 1) + n : n * L + line; }
 };
 
-// A stage of the transforms of L lines; DONE: product of the radices before.
-template <int N, int L, bool ROWS, int DONE = 1> __device__ __forceinline__ void transform(float2 *shared) {
+// A stage of the transforms of L lines; turns: exp(-2 pi i j / OF) for j < OF, a multiple of N; DONE: product of the radices before.
+template <int N, int L, bool ROWS, int OF, int DONE = 1>
+__device__ __forceinline__ void transform(float2 *shared, const float2 *__restrict__ turns) {
     typedef Lines<N, L, ROWS> Here;
     constexpr int R = radix_of(N / DONE), EACH = N / R, COUNT = EACH * L, TURNS = (COUNT + THREADS - 1) / THREADS;
     float2 v[TURNS][R];
@@ -152,7 +157,7 @@ template <int N, int L, bool ROWS, int DONE = 1> __device__ __forceinline__ void
             for (int r = 0; r < R; ++r) v[q][r] = shared[Here::at(line, j + r * EACH)];
             if (DONE > 1) {
                 float2 w[R];
-                w[1] = turn(-2.0f * (j % DONE) / (DONE * R));
+                w[1] = turns[j % DONE * (OF / (DONE * R))];
 #pragma unroll
                 for (int r = 2; r < R; ++r) w[r] = w[r / 2] * w[r - r / 2];
 #pragma unroll
@@ -172,5 +177,5 @@ template <int N, int L, bool ROWS, int DONE = 1> __device__ __forceinline__ void
         }
     }
     __syncthreads();
-    if constexpr (DONE * R < N) transform<N, L, ROWS, DONE * R>(shared);
+    if constexpr (DONE * R < N) transform<N, L, ROWS, OF, DONE * R>(shared, turns);
 }

@@ -17,66 +17,97 @@ typedef int Position;
 constexpr int HALF = SIZE / 2, COLUMNS = HALF + 1, PITCH = (COLUMNS + 7) / 8 * 8;  // rows begin where memory is read from
 extern __shared__ float2 shared[];
 
+constexpr int AT_ONCE = 4;  // voxels whose addresses a thread looks up before it needs the first
+
 #if PHASE == 0
-// Block = (columns, row y). phase [2 half + 1] of the planes z.
+// Block = (columns, row y). phase [2 half + 1] of the planes z; turns: exp(-2 pi i j / SIZE).
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) fold_planes(
-    const float *values, const Position *start, const int *length, const float2 *phase, float2 *part, int half) {
+    const float *__restrict__ values, const Position *__restrict__ start, const int *__restrict__ length,
+    const float2 *__restrict__ phase, const float2 *__restrict__ turns, float2 *__restrict__ part, int half) {
     typedef Lines<PLANES, LINES, false> Here;
+    constexpr int ALIASES = SIZE / PLANES;
     const int row = blockIdx.y, y = row > HALF ? row - SIZE : row, first = blockIdx.x * LINES, edge = 2 * half + 1;
-    const bool within = y >= -half && y <= half;
-    for (int item = threadIdx.x; item < PLANES * LINES; item += THREADS) {
-        const int line = item % LINES, m = item / LINES, x = first + line;
-        float2 sum = make_float2(0, 0);
-        if (within)
-            for (int z = m - (half + m) / PLANES * PLANES; z <= half; z += PLANES) {
-                const int place = (z + half) * edge + y + half;
-                if (x < length[place]) sum = sum + values[start[place] + x] * phase[z + half];
+    const bool empty = y < -half || y > half || first >= length[half * edge + y + half];  // the plane z = 0 has the longest rows
+    if (!empty) {
+        for (int item = threadIdx.x; item < PLANES * LINES; item += THREADS) {
+            const int line = item % LINES, m = item / LINES, x = first + line, lowest = m - (half + m) / PLANES * PLANES;
+            float2 sum = make_float2(0, 0);
+#pragma unroll AT_ONCE
+            for (int alias = 0; alias < ALIASES; ++alias) {
+                const int z = lowest + alias * PLANES, place = (min(z, half) + half) * edge + y + half;
+                const int count = length[place];
+                const Position begin = start[place];
+                if (z <= half && x < count) sum = sum + values[begin + x] * phase[z + half];
             }
-        shared[Here::at(line, m)] = swapped(sum);
+            shared[Here::at(line, m)] = swapped(sum);
+        }
+        __syncthreads();
+        transform<PLANES, LINES, false, SIZE>(shared, turns);
     }
-    __syncthreads();
-    transform<PLANES, LINES, false>(shared);
     for (int item = threadIdx.x; item < PLANES * LINES; item += THREADS) {
         const int line = item % LINES, m = item / LINES, x = first + line;
-        if (x < COLUMNS) part[((long long)m * SIZE + row) * PITCH + x] = swapped(shared[Here::at(line, m)]);
+        if (x < COLUMNS) part[((long long)m * SIZE + row) * PITCH + x] = empty ? make_float2(0, 0) : swapped(shared[Here::at(line, m)]);
     }
 }
 
 // fresh: what was in `out` does not count.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) unfold_planes(
-    const float2 *part, const Position *start, const int *length, const float2 *phase, float *out, int half, int fresh) {
+    const float2 *__restrict__ part, const Position *__restrict__ start, const int *__restrict__ length,
+    const float2 *__restrict__ phase, const float2 *__restrict__ turns, float *__restrict__ out, int half, int fresh) {
     typedef Lines<PLANES, LINES, false> Here;
     const int y = (int)blockIdx.y - half, row = y < 0 ? y + SIZE : y, first = blockIdx.x * LINES, edge = 2 * half + 1;
-    if (first >= length[half * edge + y + half]) return;  // the plane z = 0 has the longest rows
+    if (first >= length[half * edge + y + half]) return;
+#pragma unroll AT_ONCE
     for (int item = threadIdx.x; item < PLANES * LINES; item += THREADS) {
         const int line = item % LINES, m = item / LINES, x = first + line;
         shared[Here::at(line, m)] = x < COLUMNS ? part[((long long)m * SIZE + row) * PITCH + x] : make_float2(0, 0);
     }
     __syncthreads();
-    transform<PLANES, LINES, false>(shared);
-    for (int item = threadIdx.x; item < edge * LINES; item += THREADS) {
-        const int line = item % LINES, z = item / LINES - half, x = first + line, place = (z + half) * edge + y + half;
-        if (x >= length[place]) continue;
-        const float2 found = shared[Here::at(line, ((z % PLANES) + PLANES) % PLANES)], turned = phase[z + half];
-        float *target = out + start[place] + x;
-        *target = (fresh ? 0.0f : *target) + turned.x * found.x + turned.y * found.y;
+    transform<PLANES, LINES, false, SIZE>(shared, turns);
+    for (int item = threadIdx.x; item < edge * LINES; item += AT_ONCE * THREADS) {
+        float *target[AT_ONCE];
+        float before[AT_ONCE];
+        int plane[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int line = (item + i * THREADS) % LINES, x = first + line;
+            plane[i] = (item + i * THREADS) / LINES;
+            const int place = min(plane[i], edge - 1) * edge + y + half, count = length[place];
+            const Position begin = start[place];
+            target[i] = plane[i] < edge && x < count ? out + begin + x : nullptr;
+            before[i] = 0;
+        }
+        if (!fresh)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i)
+                if (target[i]) before[i] = *target[i];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i)
+            if (target[i]) {
+                const int line = (item + i * THREADS) % LINES, m = (plane[i] - half % PLANES + PLANES) % PLANES;
+                const float2 found = shared[Here::at(line, m)], turned = phase[plane[i]];
+                *target[i] = before[i] + turned.x * found.x + turned.y * found.y;
+            }
     }
 }
 #endif
 
 #if PHASE == 1
 // Block = (columns, plane). back: transforms back, else forward.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) along_rows(float2 *part, int back) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) along_rows(
+    float2 *__restrict__ part, const float2 *__restrict__ turns, int back) {
     typedef Lines<SIZE, LINES, false> Here;
     const int first = blockIdx.x * LINES;
     float2 *plane = part + (long long)blockIdx.y * SIZE * PITCH;
+#pragma unroll AT_ONCE
     for (int item = threadIdx.x; item < SIZE * LINES; item += THREADS) {
         const int line = item % LINES, y = item / LINES, x = first + line;
         const float2 value = x < COLUMNS ? plane[y * PITCH + x] : make_float2(0, 0);
         shared[item] = back ? swapped(value) : value;
     }
     __syncthreads();
-    transform<SIZE, LINES, false>(shared);
+    transform<SIZE, LINES, false, SIZE>(shared, turns);
+#pragma unroll AT_ONCE
     for (int item = threadIdx.x; item < SIZE * LINES; item += THREADS) {
         const int line = item % LINES, y = item / LINES, x = first + line;
         const float2 value = shared[item];
@@ -98,7 +129,8 @@ ALWAYS float2 unpacked(float2 a, float2 b, float2 w) {
 
 // Block = (LINES rows, plane). table: the factor at i / per_step, `last` its last interval; distances in units of the grid.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) multiply_lines(
-    float2 *part, const float *table, float per_step, float last, int strides, int residue) {
+    float2 *__restrict__ part, const float *__restrict__ table, const float2 *__restrict__ turns, float per_step, float last,
+    int strides, int residue) {
     typedef Lines<HALF, LINES, true> Here;
     const int first = blockIdx.x * LINES, plane = strides * blockIdx.y + residue, z = plane > HALF ? plane - SIZE : plane;
     float2 *lines = part + ((long long)blockIdx.y * SIZE + first) * PITCH;
@@ -107,12 +139,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) multiply_lines(
     for (int item = threadIdx.x; item < PAIRS * LINES; item += THREADS) {
         const int line = item / PAIRS, k = item % PAIRS;
         if (first + line >= SIZE) continue;
-        const float2 a = lines[line * PITCH + k], b = lines[line * PITCH + HALF - k], w = turn(2.0f * k / SIZE);
+        const float2 a = lines[line * PITCH + k], b = lines[line * PITCH + HALF - k], w = conjugate(turns[k]);
         shared[Here::at(line, k)] = swapped(packed(a, b, w));
         if (k) shared[Here::at(line, HALF - k)] = swapped(packed(b, a, make_float2(-w.x, w.y)));
     }
     __syncthreads();
-    transform<HALF, LINES, true>(shared);
+    transform<HALF, LINES, true, SIZE>(shared, turns);
 #pragma unroll 2
     for (int item = threadIdx.x; item < HALF * LINES; item += THREADS) {
         const int line = item / HALF, n = item % HALF, row = first + line, y = row > HALF ? row - SIZE : row;
@@ -129,12 +161,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) multiply_lines(
         shared[Here::at(line, n)] = make_float2(value.x * factor[0], value.y * factor[1]);
     }
     __syncthreads();
-    transform<HALF, LINES, true>(shared);
+    transform<HALF, LINES, true, SIZE>(shared, turns);
 #pragma unroll 2
     for (int item = threadIdx.x; item < PAIRS * LINES; item += THREADS) {
         const int line = item / PAIRS, k = item % PAIRS;
         if (first + line >= SIZE) continue;
-        const float2 a = shared[Here::at(line, k)], b = shared[Here::at(line, k ? HALF - k : 0)], w = turn(2.0f * k / SIZE);
+        const float2 a = shared[Here::at(line, k)], b = shared[Here::at(line, k ? HALF - k : 0)], w = conjugate(turns[k]);
         lines[line * PITCH + k] = unpacked(a, b, w);
         lines[line * PITCH + HALF - k] = unpacked(b, a, make_float2(-w.x, w.y));
     }

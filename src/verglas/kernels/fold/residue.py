@@ -40,12 +40,12 @@ class Cut:
             return cls(phase, planes, lines, 256 if planes <= 400 else 512, 3 if planes <= 400 else 1)
         if phase == 1:
             return cls(phase, size, 8 if size <= 1024 else 4, 512, 2)
-        return cls(phase, size // 2, 4 if size >= 1024 else 8 if size >= 512 else 16, 512, 2)
+        return cls(phase, size // 2, 4 if size >= 1024 else 8 if size >= 512 else 16, 384, 2)
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory."""
-        return 8 * self.lines * (self.length + (self.length // 16 + 1 if self.phase == 2 else 0))
+        return 8 * self.lines * (self.length + (self.phase == 2))
 
     def defines(self, planes: int, size: int, wide: bool) -> tuple[str, ...]:
         """For the preprocessor."""
@@ -82,19 +82,19 @@ class Residues:
         """One of the five passes; "back": along_rows forward again. cut: of its lines, if not the usual one."""
         rows, half, columns = self.rows, self.rows.half, self.size // 2 + 1
         cut = cut or Cut.of(AXES[kernel], self.planes, self.size)
-        addresses = rows.start_ZY, rows.length_ZY
+        addresses, turns = (rows.start_ZY, rows.length_ZY), turns_of(self.size, rows.device)
         arguments: tuple[Tensor | float, ...]
         match kernel:
             case "fold_planes":
-                across, arguments = (columns, self.size), (values_V, *addresses, phase_Z2, part, half)
+                across, arguments = (columns, self.size), (values_V, *addresses, phase_Z2, turns, part, half)
             case "unfold_planes":
                 across = min(columns, half + 2), rows.edge
-                arguments = part, *addresses, weight * phase_Z2, out_V, half, int(fresh)
+                arguments = part, *addresses, weight * phase_Z2, turns, out_V, half, int(fresh)
             case "multiply_lines":
-                per_step, last = 1 / (self.size * table.step), float(len(table.values_T) - 2)
-                across, arguments = (self.size, self.planes), (part, table.values_T, per_step, last, self.strides, residue)
+                steps = 1 / (self.size * table.step), float(len(table.values_T) - 2)
+                across, arguments = (self.size, self.planes), (part, table.values_T, turns, *steps, self.strides, residue)
             case _:
-                across, arguments = (columns, self.planes), (part, int(kernel == "along_rows"))
+                across, arguments = (columns, self.planes), (part, turns, int(kernel == "along_rows"))
         with torch.cuda.device(rows.device):
             name = "along_rows" if kernel == "back" else kernel
             self._kernel(cut, name)((math.ceil(across[0] / cut.lines), across[1]), cut.threads, *arguments)
@@ -107,6 +107,13 @@ class Residues:
     def _kernel(self, cut: Cut, name: str) -> Kernel:
         defines = cut.defines(self.planes, self.size, self.rows.start_ZY.dtype == torch.int64)
         return load(SOURCE, name, self.rows.device, defines, shared=cut.shared)
+
+
+@lru_cache(maxsize=16)
+def turns_of(size: int, device: torch.device) -> Tensor:
+    """exp(-2 pi i j / size) for j < size, float32 [size, 2]."""
+    angle = torch.arange(size, dtype=torch.float64) * (-2 * math.pi / size)
+    return torch.stack([angle.cos(), angle.sin()], 1).float().to(device)
 
 
 def served(rows: RowTable, planes: int, size: int, like: Tensor) -> Residues | None:
