@@ -14,7 +14,8 @@ from verglas.nufft.window import Window, window_for
 
 UPSAMPLINGS = (1.25, 1.375, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
 STEPS = 32  # a unit, in which the upsampling of a grid of small primes is counted
-CELL_TAPS = {"cuda": 7.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
+WHOLE = 5 * 10**8  # cells of a grid that is transformed along all axes at once
+CELL_TAPS = {"cuda": 15.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class FineGrid:
     def modes(self, grid_BZYX2: Tensor, sign: int) -> Tensor:
         """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each."""
         values = torch.view_as_complex(grid_BZYX2)
+        if self.whole(len(values)):
+            from verglas.kernels.spread.cut import cut
+
+            return cut(_dft(values, (1, 2, 3), sign), self._deconvolutions())
         if len(self.shape) == 2:
             values = values[:, 0]
         for axis in range(len(self.shape) - 1, -1, -1):
@@ -101,6 +106,10 @@ class FineGrid:
     def grid(self, modes: Tensor, sign: int) -> Tensor:
         """What is to be interpolated to get the modes' sum at points: the transpose of `modes`, [B, Z, Y, X, 2]."""
         values = modes
+        if self.whole(len(values)):
+            from verglas.kernels.spread.cut import padded
+
+            return torch.view_as_real(_dft(padded(modes, self._deconvolutions(), self.sizes), (1, 2, 3), sign).contiguous())
         for axis in range(len(self.shape)):
             values = self.cells_along(values, axis, sign)
         if len(self.shape) == 2:
@@ -130,6 +139,16 @@ class FineGrid:
         lines.narrow(at, high, cells - count).zero_()
         return _dft(lines, at, sign)
 
+    def whole(self, batch: int) -> bool:
+        """Whether all axes of so many grids are transformed at once: on a GPU quicker than leaving out what is cut off, but with
+        three times the memory of the grid."""
+        gpu = self.device.type == "cuda" and self.dtype == torch.float32
+        return gpu and len(self.shape) == 3 and batch * math.prod(self.sizes) <= WHOLE
+
+    def _deconvolutions(self) -> tuple[Tensor, Tensor, Tensor]:
+        z, y, x = (self._deconvolution(axis).flatten() for axis in range(3))
+        return z, y, x
+
     def _deconvolution(self, axis: int) -> Tensor:
         """1 / phi^(k) along one axis of the modes, shaped to multiply them."""
         factor = 1 / self.window.transform(self.shape[axis], self.sizes[axis])
@@ -150,9 +169,9 @@ def smooth_size(least: int, primes: tuple[int, ...] = (2, 3, 5)) -> int:
         size += 2
 
 
-def _dft(values: Tensor, axis: int, sign: int) -> Tensor:
-    """sum_l v[l] exp(sign 2 pi i k l / n) along an axis."""
-    return torch.fft.fft(values, dim=axis) if sign < 0 else torch.fft.ifft(values, dim=axis, norm="forward")
+def _dft(values: Tensor, axes: int | tuple[int, ...], sign: int) -> Tensor:
+    """sum_l v[l] exp(sign 2 pi i k l / n) along an axis or some."""
+    return torch.fft.fftn(values, dim=axes) if sign < 0 else torch.fft.ifftn(values, dim=axes, norm="forward")
 
 
 def _times(out: Tensor, values: Tensor, factor: Tensor) -> None:

@@ -16,6 +16,7 @@ from verglas.nufft.peer import ASKED, OF_DEVICE, Peer, peer_of, reaches
 from verglas.nufft.quickest import Engine, Quickest
 from verglas.nufft.shared import SharedGrid, check_shared
 
+COARSE = 1.6  # where this package's grid is coarser, a peer gets its coarser one, too
 SINGLE = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -106,7 +107,8 @@ def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float
             raise InputError("nufft", f"{implementation} on {device}", "finufft for the CPU, cufinufft for CUDA, installed")
         if implementation != "quickest":
             return Peer(installed, fine, point_MD, accuracy, upsampling)
-        peer = Peer(installed, fine, point_MD, accuracy * ASKED[installed], upsampling)
+        coarse = min(size / n for size, n in zip(fine.sizes, fine.shape)) < COARSE
+        peer = Peer(installed, fine, point_MD, accuracy * ASKED[installed], upsampling or (1.25 if coarse else 2.0))
         return Quickest([Own(fine, point_MD, choose(device, fine.dtype).name), peer])
     return Own(fine, point_MD, choose(device, fine.dtype, implementation).name)
 
