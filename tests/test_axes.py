@@ -134,7 +134,7 @@ def test_ranks_that_exchange_lines(form: str, device: str, monkeypatch: pytest.M
         whole = torch.cat([one.flatten() for one in found])  # one array, as ranks make it
         return [one.view(shape) for one, shape in zip(whole.split([one.numel() for one in found]), shapes, strict=True)]
 
-    monkeypatch.setattr(Ranks, "exchanged", exchanged)
+    monkeypatch.setattr(Ranks, "exchanging", lambda *given: functools.partial(exchanged, *given))
     slabs = [Slabs.of(rows, size / box, box, Ranks(rank, 2, 2)) for rank in range(2)]
     assert slabs[0] is not None and slabs[1] is not None
     wanted, both = range(1, box - 1), [SharedTransform(one, box, size, form) for one in slabs if one is not None]  # type: ignore[arg-type]

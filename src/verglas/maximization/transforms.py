@@ -16,8 +16,9 @@ and to have the whole map on all ranks afterwards (P - 1) / P of the bytes wante
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -148,11 +149,12 @@ class SharedTransform:
         for rank in range(1 if self.form == "replicated" else ranks.size):
             z_A, y = self.place_of(rank, wanted)
             rows, mine = slice(y.start, y.stop), self.form == "replicated" or rank == ranks.rank
-            inside = None if support_ZYX is None else support_ZYX[z_A, rows]
+            planes = z_A if self.form == "stride" else slice(None)
+            inside = None if support_ZYX is None else support_ZYX[planes, rows]
             values = part.values_ZYX if mine else part.values_ZYX.new_empty(len(z_A), len(y), self.box)
             sent = values.contiguous() if inside is None else values[inside]
             sent = sent if self.form == "replicated" else ranks.of_rank(rank, sent, "maps")
-            out_ZYX[z_A, rows] = sent if inside is None else torch.zeros_like(values).masked_scatter_(inside, sent)
+            out_ZYX[planes, rows] = sent if inside is None else torch.zeros_like(values).masked_scatter_(inside, sent)
         return out_ZYX
 
     def traffic(self, wanted: int, element: int) -> tuple[float, float]:
@@ -221,14 +223,20 @@ class SharedTransform:
         planes, limit2 = self._planes(False), largest_below(self.slabs.whole.radius)
         mine_Z, count = planes[ranks.rank], ends[ranks.rank + 1] - ends[ranks.rank]
         half_ZYX = axes.half(count, grid.columns)
+
+        def arrived(every: Between, part: slice, found: list[Tensor]) -> None:
+            axes.to_z(half_ZYX, found[0], every, part)  # of one array: what comes from the other ranks lies behind it
+
+        ahead = _OneAhead()
         for part in axes.column_runs(grid.columns, self._most_planes() * len(wanted)):
             own = Between.of(self.size, [mine_Z], len(wanted), part, limit2, axes.device)
             cut_YL = torch.empty(len(wanted), own.counts[0], dtype=torch.complex64, device=axes.device)
             axes.to_y(cut_YL, own, sums, grid.plane_Z.int(), wanted, part)
             every = Between.of(self.size, planes, count, part, limit2, axes.device)
             parts = [cut_YL[low - wanted.start : high - wanted.start] for low, high in pairwise(ends)]
-            found = self._exchanged(parts, [(count, n) for n in every.counts])
-            axes.to_z(half_ZYX, found[0], every, part)  # of one array: what comes from the other ranks lies behind it
+            ahead.finish()  # what was sent before has travelled while these were made
+            ahead.begin(self._exchanging(parts, [(count, n) for n in every.counts]), partial(arrived, every, part))
+        ahead.finish()
         return axes.to_x(half_ZYX, grid.columns)
 
     def _voxels_by_kernels(self, axes: Axes, map_ZYX: Tensor) -> Tensor:
@@ -237,19 +245,26 @@ class SharedTransform:
         z_A, y = self.place_of(ranks.rank, range(self.box))
         half_ZYX = axes.from_x(map_ZYX[:, y.start : y.stop].to(axes.device, torch.float32), z_A, y.start, grid.columns)
         out_V2, planes = torch.zeros(rows.count, 2, device=axes.device), self._planes(True)
+
+        def arrived(mine: Between, part: slice, found: list[Tensor]) -> None:
+            axes.from_y(out_V2, found[0], mine, rows, grid.plane_Z.int(), part)  # rows of the other ranks lie behind it
+
+        ahead = _OneAhead()
         for part in axes.column_runs(grid.columns, self._most_planes() * self.box):
             mine = Between.of(self.size, [planes[ranks.rank]], self.box, part, limit2, axes.device)
             if self.form == "replicated":
                 cut_YL = torch.empty(self.box, mine.counts[0], dtype=torch.complex64, device=axes.device)
                 axes.from_z(half_ZYX, cut_YL, mine, part)
+                arrived(mine, part, [cut_YL])
             else:
                 every = Between.of(self.size, planes, len(y), part, limit2, axes.device)
                 cut = torch.empty(len(y) * sum(every.counts), dtype=torch.complex64, device=axes.device)
                 axes.from_z(half_ZYX, cut, every, part)
                 lines, ends = [len(y) * n for n in every.counts], self._ends_along_y(range(self.box))
                 shapes = [(high - low, mine.counts[0]) for low, high in pairwise(ends)]
-                cut_YL = self._exchanged(list(cut.split(lines)), shapes)[0]  # rows of the other ranks lie behind it
-            axes.from_y(out_V2, cut_YL, mine, rows, grid.plane_Z.int(), part)
+                ahead.finish()
+                ahead.begin(self._exchanging(list(cut.split(lines)), shapes), partial(arrived, mine, part))
+        ahead.finish()
         return out_V2
 
     def _planes(self, at_radius: bool) -> list[Tensor]:
@@ -284,6 +299,29 @@ class SharedTransform:
         sent = [torch.view_as_real(one.contiguous()) for one in parts]
         found = self.slabs.ranks.exchanged(sent, [(*shape, 2) for shape in shapes], "transforms")
         return [torch.view_as_complex(one) for one in found]
+
+    def _exchanging(self, parts: list[Tensor], shapes: list[tuple[int, int]]) -> Callable[[], list[Tensor]]:
+        """As `_exchanged`, while they travel; what it returns waits for them."""
+        sent = [torch.view_as_real(one.contiguous()) for one in parts]
+        finish = self.slabs.ranks.exchanging(sent, [(*shape, 2) for shape in shapes], "transforms")
+        return lambda: [torch.view_as_complex(one) for one in finish()]
+
+
+class _OneAhead:
+    """One exchange that is under way, and what is to be done with what it brings."""
+
+    def __init__(self) -> None:
+        self._found: Callable[[], list[Tensor]] | None = None
+        self._then: Callable[[list[Tensor]], None] | None = None
+
+    def begin(self, found: Callable[[], list[Tensor]], then: Callable[[list[Tensor]], None]) -> None:
+        self._found, self._then = found, then
+
+    def finish(self) -> None:
+        """Wait for it, if there is one."""
+        if self._found is not None and self._then is not None:
+            self._then(self._found())
+        self._found = self._then = None
 
 
 def beyond_sphere(support_ZYX: Tensor) -> bool:
