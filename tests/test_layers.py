@@ -96,7 +96,7 @@ def work(rank: int, size: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     ranks = Ranks(rank, size, size, store=dist.PrefixStore("verglas", store), ways=Ways(share_volumes=True))
     session = prepared(folder, ranks)
-    assert session.on.in_layers
+    assert session.on.in_layers and any("layer of references" in notice for notice in session.notices)
     ranks.communication()
     found = []
     for state in torch.load(folder / "states.pt", weights_only=False):

@@ -81,6 +81,8 @@ def prepare(
     state = initial_state(table, map_ZYX, first_noise(data, config, ranks), config)
     chosen["residency"] = residency.reason
     notices.append(chosen["residency"])
+    if on.in_layers:
+        notices.append(f"Each of {ranks.size} ranks has a layer of references and sums; helpers on CPU cores rest.")
     if planned is not None and planned.half_sets:
         chosen["reason"] = planned.half_sets
         notices.append(planned.half_sets)
