@@ -31,7 +31,7 @@ from verglas.maximization.transforms import SharedTransform
 # Box, padding, share of the shells: what is probed, in three forms (a dozen), both ways. Only larger ones keep a GPU busy.
 PROBES = {
     "cpu": [(24, 2.0, 1.0), (40, 2.0, 0.6), (48, 1.5, 1.0), (64, 2.0, 1.0)],
-    "cuda": [(64, 2.0, 1.0), (160, 2.0, 0.6), (192, 1.5, 1.0), (288, 2.0, 1.0)],
+    "cuda": [(128, 2.0, 1.0), (160, 2.0, 0.6), (192, 1.5, 1.0), (288, 2.0, 1.0)],
 }
 REPEATS = 3
 WORTH_ASKING = 96  # px of a box: below it every form takes some ms, less than a probe

@@ -13,6 +13,7 @@ typedef int Position;
 #ifndef ON_CPU
 extern __shared__ float2 shared_lines[];
 #endif
+constexpr int FIRST = radix_of(P), LAST = last_radix_of(P);  // of the passes along y and z
 constexpr int HALF = P / 2, PITCH = LINES + 1;  // no two threads in a bank, whether they go along a line or across lines
 
 // Where number n of a padded axis lies in a map of `box`: outside, if that is not below `box`.
@@ -21,13 +22,13 @@ __device__ __forceinline__ unsigned in_map(int n, int box) {
     return at >= P ? at - P : at;
 }
 
-struct Table {  // of rows: voxel (z, y, x) of the packed volume
-    const Position *start;
-    int half;
-    __device__ __forceinline__ long long at(int z, int y, int x) const {
-        return start[(long long)(z + half) * (2 * half + 1) + y + half] + x;
-    }
-};
+__device__ __forceinline__ long long if_so(bool so, long long value) { return value & -(long long)so; }  // 0 if not; no branch
+__device__ __forceinline__ int signed_of(int n) { return n < HALF ? n : n - P; }
+
+// The rows of a plane z, in the table of rows: row[y] is where voxel x = 0 of row y lies among the packed ones.
+__device__ __forceinline__ const Position *rows_of(const Position *start, int half, int z) {
+    return start + (long long)(z + half) * (2 * half + 1) + half;
+}
 
 // Between the transforms along y and z: rows y of lines, plane after plane, those columns that hold anything: of plane z at
 // base[z + P / 2] + y step[z + P / 2] + column, step 0: nowhere.
@@ -35,7 +36,7 @@ struct Between {
     const long long *base;
     const int *step;
     int limit2;  // squared distance of the farthest line
-    __device__ __forceinline__ bool has(int z, int x) const { return z * z + x * x <= limit2 && step[z + HALF]; }
+    __device__ __forceinline__ bool has(int z, int x) const { return (z * z + x * x <= limit2) & (step[z + HALF] != 0); }
     __device__ __forceinline__ long long at(int z, int y, int column) const {
         return base[z + HALF] + (long long)y * step[z + HALF] + column;
     }
@@ -55,42 +56,71 @@ struct Column {
 
 // cut = transform back along y of data / (max(weight + prior, floor) gain), for voxels within limit2; without weights of data as they
 // are. prior, floor, gain: [last + 1]. Rows low <= y < end of the map. Grid: (columns, planes).
-extern "C" __global__ void __launch_bounds__(THREADS) to_y(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) to_y(
     float2 *cut, const long long *base, const int *step, const float *data, const float *weight, const Position *start,
     const int *plane_z, const float *prior, const float *floor_, const float *gain, const float2 *roots, int data_step, int weight_step,
     int half, int limit2, float padding, int last, int box, int low, int end, int first, int columns) {
     const Column column(first, columns);
     const int z = plane_z[blockIdx.y], flat2 = z * z + column.x * column.x;
     if (z * z + column.left * column.left > limit2) return;
-    const Table table{start, half};
+    const Position *row = rows_of(start, half, z);
     const Between between{base, step, limit2};
-    const bool together = weight == data + 2 && data_step == 4 && weight_step == 4;
+    const bool together = weight == data + 2 && data_step == 4 && weight_step == 4, kept = column.there && between.has(z, column.x);
+    float2 *const to = cut + between.at(z, -low, column.number);
+    const long long apart = between.step[z + HALF];
     transform<P, COLUMNS, COLUMNS, false, false>(
         shared_lines, roots,
-        [&](int n) {
-            const int y = n < HALF ? n : n - P, r2 = flat2 + y * y;
-            if (r2 > limit2 || !column.there) return make_float2(0, 0);
-            const long long voxel = table.at(z, y, column.x);
-            float4 seen;
-            if (together) seen = reinterpret_cast<const float4 *>(data)[voxel];
-            else seen.x = data[voxel * data_step], seen.y = data[voxel * data_step + 1];
-            if (!weight) return make_float2(seen.y, seen.x);
-            if (!together) seen.z = weight[voxel * weight_step];
-            const float r = fminf(sqrtf((float)r2) / padding, (float)last);
-            const int shell = (int)(r + 0.5f);
-            const float divisor = fmaxf(seen.z + prior[shell], floor_[(int)r]);
-            const float scale = divisor > 0 ? 1 / fmaxf(divisor * gain[shell], 1e-30f) : 0.0f;
-            return make_float2(seen.y * scale, seen.x * scale);
+        [&](float2 (&v)[FIRST], int n, int q) {
+            constexpr int R = FIRST;
+            int r2[R];
+            long long voxel[R];
+            float scale[R], divisor[R];
+#pragma unroll
+            for (int r = 0; r < R; ++r) {  // voxels that are not wanted are read as the first one
+                const int y = signed_of(n + r * q);
+                r2[r] = flat2 + y * y;
+                const bool inside = (r2[r] <= limit2) & column.there;
+                voxel[r] = if_so(inside, row[if_so(inside, y)] + (long long)column.x);
+                scale[r] = inside;
+            }
+            if (together) {
+                float4 all[R];
+#pragma unroll
+                for (int r = 0; r < R; ++r) all[r] = reinterpret_cast<const float4 *>(data)[voxel[r]];
+#pragma unroll
+                for (int r = 0; r < R; ++r) v[r] = make_float2(all[r].y, all[r].x), divisor[r] = all[r].z;
+            } else {
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    v[r] = make_float2(data[voxel[r] * data_step + 1], data[voxel[r] * data_step]);
+                    divisor[r] = weight ? weight[voxel[r] * weight_step] : 0.0f;
+                }
+            }
+            if (weight) {
+                float gains[R];
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    const float at = fminf(sqrtf((float)r2[r]) / padding, (float)last);
+                    const int shell = (int)(at + 0.5f);
+                    divisor[r] = fmaxf(divisor[r] + prior[shell], floor_[(int)at]), gains[r] = gain[shell];
+                }
+#pragma unroll
+                for (int r = 0; r < R; ++r) scale[r] *= (divisor[r] > 0) / fmaxf(divisor[r] * gains[r], 1e-30f);
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) v[r] = scale[r] * v[r];
         },
-        [&](int n, float2 value) {
-            const unsigned y = in_map(n, box);
-            if (y < (unsigned)low || y >= (unsigned)end || !column.there || !between.has(z, column.x)) return;
-            cut[between.at(z, y - low, column.number)] = swapped(value);
+        [&](float2 (&v)[LAST], int k, int q) {
+#pragma unroll
+            for (int r = 0; r < LAST; ++r) {
+                const unsigned y = in_map(k + r * q, box);
+                if (kept && y >= (unsigned)low && y < (unsigned)end) to[y * apart] = swapped(v[r]);
+            }
         });
 }
 
 // half[z, y, x] = transform back along z of cut. half: [box, rows, pitch]. Grid: (columns, rows y).
-extern "C" __global__ void __launch_bounds__(THREADS) to_z(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) to_z(
     float2 *half_ZYX, const float2 *cut, const long long *base, const int *step, const float2 *roots, int limit2, int box, int pitch,
     int first, int columns) {
     const Column column(first, columns);
@@ -98,20 +128,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) to_z(
     const int y = blockIdx.y, rows = gridDim.y;
     transform<P, COLUMNS, COLUMNS, false, false>(
         shared_lines, roots,
-        [&](int n) {
-            const int z = n < HALF ? n : n - P;
-            if (!column.there || !between.has(z, column.x)) return make_float2(0, 0);
-            return swapped(cut[between.at(z, y, column.number)]);
+        [&](float2 (&v)[FIRST], int n, int q) {
+            constexpr int R = FIRST;
+            long long at[R];
+            float there[R];
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                const int z = signed_of(n + r * q);
+                const bool inside = column.there & between.has(z, column.x);
+                at[r] = if_so(inside, between.at(z, y, column.number)), there[r] = inside;
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) v[r] = *(there[r] > 0 ? cut + at[r] : roots);  // there may be no lines at all
+#pragma unroll
+            for (int r = 0; r < R; ++r) v[r] = there[r] > 0 ? swapped(v[r]) : make_float2(0, 0);
         },
-        [&](int n, float2 value) {
-            const unsigned z = in_map(n, box);
-            if (z >= (unsigned)box || !column.there) return;
-            half_ZYX[((long long)z * rows + y) * pitch + column.x] = swapped(value);
+        [&](float2 (&v)[LAST], int k, int q) {
+#pragma unroll
+            for (int r = 0; r < LAST; ++r) {
+                const unsigned z = in_map(k + r * q, box);
+                if (z < (unsigned)box && column.there) half_ZYX[((long long)z * rows + y) * pitch + column.x] = swapped(v[r]);
+            }
         });
 }
 
 // map[line, x] = scale times the real transform back along x of half[line], in which columns 0 .. columns - 1 hold anything.
-extern "C" __global__ void __launch_bounds__(THREADS) to_x(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) to_x(
     float *map, const float2 *half_LX, const float2 *roots, int lines, int box, int pitch, int columns, float scale) {
     const int first = blockIdx.x * LINES;
     for (int i = threadIdx.x; i < LINES * (HALF / 2 + 1); i += THREADS) {
@@ -125,8 +167,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) to_x(
         if (k > 0 && other > k) shared_lines[other * PITCH + l] = swapped(conj(even) + times_i(conj(odd)));
     }
     __syncthreads();
-    const auto none = [](int) { return make_float2(0, 0); };
-    transform<HALF, LINES, PITCH, true, true>(shared_lines, roots, none, [](int, float2) {});
+    const auto none = [](int) {};
+    transform<HALF, LINES, PITCH, true, true>(shared_lines, roots, none, none);
     for (int i = threadIdx.x; i < LINES * box; i += THREADS) {
         const int l = i / box, at = i % box, x = at - box / 2, n = x < 0 ? x + P : x;
         const float2 pair = shared_lines[place_of<HALF>(n / 2) * PITCH + l];
@@ -162,7 +204,7 @@ __device__ __forceinline__ float inside_of(float distance, int box) {  // the sp
 }
 
 // half[line, x < columns] = scale times the transform along x of the map over the gridding correction. Lines: (plane, row y).
-extern "C" __global__ void __launch_bounds__(THREADS) from_x(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) from_x(
     float2 *half_LX, const float *map, const long long *plane_z, const float2 *roots, int lines, int rows, int first_y, int plane_step,
     int row_step, int box, int pitch, int columns, float scale) {
     const int first = blockIdx.x * LINES;
@@ -179,8 +221,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) from_x(
         shared_lines[n * PITCH + l] = pair;
     }
     __syncthreads();
-    const auto none = [](int) { return make_float2(0, 0); };
-    transform<HALF, LINES, PITCH, true, true>(shared_lines, roots, none, [](int, float2) {});
+    const auto none = [](int) {};
+    transform<HALF, LINES, PITCH, true, true>(shared_lines, roots, none, none);
     for (int i = threadIdx.x; i < LINES * columns; i += THREADS) {
         const int l = i / columns, k = i % columns;
         const float2 a = shared_lines[place_of<HALF>(k % HALF) * PITCH + l];
@@ -191,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) from_x(
 }
 
 // cut = transform along z of half[z, y, x]. Grid: (columns, rows y).
-extern "C" __global__ void __launch_bounds__(THREADS) from_z(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) from_z(
     float2 *cut, const float2 *half_ZYX, const long long *base, const int *step, const float2 *roots, int limit2, int box, int pitch,
     int first, int columns) {
     const Column column(first, columns);
@@ -199,47 +241,79 @@ extern "C" __global__ void __launch_bounds__(THREADS) from_z(
     const int y = blockIdx.y, rows = gridDim.y;
     transform<P, COLUMNS, COLUMNS, false, false>(
         shared_lines, roots,
-        [&](int n) {
-            const unsigned z = in_map(n, box);
-            if (z >= (unsigned)box || !column.there) return make_float2(0, 0);
-            return half_ZYX[((long long)z * rows + y) * pitch + column.x];
+        [&](float2 (&v)[FIRST], int n, int q) {
+            constexpr int R = FIRST;
+            bool inside[R];
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                const unsigned z = in_map(n + r * q, box);
+                inside[r] = z < (unsigned)box && column.there;
+                v[r] = half_ZYX[inside[r] ? ((long long)z * rows + y) * pitch + column.x : 0];
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) v[r] = inside[r] ? v[r] : make_float2(0, 0);
         },
-        [&](int n, float2 value) {
-            const auto put = [&](int z) {
-                if (column.there && between.has(z, column.x)) cut[between.at(z, y, column.number)] = value;
+        [&](float2 (&v)[LAST], int k, int q) {
+            constexpr int R = LAST;
+            const auto place = [&](int z) {
+                return if_so(column.there & between.has(z, column.x), between.at(z, y, column.number) + 1) - 1;
             };
-            put(n < HALF ? n : n - P);
-            if (n == HALF) put(HALF);  // the same number
+            long long at[R];
+#pragma unroll
+            for (int r = 0; r < R; ++r) at[r] = place(signed_of(k + r * q));
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                if (at[r] >= 0) cut[at[r]] = v[r];
+                if (k + r * q == HALF && place(HALF) >= 0) cut[place(HALF)] = v[r];  // the same number
+            }
         });
 }
 
 // Packed voxels within limit2 = transform along y of cut. Grid: (columns, planes).
-extern "C" __global__ void __launch_bounds__(THREADS) from_y(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) from_y(
     float2 *voxels, const float2 *cut, const long long *base, const int *step, const Position *start, const int *plane_z,
     const float2 *roots, int half, int limit2, int box, int first, int columns) {
     const Column column(first, columns);
     const int z = plane_z[blockIdx.y], flat2 = z * z + column.x * column.x;
     if (z * z + column.left * column.left > limit2) return;
-    const Table table{start, half};
+    const Position *row = rows_of(start, half, z);
     const Between between{base, step, limit2};
+    const bool kept = column.there && between.has(z, column.x);
+    const float2 *const from = cut + between.at(z, 0, column.number);
+    const long long apart = between.step[z + HALF];
     transform<P, COLUMNS, COLUMNS, false, false>(
         shared_lines, roots,
-        [&](int n) {
-            const unsigned y = in_map(n, box);
-            if (y >= (unsigned)box || !column.there || !between.has(z, column.x)) return make_float2(0, 0);
-            return cut[between.at(z, y, column.number)];
+        [&](float2 (&v)[FIRST], int n, int q) {
+            constexpr int R = FIRST;
+            bool inside[R];
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                const unsigned y = in_map(n + r * q, box);
+                inside[r] = y < (unsigned)box && kept;
+                v[r] = *(inside[r] ? from + y * apart : roots);
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) v[r] = inside[r] ? v[r] : make_float2(0, 0);
         },
-        [&](int n, float2 value) {
-            const auto put = [&](int y) {
-                if (flat2 + y * y <= limit2 && column.there) voxels[table.at(z, y, column.x)] = value;
-            };
-            put(n < HALF ? n : n - P);
-            if (n == HALF) put(HALF);
+        [&](float2 (&v)[LAST], int k, int q) {
+            constexpr int R = LAST;
+            long long at[R];
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                const int y = signed_of(k + r * q);
+                const bool inside = (flat2 + y * y <= limit2) & column.there;
+                at[r] = if_so(inside, row[if_so(inside, y)] + (long long)column.x + 1) - 1;
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+                if (at[r] >= 0) voxels[at[r]] = v[r];
+                if (k + r * q == HALF && flat2 + HALF * HALF <= limit2 && column.there) voxels[row[HALF] + column.x] = v[r];
+            }
         });
 }
 
 // sums[block] = (sum of value times what is outside of the sphere, sum of the latter) over some lines of a part of a map.
-extern "C" __global__ void __launch_bounds__(THREADS) sum_outside(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) sum_outside(
     double *sums, const float *map, const long long *plane_z, int lines, int rows, int first_y, int box) {
     double value = 0, weight = 0;
     for (int number = blockIdx.x; number < lines; number += gridDim.x) {
@@ -263,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_outside(
 }
 
 // map = its sphere, blended into `mean` outside (if there is one), over the gridding correction; in place. Grid: lines.
-extern "C" __global__ void __launch_bounds__(THREADS) finish(
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) finish(
     float *map, const float *mean, const long long *plane_z, int rows, int first_y, int box) {
     const Line line(blockIdx.x, plane_z, rows, first_y, box);
     for (int x = threadIdx.x; x < box; x += THREADS) {

@@ -15,6 +15,10 @@ __host__ __device__ constexpr int radix_of(int length) {  // of the first pass
         if (length % radices[i] == 0) return radices[i];
     return length;
 }
+__host__ __device__ constexpr int last_radix_of(int length) {
+    while (radix_of(length) < length) length /= radix_of(length);
+    return length;
+}
 
 __device__ __forceinline__ void dft4(float2 &a, float2 &b, float2 &c, float2 &d) {
     const float2 ac = a + c, ca = a - c, bd = b + d, db = make_float2((b - d).y, (d - b).x);  // -i (b - d)
@@ -98,22 +102,24 @@ template <int LENGTH> __device__ __forceinline__ int place_of(int k) {
 }
 
 // A block of THREADS transforms WIDTH lines of LENGTH; roots[j] = exp(-2 pi i j / P), P a multiple of LENGTH.
-// get(n) -> number n of this thread's line; put(k, value); FROM_TILE, TO_TILE: the numbers are in shared memory, or stay there.
+// get(v, n, apart): make v[r] number n + r apart of this thread's line, without branches, so that loads are under way together;
+// put(v, k, apart): v[r] is number k + r apart. FROM_TILE, TO_TILE: the numbers are in shared memory, or stay there.
 template <int LENGTH, int WIDTH, int PITCH, bool FROM_TILE, bool TO_TILE, int BLOCK = LENGTH, class Get, class Put>
 __device__ __forceinline__ void transform(float2 *tile, const float2 *__restrict__ roots, Get get, Put put) {
     constexpr int R = radix_of(BLOCK), Q = BLOCK / R, WORKERS = THREADS / WIDTH;
-    constexpr bool FIRST = BLOCK == LENGTH, LAST = BLOCK == R;
+    constexpr bool BEGINS = BLOCK == LENGTH, ENDS = BLOCK == R;
     float2 *const line = tile + threadIdx.x % WIDTH;
     for (int u = threadIdx.x / WIDTH; u < LENGTH / R; u += WORKERS) {
         const int q = u % Q, base = u / Q * BLOCK + q;
         float2 v[R];
+        if constexpr (BEGINS && !FROM_TILE) {
+            get(v, base, Q);
+        } else {
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-            if constexpr (FIRST && !FROM_TILE) v[r] = get(base + r * Q);
-            else v[r] = line[(base + r * Q) * PITCH];
+            for (int r = 0; r < R; ++r) v[r] = line[(base + r * Q) * PITCH];
         }
         dft<R>(v);
-        if constexpr (!LAST) {
+        if constexpr (!ENDS) {
             float2 root[R];
             root[1] = roots[q * (P / BLOCK)];
 #pragma unroll
@@ -121,17 +127,15 @@ __device__ __forceinline__ void transform(float2 *tile, const float2 *__restrict
 #pragma unroll
             for (int r = 1; r < R; ++r) v[r] = v[r] * root[r];
         }
-        if constexpr (LAST && !TO_TILE) {
-            const int first = number_at<LENGTH>(base);
-#pragma unroll
-            for (int r = 0; r < R; ++r) put(first + r * (LENGTH / R), v[r]);
+        if constexpr (ENDS && !TO_TILE) {
+            put(v, number_at<LENGTH>(base), LENGTH / R);
         } else {
 #pragma unroll
             for (int r = 0; r < R; ++r) line[(base + r * Q) * PITCH] = v[r];
         }
     }
-    if constexpr (!LAST || TO_TILE) __syncthreads();
-    if constexpr (!LAST) {
+    if constexpr (!ENDS || TO_TILE) __syncthreads();
+    if constexpr (!ENDS) {
         transform<LENGTH, WIDTH, PITCH, true, TO_TILE, Q>(tile, roots, get, put);
     }
 }
