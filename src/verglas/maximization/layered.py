@@ -8,7 +8,7 @@ P-th of what adding up whole sums takes, and 8 (P - 1) / P² of each of a refere
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
@@ -54,9 +54,9 @@ class LayeredAccumulator(Accumulator):
         if self._across is None:
             return
         across, self._across = self._across, None
-        mine_V4 = self.running_V4.new_zeros(across.slabs.rows.count, 4)
-        across.add_to_slab(self.total()[:, :3], mine_V4)
-        self.rows, self.slabs, self.running_V4, self.settled_V3 = across.slabs.rows, across.slabs, mine_V4, None
+        mine_V3 = self.running_V4.new_zeros(across.slabs.rows.count, 3)  # to which no slices are added any more
+        across.add_to_slab(self.total()[:, :3], mine_V3)
+        self.rows, self.slabs, self.running_V4, self.settled_V3 = across.slabs.rows, across.slabs, mine_V3, None
         self.slices = sum(ranks.counts(self._given))
         self._since_flush = self.slices
 
@@ -78,17 +78,19 @@ class Across:
         padding = padded_size(box, padding) / box
         layers = Layers.of(float(int(min(radius, box // 2) * padding + 0.5)), ranks.size, device)
         slabs = Slabs.of(layers.whole, padding, box, ranks)
-        return None if slabs is None else cls(box, padding, layers, slabs, layers.table(ranks.rank))
+        if slabs is None:
+            return None
+        return cls(box, padding, layers, replace(slabs, maps_on_host=True), layers.table(ranks.rank))
 
-    def add_to_slab(self, layer_V3: Tensor, slab_V4: Tensor) -> None:
+    def add_to_slab(self, layer_V3: Tensor, slab_V3: Tensor) -> None:
         """Add what all ranks have in their layers to their slabs; in the precision of the latter."""
         me, tables = self.slabs.ranks.rank, self._tables()
         for planes in self._pieces():
-            sent = [layer_V3[self._run(self.mine, piece)].to(slab_V4.dtype) for piece in planes]
+            sent = [layer_V3[self._run(self.mine, piece)].to(slab_V3.dtype) for piece in planes]
             places = [table.places(planes[me], self.slabs.rows) for table in tables]
             found = self.slabs.ranks.exchanged(sent, [(len(place), 3) for place in places], "sums of slices, layers")
             for place, part_V3 in zip(places, found, strict=True):
-                slab_V4[:, :3].index_add_(0, place, part_V3)
+                slab_V3.index_add_(0, place, part_V3)
 
     def to_layer(self, slab_V2: Tensor) -> Tensor:
         """This rank's layer of what all ranks have in their slabs."""

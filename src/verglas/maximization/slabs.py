@@ -21,12 +21,14 @@ FEWEST_PLANES = 2  # of the unpadded grid and of the map, that a rank is asked t
 
 @dataclass(frozen=True)
 class Slabs:
-    """whole: table of all sums; ends: rank q has the planes ends[q] <= |z| < ends[q + 1]; rows: table of this rank's planes."""
+    """whole: table of all sums; ends: rank q has the planes ends[q] <= |z| < ends[q + 1]; rows: table of this rank's planes;
+    maps_on_host: maps that are made of them come to the host part by part, as whole ones may not fit where the slabs are."""
 
     whole: RowTable
     ends: tuple[int, ...]
     ranks: Ranks
     rows: RowTable
+    maps_on_host: bool = False
 
     @classmethod
     def of(cls, whole: RowTable, padding: float, box: int, ranks: Ranks) -> Slabs | None:

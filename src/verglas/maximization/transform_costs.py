@@ -103,11 +103,13 @@ class Costs:
         """Of a transform; to a map: until all ranks have the map."""
         return float(np.dot(self.coefficients[way][form], features(shape, way, form, element)))
 
-    def choice(self, shape: Shape, way: Way = "to map", element: int = 4, room: float = math.inf) -> Form:
-        """The quickest form that has room (bytes) for its arrays; the one that needs least, if none has."""
-        fitting = [form for form in FORMS if shape.workspace(form, element) <= room]
+    def choice(
+        self, shape: Shape, way: Way = "to map", element: int = 4, room: float = math.inf, forms: tuple[Form, ...] = FORMS
+    ) -> Form:
+        """The quickest of some forms that has room (bytes) for its arrays; the one that needs least, if none has."""
+        fitting = [form for form in forms if shape.workspace(form, element) <= room]
         if not fitting:
-            return min(FORMS, key=lambda form: shape.workspace(form, element))
+            return min(forms, key=lambda form: shape.workspace(form, element))
         return min(fitting, key=lambda form: self.seconds(shape, way, form, element))
 
 

@@ -33,6 +33,7 @@ PROBES = {
     "cpu": [(24, 2.0, 1.0), (40, 2.0, 0.6), (48, 1.5, 1.0), (64, 2.0, 1.0)],
     "cuda": [(128, 2.0, 1.0), (160, 2.0, 0.6), (192, 1.5, 1.0), (288, 2.0, 1.0)],
 }
+SHARING: tuple[Form, ...] = ("transposed", "stride")  # in which no rank has all voxels
 REPEATS = 3
 WORTH_ASKING = 96  # px of a box: below it every form takes some ms, less than a probe
 FORMAT = 2
@@ -51,7 +52,8 @@ def form_for(slabs: Slabs, box: int, size: int, wanted: int, element: int = 4) -
         return "transposed"
     room = -usable_device_memory(device) / 2 if device.type == "cuda" else -float("inf")
     least = -float(ranks.greatest(torch.tensor([room], dtype=torch.float64), "room for transforms"))
-    return costs_here(ranks, device).choice(Shape.of(slabs, box, size, wanted), "to map", element, least)
+    forms = SHARING if slabs.maps_on_host else FORMS
+    return costs_here(ranks, device).choice(Shape.of(slabs, box, size, wanted), "to map", element, least, forms)
 
 
 def form_from_map(slabs: Slabs, box: int, size: int, element: int = 4) -> Form:
@@ -62,9 +64,8 @@ def form_from_map(slabs: Slabs, box: int, size: int, element: int = 4) -> Form:
         return ranks.ways.transform
     if box < WORTH_ASKING:
         return "transposed"
-    costs, shape = costs_here(ranks, slabs.whole.device), Shape.of(slabs, box, size, box)
-    shared: tuple[Form, ...] = ("transposed", "stride")
-    return min(shared, key=lambda form: costs.seconds(shape, "from map", form, element))
+    shape = Shape.of(slabs, box, size, box)
+    return costs_here(ranks, slabs.whole.device).choice(shape, "from map", element, forms=SHARING)
 
 
 def costs_here(ranks: Ranks, device: torch.device) -> Costs:

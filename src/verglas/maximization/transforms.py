@@ -144,7 +144,8 @@ class SharedTransform:
 
     def whole(self, part: MapPart, wanted: range, support_ZYX: Tensor | None) -> Tensor:
         """The map [N, N, N] on all ranks, from the part of each. support: bool, voxels that are wanted; the others are 0."""
-        out_ZYX = part.values_ZYX.new_zeros(self.box, self.box, self.box)
+        home = torch.device("cpu") if self.slabs.maps_on_host else part.values_ZYX.device
+        out_ZYX = torch.zeros(self.box, self.box, self.box, dtype=part.values_ZYX.dtype, device=home)
         ranks = self.slabs.ranks
         for rank in range(1 if self.form == "replicated" else ranks.size):
             z_A, y = self.place_of(rank, wanted)
@@ -154,7 +155,8 @@ class SharedTransform:
             values = part.values_ZYX if mine else part.values_ZYX.new_empty(len(z_A), len(y), self.box)
             sent = values.contiguous() if inside is None else values[inside]
             sent = sent if self.form == "replicated" else ranks.of_rank(rank, sent, "maps")
-            out_ZYX[planes, rows] = sent if inside is None else torch.zeros_like(values).masked_scatter_(inside, sent)
+            found = sent if inside is None else torch.zeros_like(values).masked_scatter_(inside, sent)
+            out_ZYX[planes.to(home) if isinstance(planes, Tensor) else planes, rows] = found.to(home)
         return out_ZYX
 
     def traffic(self, wanted: int, element: int) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def resident(run: RunPlan, sizes: Sizes) -> list[Item]:
         Item("particle table and poses", "host", costs.PARTICLE_BYTES * problem.n_particles * run.machine.ranks),  # of all ranks
         *_image_items(run),
         Item("maps", "host", (costs.MAPS + costs.MAPS_MORE * (classes_of(config) - 2)) * 4 * map_pixels(problem, config)),
-        Item("maps of this iteration", "device", maps if where == "device" and run.turns != "waiting" else 0.0),
+        Item("maps of this iteration", "device", maps if where == "device" and not _maps_on_host(run, sizes) else 0.0),
         Item("sums that wait", "host", waiting_bytes(run, sizes)),
         Item("images, summed but not turned", where, _gathered_bytes(run, sizes)),
     ]
@@ -74,6 +74,11 @@ def share_of_volumes(run: RunPlan, sizes: Sizes) -> float:
     if not run.in_layers or sizes.radius + 1 < FEWEST_PLANES * ranks:
         return 1.0
     return share_of_layer(sizes.radius * run.config.padding, ranks)
+
+
+def _maps_on_host(run: RunPlan, sizes: Sizes) -> bool:
+    """Whether maps come to the host as they are made."""
+    return run.turns == "waiting" or share_of_volumes(run, sizes) < 1
 
 
 def _sums(run: RunPlan, sizes: Sizes) -> Item:
@@ -212,7 +217,10 @@ def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
         return [[sums, _turned_item(run, sizes)], [turned, *_solution_items(run, sizes)]]
     slabs = Item("slabs of the sums", where, classes_of(config) * _slab(run, sizes))
     one = Item("slabs of the sums", where, _slab(run, sizes) + 2 * PIECE_NUMBERS * 3 * sum_bytes(config))
-    return [[sums, one], [slabs, _turned_item(run, sizes), *_solution_items(run, sizes)]]
+    phases = [[sums, one], [slabs, _turned_item(run, sizes), *_solution_items(run, sizes)]]
+    if share_of_volumes(run, sizes) < 1 and sizes.kind != "last":  # at last maps are not masked
+        phases.append([Item("a map, its mask, and both", where, 12.0 * map_pixels(run.problem, config))])
+    return phases
 
 
 def _turned_item(run: RunPlan, sizes: Sizes) -> Item:
@@ -225,21 +233,24 @@ def _turned_item(run: RunPlan, sizes: Sizes) -> Item:
 
 def _slab(run: RunPlan, sizes: Sizes) -> float:
     """Bytes of one rank's slab of the sums of a map."""
-    return costs.VOXEL_RUNNING * sum_bytes(run.config) * reference_voxels(sizes, run.config) / run.machine.ranks
+    numbers = 3 if share_of_volumes(run, sizes) < 1 else costs.VOXEL_RUNNING
+    return numbers * sum_bytes(run.config) * reference_voxels(sizes, run.config) / run.machine.ranks
 
 
 def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
-    """What solving for maps takes beside the sums; 1 / ranks of it but for the maps that come about, which all ranks have."""
+    """What solving for maps takes beside the sums; 1 / ranks of it but for the maps that come about, which all ranks have: on the
+    host, where volumes are in layers."""
     config, where, ranks = run.config, run.machine.works_on, run.machine.ranks
     pixels = map_pixels(run.problem, config)
     double = _flushed(run, sizes) and ranks == 1  # between ranks sums travel as slices are added to them
     element = 8 if double else sum_bytes(config)
     mask = 0.0 if sizes.kind == "last" else 5.0 * pixels  # in single precision, and where it is not 0
     maps = references_of(config) if sizes.kind != "last" else 2
-    map_itself = (element + (4 if element == 8 else 0)) * pixels / ranks + (4.0 * pixels if ranks > 1 else 0.0)
+    arriving = 0.0 if ranks == 1 else 4.0 * pixels / (ranks if share_of_volumes(run, sizes) < 1 else 1)
+    map_itself = (element + (4 if element == 8 else 0)) * pixels / ranks + arriving
     return [
         Item("half transform of the map", where, _half_transform(run, sizes, element) / ranks),
         Item("columns of the transform", where, _some_columns(run, sizes, element)),
         Item("map that is made", where, map_itself),
-        Item("maps made, mask", where, 0.0 if run.turns == "waiting" else maps * 4 * pixels + mask),
+        Item("maps made, mask", where, 0.0 if _maps_on_host(run, sizes) else maps * 4 * pixels + mask),
     ]

@@ -334,7 +334,7 @@ def maximise(
     if config.solvent_corrected_fsc and mask_ZYX is not None and state.current_resolution < config.join_resolution:
 
         def curve(maps: list[Tensor]) -> Tensor:  # type: ignore[no-redef]
-            found = corrected_fsc(maps, mask_ZYX, state.current_size)
+            found = corrected_fsc([one.to(on.device) for one in maps], mask_ZYX, state.current_size)
             if found.notice:
                 notes.append(found.notice)
             return found.fsc_S
@@ -343,7 +343,7 @@ def maximise(
         joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
         joined = replace(joined, map_ZYX=joined.map_ZYX.cpu())
         return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [half.cpu() for half in unfil])
-    waits = on.turns == "waiting"
+    waits = on.turns == "waiting" or on.in_layers  # then there is no room for maps and mask beside what is solved with
     mask = None if waits else reference_mask(state, config, mask_ZYX, on.device)
     support_ZYX = None if mask is None else mask > 0
     solutions, fsc_S = solve_halves(sums, config.symmetry, join, config.tau2_fudge, curve, support_ZYX)
