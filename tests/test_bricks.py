@@ -207,3 +207,11 @@ def test_adjoint_of_project_on_the_gpu() -> None:
     slices = project(values, rows, sampling, coordinates)
     left, right = (slices.double() * data).sum(), (values.double() * sums[:, :2]).sum()
     assert abs(left - right) < 1e-6 * slices.double().norm() * data.double().norm()
+
+
+def test_bricks_of_a_layer_hold_its_cells_and_none_wholly_inside() -> None:
+    device, half, inner, outer = torch.device("cpu"), 20, 11.3, 19.0
+    whole, layer = (set(map(tuple, bricks._items(outer, half, BRICK, device, None, i)[:, :3].tolist())) for i in (0.0, inner))
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, size]) for size in BRICK))
+    farthest = {brick: float((torch.tensor(brick) + corners).norm(dim=1).max()) for brick in whole}
+    assert layer == {brick for brick in whole if farthest[brick] >= inner - 0.02} != whole

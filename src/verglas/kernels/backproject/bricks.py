@@ -106,8 +106,12 @@ def _items(
         torch.arange(low, high, step, dtype=torch.int32, device=device) for (low, high), step in zip(ends, brick, strict=True)
     ]
     x2, y2, z2 = (torch.maximum(start, -start - step).clamp_min(0).square() for start, step in zip(starts, brick, strict=True))
-    nearest2_XYZ = x2[:, None, None] + y2[:, None] + z2
-    index_3I = (nearest2_XYZ <= (radius + 0.02) ** 2).nonzero().T
+    reached_XYZ = x2[:, None, None] + y2[:, None] + z2 <= (radius + 0.02) ** 2
+    if inner > 0.02:
+        far = (torch.maximum(start.abs(), (start + step).abs()).square() for start, step in zip(starts, brick, strict=True))
+        x2, y2, z2 = far
+        reached_XYZ &= x2[:, None, None] + y2[:, None] + z2 >= (inner - 0.02) ** 2
+    index_3I = reached_XYZ.nonzero().T
     first_I3 = torch.stack([start[index] for start, index in zip(starts, index_3I, strict=True)], 1)
     centre_I3 = first_I3 + torch.tensor(brick, dtype=torch.float32, device=device) / 2
     distance_I, order = centre_I3.norm(dim=1).sort(stable=True)
