@@ -34,7 +34,7 @@ from verglas.particles.table import ParticleTable
 from verglas.refinement import driver, step
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.costs import CONTEXT_BYTES
-from verglas.refinement.plan import RunPlan, plan
+from verglas.refinement.plan import RunPlan, plan, with_iterations
 from verglas.refinement.plan_memory import batch_items, reference_items, resident, solution_phases
 from verglas.refinement.plan_sizes import Problem
 
@@ -61,9 +61,13 @@ def differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def planned_run(table: ParticleTable, config: RefineConfig, device: torch.device, ranks: Ranks) -> RunPlan:
-    """The plan of this rank."""
+    """The plan of this rank; with volumes in layers, if the environment asks for these."""
     machine = replace(this_machine(device, ranks.local_size), ranks=ranks.size)
-    return plan(Problem.of(table, ranks.size), config, machine)
+    made = plan(Problem.of(table, ranks.size), config, machine)
+    if made.in_layers == driver.volumes_in_layers(config, made, ranks):
+        return made
+    other = replace(made, in_layers=not made.in_layers, cells=False)
+    return with_iterations(other, [one.sizes for one in made.iterations])
 
 
 def phases(made: RunPlan) -> dict[str, float]:

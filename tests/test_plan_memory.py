@@ -77,7 +77,7 @@ def test_nothing_as_large_as_a_padded_transform_is_planned_for_large_boxes() -> 
         packed = ("sums of all maps", "reference, packed")
         items = [item for one in made.iterations for item in one.items if item.where == "device"]
         workspace = [item for item in items if "transform" in item.name or ("map" in item.name and item.name not in packed)]
-        assert workspace and max(item.bytes for item in workspace) < 0.3 * cube
+        assert workspace and max(item.bytes for item in workspace) < 0.4 * cube  # a map in double and in single precision: 0.375
 
 
 def test_800_px_fit_one_gpu_and_references_give_way_before_that() -> None:
@@ -85,6 +85,18 @@ def test_800_px_fit_one_gpu_and_references_give_way_before_that() -> None:
     assert small.fits and small.cells and "neighbours" in small.references
     assert large.fits and not large.cells and large.turns == "apart" and "single precision alone" in large.references
     assert large.peak("device") < 76 * GB
+
+
+def test_searches_of_two_batches_stand_side_by_side_only_where_a_half_set_has_two() -> None:
+    def items(run: RunPlan) -> dict[str, float]:
+        return {item.name: item.bytes for item in batch_items(run, run.iterations[-1].sizes, run.iterations[-1].batch)}
+
+    few, many = planned(360, 60, H100), planned(360, 20_000, H100)
+    assert few.iterations[-1].batch == 30 and many.iterations[-1].batch < 10_000
+    assert "coarse search of a batch" in items(few) and "fine search of a batch" not in items(few)
+    assert {"coarse search of a batch", "fine search of a batch"} < set(items(many))
+    assert many.turns == "overlapping"  # no second reference: the first half-set's is given up before
+    assert items(many)["reference, packed"] == items(replace(many, turns="apart"))["reference, packed"]
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

@@ -18,7 +18,7 @@ from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.halves import solve_halves, solve_joined
 from verglas.maximization.waiting import Waiting
 from verglas.particles.table import ParticleTable
-from verglas.refinement import checkpoint, driver
+from verglas.refinement import checkpoint, driver, expect
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.plan import plan
 from verglas.refinement.plan_sizes import Machine, Problem, Turns
@@ -106,12 +106,17 @@ def test_a_refinement_is_the_same_to_the_last_bit(tmp_path: Path, monkeypatch: p
     made = []
     original = HalfSetExpectation.make_way
     monkeypatch.setattr(HalfSetExpectation, "make_way", lambda half: (original(half), made.append(half.waiting)))
+    order, references_of, sums_of = list[str](), expect.references_of, expect.Accumulator
+    monkeypatch.setattr(expect, "references_of", lambda *given: (order.append("references"), references_of(*given))[1])
+    monkeypatch.setattr(expect, "Accumulator", lambda *given: (order.append("sums"), sums_of(*given))[1])
     for turns, name in (("waiting", None), ("waiting", "state.checkpoint"), ("apart", None)):
         made.clear()
         state, maps = refined(tmp_path / "set", turns, None if name is None else tmp_path / name)
         assert len(made) == 3 and all((one is not None) == (turns == "waiting") for one in made)
         assert all(torch.equal(one, other) for one, other in zip(maps, expected_maps, strict=True))
         assert torch.equal(state.poses.origin_B2, expected.poses.origin_B2) and torch.equal(state.fsc_S, expected.fsc_S)
+    # making references takes much beside them, when there are no sums of this half-set yet
+    assert order.count("sums") == 3 * 3 * 2 and all(order[n - 1] == "references" for n, one in enumerate(order) if one == "sums")
 
 
 def test_sums_wait_where_the_plan_says_that_both_do_not_fit() -> None:

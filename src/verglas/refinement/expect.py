@@ -142,8 +142,9 @@ class HalfExpectation:
             if self.plan.schedule.local_sigma:  # neighbours in direction share slices
                 mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
             for block in self._blocks(mine, self.batch_size(group), name, helps):
+                searcher = self.searcher_of(group)  # references first: making them takes much beside them
                 self.sums_of_slices()  # their memory before that of any batch
-                yield from self._block(self.searcher_of(group), block, group)
+                yield from self._block(searcher, block, group)
 
     def _blocks(self, rows: Tensor, size: int, name: str | None, helps: bool) -> Iterator[Tensor]:
         """All rows, at most `size` at a time; of several ranks those that this one gets to work on (name, helps: `Handout`)."""

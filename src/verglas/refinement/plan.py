@@ -210,7 +210,7 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     sizes, works_on = all_sizes(problem, config), machine.works_on
     # With the least working memory a plan says everything but what the working memory bounds.
     drafts = [
-        _with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells, in_layers, turns), sizes)
+        with_iterations(RunPlan(problem, config, machine, SMALLEST_WORKING, residency, [], cells, in_layers, turns), sizes)
         for cells, turns, in_layers in _ways(config, machine)
         for residency in residences(problem, config, machine)
     ]
@@ -221,7 +221,7 @@ def plan(problem: Problem, config: RefineConfig, machine: Machine) -> RunPlan:
     working = LARGEST_WORKING[machine.kind]
     while working > max(free / 3, SMALLEST_WORKING):  # by halves: a little more or less memory free leaves results the same
         working /= 2
-    made = _with_iterations(replace(draft, working_memory=working), sizes)
+    made = with_iterations(replace(draft, working_memory=working), sizes)
     where: Where = "host" if made.residency.home == "host" else works_on
     room = max(0.0, (1 - KEPT_FREE) * made.memory(where) - made.peak(where))
     return replace(made, residency=replace(made.residency, room=room))
@@ -241,7 +241,7 @@ def _ways(config: RefineConfig, machine: Machine) -> list[tuple[bool, Turns, boo
     return [(True, "overlapping", False), *whole, (not cells, "waiting", False)]
 
 
-def _with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:
+def with_iterations(run: RunPlan, sizes: list[Sizes]) -> RunPlan:
     """The same run with its kinds of iteration planned."""
     return replace(run, iterations=[_iteration(run, one) for one in sizes])
 

@@ -124,7 +124,6 @@ def reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     """While the reference is transformed."""
     config, where, s = run.config, run.machine.works_on, sum_bytes(run.config)
     others = 0 if run.turns == "waiting" else classes_of(config) - references_of(config)  # sums of sets that are through
-    both = _references_at_once(run)
     in_half = 4 * reference_voxels(sizes, config) if run.cells and operand_bytes(config, run.machine.kind) == 2 else 0
     if sizes.classes:
         made = 1.5 * transform_size(run.problem, config) * 2 * s
@@ -136,7 +135,7 @@ def reference_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     return [
         Item("sums of all maps", where, others * _one_sum(run, sizes)),
         Item("transform of the reference", where, max(made, in_half)),
-        Item("reference, packed", where, both * _volume_bytes(run, sizes)),
+        Item("reference, packed", where, _volume_bytes(run, sizes)),
     ]
 
 
@@ -156,12 +155,6 @@ def _column_numbers(run: RunPlan, sizes: Sizes) -> float:
     return min(NUMBERS_AT_ONCE[run.machine.kind], 2 * reach * edge * reach)
 
 
-def _references_at_once(run: RunPlan) -> int:
-    """Of half-sets: those of both, while the first one's last batch is finished."""
-    overlapping = run.turns == "overlapping" and run.machine.kind == "cuda" and sets_of(run.config) == 2
-    return 2 if overlapping else 1
-
-
 def _volume_bytes(run: RunPlan, sizes: Sizes) -> float:
     """The references that a particle is compared with, as slices are cut from them."""
     voxels = reference_voxels(sizes, run.config) * share_of_volumes(run, sizes)
@@ -179,18 +172,19 @@ def _one_volume_bytes(run: RunPlan, voxels: float) -> float:
 
 def batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
     """While a batch is compared on the coarse grid and on the fine one: a GPU begins a batch before the last one is finished
-    (refinement/ahead.py); on a CPU what the coarse search has freed is kept, but too small for the fine one's arrays."""
+    (refinement/ahead.py), if a half-set is not a single one, as the first half-set's references are given up before the second
+    one's are made; on a CPU what the coarse search has freed is kept, but too small for the fine one's arrays."""
     config, kind, where = run.config, run.machine.kind, run.machine.works_on
     s, op = sum_bytes(config), operand_bytes(config, kind)
     k, coarse_k, coarse = sizes.coefficients, sizes.coarse_coefficients, sizes.orientations
     numbers = coarse * children_of(sizes, config) * 2 * k
     kept = not sizes.listed and numbers * op <= run.working_memory
     table = 0 if sizes.listed else coarse * coarse_k * (2 * op + (2 * s if op == 2 else s))
-    batches = 1 if kind == "cpu" else 2
-    both = _references_at_once(run)
+    single = kind == "cuda" and batch >= -(-run.problem.n_particles // sets_of(config))
+    batches = 1 if kind == "cpu" or single else 2
     always = [
         _sums(run, sizes),
-        Item("reference, packed", where, both * _volume_bytes(run, sizes)),
+        Item("reference, packed", where, _volume_bytes(run, sizes)),
         Item("slices of the coarse grid", where, table),
         Item("slices of the fine grid", where, numbers * op if kept else 0),
         Item("prepared images of a batch", where, batches * batch * costs.PREPARED_PER_COEFFICIENT * k * s),
@@ -198,7 +192,8 @@ def batch_items(run: RunPlan, sizes: Sizes, batch: int) -> list[Item]:
     ]
     on_coarse = coarse_bytes(run.problem, config, kind, sizes, batch)
     on_fine = fine_bytes(config, kind, sizes, batch, run.working_memory, kept)
-    return [*always, Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
+    searches = [Item("coarse search of a batch", where, on_coarse), Item("fine search of a batch", where, on_fine)]
+    return [*always, *([max(searches, key=lambda one: one.bytes)] if single else searches)]
 
 
 def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
