@@ -20,8 +20,8 @@ from verglas.refinement.classify2d_schedule import seen
 from verglas.refinement.config import Classify2dConfig, ClassifyConfig, RefineConfig
 
 Where = Literal["host", "device"]
-# How half-sets follow one another: the second one begins before the first one's last batch is finished; or when it is through; or
-# when its sums, too, are on the host, where they wait until maps are solved.
+# How half-sets follow one another: the second one in the same row, once the first one's references are given up; or in a row of
+# its own, when the first one is through; or when its sums, too, are on the host, where they wait until maps are solved.
 Turns = Literal["overlapping", "apart", "waiting"]
 # The first iteration scores by correlation, the next ones see a blurred reference, the last one joins all particles; in a
 # classification some orientations are given, not searched; planes: class averages, turned in the plane only.
