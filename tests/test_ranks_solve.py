@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from verglas.cli.main import main
-from verglas.io.mrc import read_map
+from verglas.io.mrc import Stack, read_map
 
 FINAL = ("6_refine/run_class001.mrc", "7_postprocess/map.mrc", "8_localres/localres.mrc")
 OPTIONS = ("--diameter", "150", "--classes2d", "2", "--classes3d", "1", "--device", "cpu")
@@ -74,16 +74,42 @@ def test_noise_becomes_no_map_and_is_told_once(tmp_path: Path) -> None:
     assert "No map" in (tmp_path / "out" / "report.html").read_text()
 
 
+def averages(out: Path, iteration: int) -> np.ndarray:
+    """2-D class averages [C, Y, X] after an iteration of a run's first stage."""
+    stack = Stack.open(out / "1_classify2d" / f"run_it{iteration:03d}_classes.mrcs")
+    return stack.read(slice(0, len(stack)))
+
+
+def stages(out: Path) -> list[str]:
+    """Stages in which something was decided, in order."""
+    return [one["stage"] for one in json.loads((out / "decisions.json").read_text())["decisions"]]
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_more_processes(whole: Path, tmp_path: Path) -> None:
-    particles = whole.parent / "set" / "particles.star"
+    """What three processes make of a killed run is what one makes of it.
+
+    A run of two processes from the start need not have the results of `whole`: sums in another order differ by 1e-6 at first,
+    25 iterations of two 2-D classes with so few particles make 5e-3 of that, and one particle is as near as that to the limit
+    from which particles are kept. So these two are compared while they differ by rounding, and then by what they go through.
+    """
+    particles, out = whole.parent / "set" / "particles.star", tmp_path / "out"
     process = started(tmp_path, 2, "--particles", particles, *OPTIONS, "--out", "out")
-    while not (tmp_path / "out" / "6_refine" / "run_it002_data.star").exists():
+    while not (out / "6_refine" / "run_it002_data.star").exists():
         assert process.poll() is None, (tmp_path / "said.txt").read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)  # torchrun ends its processes
     assert process.wait() != 0
-    assert not (tmp_path / "out" / "6_refine" / "result.json").exists()
-    assert started(tmp_path, 3, "--continue", "out", "--device", "cpu").wait() == 0
-    assert "going on after iteration" in (tmp_path / "said.txt").read_text()
-    assert_same(whole, tmp_path / "out")
+    assert not (out / "6_refine" / "result.json").exists()
+    early = [averages(one, 5) for one in (whole, out)]
+    assert np.abs(early[0] - early[1]).max() < 1e-4 * early[0].std()
+
+    shutil.copytree(out, tmp_path / "killed")  # with the times of its files
+    for processes in (1, 3):  # in the same place: stages know their particles by path
+        if processes == 3:
+            out.rename(tmp_path / "one")
+            (tmp_path / "killed").rename(out)
+        assert started(tmp_path, processes, "--continue", "out", "--device", "cpu").wait() == 0
+        assert "going on after iteration" in (tmp_path / "said.txt").read_text()
+    assert_same(tmp_path / "one", out)
+    assert stages(out) == stages(whole)
