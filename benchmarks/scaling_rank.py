@@ -147,7 +147,8 @@ def shell_squares(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: flo
 def least_bytes(rows: RowTable, padding: float, ranks: int, voxels: int) -> tuple[float, float]:
     """The fewest bytes that each rank must send in an iteration of two half-sets: its part of the sums within the radius to
     whoever adds them up (float32), and the new reference that it solved to all others, as coefficients of the unpadded map
-    within the radius or as voxels inside the mask (so many), whichever is less; and as voxels, which it has."""
+    within the radius or as voxels inside the mask (so many), whichever is less; and as voxels, which it has. For ranks that
+    all have both half-sets: where these are apart, a rank has sums of one, and less than this can be sent."""
     sums, coefficients = VOXEL_NUMBERS * half_ball(rows.radius), REFERENCE_NUMBERS * half_ball(rows.radius / padding)
     each = 2 * NUMBER_BYTES * (ranks - 1) / ranks
     return each * (sums + min(coefficients, voxels)), each * (sums + voxels)

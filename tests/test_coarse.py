@@ -121,7 +121,9 @@ def test_an_image_without_numbers_harms_no_other(monkeypatch: pytest.MonkeyPatch
     images[1], weight[2, 3] = NAN, NAN
     found = coarse(images, weight, log_offset, orientations, 0.99, "triton")[1]
     assert found.count_B.tolist() == [int(clean.count_B[0]), 0, 0, int(clean.count_B[3])]
-    assert bool(found.max_B[1:3].isnan().all()) and torch.equal(found.log_sum_B[[0, 3]], clean.log_sum_B[[0, 3]])
+    assert bool(found.max_B[1:3].isnan().all())
+    # In the interpreter products are numpy's, whose last bits depend on what else is in the product (7e-11 with AVX-512).
+    torch.testing.assert_close(found.log_sum_B[[0, 3]], clean.log_sum_B[[0, 3]], rtol=1e-8, atol=0)
     assert found.best_B[1:3].tolist() == [4 * 5 * 90] * 2
 
 

@@ -64,6 +64,7 @@ def symmetry_matrices(symmetry: str) -> Tensor:
         group = larger
 
 
+@lru_cache(maxsize=64)  # plans ask for it again and again
 def order(symmetry: str) -> int:
     """Number of rotations in the group."""
     return len(symmetry_matrices(symmetry))

@@ -8,6 +8,7 @@ curves per shell are added up.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class Slabs:
         return torch.cat([-above, above]).unique()
 
 
+@lru_cache(maxsize=16)
 def stays_in_planes(symmetry: str) -> bool:
     """Whether a point group's rotations lead from planes +-z to themselves alone: C and D groups do."""
     return bool((symmetry_matrices(symmetry)[:, 2, 2].abs() == 1).all())
