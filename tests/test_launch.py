@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ def test_one_that_was_killed_is_told_and_started_again(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_ranks_end_with_the_launcher(number: signal.Signals, tmp_path: Path) -> None:
-    running = subprocess.Popen([sys.executable, "-c", LAUNCHER, STARTED + WAIT, str(tmp_path)])
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests are a background job of a shell
+    running = subprocess.Popen([sys.executable, "-c", LAUNCHER, STARTED + WAIT, str(tmp_path)], preexec_fn=heard)
     try:
         until = time.monotonic() + 30
         while len([one for one in tmp_path.iterdir() if one.read_text()]) < 2 and time.monotonic() < until:
