@@ -183,6 +183,7 @@ def kernels_of(session: driver.Session, state: State) -> dict[str, float]:
 
 def stages_of(session: driver.Session, state: State) -> dict[str, float]:
     """Seconds by stage of one more iteration, mean over ranks (benchmarks/stage_times.py)."""
+    session.on.ranks.everyones(0)  # the lead may have been at files
     times = StageTimes()
     with times.watching():
         iteration(session, state)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +15,7 @@ from benchmarks.scaling import main
 from benchmarks.scaling_rank import half_ball, least_bytes, shell_squares
 from benchmarks.scaling_tables import HEADING, figures_of, lines, stage_tables, whole_figures
 from benchmarks.stage_times import StageTimes
+from benchmarks.stalls import Watched, sampled, surplus
 
 from verglas.core.rows import packed_sphere
 
@@ -102,6 +105,17 @@ def test_the_plan_of_ranks_is_put_beside_what_was_measured(capsys: pytest.Captur
     found = compare_ranks(figures, "cuda")
     assert list(found) == [1, 2] and found[2][1] == 40 and found[2][0] < found[1][0]
     assert "75.0%" in capsys.readouterr().out
+
+
+def test_where_a_repetition_lost_its_time_is_told() -> None:
+    lines = Counter[str]()
+    with sampled(lines):
+        time.sleep(0.1)
+    assert sum(lines.values()) == pytest.approx(0.1, abs=0.09)
+    assert "test_where_a_repetition" in lines.most_common(1)[0][0]
+    usual = [Watched(lines=Counter({"a": 0.1, "b": 0.2})) for _ in range(3)]  # type: ignore[dict-item]
+    slow = Watched(lines=Counter({"a": 0.1, "b": 0.5, "c": 1.0}))  # type: ignore[dict-item]
+    assert surplus(slow, usual) == [(pytest.approx(1.0), "c"), (pytest.approx(0.3), "b")]
 
 
 def test_two_processes_measure_themselves_against_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

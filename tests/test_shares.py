@@ -184,6 +184,12 @@ def test_the_first_block_of_a_set_does_not_make_a_rank_slow() -> None:
     assert torch.allclose(found.speed_R, alike.speed_R) and found.fixed is not None and math.isfinite(found.fixed)
 
 
+def test_half_sets_that_a_rank_begins_with_are_counted() -> None:
+    half_B, owner_B = torch.tensor([1, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 3])
+    shares = Shares(torch.arange(5), half_B, Ranks(0, 4), half_B)
+    assert shares.starts_of(owner_B).tolist() == [1, 2, 1, 1]  # nothing, and it may still be given something
+
+
 def test_rows_go_back_to_whom_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that is as quick as the others again takes its own back: it still has their images."""
     together = Together(4000, [1.0, 0.5])
