@@ -69,7 +69,8 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
         words = ["--data", data, "--states", options.work / "states", "--diameter", options.diameter, "--passes", passes,
                  "--trace", ",".join(map(str, options.trace)), "--most", options.most, "--device", options.device,
                  "--numbers", ",".join(map(str, options.numbers)), "--compare", ",".join(map(str, options.compare)),
-                 "--stages", ",".join(map(str, options.stages)), "--begun", time.time(), "--out", out]  # fmt: skip
+                 "--times", options.times, "--stages", ",".join(map(str, options.stages)),
+                 "--begun", time.time(), "--out", out]  # fmt: skip
         command = [sys.executable, *several(ranks), "benchmarks.scaling_rank", *map(str, words)]
         log = options.work / f"ranks_{ranks}.txt"  # there also if this is ended before they are
         with log.open("wb") as said:
@@ -167,7 +168,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=99, help="samplings, at most")
     parser.add_argument("--max-iterations", type=int, default=RefineConfig.max_iterations, help="of whole refinements")
     parser.add_argument("--numbers", type=int, nargs="*", default=list(range(99)),
-                        help="of iterations that are done by all but the first of --ranks")  # fmt: skip
+                        help="of iterations that are measured")  # fmt: skip
+    parser.add_argument("--times", type=int, default=3, help="repetitions of an iteration, of which the middle one counts")
     parser.add_argument("--compare", type=int, nargs="*", default=[2, 4, 6], help="numbers of iterations whose sums are compared")
     parser.add_argument("--trace", type=int, nargs="*", default=[2, 5], help="numbers of iterations done once more under CUPTI")
     parser.add_argument("--stages", type=int, nargs="*", default=[], help="numbers of iterations whose stages are timed")

@@ -4,6 +4,7 @@
 
 Who comes first finds no states: it goes through the samplings, one iteration on each, and keeps the state before each iteration
 and what was found from it (sums of slices, poses). All others begin their iterations from these states and compare their finds.
+Each iteration is done a few times from its state, and the middle one of their times counts.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ class Found:
 
 @dataclass
 class Timed:
-    """One iteration from a state. seconds: whole, of the lead; took: by stage, of the lead; communication: as
-    `Ranks.communication` tells it, None for a process alone; least_bytes: the fewest that a rank could send for it;
-    voxel_bytes: the fewest if maps travel as voxels inside the mask."""
+    """One iteration from a state, of several repetitions the middle one. seconds: whole, of the lead; all_seconds: of every
+    repetition; took: by stage, of the lead; communication: as `Ranks.communication` tells it, None for a process alone;
+    least_bytes: the fewest that a rank could send for it; voxel_bytes: the fewest if maps travel as voxels inside the mask."""
 
     number: int
     kind: str
@@ -94,6 +95,7 @@ class Timed:
     voxel_bytes: float
     size_px: int
     significant: float
+    all_seconds: list[float] = field(default_factory=list)
     against_first: dict[str, float] = field(default_factory=dict)
     again: dict[str, float] = field(default_factory=dict)
     kernels: dict[str, float] = field(default_factory=dict)
@@ -192,17 +194,22 @@ def stages_of(session: driver.Session, state: State) -> dict[str, float]:
 
 
 def measured(session: driver.Session, state: State, number: int, options: argparse.Namespace) -> tuple[Timed, Iteration]:
-    """An iteration from a state, done twice (kernels are compiled in the first one): the second one's time counts. What the first
-    one found is compared with the second one's, and with what is kept of this number, or kept itself."""
-    ranks, found = session.on.ranks, list[Found]()
+    """An iteration from a state, done once, as kernels may be compiled in it, and then a few times, of which the middle one
+    counts. What the first one found is compared with the last one's, and with what is kept of this number, or kept itself."""
+    ranks, found, times = session.on.ranks, list[Found](), list[tuple[float, Iteration]]()
     with recorded(found):
         iteration(session, state)
-        seconds, done = iteration(session, state)
+        for _ in range(options.times):
+            times.append(iteration(session, state))
+            del found[1:-1]
+    middle = sorted(range(len(times)), key=lambda turn: times[turn][0])[(len(times) - 1) // 2]
+    seconds, done = times[ranks.agreed(middle)]
     kind, count = kind_of(done)
     significant = float(done.state.poses.significant_B.double().mean())
     voxels = int((step.reference_mask(state, session.config, None, session.on.device) > 0).sum())
     least = least_bytes(found[0].rows, found[0].padding, ranks.size, voxels)
     timed = Timed(number, kind, count, seconds, done.seconds, done.communication, *least, done.state.current_size, significant)
+    timed.all_seconds = [one for one, _ in times]
     timed.again = compared(found[1], found[0], ranks)
     path = options.states / f"found_{number:02d}.pt"
     if number in options.compare:
@@ -227,14 +234,17 @@ def same_particles(one: Found, other: Found) -> bool:
 
 
 def through_samplings(session: driver.Session, options: argparse.Namespace) -> list[Timed]:
-    """Every sampling once, from coarse to fine; the state before each iteration is kept."""
-    state, found = session.state, list[Timed]()
-    while not state.solved and len(found) < options.most:
+    """Every sampling once, from coarse to fine, those that are asked for measured; the state before each iteration is kept."""
+    state, found, number = session.state, list[Timed](), 0
+    while not state.solved and number < options.most:
         if session.on.ranks.is_lead:
-            checkpoint.save(state_path(options.states, len(found)), state, session.config, "")
-        timed, done = measured(session, state, len(found), options)
-        found.append(timed)
-        state = pushed(done.state, done.state.iteration > 1)
+            checkpoint.save(state_path(options.states, number), state, session.config, "")
+        if number in options.numbers:
+            timed, done = measured(session, state, number, options)
+            found.append(timed)
+        else:
+            _, done = iteration(session, state)
+        state, number = pushed(done.state, done.state.iteration > 1), number + 1
     return found
 
 
@@ -298,7 +308,8 @@ def main() -> None:
     parser.add_argument("--passes", type=lambda text: [int(one) for one in text.split(",")], default=[1],
                         help="one of how many particles each pass takes")  # fmt: skip
     parser.add_argument("--numbers", type=lambda text: [int(one) for one in text.split(",")], default=list(range(99)),
-                        help="iterations that are done by those who do not come first")  # fmt: skip
+                        help="iterations that are measured")  # fmt: skip
+    parser.add_argument("--times", type=int, default=3, help="repetitions of each, after one that is not timed")
     parser.add_argument("--compare", type=lambda text: [int(one) for one in text.split(",") if one], default=[],
                         help="iterations whose sums and poses are kept and compared")  # fmt: skip
     parser.add_argument("--trace", type=lambda text: [int(one) for one in text.split(",") if one], default=[],

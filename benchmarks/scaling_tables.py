@@ -11,7 +11,7 @@ from benchmarks.stage_times import table
 
 Pass = Mapping[str, Any]  # what benchmarks.scaling_rank publishes of a pass
 Figures = dict[str, float]
-HEADING = ("ranks particles  kind              size  signif.  seconds  accur. expect. maxim."
+HEADING = ("ranks particles  kind              size  signif.  seconds least  most  accur. expect. maxim."
            "  sending hidden waiting    MB least MB  differs  poses")  # fmt: skip
 STAGES = {"seconds": "iterations", "expectation": "expectation"}
 FIRST_WEIGHED = 1  # number of the first iteration that weighs poses by their probability
@@ -158,8 +158,10 @@ def stage_tables(passes: Sequence[Pass]) -> list[str]:
 def lines(ranks: int, particles: int, it: Mapping[str, Any]) -> list[str]:
     """One iteration as it is shown under HEADING; what was traced below it."""
     took, sent, differs = it["took"], it["communication"], it["against_first"] or it["again"]
+    repeated = it["all_seconds"] or [it["seconds"]]
     text = (f"{ranks:5d} {particles:9d}  {it['kind']:17s} {it['size_px']:4d} {it['significant']:8.1f} "
-            f"{it['seconds']:8.3f} {took['accuracy']:7.3f} {took['expectation']:7.3f} {took['maximization']:6.3f}")  # fmt: skip
+            f"{it['seconds']:8.3f} {min(repeated):5.3f} {max(repeated):5.3f} "
+            f"{took['accuracy']:7.3f} {took['expectation']:7.3f} {took['maximization']:6.3f}")  # fmt: skip
     if sent:
         seconds = [mean(sent[f"{name}seconds_of_ranks"]) for name in ("", "hidden_", "waiting_")]
         text += "  {:7.3f} {:6.3f} {:7.3f}".format(*seconds)

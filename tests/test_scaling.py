@@ -26,7 +26,7 @@ def a_pass(ranks: int, particles: int, seconds: float, slowest: float = 0.0) -> 
             "waiting_seconds_of_ranks": [slowest] + [0.0] * (ranks - 1)}  # fmt: skip
     took = {"accuracy": 0.0, "expectation": seconds, "maximization": 0.0}
     one = {"kind": "global order 2", "size_px": 64, "significant": 5.0, "took": took, "least_bytes": 80.0, "kernels": {},
-           "voxel_bytes": 100.0, "stages": {}, "against_first": {}, "again": {},
+           "voxel_bytes": 100.0, "stages": {}, "against_first": {}, "again": {}, "all_seconds": [],
            "communication": sent if ranks > 1 else None}  # fmt: skip
     found = {"data": 1e-6, "weight": 2e-6, "same poses": 0.9995}
     iterations = [

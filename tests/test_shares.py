@@ -212,10 +212,32 @@ def test_little_is_not_worth_moving(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(map(len, together.follow(cost_B, monkeypatch)))
 
 
+def test_rows_move_where_reading_their_images_is_paid_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as fast: 667 of 2,000 rows move, which saves 1,333 s of 4,000 in each of eight iterations."""
+    cost_B = torch.ones(4000, dtype=torch.float64)
+    for reading in (15.0, 17.0):
+        together = Together(4000, [1.0, 0.5])
+        for one in together.shares:
+            one.reading = reading
+        for _ in range(2):
+            together.iteration(cost_B, 0.0, 100)
+            gained = together.follow(cost_B - 0.5, monkeypatch)
+        assert any(map(len, gained)) == (reading < 16)
+
+
+def test_waiting_for_images_does_not_make_a_rank_slow() -> None:
+    together = Together(400, [1.0, 1.0])
+    shares = together.shares[0]
+    for _ in Handout(torch.arange(400), shares, torch.zeros(400), lambda: together.now).blocks(100):
+        together.now += 5.0
+        shares.waited += 4.0
+    assert all(block.seconds == pytest.approx(1.0) for block in shares._blocks)
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 of two, of which the other one has nothing to say."""
-    monkeypatch.setattr(Ranks, "everyones", lambda self, value, name="counts": [value, None])
+    monkeypatch.setattr(Ranks, "everyones", lambda self, value, name="counts": [value, value])
     monkeypatch.setattr(Ranks, "agreed", lambda self, value, name="decisions": value)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from verglas.distributed.ranks import Ranks
 
 CRUMB = 0.1  # of what a rank works on: of no half-set it begins with less
-NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less is not worth reading images again
+NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less is within what measured speeds err by
+PAID_BACK = 8  # iterations in which moved rows must save the time that reading their images takes
 REMEMBERED = 200  # last blocks that are measured
 FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
 LEAST_FIXED = 0.01  # of it: less is not believed
@@ -66,6 +67,8 @@ class Shares:
     order_B: rows in the order of the files; set_B: number of each row's set (half-set): ranks have as much to do in each. half_B:
     half-sets that ranks have apart, each as few of them as possible: what a half-set takes whatever its particles (references,
     slices of the whole grid) is then done by fewer ranks, and these alone have sums of it to send. None: not asked for.
+    reading: seconds in which a rank reads an image that comes to it, the same on all ranks; waited: seconds so far in which this
+    rank had nothing to compute, as images of others had not arrived.
     """
 
     def __init__(self, order_B: Tensor, set_B: Tensor, ranks: Ranks, half_B: Tensor | None = None) -> None:
@@ -77,6 +80,7 @@ class Shares:
         self._log_R = torch.zeros_like(self.pace.speed_R)  # speeds as measured last, their logarithms
         self._measured = False  # whether they were measured before
         self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
+        self.reading = self.waited = 0.0
 
     def worked(self, block: Block) -> None:
         """Remember how long a block took this rank."""
@@ -95,10 +99,10 @@ class Shares:
         self.pace = self._confirmed(measured(everyones, self.pace))
         cost_B = self.pace.cost(samples_B)
         if load(before_B, cost_B, self.pace.speed_R) > NOTICED:
-            self.owner_B = reassigned(before_B, self.home_B, self, cost_B)
-            if self.half_B is not None and self._seconds(self.owner_B, cost_B) > self._seconds(before_B, cost_B) / NOTICED:
-                self.owner_B = before_B  # beginning with another half-set takes longer than the rows that go there
+            new_B = reassigned(before_B, self.home_B, self, cost_B)
+            if not self._pays(new_B, cost_B):
                 return before_B[:0]
+            self.owner_B = new_B
             speeds = ", ".join(f"{speed:.2f}" for speed in self.pace.speed_R.tolist())
             moved = int((self.owner_B != before_B).sum())
             self.said.append(f"The ranks' speeds are {speeds} of their mean: {moved} particles went to quicker ones.")
@@ -135,6 +139,15 @@ class Shares:
         halves = int(self.half_B.max()) + 1  # numbers, as unique columns of a matrix take a hundred times as long
         counts_RH = torch.bincount(owner_B * halves + self.half_B, minlength=self.ranks.size * halves).view(-1, halves)
         return (counts_RH > 0).sum(1).double().clamp_min(1)
+
+    def _pays(self, new_B: Tensor, cost_B: Tensor) -> bool:
+        """Whether other owners would save more than it takes to give them their images, and to begin with another half-set."""
+        before, after = (self._seconds(owner_B, cost_B) for owner_B in (self.owner_B, new_B))
+        if self.half_B is not None and after > before / NOTICED:
+            return False
+        read_B = (new_B != self.owner_B) & (new_B != self.home_B)
+        most = int(torch.bincount(new_B[read_B], minlength=self.ranks.size).max())
+        return PAID_BACK * (before - after) >= self.reading * most
 
     def _seconds(self, owner_B: Tensor, cost_B: Tensor) -> float:
         """Of the rank that needs longest for its own rows, half-sets begun included."""

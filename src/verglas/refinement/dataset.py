@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -83,8 +84,11 @@ class Dataset:
         data = cls(table, [], torch.full((len(table),), -1), group_B, ctf, table.groups, budget=residency.budget,
                    image_bytes=image_bytes, shares=shares, on_device=residency.home == "device")  # fmt: skip
         if residency.home != "disk":
+            begin = time.perf_counter()
             with each_its_part(ranks):
                 data._fill(files, mine_B, device, residency, advance)
+            if shares is not None:
+                shares.reading = max(ranks.everyones((time.perf_counter() - begin) / max(1, int(mine_B.sum()))))
         if not residency.streams and shares is None:
             files.close()
             return data
@@ -98,12 +102,18 @@ class Dataset:
 
     def images_of(self, row_B: Tensor, group: int) -> Tensor:
         """Images of rows of one optics group [B, Y, X], in their own type or float32; good until the next call."""
+        begin = time.perf_counter()
         if self.stream is not None and not bool(self._stay(row_B).all()):
-            return self.stream.take(row_B)
+            image_BYX = self.stream.take(row_B)
+            if self.shares is not None and self.on_device:
+                self.shares.waited += time.perf_counter() - begin
+            return image_BYX
         later_B = self.place_B[row_B] < 0
         if not bool(later_B.any()):
             return self._kept(row_B, group)
-        assert self.taken_over is not None
+        assert self.taken_over is not None and self.shares is not None
+        self.taken_over.wait_for(row_B[later_B])
+        self.shares.waited += time.perf_counter() - begin
         later_BYX = self.taken_over.images_of(row_B[later_B], group)
         image_BYX = later_BYX.new_empty(len(row_B), *later_BYX.shape[1:])
         image_BYX[later_B.to(later_BYX.device)] = later_BYX

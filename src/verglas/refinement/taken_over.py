@@ -44,6 +44,11 @@ class TakenOver:
         """Which of these rows are here, or on their way."""
         return self._part_B[row_B] >= 0
 
+    def wait_for(self, row_B: Tensor) -> None:
+        """Until the images of rows that are on their way are here. InputError if they cannot be used."""
+        for number in self._part_B[row_B].unique().tolist():
+            self._parts[number].result()
+
     def images_of(self, row_B: Tensor, group: int) -> Tensor:
         """Images [B, Y, X] of rows that are here, of one optics group; waits for those on their way. InputError if they cannot be
         used."""
