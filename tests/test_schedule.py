@@ -261,6 +261,12 @@ def test_size_increment_and_high_fsc_never_go_back() -> None:
     assert (after.size_increment, after.high_fsc_at_limit) == (20, True)
 
 
+@pytest.mark.parametrize("accuracy, expected", [(10.1, True), (10.0, False), (999.0, True)])  # 999: not measured
+def test_a_grid_is_fine_enough_only_as_long_as_poses_are_no_more_accurate(accuracy: float, expected: bool) -> None:
+    state = make_state(fine_enough=True, **{**SETTLED, "iterations_without_changes": 0, "accuracy_angles": accuracy})
+    assert rules.update_sampling(state, CONFIG) == replace(state.schedule, fine_enough=expected)
+
+
 @pytest.mark.parametrize("fine, gain, moves, expected", [(True, 1, 1, True), (True, 3, 2, True), (False, 3, 3, False),
                                                          (True, 0, 1, False), (True, 1, 0, False)])  # fmt: skip
 def test_convergence(fine: bool, gain: int, moves: int, expected: bool) -> None:

@@ -121,7 +121,8 @@ def _angular_information(half: HalfModel, top: int) -> Tensor:
 
 def update_sampling(state: State, config: RefineConfig) -> Schedule:
     """The sampling of the coming iteration: once resolution and poses have settled, one HEALPix order more, and offsets as fine
-    as their accuracy asks for; or the note that the grid is fine enough.
+    as their accuracy asks for; or the note that the grid is fine enough. That note holds for as long as it is true: a blurred
+    reference makes poses seem inaccurate. (RELION keeps it, and so may end on a grid that has meanwhile become too coarse.)
 
     Read: the counters, changes_offsets (last iteration) and the accuracies (of this iteration) of the schedule.
     """
@@ -130,7 +131,7 @@ def update_sampling(state: State, config: RefineConfig) -> Schedule:
     if verdict is _Verdict.FINE_ENOUGH:
         return replace(schedule, fine_enough=True)
     if verdict is not _Verdict.REFINE:
-        return replace(schedule)
+        return replace(schedule, fine_enough=schedule.fine_enough and _is_fine(schedule))
     offset_range, offset_step = _finer_offsets(schedule)
     finer = replace(
         schedule,
@@ -253,9 +254,11 @@ def _verdict(state: State) -> _Verdict:
         return _Verdict.MOVING
     if UNKNOWN in (schedule.accuracy_angles, schedule.accuracy_offsets):
         return _Verdict.NOT_MEASURED
-    if schedule.fine_angular_step < _SAFE_SHARE * schedule.accuracy_angles:
-        return _Verdict.FINE_ENOUGH
-    return _Verdict.REFINE
+    return _Verdict.FINE_ENOUGH if _is_fine(schedule) else _Verdict.REFINE
+
+
+def _is_fine(schedule: Schedule) -> bool:
+    return schedule.fine_angular_step < _SAFE_SHARE * schedule.accuracy_angles
 
 
 def _finer_offsets(schedule: Schedule) -> tuple[float, float]:
