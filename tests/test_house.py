@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import verglas
+from verglas.distributed.ways import PREFIX, Ways
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path(verglas.__file__).resolve().parent
@@ -125,6 +127,14 @@ def test_no_path_of_one_machine_is_tracked() -> None:
             continue
         found += [f"{path.relative_to(ROOT)}:{i}: {line.strip()}" for i, line in enumerate(lines, 1) if machine.search(line)]
     assert not found, "\n".join(found)
+
+
+def test_every_variable_of_the_environment_is_in_the_table() -> None:
+    table = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").partition("## What verglas reads")[2]
+    paths = [*MODULES, *(ROOT / "benchmarks").glob("*.py")]
+    named = {name for path in paths for name in re.findall(r"VERGLAS_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))}
+    named |= {PREFIX + one.name.upper() for one in fields(Ways)}
+    assert named - set(re.findall(r"VERGLAS_[A-Z_]*[A-Z]", table)) == set()
 
 
 def public_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
