@@ -50,7 +50,7 @@ class Classify2d(ParticleOptions):
     """Step of the coarse search over in-plane angles, halved by oversampling."""
     initial_resolution: Annotated[float, arg(metavar="Å")] = Classify2dConfig.initial_resolution
     """The random averages at the start are low-passed to this."""
-    no_centring: Annotated[bool, arg(metavar="")] = False
+    no_centring: Flag = False
     """Leave averages where they are, instead of moving the centre of mass of their positive pixels to the centre."""
     select: Annotated[str, arg(metavar="RULE")] = "auto"
     """What goes to particles_selected.star: auto (each particle is judged by its class, by a quick map made of the classes with a

@@ -169,6 +169,21 @@ class Task:
         loader = ImageLoader(table, share(table, half_B, ranks), size, device, skip_bad=options.skip_bad)
         return cls(options, table, half_B, geometry, loader, device, mask)
 
+    def loaders(self, batch: int) -> list[ImageLoader]:
+        """Of all images of each half-set, so many at a time."""
+        import numpy as np
+
+        from verglas.particles.loader import ImageLoader
+
+        skip = self.options.skip_bad
+        sets = [np.flatnonzero(self.half_B == half) for half in np.unique(self.half_B)]
+        return [ImageLoader(self.table, rows, batch, self.device, skip_bad=skip) for rows in sets]
+
+    @property
+    def mask_radius(self) -> float | None:
+        """Of the soft sphere that the user asks for, px."""
+        diameter = self.options.mask_diameter
+        return diameter / 2 / self.geometry.pixel_size if diameter else None
 
     def new_sums(self) -> Callable[[], NormalSums] | None:
         """Makes the normal equations that `--solver cg` adds to; None for sums on a padded grid."""
@@ -179,7 +194,6 @@ class Task:
 
         geometry, symmetry = self.geometry, normalise_name(self.options.sym)
         return partial(NormalSums, geometry.box, geometry.radius, symmetry, self.device)
-
 
     def slicer(self) -> Callable[..., GroupSlices]:
         """Makes what turns the images of a group into slices: planes, or with --ewald both sheets of the sphere."""
@@ -266,22 +280,19 @@ def solved(task: Task, sums: Sequence[Sums], run: RunFolder | None) -> Reconstru
     from verglas.core.symmetry import normalise_name
     from verglas.maximization.reconstruction import solve
 
-    geometry, mask = task.geometry, task.mask_ZYX
-    slices = sum(one.slices for one in sums) // (1 if task.options.ewald == "off" else 2)
-    diameter = task.options.mask_diameter
+    slices, mask = sum(one.slices for one in sums), task.mask_ZYX
     with run.progress("Solving for the maps", 1, "steps") as bar:
-        radius = diameter / 2 / geometry.pixel_size if diameter else None
         symmetry = normalise_name(task.options.sym)
         mask = None if mask is None else mask.to(task.device)
-        result = solve(sums, symmetry, geometry.pixel_size, mask, radius, task.options.gridding == "exact")
+        result = solve(sums, symmetry, task.geometry.pixel_size, mask, task.mask_radius, task.options.gridding == "exact")
         bar.advance(1)
     note_figures(task, slices, run)
     return result
 
 
 def note_figures(task: Task, slices: int, run: RunFolder) -> None:
-    """What was reconstructed from, as key figures."""
-    run.figure("particles", slices, "particles")
+    """What was reconstructed from, as key figures; slices: all that were added, of each image one, or one of each sheet."""
+    run.figure("particles", slices // (1 if task.options.ewald == "off" else 2), "particles")
     run.figure("box", task.geometry.box, "px")
     run.figure("pixel_size", task.geometry.pixel_size, "Å")
 

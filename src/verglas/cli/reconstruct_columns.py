@@ -33,28 +33,22 @@ class InColumns:
 
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps."""
-        import numpy as np
-
         from verglas.core.memory import grow_device_memory
         from verglas.core.symmetry import normalise_name
         from verglas.maximization.by_columns import ByColumns, SumsByColumns, solve_by_columns
-        from verglas.particles.loader import ImageLoader
 
         options, geometry, choice = task.options, task.geometry, self.choice
         if task.device.type == "cuda":
             grow_device_memory()
-        halves = np.unique(task.half_B)
+        loaders = task.loaders(choice.batch)
         how = ByColumns(geometry, normalise_name(options.sym), task.device, options.gridding == "exact", choice.ends,
-                        choice.transforms, choice.at_once, on_host=len(halves) > 1)  # fmt: skip
-        loaders = [ImageLoader(task.table, np.flatnonzero(task.half_B == half), choice.batch, task.device,
-                               skip_bad=options.skip_bad) for half in halves]  # fmt: skip
+                        choice.transforms, choice.at_once, on_host=len(loaders) > 1)  # fmt: skip
         kept = [KeptImages(loader, task.device, choice.kept > 0) for loader in loaders]
-        names = ["all images"] if len(halves) == 1 else [f"half-set {half}" for half in halves]
+        names = ["all images"] if len(loaders) == 1 else ["half-set 1", "half-set 2"]
         sets = [SumsByColumns(how, adder(task, images, run), name) for images, name in zip(kept, names, strict=True)]
-        radius = options.mask_diameter / 2 / geometry.pixel_size if options.mask_diameter else None
-        result = solve_by_columns(sets, task.mask_ZYX, radius)
+        result = solve_by_columns(sets, task.mask_ZYX, task.mask_radius)
         report_bad([image for loader in loaders for image in loader.bad], run)
-        note_figures(task, sum(one.slices for one in sets) // (1 if options.ewald == "off" else 2), run)
+        note_figures(task, sum(one.slices for one in sets), run)
         return result
 
 

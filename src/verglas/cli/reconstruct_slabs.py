@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from verglas.cli.plan import host_memory
 from verglas.cli.reconstruct import Task, batch_size, note_figures, report_bad
-from verglas.cli.reconstruct_columns import InColumns, in_columns
+from verglas.cli.reconstruct_columns import InColumns, KeptImages, adder, in_columns
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
-    from verglas.maximization.accumulate import Accumulator
     from verglas.maximization.device_memory import DeviceMemory
     from verglas.maximization.out_of_core import Needs
     from verglas.maximization.reconstruction import Reconstruction
-    from verglas.particles.loader import ImageLoader
 
 GB = 1e9
 SHARE_OF_FREE = 0.7  # of the free memory; the system keeps files that are read again in the rest
@@ -37,41 +32,19 @@ class BySlabs:
 
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps, which are in the run folder by then."""
-        import numpy as np
-
         from verglas.core.symmetry import normalise_name
         from verglas.maximization.out_of_core import OutOfCore, SumsBySlabs, solve_out_of_core
-        from verglas.particles.loader import ImageLoader
 
-        options, geometry = task.options, task.geometry
-        folder = run.path("map.mrc").parent
-        how = OutOfCore(geometry, normalise_name(options.sym), self.ends, folder, self.memory, run.progress)
-        halves = np.unique(task.half_B)
-        size = batch_size(geometry.box, task.device)
-        loaders = [ImageLoader(task.table, np.flatnonzero(task.half_B == half), size, task.device, skip_bad=options.skip_bad)
-                   for half in halves]  # fmt: skip
-        names = [("map.mrc", "map.mrc")] if len(halves) == 1 else [(f"half{i}.mrc", f"half{i}.mrc") for i in (1, 2)]
-        sets = [SumsBySlabs(how, adder(task, loader, run), name) for loader, name in zip(loaders, names, strict=True)]
-        radius = options.mask_diameter / 2 / geometry.pixel_size if options.mask_diameter else None
-        result = solve_out_of_core(sets, task.mask_ZYX, radius)
+        geometry, folder = task.geometry, run.path("map.mrc").parent
+        how = OutOfCore(geometry, normalise_name(task.options.sym), self.ends, folder, self.memory, run.progress)
+        loaders = task.loaders(batch_size(geometry.box, task.device))
+        names = [("map.mrc", "map.mrc")] if len(loaders) == 1 else [(f"half{i}.mrc", f"half{i}.mrc") for i in (1, 2)]
+        images = [KeptImages(loader, task.device, keep=False) for loader in loaders]
+        sets = [SumsBySlabs(how, adder(task, one, run), name) for one, name in zip(images, names, strict=True)]
+        result = solve_out_of_core(sets, task.mask_ZYX, task.mask_radius)
         report_bad([image for loader in loaders for image in loader.bad], run)
-        note_figures(task, sum(one.slices for one in sets) // (1 if options.ewald == "off" else 2), run)
+        note_figures(task, sum(one.slices for one in sets), run)
         return result
-
-
-def adder(task: Task, loader: ImageLoader, run: RunFolder) -> Callable[[Accumulator, str], None]:
-    """Adds the slices of all images of a loader to an accumulator, as a stage of the run."""
-    import numpy as np
-
-    from verglas.maximization.reconstruct import accumulate
-
-    def add_to(sums: Accumulator, stage: str) -> None:
-        one_set: np.ndarray = np.ones(len(task.table), np.int64)
-        with run.progress(stage, len(loader.indices), "particles") as bar:
-            how = task.options.ctf, task.device, bar.advance, lambda: sums, task.slicer()
-            accumulate(task.table, one_set, loader, task.geometry, *how)
-
-    return add_to
 
 
 def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColumns | None:
@@ -118,7 +91,7 @@ def way_on_gpu(task: Task, run: RunFolder) -> InColumns | None:
     asked, expected = task.options.memory, expected_on(task).peak
     free = usable_device_memory(task.device)
     given = free if asked is None else min(asked * GB, free)
-    of_what = f"{given / GB:.3g} GB ({'that are free on the GPU' if asked is None else '--memory'})"
+    of_what = f"{given / GB:.3g} GB ({'that are free on the GPU' if asked is None or asked * GB > free else '--memory'})"
     if expected <= given:
         run.log(f"in memory: sums and maps take at most {expected / GB:.3g} of {of_what}")
         run.figure("memory_expected", round(expected / GB, 3), "GB")
