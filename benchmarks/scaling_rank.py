@@ -274,10 +274,12 @@ def thinned(state: State, every: int) -> State:
     return state if every == 1 else replace(state, poses=state.poses.of(torch.arange(0, len(state.poses.half_B), every)))
 
 
-def prepared(options: argparse.Namespace, device: torch.device, ranks: Ranks, every: int) -> driver.Session:
-    """Every so-manieth particle, read and planned for as a command of verglas would."""
+def prepared(
+    options: argparse.Namespace, device: torch.device, ranks: Ranks, every: int, order: int = RefineConfig.healpix_order
+) -> driver.Session:
+    """Every so-manieth particle, read and planned for as a command of verglas would; order: of the first grid."""
     table = ParticleTable.read(options.data / "particles.star")
-    config = RefineConfig(diameter=options.diameter, initial_resolution=40.0)
+    config = RefineConfig(diameter=options.diameter, initial_resolution=40.0, healpix_order=order)
     if every > 1:
         table = table.with_columns(rlnRandomSubset=table.half_sets(config.seed))  # not drawn anew for fewer
         table = table.select(slice(0, None, every))
