@@ -142,7 +142,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder) / "set"
         words = ["simulate", "--n", str(options.particles), "--box", str(options.box), "--pixel", str(options.pixel),
-                 "--snr", "0.3", "--model", options.model, "--device", options.device, "--method", "slices", "--out", str(data)]  # fmt: skip
+                 "--snr", "0.3", "--model", options.model, "--device", options.device, "--method", "slices",
+                 "--out", str(data)]  # fmt: skip
         if options.data is None:
             subprocess.run([sys.executable, "-m", "verglas", *words], check=True)
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
