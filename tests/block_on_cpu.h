@@ -23,6 +23,7 @@ using std::isfinite;
 using std::max;
 using std::min;
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+inline int __float_as_int(float number) { return std::bit_cast<int>(number); }
 inline float rsqrtf(float a) { return 1 / std::sqrt(a); }
 inline void sincospif(float a, float *s, float *c) { *s = std::sin(M_PI * a), *c = std::cos(M_PI * a); }
 inline void atomicAdd(float *target, float value) { *target += value; }

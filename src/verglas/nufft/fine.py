@@ -75,6 +75,12 @@ class FineGrid:
         z, y, x = (1, *self.sizes)[-3:]
         return z, y, x
 
+    @property
+    def cells_per_radian(self) -> tuple[float, float, float]:
+        """Along (x, y, z)."""
+        z, y, x = self.cells
+        return x / (2 * math.pi), y / (2 * math.pi), z / (2 * math.pi)
+
     def in_cells(self, point_MD: Tensor) -> Tensor:
         """Points (x, y) or (x, y, z) in radians as float64 [M, 3] in cells; z = 0 in two dimensions."""
         cells = torch.tensor(self.sizes[::-1], dtype=torch.float64, device=point_MD.device)

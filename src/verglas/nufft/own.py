@@ -31,7 +31,9 @@ class Own:
     def places(self) -> Places | Tiled:
         """The points on the fine grid, sorted when first needed."""
         if self._places is None:
-            self._places = located(self.fine.in_cells(self.points), self.fine.cells, self.fine.taps(), self.implementation)
+            self._places = located(
+                self.points, self.fine.cells, self.fine.taps(), self.implementation, self.fine.cells_per_radian
+            )
         return self._places
 
     def forget(self) -> None:

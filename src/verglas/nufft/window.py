@@ -19,6 +19,7 @@ import numpy as np
 
 WIDEST = 16
 LEAKS = 30  # how many aliases on either side are summed
+MODES = (16, 64)  # of an axis: what leaks rises and falls from mode to mode, and of few the outermost one is a large share
 SHARE_OF_FIT = 0.1  # of the wanted error, that the polynomials may add
 
 
@@ -72,7 +73,11 @@ def _transform(xi: np.ndarray, beta: float) -> np.ndarray:
 
 def _expected(width: int, beta: float, upsampling: float, axes: int, rounding: float) -> float:
     """Relative error over all axes: what aliases leave in modes, and rounding."""
-    k = np.arange(-8, 8) / 16 / upsampling  # in units of the grid's size; sixteen modes, of which the outermost leaks most
+    return max(_expected_of(modes, width, beta, upsampling, axes, rounding) for modes in MODES)
+
+
+def _expected_of(modes: int, width: int, beta: float, upsampling: float, axes: int, rounding: float) -> float:
+    k = (np.arange(modes) - modes // 2) / modes / upsampling  # in units of the grid's size
     m = np.concatenate([np.arange(-LEAKS, 0), np.arange(1, LEAKS + 1)])
     own = _transform(np.pi * width * k, beta)
     others = _transform(np.pi * width * (k[:, None] + m), beta)

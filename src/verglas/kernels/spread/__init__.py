@@ -54,21 +54,27 @@ class Places:
         return replace(self, shape=shape, cell_M3=cell_M3, first_of_bin_Z=first_Z)
 
 
-def located(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto") -> Places | Tiled:
-    """Places of points (x, y, z) in cells, any real numbers (the grid is periodic); fractions get the precision of the taps.
+def located(
+    point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, implementation: str = "auto",
+    per_unit: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Places | Tiled:  # fmt: skip
+    """Places of points (x, y, z), any real numbers (the grid is periodic); fractions get the precision of the taps.
 
-    Computed in the precision of the points: give float64, a fraction of a cell among thousands. A plane (Z = 1) ignores z. What
-    is returned serves the implementation that it was made for ("reference" and "cpu" have the same).
+    per_unit: cells for each unit of their coordinates, multiplied by in double precision. A plane (Z = 1) ignores z, which may be
+    left out. What is returned serves the implementation that it was made for ("reference" and "cpu" have the same).
     """
     name = choose(point_M3.device, taps_DW.dtype, implementation).name
+    if name == "triton":
+        from verglas.kernels.spread.tiles import located_triton
+
+        return located_triton(point_M3, shape, taps_DW, per_unit=per_unit)
+    if per_unit != (1.0, 1.0, 1.0) or point_M3.shape[1] < 3:
+        cells = point_M3.new_tensor(per_unit, dtype=torch.float64)[: point_M3.shape[1]]
+        point_M3 = torch.nn.functional.pad(point_M3 * cells, (0, 3 - len(cells)))
     if name == "cpu":
         from verglas.kernels.spread.cpu import located_cpu
 
         return located_cpu(point_M3, shape, taps_DW)
-    if name == "triton":
-        from verglas.kernels.spread.tiles import located_triton
-
-        return located_triton(point_M3, shape, taps_DW)
     from verglas.kernels.spread.reference import located_reference
 
     return located_reference(point_M3, shape, taps_DW)

@@ -4,6 +4,9 @@ A bin is so large that every cell its points touch lies in one tile: tile - (W -
 word of 32 bits is kept: which cell of the bin is touched first, 5 bits, and where in a cell the point lies, 27 bits, finer than
 single precision. With its bin and its number among the caller's points that makes 20 bytes; cells and fractions (`Places`) take
 28. Points are kept in the order in which they are visited, so they are read in order.
+
+They are sorted by counting, in two walks through them: the first one finds the bin of each, and how many came to it before; the
+second one, where each bin begins being known, puts each point in its place. Within a bin the order is that of chance.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from torch import Tensor
 WITHIN = tl.constexpr(27)  # bits of a position within a cell
 SMALL, LARGE, FLAT = (8, 8, 16), (16, 16, 16), (1, 32, 32)  # tiles (z, y, x), cells
 WIDEST_SMALL, WIDEST = 5, 10  # windows of the small tile, and of any; wider ones go point by point
+BY_WARPS: frozenset[int] = frozenset()  # widths of windows whose crowded bins are spread by warps.cu
+WARP_TILE = (16, 16)  # its tiles, cells along z and y
 CROWD = 16  # points of a bin from which a tile costs less than its points one by one (benchmarks/NOTES.md)
-RUN = 256  # points of a program at most
+RUN, WARP_RUN = 256, 512  # points of a program at most, and of a warp
 BLOCK = 256
 
 
@@ -31,7 +36,7 @@ class Tiled:
     shape: (Z, Y, X) of the grid at hand, whose first plane and row are `low` of the whole; tile: cells (z, y, x); bins: how many
     along z, y, x. packed_3M: int32 (x, y, z), the words above; bin_M, order_M: int32, the bin of each and its number among the
     caller's points. The points of crowded bins come first, `crowded` of them; run_T2: int32, where a run of them begins, and how
-    many it has, all of one bin.
+    many it has, all of one bin. by_warps: whether they are spread by warps.cu.
     """
 
     shape: tuple[int, int, int]
@@ -44,6 +49,7 @@ class Tiled:
     run_T2: Tensor
     crowded: int
     taps_DW: Tensor
+    by_warps: bool = False
 
     def __len__(self) -> int:
         return len(self.order_M)
@@ -60,85 +66,121 @@ class Tiled:
         return replace(self, shape=(count, *self.shape[1:]), low=(low, 0))
 
 
-def tile_for(width: int, planes: int) -> tuple[int, int, int]:
+def tile_for(width: int, planes: int, by_warps: bool = False) -> tuple[int, int, int]:
     """Cells (z, y, x) of a tile for windows of this width."""
     if planes == 1:
         return FLAT
+    if by_warps:
+        return (*WARP_TILE, 16 + width)  # warps.cu: rows of a tile then lie in memory without a gap
     return SMALL if width <= WIDEST_SMALL else LARGE
 
 
-def bin_for(width: int, planes: int) -> tuple[int, int, int]:
+def bin_for(width: int, tile: tuple[int, int, int]) -> tuple[int, int, int]:
     """Cells (z, y, x) of a bin."""
-    z, y, x = tile_for(width, planes)
+    z, y, x = tile
     return max(z - width + 1, 1), max(y - width + 1, 1), max(x - width + 1, 1)
 
 
-def located_triton(point_M3: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, crowd: int = CROWD) -> Tiled:
-    """See `located`; on the device of the points. crowd: how many points make a bin crowded."""
-    width, count = taps_DW.shape[1], len(point_M3)
-    tile, bin_ = tile_for(width, shape[0]), bin_for(width, shape[0])
+def located_triton(
+    point_MD: Tensor, shape: tuple[int, int, int], taps_DW: Tensor, crowd: int = CROWD,
+    per_unit: tuple[float, float, float] = (1.0, 1.0, 1.0), by_warps: bool | None = None,
+) -> Tiled:  # fmt: skip
+    """See `located`; on the device of the points. crowd: how many points make a bin crowded; by_warps: whether these are spread
+    by warps.cu (None: if their window is one of `BY_WARPS`)."""
+    width, count, device = taps_DW.shape[1], len(point_MD), point_MD.device
+    if by_warps is None:
+        by_warps = width in BY_WARPS and shape[0] > 1
+    tile = tile_for(width, shape[0], by_warps)
+    bin_ = bin_for(width, tile)
     bins = tuple(-(-n // b) for n, b in zip(shape, bin_))
     many = prod(bins)
-    if max(count, 2 * many) >= 2**31:
+    if max(count, many) >= 2**31:
         raise ValueError(f"{count} points in {many} bins: more than 32-bit numbers count")
-    packed_3M = torch.empty(3, count, dtype=torch.int32, device=point_M3.device)
-    bin_M = torch.empty(count, dtype=torch.int32, device=point_M3.device)
+    point_MD, cells = point_MD.contiguous(), torch.tensor(per_unit, dtype=torch.float64, device=device)
+    packed_3M = torch.empty(3, count, dtype=torch.int32, device=device)
+    bin_M, order_M, found_M, before_M = (torch.empty(count, dtype=torch.int32, device=device) for _ in range(4))
+    count_N = torch.zeros(many, dtype=torch.int32, device=device)
+    walk, sizes = (triton.cdiv(count, BLOCK),), (point_MD.shape[1], count, 0.5 * width, *shape, bins[1], bins[2])
+    fixed = {"BIN_Z": bin_[0], "BIN_Y": bin_[1], "BIN_X": bin_[2], "FLAT": shape[0] == 1, "BLOCK": BLOCK}
     if count:
-        _locate_kernel[(triton.cdiv(count, BLOCK),)](
-            point_M3.contiguous(), packed_3M, bin_M, count, 0.5 * width, *shape, bins[1], bins[2],
-            BIN_Z=bin_[0], BIN_Y=bin_[1], BIN_X=bin_[2], FLAT=shape[0] == 1, BLOCK=BLOCK,
-        )  # fmt: skip
-    count_N = torch.bincount(bin_M, minlength=many)
-    sparse_N = count_N < crowd if width <= WIDEST else torch.ones_like(count_N, dtype=torch.bool)
-    bin_M += sparse_N.int().mul_(many)[bin_M]
-    bin_M, order_M = bin_M.sort()
-    bin_M %= many
-    order_M = order_M.int()
-    crowd_N = count_N[~sparse_N]
-    packed_3M = torch.stack([row.index_select(0, order_M) for row in packed_3M])
-    return Tiled(
-        shape, (0, 0), tile, bins, packed_3M, bin_M, order_M, _runs(crowd_N), int(crowd_N.sum()), taps_DW  # type: ignore[arg-type]
-    )  # fmt: skip
+        _count_kernel[walk](point_MD, cells, found_M, before_M, count_N, *sizes, **fixed)
+    most = crowd if width <= WIDEST else count + 1
+    crowd_N = torch.where(count_N >= most, count_N, 0)
+    end_N, sparse_end_N = crowd_N.cumsum(0, dtype=torch.int32), (count_N - crowd_N).cumsum(0, dtype=torch.int32)
+    begin_N = torch.where(crowd_N > 0, end_N - crowd_N, end_N[-1] + sparse_end_N - count_N)
+    if count:
+        _place_kernel[walk](point_MD, cells, found_M, before_M, begin_N, packed_3M, bin_M, order_M, *sizes, **fixed)
+    run_T2, crowded = _runs(crowd_N, begin_N, WARP_RUN if by_warps else RUN)
+    return Tiled(shape, (0, 0), tile, bins, packed_3M, bin_M, order_M, run_T2, crowded, taps_DW, by_warps)  # type: ignore[arg-type]
 
 
-def _runs(count_N: Tensor) -> Tensor:
-    """Runs [T, 2] of bins with these numbers of points, one after another: where each begins and how many points it has."""
-    pieces_N = -(-count_N // RUN)
-    which_T = torch.repeat_interleave(pieces_N)
-    piece_T = torch.arange(len(which_T), device=count_N.device) - (pieces_N.cumsum(0) - pieces_N)[which_T]
-    count_T, pieces_T, first_T = count_N[which_T], pieces_N[which_T], (count_N.cumsum(0) - count_N)[which_T]
-    begin_T, end_T = count_T * piece_T // pieces_T, count_T * (piece_T + 1) // pieces_T
-    return torch.stack([first_T + begin_T, end_T - begin_T], 1).int()
+def _runs(crowd_N: Tensor, begin_N: Tensor, most: int) -> tuple[Tensor, int]:
+    """Runs [T, 2] of bins with these numbers of points: where each begins, how many points it has, at most `most`; and how many
+    all have."""
+    pieces_N = (crowd_N + (most - 1)) // most
+    crowded, runs = torch.stack([crowd_N.sum(), pieces_N.sum()]).tolist()
+    which_T = torch.repeat_interleave(pieces_N, output_size=runs)
+    piece_T = torch.arange(runs, device=crowd_N.device) - (pieces_N.cumsum(0) - pieces_N)[which_T]
+    count_T, pieces_T = crowd_N[which_T].long(), pieces_N[which_T]
+    low_T, high_T = count_T * piece_T // pieces_T, count_T * (piece_T + 1) // pieces_T
+    return torch.stack([begin_N[which_T] + low_T, high_T - low_T], 1).int(), crowded
 
 
 @triton.jit
-def _axis(point, mask, half, size, BIN: tl.constexpr):
-    """Bin and packed word of a coordinate, in cells."""
-    edge = tl.load(point, mask=mask, other=0.0) - half
+def _axis(point, cells, mask, half, size, BIN: tl.constexpr):
+    """Bin and packed word of a coordinate."""
+    edge = tl.load(point, mask=mask, other=0.0).to(tl.float64) * tl.load(cells) - half
     first = tl.ceil(edge)
-    cell = ((first.to(tl.int64) % size + size) % size).to(tl.int32)
     inside = tl.minimum(((first - edge) * 134217728.0).to(tl.int32), 134217727)  # 2^27
+    cell = (first - tl.floor(first / size) * size).to(tl.int32)  # the quotient may be rounded to a whole number next to it
+    cell = tl.where(cell < 0, cell + size, tl.where(cell >= size, cell - size, cell))
     return cell // BIN, ((cell % BIN) << WITHIN) | inside
 
 
 @triton.jit
-def _locate_kernel(
-    point, packed, bin_, count, half, planes, height, size, bins_y, bins_x,
+def _place(
+    point, cells, axes, i, mask, half, planes, height, size, bins_y, bins_x,
+    BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """Bin, and packed words along (x, y, z)."""
+    x, word_x = _axis(point + axes * i, cells, mask, half, size, BIN_X)
+    y, word_y = _axis(point + axes * i + 1, cells + 1, mask, half, height, BIN_Y)
+    if FLAT:
+        return y * bins_x + x, word_x, word_y, word_x * 0
+    else:
+        z, word_z = _axis(point + axes * i + 2, cells + 2, mask, half, planes, BIN_Z)
+        return (z * bins_y + y) * bins_x + x, word_x, word_y, word_z
+
+
+@triton.jit
+def _count_kernel(
+    point, cells, found, before, counts, axes, count, half, planes, height, size, bins_y, bins_x,
     BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Bin of each point, and how many came to it before."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < count
-    x, word = _axis(point + 3 * i, mask, half, size, BIN_X)
-    tl.store(packed + i, word, mask=mask)
-    y, word = _axis(point + 3 * i + 1, mask, half, height, BIN_Y)
-    tl.store(packed + count.to(tl.int64) + i, word, mask=mask)
-    if FLAT:
-        tl.store(packed + 2 * count.to(tl.int64) + i, 0, mask=mask)
-        tl.store(bin_ + i, y * bins_x + x, mask=mask)
-    else:
-        z, word = _axis(point + 3 * i + 2, mask, half, planes, BIN_Z)
-        tl.store(packed + 2 * count.to(tl.int64) + i, word, mask=mask)
-        tl.store(bin_ + i, (z * bins_y + y) * bins_x + x, mask=mask)
+    bin_, _, _, _ = _place(point, cells, axes, i, mask, half, planes, height, size, bins_y, bins_x, BIN_Z, BIN_Y, BIN_X, FLAT)
+    tl.store(found + i, bin_, mask=mask)
+    tl.store(before + i, tl.atomic_add(counts + bin_, 1, mask=mask, sem="relaxed"), mask=mask)
+
+
+@triton.jit
+def _place_kernel(
+    point, cells, found, before, begin, packed, bins, order, axes, count, half, planes, height, size, bins_y, bins_x,
+    BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Each point to where it is visited."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask, whole = i < count, count.to(tl.int64)
+    _, x, y, z = _place(point, cells, axes, i, mask, half, planes, height, size, bins_y, bins_x, BIN_Z, BIN_Y, BIN_X, FLAT)
+    bin_ = tl.load(found + i, mask=mask, other=0)
+    at = (tl.load(begin + bin_, mask=mask, other=0) + tl.load(before + i, mask=mask, other=0)).to(tl.int64)
+    tl.store(packed + at, x, mask=mask)
+    tl.store(packed + whole + at, y, mask=mask)
+    tl.store(packed + 2 * whole + at, z, mask=mask)
+    tl.store(bins + at, bin_, mask=mask)
+    tl.store(order + at, i.to(tl.int32), mask=mask)
 
 
 @triton.jit

@@ -230,7 +230,11 @@ def spread_triton(grid_BZYX2: Tensor, places: Tiled, values_BM2: Tensor) -> None
     values_BM2, tile = values_BM2.to(torch.float32).contiguous(), places.tile
     given = _arguments(grid_BZYX2, values_BM2, places)
     runs, batch = len(places.run_T2), len(grid_BZYX2)
-    if runs and batch:
+    if runs and batch and places.by_warps:
+        from verglas.kernels.spread.warps import spread_crowded
+
+        spread_crowded(grid_BZYX2, values_BM2, places)
+    elif runs and batch:
         _spread_tiles[(runs, batch)](
             *given[:5], places.run_T2, *given[5:], **_window(places), TILE_Z=tile[0], TILE_Y=tile[1], TILE_X=tile[2],
             AT_ONCE=AT_ONCE, PARTS=PARTS, num_warps=WARPS_SMALL if tile[0] * tile[1] <= 64 else WARPS_LARGE, num_stages=1,
@@ -266,5 +270,5 @@ def _arguments(grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled) -> tuple[T
 
 
 def _window(places: Tiled) -> dict[str, int]:
-    bin_z, bin_y, bin_x = bin_for(places.width, places.tile[0])
+    bin_z, bin_y, bin_x = bin_for(places.width, places.tile)
     return {"WIDTH": places.width, "DEGREE": len(places.taps_DW) - 1, "BIN_Z": bin_z, "BIN_Y": bin_y, "BIN_X": bin_x}
