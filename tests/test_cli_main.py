@@ -105,6 +105,20 @@ def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'fail'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words, message", [
+    (["refine", "--diameter", "wide"], "could not convert string to float: 'wide'"),
+    (["refine", "--diameter", "None"], "could not convert string to float: 'None'"),
+    (["plan", "--diameter", "150", "--n", "many"], "invalid literal for int"),
+    (["refine", "--particles", "p.star", "--reference", "m.mrc", "--diameter", "0", "--out", "x"], "--diameter: 0; expected a finite"),
+    (["solve", "--particles", "p.star", "--diameter", "0", "--out", "x"], "--diameter: 0"),
+    (["plan", "--diameter", "150", "--memory", "-2"], "--memory: -2 GB; expected a finite number above 0"),
+])  # fmt: skip
+def test_numbers_that_make_no_sense(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    err = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in err and "NoneType" not in err
+
+
 @pytest.mark.usefixtures("fail")
 def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fail", "--help"]) == 0

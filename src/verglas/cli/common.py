@@ -25,6 +25,21 @@ DeviceChoice = Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="
 Flag = tyro.conf.FlagCreatePairsOff[bool]  # a switch that is off by default, without its --no- twin in the help
 Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")]
 
+REGISTRY = tyro.constructors.ConstructorRegistry()  # of readers of options beside tyro's own
+
+
+@REGISTRY.primitive_rule
+def number_or_nothing(what: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Options of type `float | None` and `int | None`, which are left out or given as numbers; tyro by itself would take the word
+    None, too, and tell in eight lines of what it tried with a word that is neither."""
+    number = {float | None: float, int | None: int}.get(what.type)
+    if number is None:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar=number.__name__.upper(), instance_from_str=lambda words: number(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, int | float), str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class Computing:

@@ -1,8 +1,7 @@
 """The command `verglas`: finds the sub-command, reads its options, runs it, and turns every end into an exit code.
 
 0 done; 1 a defect of verglas (crash log written); 2 wrong options, bad input or output that cannot be written; 3 another process
-of the run was lost, or held it up;
-130 / 143 stopped by Ctrl-C / SIGTERM; 141 the reader of a pipe went away.
+of the run was lost, or held it up; 130 / 143 stopped by Ctrl-C / SIGTERM; 141 the reader of a pipe went away.
 """
 
 from __future__ import annotations
@@ -166,7 +165,7 @@ def run_words(name: str, arguments: list[str]) -> int:
     """Run command `name` with these words as options; the exit code. Errors of the command are raised."""
     import tyro
 
-    from verglas.cli.common import SharedComputing
+    from verglas.cli.common import REGISTRY, SharedComputing
 
     chosen = command_class(name)
     description, example = split_docstring(chosen)
@@ -174,7 +173,7 @@ def run_words(name: str, arguments: list[str]) -> int:
         _print_description(description)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     try:
-        options = tyro.cli(chosen, prog=f"verglas {name}", description="", args=arguments, config=config)
+        options = tyro.cli(chosen, prog=f"verglas {name}", description="", args=arguments, config=config, registry=REGISTRY)
     except SystemExit as stop:
         if asks_help and example:
             _print_example(example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +87,10 @@ class Plan:
             check_target(self.out, self.overwrite)
         if self.gpus < 1:
             raise InputError("--gpus", str(self.gpus), "1 or more")
+        for name in ("memory", "image_memory", "device_memory", "host_memory"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"--{name.replace('_', '-')}", f"{value:g} GB", "a finite number above 0")
         plans = plans_up_to(self.problem(), self.config(), self.machine(), self.gpus)
         made = plans[-1].one
         show(made)

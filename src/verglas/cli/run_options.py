@@ -57,7 +57,7 @@ class ParticleOptions:
     def require(self, *names: str) -> None:
         """InputError for the first of these options that was not given."""
         for name in names:
-            if not getattr(self, name):
+            if getattr(self, name) in (None, []):
                 raise InputError(f"--{name}", "not given", "it, for a new run", "Or go on with a run: --continue DIR.")
 
     def config_options(self) -> dict[str, Any]:

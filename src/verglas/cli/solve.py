@@ -78,7 +78,7 @@ class Solve:
         from verglas.cli.solve_run import SolveJob
 
         for name in ("particles", "diameter", "out"):
-            if not getattr(self, name):
+            if getattr(self, name) is None:
                 raise InputError(f"--{name}", "not given", "it, for a new run", "Or go on with a run: --continue DIR.")
         assert self.particles and self.out and self.diameter is not None
         return SolveJob(

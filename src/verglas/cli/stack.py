@@ -85,7 +85,7 @@ class Stack:
         if self.box is not None and self.pixel is not None:
             raise InputError("--box", "given together with --pixel", "one of the two")
         if self.box is not None and (self.box < 2 or self.box % 2):
-            raise InputError("--box", f"{self.box} px", "an even number of pixels")
+            raise InputError("--box", f"{self.box} px", "an even number of pixels, at least 2")
         for name in ("pixel", "normalise", "pixel_size", "subset"):
             value = getattr(self, name)
             if value is not None and not value > 0:

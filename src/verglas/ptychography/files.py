@@ -30,7 +30,7 @@ def read_raw(path: Path) -> RawScan:
     """A file as it is, whatever its format. InputError if there is no scan in it."""
     if path.name.lower().endswith(NPZ):
         if not path.is_file():
-            raise InputError(path, "there is no such file", "a scan")
+            raise InputError(path, "it is a folder" if path.is_dir() else "there is no such file", "a scan")
         return read_npz(path)
     with open_hdf5(path) as file:
         for fits, read in ((is_cxi, read_cxi), (is_ptyd, read_ptyd), (is_nexus, read_nexus)):

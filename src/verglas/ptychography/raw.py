@@ -64,7 +64,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     import h5py
 
     if not path.is_file():
-        raise InputError(path, "there is no such file", "a scan in HDF5")
+        raise InputError(path, "it is a folder" if path.is_dir() else "there is no such file", "a scan in HDF5")
     try:
         with h5py.File(path, "r") as file:
             yield file
