@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +23,7 @@ import torch
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
 from verglas.core.rows import RowTable, packed_sphere
-from verglas.kernels.fold.residue import AXES, Cut, served
+from verglas.kernels.fold.residue import AXES, PASSES, Cut, served
 from verglas.kernels.nvrtc import NvrtcError
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.device_memory import DeviceMemory
@@ -32,9 +33,9 @@ from verglas.maximization.stride import StrideConvolution
 from verglas.projection.volume import padded_size
 
 CUTS = {  # other (lines, threads, blocks of a multiprocessor) than the usual ones, of the axes z, y and x
-    0: [(16, 512, 2), (8, 256, 4)],
-    1: [(4, 256, 3), (4, 384, 3)],
-    2: [(4, 512, 2), (2, 256, 4), (2, 192, 4)],
+    0: [(8, 512, 1), (4, 256, 4), (4, 256, 3), (8, 384, 2), (16, 512, 1)],
+    1: [(4, 512, 2), (4, 448, 1), (4, 256, 3), (8, 448, 1), (8, 512, 2)],
+    2: [(4, 384, 1), (2, 192, 3), (2, 192, 4), (4, 416, 1), (8, 384, 2), (1, 96, 6)],
 }
 
 
@@ -122,7 +123,7 @@ def floor_bytes(rows: RowTable) -> float:
 
 
 def measure_strides(box: int, strides: list[int], device: str, parts: bool) -> None:
-    """Times of one convolution with so many strides; parts: of each step, for residue 1."""
+    """Times of one convolution with so many strides; parts: of each pass, for residue 0."""
     rows = packed_sphere(float(box), device)
     size = grid_for(rows.radius)
     values_V = torch.rand(rows.count, device=device)
@@ -145,21 +146,28 @@ def time_kernels(convolution: StrideConvolution, values_V: torch.Tensor, out_V: 
     if way is None:
         return "not served by kernels of a residue"
     phase_Z2, part, steps = torch.rand(rows.edge, 2, device=device), way.part(), {}
-    for kernel in ("fold_planes", "along_rows", "multiply_lines", "unfold_planes"):
-        run = partial(way.one, kernel, values_V, part, convolution.factor, phase_Z2, 1, out_V)
-        usual = Cut.of(AXES[kernel], size // number, size)
-        cuts = [usual, *(replace(usual, lines=n, threads=threads, blocks=blocks) for n, threads, blocks in CUTS[usual.phase])]
-        took = []
-        for cut in cuts:
-            if cut.shared * cut.blocks > 220_000:
-                continue
+    copied = 1000 * seconds(partial(part.copy_, torch.empty_like(part)), device)
+    cuts = {kernel: cuts_of(AXES[kernel], size // number, size) for kernel in PASSES}
+    with ThreadPoolExecutor(8) as pool:  # compiled side by side, and measured one after another
+        for kernel, some in cuts.items():
+            pool.map(partial(way.load, kernel, mirror=way.mirror(0)), some)
+    for kernel in PASSES:
+        run, took = partial(way.one, kernel, values_V, part, convolution.factor, phase_Z2, 1, out_V, fresh=True), []
+        for cut in cuts[kernel]:
             try:
                 took.append(f"{cut.lines} x {cut.threads} ({cut.blocks}) {1000 * seconds(partial(run, cut), device):.2f}")
             except NvrtcError as error:
                 took.append(f"{cut.lines} x {cut.threads} ({cut.blocks}) {str(error)[:60]}")
         steps[kernel] = "; ".join(took)
     lines = "\n".join(f"      {name}: {took}" for name, took in steps.items())
-    return f"part of {part.nbytes / 1e9:.2f} GB; lines x threads (blocks), ms:\n{lines}"
+    return f"part of {part.nbytes / 1e9:.2f} GB, a copy of it {copied:.2f} ms; lines x threads (blocks), ms:\n{lines}"
+
+
+def cuts_of(phase: int, planes: int, size: int) -> list[Cut]:
+    """The usual cut of an axis, and others that fit into the memory of a multiprocessor."""
+    usual = Cut.of(phase, planes, size)
+    others = (replace(usual, lines=n, threads=threads, blocks=blocks) for n, threads, blocks in CUTS[phase])
+    return [usual, *(cut for cut in others if cut.shared * cut.blocks <= 220_000 and cut.threads <= cut.lines * cut.length)]
 
 
 def forget_peak(device: str) -> None:

@@ -14,7 +14,7 @@ from verglas.core.rows import RowTable
 from verglas.maximization.accumulate import ADDITIONS_PER_VOXEL
 from verglas.maximization.gridding import grid_for
 from verglas.maximization.reconstruct import Geometry
-from verglas.maximization.stride import residue_bytes, strides_for
+from verglas.maximization.stride import beside, residue_bytes, strides_for
 from verglas.projection.pruned import BYTES_OF_NUMBER
 from verglas.projection.volume import padded_size
 
@@ -81,8 +81,8 @@ def _fitting(geometry: Geometry, exact: bool, kept: float, slices: int, batch: i
     if ends is None or half + a_map + kept + working > given:
         return None
     largest = max(voxels for _, _, voxels in _slabs(_per_column(rows), ends))
-    strides = strides_for(grid, 4, 1, transforms, fused=True)
-    iterated = 2 * even + kept + residue_bytes(grid, strides, 4, fused=True) if exact else 0.0
+    strides = strides_for(grid, 4, 1, transforms, fused=True, result=even)
+    iterated = even + kept + beside(rows.count, grid, strides, 4) if exact else 0.0
     peak = max(fixed + each * largest, iterated, half + a_map + kept + working)
     return ColumnChoice(ends, batch, kept, transforms, at_once, peak)
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
-from verglas.kernels.fold import RadialTable, divide
+from verglas.kernels.fold import RadialTable
 from verglas.kernels.fold.residue import served
-from verglas.maximization.stride import StrideConvolution, residue_bytes, strides_for
+from verglas.maximization.stride import StrideConvolution, beside, strides_for
 from verglas.nufft.fine import smooth_size
 
 ITERATIONS = 10
@@ -43,21 +43,20 @@ def even_out(
 
     product_V: [V] float32 or float64, w, and 0 at and beyond the radius of `rows`, where it stays 0.
     """
-    grid, least = grid_for(rows.radius), least_grid(rows.radius)
-    strides = strides_for(grid, product_V.element_size(), ranks.size, granted, fused=True)
+    grid, least, element = grid_for(rows.radius), least_grid(rows.radius), product_V.element_size()
+    strides = strides_for(grid, element, ranks.size, granted, fused=True, result=product_V.nbytes)
     if served(rows, grid // strides, grid, product_V) is None:
-        strides = strides_for(grid, product_V.element_size(), ranks.size, granted)
+        strides = strides_for(grid, element, ranks.size, granted)
     convolution = StrideConvolution(rows, grid, blob_factor(padding, product_V, least / size), strides, ranks)
-    convolved_V = torch.empty_like(product_V)
     for _ in range(iterations):
-        divide(product_V, convolution(product_V, convolved_V), SMALLEST)
+        convolution.quotients(product_V, SMALLEST)
 
 
 def memory(voxels: int, radius: float, element_bytes: int = 4, granted: float | None = None) -> float:
     """Bytes that `even_out` takes at most on a GPU beside `product_V`: what was convolved, and the transforms of one residue."""
     grid = grid_for(radius)
-    strides = strides_for(grid, element_bytes, 1, granted, fused=True)
-    return voxels * element_bytes + residue_bytes(grid, strides, element_bytes, fused=True)
+    strides = strides_for(grid, element_bytes, 1, granted, fused=True, result=voxels * element_bytes)
+    return beside(voxels, grid, strides, element_bytes)
 
 
 def least_grid(radius: float) -> int:

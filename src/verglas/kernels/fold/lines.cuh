@@ -1,6 +1,6 @@
-// Transforms of lines in shared memory, of lengths that are products of 2, 3, 5 and 7: Stockham's, a radix of up to 10 a stage. A
-// stage reads what its threads work on into registers, and writes it back to the same memory once all have read. Every loop runs
-// over `threadIdx.x, + THREADS, ...`, so that one thread does the same work (tests compile it for a CPU so).
+// Transforms of lines in shared memory, of lengths that are products of 2, 3, 5 and 7: Stockham's, a radix of up to 15 a stage. A
+// stage reads what its threads work on into registers, and writes it back to the same memory once all have read. A thread works on
+// one line, so that the places of its numbers are a constant apart.
 #define ALWAYS __device__ __forceinline__
 
 ALWAYS float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
@@ -36,9 +36,9 @@ template <int R> struct Odd {  // pairs r and R - r share their products; c, s: 
         }
 #pragma unroll
         for (int k = 1; k <= R / 2; ++k) {
-            float2 even = v[0], odd = make_float2(0, 0);
+            float2 even = v[0] + c[k] * sum[1], odd = s[k] * difference[1];
 #pragma unroll
-            for (int r = 1; r <= R / 2; ++r) {
+            for (int r = 2; r <= R / 2; ++r) {
                 const int turns = r * k % R;
                 even = even + c[turns] * sum[r];
                 odd = odd + s[turns] * difference[r];
@@ -51,8 +51,12 @@ template <int R> struct Odd {  // pairs r and R - r share their products; c, s: 
 };
 template <> struct Dft<3> {
     static ALWAYS void run(float2 *v) {
-        const float c[3] = {1, -0.5f, -0.5f}, s[3] = {0, 0.86602540378443865f, -0.86602540378443865f};
-        Odd<3>::run(v, c, s);
+        constexpr float S = 0.86602540378443865f;
+        const float2 sum = v[1] + v[2], difference = minus_i(v[1] - v[2]);
+        const float2 even = make_float2(v[0].x - 0.5f * sum.x, v[0].y - 0.5f * sum.y);
+        v[0] = v[0] + sum;
+        v[1] = make_float2(even.x + S * difference.x, even.y + S * difference.y);
+        v[2] = make_float2(even.x - S * difference.x, even.y - S * difference.y);
     }
 };
 template <> struct Dft<5> {
@@ -70,21 +74,33 @@ template <> struct Dft<7> {
         Odd<7>::run(v, c, s);
     }
 };
-template <int A> struct TwiceOdd {  // 2 x A without factors between (Good & Thomas)
+template <int A, int B> struct Coprime {  // A x B without factors between (Good & Thomas)
     static ALWAYS void run(float2 *v) {
-        float2 half[2][A];
+        float2 found[A][B];
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < A; ++i) {
 #pragma unroll
-            for (int j = 0; j < A; ++j) half[i][j] = v[(A * i + 2 * j) % (2 * A)];
-        Dft<A>::run(half[0]);
-        Dft<A>::run(half[1]);
+            for (int j = 0; j < B; ++j) found[i][j] = v[(B * i + A * j) % (A * B)];
+            Dft<B>::run(found[i]);
+        }
 #pragma unroll
-        for (int k = 0; k < 2 * A; ++k) v[k] = k % 2 ? half[0][k % A] - half[1][k % A] : half[0][k % A] + half[1][k % A];
+        for (int j = 0; j < B; ++j) {
+            float2 line[A];
+#pragma unroll
+            for (int i = 0; i < A; ++i) line[i] = found[i][j];
+            Dft<A>::run(line);
+#pragma unroll
+            for (int i = 0; i < A; ++i) found[i][j] = line[i];
+        }
+#pragma unroll
+        for (int k = 0; k < A * B; ++k) v[k] = found[k % A][k % B];
     }
 };
-template <> struct Dft<6> : TwiceOdd<3> {};
-template <> struct Dft<10> : TwiceOdd<5> {};
+template <> struct Dft<6> : Coprime<2, 3> {};
+template <> struct Dft<10> : Coprime<2, 5> {};
+template <> struct Dft<12> : Coprime<4, 3> {};
+template <> struct Dft<14> : Coprime<2, 7> {};
+template <> struct Dft<15> : Coprime<3, 5> {};
 template <> struct Dft<8> {  // evens and odds, then pairs
     static ALWAYS void run(float2 *v) {
         constexpr float H = 0.70710678118654752f;
@@ -123,38 +139,57 @@ template <> struct Dft<9> {  // 3 x 3
     }
 };
 
-constexpr __host__ __device__ int stages_of(int n) {  // with radices of up to 10
+constexpr __host__ __device__ bool is_radix(int n) { return (n >= 2 && n <= 10) || n == 12 || n == 14 || n == 15; }
+constexpr __host__ __device__ int stages_of(int n, int most) {  // with radices of up to `most`
     if (n == 1) return 0;
     int fewest = 100;
-    for (int radix = 10; radix > 1; --radix)
-        if (n % radix == 0 && 1 + stages_of(n / radix) < fewest) fewest = 1 + stages_of(n / radix);
+    for (int radix = most; radix > 1; --radix)
+        if (is_radix(radix) && n % radix == 0) {
+            const int found = 1 + stages_of(n / radix, radix);  // falling ones: no order of theirs is tried twice
+            if (found < fewest) fewest = found;
+        }
     return fewest;
+}
+constexpr __host__ __device__ int largest_radix(int n) {  // as small as the fewest stages allow
+    int most = 2;
+    while (most < 15 && stages_of(n, most) > stages_of(n, 15)) ++most;
+    return most;
 }
 // Odd ones first: the first stages write far apart, and even distances meet in the same banks.
 constexpr __host__ __device__ int radix_of(int rest) {
+    const int most = largest_radix(rest);
     for (int odd = 1; odd >= 0; --odd)
-        for (int radix = 10; radix > 1; --radix)
-            if (rest % radix == 0 && (radix % 2 == odd || radix == rest) && 1 + stages_of(rest / radix) == stages_of(rest)) return radix;
+        for (int radix = most; radix > 1; --radix)
+            if (is_radix(radix) && rest % radix == 0 && (radix % 2 == odd || radix == rest) &&
+                1 + stages_of(rest / radix, most) == stages_of(rest, most))
+                return radix;
     return rest;
 }
 
-// Where number n of a line lies: of L side by side (columns), or one after the other (rows).
+// L lines of N numbers, side by side (columns), or one after the other (rows). The thread's numbers are `first` of its line, which
+// `mine` points to, and every STEP-th from there on, each STEP * GAP further in memory.
 template <int N, int L, bool ROWS> struct Lines {
-    static ALWAYS int at(int line, int n) { return ROWS ? line * (N + 1) + n : n * L + line; }
+    static_assert(THREADS % L == 0, "as many threads for each line");
+    static constexpr int STEP = THREADS / L, GAP = ROWS ? 1 : L, TURNS = (N + STEP - 1) / STEP;
+    static ALWAYS int line() { return ROWS ? threadIdx.x / STEP : threadIdx.x % L; }
+    static ALWAYS int first() { return ROWS ? threadIdx.x % STEP : threadIdx.x / L; }
+    static ALWAYS float2 *start(float2 *shared) { return shared + (ROWS ? line() * (N + 1) : line()); }  // of the line
+    static ALWAYS float2 *mine(float2 *shared) { return ROWS ? start(shared) + first() : shared + threadIdx.x; }
 };
 
 // A stage of the transforms of L lines; turns: exp(-2 pi i j / OF) for j < OF, a multiple of N; DONE: product of the radices before.
 template <int N, int L, bool ROWS, int OF, int DONE = 1>
 __device__ __forceinline__ void transform(float2 *shared, const float2 *__restrict__ turns) {
     typedef Lines<N, L, ROWS> Here;
-    constexpr int R = radix_of(N / DONE), EACH = N / R, COUNT = EACH * L, TURNS = (COUNT + THREADS - 1) / THREADS;
+    constexpr int R = radix_of(N / DONE), EACH = N / R, TURNS = (EACH + Here::STEP - 1) / Here::STEP, GAP = Here::GAP;
+    const float2 *from = Here::mine(shared);
     float2 v[TURNS][R];
 #pragma unroll
     for (int q = 0; q < TURNS; ++q) {
-        const int item = threadIdx.x + q * THREADS, line = ROWS ? item / EACH : item % L, j = ROWS ? item % EACH : item / L;
-        if (COUNT % THREADS == 0 || item < COUNT) {
+        const int j = Here::first() + q * Here::STEP;
+        if (EACH % Here::STEP == 0 || j < EACH) {
 #pragma unroll
-            for (int r = 0; r < R; ++r) v[q][r] = shared[Here::at(line, j + r * EACH)];
+            for (int r = 0; r < R; ++r) v[q][r] = from[(q * Here::STEP + r * EACH) * GAP];
             if (DONE > 1) {
                 float2 w[R];
                 w[1] = turns[j % DONE * (OF / (DONE * R))];
@@ -169,11 +204,11 @@ __device__ __forceinline__ void transform(float2 *shared, const float2 *__restri
     __syncthreads();  // what was read before has been read by all
 #pragma unroll
     for (int q = 0; q < TURNS; ++q) {
-        const int item = threadIdx.x + q * THREADS, line = ROWS ? item / EACH : item % L, j = ROWS ? item % EACH : item / L;
-        if (COUNT % THREADS == 0 || item < COUNT) {
-            const int first = j / DONE * DONE * R + j % DONE;
+        const int j = Here::first() + q * Here::STEP;
+        if (EACH % Here::STEP == 0 || j < EACH) {
+            float2 *to = Here::start(shared) + (j / DONE * DONE * R + j % DONE) * GAP;
 #pragma unroll
-            for (int r = 0; r < R; ++r) shared[Here::at(line, first + r * DONE)] = v[q][r];
+            for (int r = 0; r < R; ++r) to[r * DONE * GAP] = v[q][r];
         }
     }
     __syncthreads();
