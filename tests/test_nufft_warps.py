@@ -16,7 +16,6 @@ from tests.farfield_on_cpu import TYPES, host
 from tests.test_nufft_kernels import drawn, points
 
 from verglas.kernels.spread import interpolate, located, spread
-from verglas.kernels.spread.tiles import Tiled, bin_for, located_triton
 from verglas.nufft.window import window_for
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,6 +23,7 @@ if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("Triton needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
 from verglas.kernels.spread import warps  # noqa: E402
+from verglas.kernels.spread.tiles import Tiled, bin_for, located_triton  # noqa: E402
 
 ARGUMENTS = "pppppppiiiiiiii"
 

@@ -93,9 +93,9 @@ def _module(source: Path, index: int, defines: tuple[str, ...], family: str) -> 
 
 
 def _whole(source: Path) -> str:
-    """The text of a source, files of its folder that it includes in their places."""
+    """The text of a source, files that it includes in their places."""
     lines = source.read_text().splitlines(keepends=True)
-    included = {line: source.with_name(line.split('"')[1]) for line in lines if line.startswith('#include "')}
+    included = {line: source.parent / line.split('"')[1] for line in lines if line.startswith('#include "')}
     return "".join(_whole(included[line]) if line in included else line for line in lines)
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from verglas.errors import InputError
+from verglas.nufft import axes
 from verglas.nufft.window import Window, window_for
 
 UPSAMPLINGS = (1.25, 1.375, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
 STEPS = 32  # a unit, in which the upsampling of a grid of small primes is counted
+BY_AXES = False  # whether the slower axes of a grid on a GPU are transformed by axes.cu
 WHOLE = 5 * 10**8  # cells of a grid that is transformed along all axes at once
 CELL_TAPS = {"cuda": 15.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
 
@@ -99,6 +101,8 @@ class FineGrid:
     def modes(self, grid_BZYX2: Tensor, sign: int) -> Tensor:
         """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each."""
         values = torch.view_as_complex(grid_BZYX2)
+        if BY_AXES and axes.serves(self.sizes, self.device, self.dtype):
+            return axes.modes_of(_dft(values, 3, sign), self._deconvolutions(), sign > 0)
         if self.whole(len(values)):
             from verglas.kernels.spread.cut import cut
 
@@ -112,6 +116,9 @@ class FineGrid:
     def grid(self, modes: Tensor, sign: int) -> Tensor:
         """What is to be interpolated to get the modes' sum at points: the transpose of `modes`, [B, Z, Y, X, 2]."""
         values = modes
+        if BY_AXES and axes.serves(self.sizes, self.device, self.dtype):
+            cells = axes.cells_of(values, self._deconvolutions(), self.sizes, sign > 0)
+            return torch.view_as_real(_dft(cells, 3, sign).contiguous())
         if self.whole(len(values)):
             from verglas.kernels.spread.cut import padded
 

@@ -1,0 +1,99 @@
+"""Transforms of a grid along its two slower axes on the GPU, one kernel for each: launches of axes.cu.
+
+Of each line only the modes are kept (or only they are there), what undoes the window multiplies them, and all of it is one walk
+through memory. The fastest axis, whose lines lie in memory as they are, is left to cuFFT. With n cells and N modes an axis, b
+bytes a number, type 1 moves
+
+    x  2 n³ b (cuFFT),   y  n² N b + n N² b,   z  n N² b + N³ b
+
+and type 2 the same but for n³ b instead of n² N b along y, where zeros are written between the modes.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from verglas.kernels.nvrtc import Kernel, load
+
+SOURCE = Path(__file__).with_name("axes.cu")
+COLUMNS, THREADS = 16, 512  # of a block; half of both for lines of more than `LONG` cells
+LONG = 896
+MOST_GRID = 65535
+LARGEST_FACTOR = 13  # of a length that the kernels transform
+MOST_SHARED_BYTES = 224 * 1024
+
+
+def serves(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels transform a grid of these sizes (z, y, x): in single precision on a GPU, if z and y are even and have
+    no large prime factor."""
+    return device.type == "cuda" and dtype == torch.float32 and len(sizes) == 3 and all(_short(size) for size in sizes[:2])
+
+
+def _short(size: int) -> bool:
+    left = size
+    for factor in range(2, LARGEST_FACTOR + 1):
+        while left % factor == 0:
+            left //= factor
+    return size % 2 == 0 and left == 1 and size * 8 * 8 <= MOST_SHARED_BYTES
+
+
+def modes_of(values: Tensor, factors: tuple[Tensor, Tensor, Tensor], backward: bool) -> Tensor:
+    """Modes [B, Nz, Ny, Nx] of a grid [B, Z, Y, X] that is transformed along x; complex64. factors: of the modes along (z, y, x),
+    float32; backward: with the sign + in the exponent. Contiguous."""
+    batch, z, y, x = values.shape
+    factor_z, factor_y, factor_x = factors
+    nz, ny, nx = (len(factor) for factor in factors)
+    values = values.contiguous()
+    cut = torch.empty(batch, z, ny, nx, dtype=torch.complex64, device=values.device)
+    _launch("to_modes", y, cut, values, factor_y, factor_x, batch, z, (y * x, x), (ny * nx, nx), (x, nx), backward)
+    modes = torch.empty(batch, nz, ny, nx, dtype=torch.complex64, device=values.device)
+    _launch("to_modes", z, modes, cut, factor_z, None, batch, ny, (nx, ny * nx), (nx, ny * nx), (nx, nx), backward)
+    return modes
+
+
+def cells_of(modes: Tensor, factors: tuple[Tensor, Tensor, Tensor], sizes: tuple[int, ...], backward: bool) -> Tensor:
+    """The transpose of `modes_of`: a grid [B, *sizes] that is still to be transformed along x."""
+    batch, nz, ny, nx = modes.shape
+    (z, y, x), (factor_z, factor_y, factor_x) = sizes, factors
+    modes = modes.contiguous()
+    cut = torch.empty(batch, z, ny, nx, dtype=torch.complex64, device=modes.device)
+    _launch("to_cells", z, cut, modes, factor_z, None, batch, ny, (nx, ny * nx), (nx, ny * nx), (nx, nx), backward)
+    cells = torch.empty(batch, z, y, x, dtype=torch.complex64, device=modes.device)
+    _launch("to_cells", y, cells, cut, factor_y, factor_x, batch, z, (ny * nx, nx), (y * x, x), (x, nx), backward)
+    return cells
+
+
+def _launch(
+    name: str, size: int, to: Tensor, given: Tensor, factor: Tensor, factor_x: Tensor | None, batch: int, rows: int,
+    of_given: tuple[int, int], of_to: tuple[int, int], along_x: tuple[int, int], backward: bool,
+) -> None:  # fmt: skip
+    """of_given, of_to: from row to row, and from number to number of a line; along_x: cells and modes."""
+    if not to.numel():
+        return
+    columns, threads = (COLUMNS, THREADS) if size <= LONG else (COLUMNS // 2, THREADS // 2)
+    defines = (f"P={size}", f"COLUMNS={columns}", f"THREADS={threads}")
+    width = along_x[1] if name == "to_modes" else along_x[0]
+    each = max(1, MOST_GRID // rows)  # vectors at a time
+    with torch.cuda.device(to.device) if to.is_cuda else nullcontext():
+        run = kernel(name, to.device, defines, 8 * size * columns)
+        for first in range(0, batch, each):
+            part = slice(first, first + each)
+            run((-(-width // columns), len(to[part]) * rows), threads, to[part], given[part], _roots(size, to.device), factor,
+                factor_x, rows, *of_given, *of_to, *along_x, len(factor), int(backward))  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _roots(size: int, device: torch.device) -> Tensor:
+    """exp(-2 pi i j / P), complex64 [P]."""
+    angle_P = torch.arange(size, dtype=torch.float64) * (-2 * torch.pi / size)
+    return torch.polar(torch.ones_like(angle_P), angle_P).to(device, torch.complex64)
+
+
+def kernel(name: str, device: torch.device, defines: tuple[str, ...], shared: int) -> Kernel:
+    """A function of axes.cu."""
+    return load(SOURCE, name, device, defines, shared=shared)
