@@ -1,8 +1,10 @@
 """`verglas reconstruct` at large boxes, whole processes: seconds of each stage, peak memory of the GPU, agreement with the truth.
 
-python -m benchmarks.reconstruct_large --boxes 200 400 --work DIR [--gridding plain exact] [--images 1000] [--profile]
+python -m benchmarks.reconstruct_large --boxes 200 400 --work DIR [--gridding plain exact] [--images 1000] [--times 2] [--profile]
 Images are projections of 40 Gaussian blobs in closed form, with CTF, noise of the signal's variance, and origins, float16. Every
-process starts anew; the first of them also compiles kernels. Words after -- go to `verglas reconstruct`.
+process starts anew; the first of them compiles kernels ("cold"), unless others did before. Words after -- go to
+`verglas reconstruct`. Of each process: seconds from its start to the first event of the run, of the run, and to its
+end.
 """
 
 from __future__ import annotations
@@ -113,7 +115,9 @@ def simulate(folder: Path, box: int, images: int, device: str) -> None:
             image_BYX = torch.fft.irfft2(seen, s=(box, box))
             image_BYX /= image_BYX.std((1, 2), keepdim=True)
             image_BYX += torch.randn(image_BYX.shape, generator=noise, device=device)
-            stack.append(image_BYX.half().cpu().numpy())
+            moments = image_BYX.min(), image_BYX.max(), image_BYX.sum(), image_BYX.square().sum()
+            smallest, largest, total, squares = torch.stack(moments).tolist()
+            stack.append_measured(image_BYX.half().cpu().numpy(), (smallest, largest, total, squares))
 
 
 def agreement(path: Path, box: int, device: str) -> float:
@@ -130,13 +134,13 @@ def agreement(path: Path, box: int, device: str) -> float:
     return (tf - t * f) / math.sqrt((tt - t * t) * (ff - f * f))
 
 
-def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespace) -> None:
+def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespace, turn: int) -> None:
     """One process; prints a line of seconds and memory, and a line of stages."""
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     words = ["reconstruct", "--particles", str(folder / "truth.star"), "--out", str(out), "--no-half-maps",
              "--gridding", gridding, "--device", options.device, *options.words]  # fmt: skip
-    begin = time.perf_counter()
+    begin, begun = time.perf_counter(), time.time()
     command = [sys.executable, *(["-c", PROFILED] if options.profile else ["-m", "verglas"]), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     took = time.perf_counter() - begin
@@ -145,10 +149,13 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
         return
     peak = json.loads((out / "result.json").read_text())["figures"].get("memory_peak", {}).get("value", math.nan)
     of_formula = f"{peak:.2f} GB ({100 * peak / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula)"
-    print(f"{box} px, {gridding}: {took:.2f} s, peak of the GPU {of_formula}, "
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    before = (out / "config.json").stat().st_mtime - begun  # written when the run begins
+    run = events[-1]["seconds"]
+    print(f"{box} px, {gridding}, process {turn}: {took:.2f} s ({before:.2f} to the start of the run, {run:.2f} of the run, "
+          f"{took - before - run:.2f} to the end), peak of the GPU {of_formula}, "
           f"correlation with the truth {agreement(out / 'map.mrc', box, options.device):.4f}", flush=True)  # fmt: skip
-    for line in (out / "events.jsonl").read_text().splitlines():
-        event = json.loads(line)
+    for event in events:
         if event["event"] == "stage":
             print(f"    at {event['seconds']:.2f} s: {event['stage']} {event['took']:.2f} s", flush=True)
     for line in (out / "run.log").read_text().splitlines():
@@ -163,6 +170,7 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, nargs="+", default=[200, 400])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--gridding", nargs="+", default=["exact", "plain"])
+    parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--profile", action="store_true")
@@ -177,7 +185,8 @@ def main() -> None:
             simulate(folder, box, options.images, options.device)
             print(f"{box} px: {options.images} images simulated in {time.perf_counter() - begin:.1f} s", flush=True)
         for gridding in options.gridding:
-            reconstruct(folder, box, gridding, options)
+            for turn in range(1, options.times + 1):
+                reconstruct(folder, box, gridding, options, turn)
         if len(options.boxes) > 1:
             shutil.rmtree(folder)  # room for the next one
 
