@@ -58,7 +58,7 @@ def modes_of(values: Tensor, factors: tuple[Tensor, Tensor, Tensor], backward: b
 
 def cells_of(modes: Tensor, factors: tuple[Tensor, Tensor, Tensor], sizes: tuple[int, ...], backward: bool) -> Tensor:
     """The transpose of `modes_of`: a grid [B, *sizes] that is still to be transformed along x."""
-    batch, nz, ny, nx = modes.shape
+    batch, _, ny, nx = modes.shape
     (z, y, x), (factor_z, factor_y, factor_x) = sizes, factors
     modes = modes.contiguous()
     cut = torch.empty(batch, z, ny, nx, dtype=torch.complex64, device=modes.device)
