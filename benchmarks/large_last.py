@@ -5,8 +5,9 @@
 
 Particles are simulated with known poses (unless DIR holds them) and searched about these on a fine grid, all shells, as the last
 iteration does: both half-sets, then the map of all. --keep: coefficients of the lowest shells for --against, which prints the
-largest difference of a shell, relative to the power of that shell. Device memory is what PyTorch had allocated, and held, at most
-in each stage, with the plan's sums beside it.
+largest difference of a shell, relative to the power of that shell. One GPU cuts slices from references in half precision where
+these fit, ranks with layers of them from single precision; with --single-slices one GPU does so, too. Device memory is what
+PyTorch had allocated, and held, at most in each stage, with the plan's sums beside it.
 """
 
 from __future__ import annotations
@@ -60,13 +61,15 @@ def differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.sqrt(wrong / power.clip(1e-300))
 
 
-def planned_run(table: ParticleTable, config: RefineConfig, device: torch.device, ranks: Ranks) -> RunPlan:
-    """The plan of this rank; with volumes in layers, if the environment asks for these."""
+def planned_run(table: ParticleTable, config: RefineConfig, device: torch.device, ranks: Ranks, cells: bool) -> RunPlan:
+    """The plan of this rank; with volumes in layers, if the environment asks for these. cells: references may be in half
+    precision, too."""
     machine = replace(this_machine(device, ranks.local_size), ranks=ranks.size)
     made = plan(Problem.of(table, ranks.size), config, machine)
-    if made.in_layers == driver.volumes_in_layers(config, made, ranks):
+    in_layers = driver.volumes_in_layers(config, made, ranks)
+    if in_layers == made.in_layers and (cells or not made.cells):
         return made
-    other = replace(made, in_layers=not made.in_layers, cells=False)
+    other = replace(made, in_layers=in_layers, cells=made.cells and cells and not in_layers)
     return with_iterations(other, [one.sizes for one in made.iterations])
 
 
@@ -101,7 +104,7 @@ def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device
     config = RefineConfig(diameter=0.8 * field, symmetry=given.sym, initial_resolution=max(4 * given.pixel, field / 50),
                           absolute_greyscale=True, healpix_order=given.order, max_iterations=0,
                           memory_gb=given.memory)  # fmt: skip
-    made = planned_run(table, config, device, ranks)
+    made = planned_run(table, config, device, ranks, not given.single_slices)
     session = driver.prepare(table, truth, config, device, planned=made, ranks=ranks)
     print(f"ready after {time.perf_counter() - begin:.1f} s", flush=True)
     stages = watched_stages(ranks.is_lead and given.lines) if device.type == "cuda" else {}
@@ -130,10 +133,10 @@ def last_iteration(given: argparse.Namespace, ranks: Ranks, device: torch.device
         found = {name: low_coefficients(one.cpu()) for name, one in maps.items()}
         if given.keep:
             np.savez(given.keep, **found)
-        if given.against:
-            expected = np.load(given.against)
+        for path in given.against:
+            expected = np.load(path)
             text = ", ".join(f"{name} {differences(value, expected[name])[1:].max():.2e}" for name, value in found.items())
-            print(f"largest difference of a shell: {text}")
+            print(f"largest difference of a shell from {path.stem}: {text}")
 
 
 def main() -> None:
@@ -148,8 +151,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--memory", type=float, help="GB of the device that may be used")
+    parser.add_argument("--single-slices", action="store_true", help="cut from references in single precision alone")
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--against", type=Path)
+    parser.add_argument("--against", type=Path, nargs="*", default=[])
     parser.add_argument("--lines", action="store_true", help="by what lines of verglas the device's memory is taken")
     given = parser.parse_args()
     place = place_of(os.environ)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.rotations import euler_from_matrix, random_rotations
+from verglas.core.rows import packed_sphere
 from verglas.io.mrc import StackWriter, read_map
 from verglas.particles.table import ParticleTable
 from verglas.simulation.imaging import HalfPlane, Transfer
@@ -148,7 +149,10 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
         print(f"{box} px, {gridding}: failed after {took:.1f} s\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
         return
     peak = json.loads((out / "result.json").read_text())["figures"].get("memory_peak", {}).get("value", math.nan)
-    of_formula = f"{peak:.2f} GB ({100 * peak / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula)"
+    voxels, half_cube = packed_sphere(float(box)).count, 8 * (2 * box) ** 2 * (box + 1)
+    share = (peak * 1e9 - 16 * voxels) / half_cube
+    beside = f"; beside packed sums ({16 * voxels / 1e9:.2f} GB) {share:.2f} of a dense half cube"
+    of_formula = f"{peak:.2f} GB ({100 * peak / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula{beside})"
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     before = (out / "config.json").stat().st_mtime - begun  # written when the run begins
     run = events[-1]["seconds"]

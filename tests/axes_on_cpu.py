@@ -21,7 +21,7 @@ KERNELS = {  # arguments of each: p pointer, i int, f float
     "from_x": "pppp" + "iiiiiiii" + "f", "from_z": "ppppp" + "iiiii", "from_y": "ppppppp" + "iiiii",
     "sum_outside": "ppp" + "iiii", "finish": "ppp" + "iii",
 }  # fmt: skip
-OF_SHELLS = {"shell_sums": "ppppp" + "iii" + "ff" + "iii", "fsc_sums": "pppppppppp" + "iiiiiiiii"}
+OF_SHELLS = {"shell_sums": "ppppp" + "iii" + "ff" + "iii", "fsc_sums": "pppppppppp" + "iiiiiiiiii"}
 ROOM = {axes: "alignas(16) static float2 shared_lines", shells: "static double shared_sums"}
 
 

@@ -190,6 +190,17 @@ def test_command_takes_sizes_from_particles(tmp_path: Path, capsys):
     assert (written["particles"], written["box_px"], written["pixel_size_angstrom"]) == (50, 96, 2.5)
 
 
+def test_command_is_told_how_images_are_stored(capsys):
+    """Files tell it themselves; without them the plan is that of a run only if it knows."""
+    call = ["plan", "--n", "2000", "--box", "800", "--apix", "0.4", "--diameter", "256", "--device", "cuda",
+            "--device-memory", "80", "--host-memory", "200"]  # fmt: skip
+    found = []
+    for words in ([], ["--float16"]):
+        assert main([*call, *words]) == 0
+        found.append(next(line.split() for line in capsys.readouterr().out.splitlines() if " images " in line))
+    assert found[0][3] == "5.12" and found[1][3] == "2.56", found
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

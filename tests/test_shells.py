@@ -17,6 +17,7 @@ from verglas.maximization import halves, shells, solve
 from verglas.maximization.halves import fsc_of_sums
 from verglas.maximization.slabs import Slabs
 from verglas.maximization.solve import SolvedSums
+from verglas.maximization.waiting import Waiting
 
 CASES = {"14": (14, 7, 2.0), "40": (40, 20, 2.0), "15": (15, 6, 1.6), "70": (70, 33, 1.0)}  # box, radius, padding
 
@@ -77,6 +78,21 @@ def test_correlation_of_halves(case: str, device: str, monkeypatch: pytest.Monke
     found_S = fsc_of_sums([first, second])
     assert float(wanted_S[1:].abs().max()) > 0.3
     torch.testing.assert_close(found_S, wanted_S, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_correlation_where_one_half_waits_on_the_host(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = made_up(case, device, True, 1), made_up(case, device, False, 2)
+    monkeypatch.setattr(halves, "serves", lambda *sums: True)
+    wanted = halves._fsc_sums(first, second)
+    pieces = list[int]()
+    kernel = halves.fsc_sums_cuda
+    monkeypatch.setattr(halves, "fsc_sums_cuda", lambda *given, second_from: (
+        pieces.append(second_from), kernel(*given, second_from=second_from))[1])  # fmt: skip
+    monkeypatch.setattr(halves, "PIECE", 400)
+    found = halves._fsc_sums(first, Waiting.of(second))
+    assert len(pieces) > 3 and max(pieces) > 0
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-6, atol=1e-6)
 
 
 def test_planes_of_one_rank(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,8 @@ class Plan:
     """Edge of the images, even."""
     apix: Annotated[float | None, arg(metavar="Å", help_behavior_hint="(default: of --particles)")] = None
     """Pixel size."""
+    float16: Flag = False
+    """Images are stored in two bytes a pixel, not four; files of --particles tell it themselves."""
     sym: Annotated[str, arg(metavar="GROUP")] = RefineConfig.symmetry
     """Point group."""
     initial_resolution: Annotated[float, arg(metavar="Å")] = RefineConfig.initial_resolution
@@ -126,7 +128,7 @@ class Plan:
         from verglas.core.symmetry import normalise_name
         from verglas.refinement.plan_sizes import Problem
 
-        n, box, apix, image_bytes = self.n, self.box, self.apix, 4
+        n, box, apix, image_bytes = self.n, self.box, self.apix, 2 if self.float16 else 4
         if self.particles is not None:
             from verglas.particles.table import ParticleTable
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from verglas.cli.refine_watch import gist
-from verglas.core.memory import in_host_memory
 from verglas.core.symmetry import symmetry_matrices
+from verglas.core.transfers import to_host
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Pictures, Stack, Table, Text, write_report
 from verglas.report.pictures import map_pictures, slices_picture, write_pngs
 from verglas.report.sections import Section
@@ -198,7 +198,7 @@ def maps_shown(iteration: Iteration, drawn: Mapping[str, np.ndarray]) -> Section
 
 def as_array(map_ZYX: Tensor) -> np.ndarray:
     """A map as the report's drawings take it."""
-    return in_host_memory(map_ZYX).float().numpy()
+    return to_host(map_ZYX).float().numpy()
 
 
 def orientations(iteration: Iteration, config: RefineConfig) -> Section:

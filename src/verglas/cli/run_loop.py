@@ -108,7 +108,7 @@ class Run(Iterator["Iteration"]):
         machine = replace(this_machine(device, self.ranks.local_size), ranks=self.ranks.size)
         made = plan(Problem.of(table, self.ranks.size), self.job.config, machine)
         made.check()
-        peaks = " and ".join(f"{made.peak(where) / 1e9:.2g} GB of the {where}" for where in made.places)
+        peaks = " and ".join(f"{made.peak(where) / 1e9:.3g} GB of the {where}" for where in made.places)
         self.notices.append(f"planned: at most {peaks}, about {duration_text(made.seconds)}")
         if self.job.scratch is None:
             return made

@@ -36,7 +36,9 @@ def grow_device_memory() -> bool:
     """
     import torch
 
-    change = getattr(torch.cuda.memory, "_set_allocator_settings", None)  # not public; the environment is read too early
+    # Not public; the environment is read too early. Before torch 2.10 it had another name.
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    change = change or getattr(torch.cuda.memory, "_set_allocator_settings", None)
     if change is None:
         return False
     change("expandable_segments:True")
@@ -66,14 +68,15 @@ def uploaded(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def make_room(device: torch.device, needed: float) -> None:
-    """Give back what PyTorch holds of a GPU without using it, if less than `needed` bytes are free beside it.
+def make_room(device: torch.device, needed: float, most: float = float("inf")) -> None:
+    """Give back what PyTorch holds of a GPU without using it, if less than `needed` bytes are free beside it, or if with as many
+    more it would hold more than `most`.
 
     Taking it anew costs tens of ms. PyTorch itself gives back what it holds before it runs out; what else is on the GPU does not.
     """
     import torch
 
-    if device.type == "cuda" and free_device_memory(device) < needed:
+    if device.type == "cuda" and (free_device_memory(device) < needed or torch.cuda.memory_reserved(device) + needed > most):
         torch.cuda.empty_cache()
 
 

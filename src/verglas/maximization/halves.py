@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verglas.core.memory import in_host_memory
+from verglas.core.transfers import at_once, piece_to_device, to_device, to_host
 from verglas.kernels import voxels
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.shells import fsc_sums_cuda, serves
 from verglas.maximization.solve import SolvedSums, gather_sums
-from verglas.maximization.waiting import Half, Waiting, alike, in_turn, pieces
+from verglas.maximization.waiting import PIECE, Half, Waiting, alike, in_turn, pieces
 from verglas.projection.volume import coordinate_chunks, radius2
 
 CELLS_AT_ONCE = {"cpu": 2**21, "cuda": 2**24}  # of the unpadded grid that the FSC is taken on: bounded temporaries
@@ -86,7 +86,7 @@ def solve_joined(
         join_low_shells(halves, join_shell)  # which leaves their sum as it is
         curve_S = fsc_of_sums(halves)
     else:
-        curve_S = fsc_S([one.to(device) for one in half_maps]) if callable(fsc_S) else fsc_S
+        curve_S = fsc_S([to_device(one, device) for one in half_maps]) if callable(fsc_S) else fsc_S
     return _solve_with_fsc(_added(halves), curve_S, tau2_fudge, True), half_maps, curve_S
 
 
@@ -112,15 +112,18 @@ def gathered_halves(sums: HalfSums, symmetry: str) -> list[Half]:
 
 def _home(halves: list[Half]) -> Callable[[Tensor], Tensor]:
     """What brings maps to where they stay."""
-    return in_host_memory if any(isinstance(half, Waiting) for half in halves) else lambda map_ZYX: map_ZYX
+    return to_host if any(isinstance(half, Waiting) for half in halves) else lambda map_ZYX: map_ZYX
 
 
 def _added(halves: list[Half]) -> SolvedSums:
     """Sums of both halves together, in the memory of the more precise one, on the device; `halves` are used up."""
     first, second = sorted(halves, key=lambda half: (-half.weight_V.element_size(), isinstance(half, Waiting)))
     assert isinstance(first, SolvedSums)
-    for part in pieces(len(first.weight_V)):
+
+    def add(part: slice) -> None:
         first.set(part, first.some(part) + second.some(part))
+
+    at_once(pieces(len(first.weight_V)), add, first.device)
     halves.clear()
     return first
 
@@ -164,6 +167,8 @@ def _fsc_sums(first: SolvedSums, second: Half) -> tuple[Tensor, Tensor, Tensor]:
         pairs = (first.data_V2, first.weight_V), (second.data_V2, second.weight_V)
         cross, power_a, power_b = fsc_sums_cuda(*pairs, first.rows, plane_U, _nearest(first), first.radius + 1)
         return cross, power_a, power_b
+    if isinstance(second, Waiting) and serves(first.data_V2, first.weight_V) and first.weight_V.dtype == second.weight_V.dtype:
+        return _fsc_sums_in_pieces(first, second, plane_U)
     for part_U in plane_U.split(max(1, CELLS_AT_ONCE[plane_U.device.type] // (edge * columns))):
         average_a, average_b = _unpadded_average(first, part_U), _unpadded_average(second, part_U)
         shell, inside = _unpadded_shells(first, part_U)
@@ -171,6 +176,31 @@ def _fsc_sums(first: SolvedSums, second: Half) -> tuple[Tensor, Tensor, Tensor]:
         for sum_S, values in zip(sums_3S, products, strict=True):
             sum_S += torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
     return sums_3S[0], sums_3S[1], sums_3S[2]
+
+
+def _fsc_sums_in_pieces(first: SolvedSums, second: Waiting, plane_U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_fsc_sums` on a GPU, to which the other half-set's sums come a few planes at a time."""
+    nearest_E, starts = _nearest(first), first.rows.slab_starts
+    ends_U2 = torch.searchsorted(nearest_E, torch.stack([plane_U, plane_U + 1], 1)).tolist()  # planes of voxels, counted from 0
+    runs, low = list[tuple[int, int]](), 0  # of `plane_U`, a piece of voxels each, but one plane at least
+    while low < len(plane_U):
+        high = low + 1
+        while high < len(plane_U) and starts[ends_U2[high][1]] - starts[ends_U2[low][0]] <= PIECE:
+            high += 1
+        runs.append((low, high))
+        low = high
+    found = torch.empty(len(runs), 3, first.radius + 1, dtype=torch.float64, device=first.device)
+
+    def add(number: int) -> None:
+        low, high = runs[number]
+        begin, end = ends_U2[low][0], ends_U2[high - 1][1]
+        there_V3 = piece_to_device(second.values_V3[starts[begin] : starts[end]], first.device)
+        pairs = (first.data_V2, first.weight_V), (there_V3[:, :2], there_V3[:, 2])
+        found[number] = fsc_sums_cuda(*pairs, first.rows, plane_U[low:high], nearest_E, first.radius + 1, second_from=begin)
+
+    at_once(range(len(runs)), add, first.device)
+    cross, power_a, power_b = found.sum(0)
+    return cross, power_a, power_b
 
 
 def ssnr_of_fsc(fsc_S: Tensor, tau2_fudge: float = 1.0, joined: bool = False) -> Tensor:

@@ -101,17 +101,20 @@ extern "C" __global__ void __launch_bounds__(32) shell_sums(
 struct Volume {  // sums of a half-set
     const float *data, *weight;
     int data_step, weight_step;
+    long long from;  // voxel that is the first one there
 };
 
 // sums[block, 3, shells] of a b, a a, b b over cells of the coarser grid with r <= shells - 1, shell by shell: a, b: data over weight
 // of all voxels of a cell. begin, end: [2 small + 1], voxels along an axis that fall to each number of that grid. Cells: planes plane_u.
+// first_plane_b: plane of voxels, counted from 0, that b begins with.
 extern "C" __global__ void __launch_bounds__(32) fsc_sums(
     double *sums, const float *data_a, const float *weight_a, const float *data_b, const float *weight_b, const Position *start,
     const int *length, const int *plane_u, const int *begin, const int *end, int step_a, int weight_step_a, int step_b,
-    int weight_step_b, int half, int planes, int small, int shells, int room) {
+    int weight_step_b, int half, int planes, int small, int shells, int room, int first_plane_b) {
     double *own = shared_sums, *kept = own + 3 * shells;
-    const Volume both[2] = {{data_a, weight_a, step_a, weight_step_a}, {data_b, weight_b, step_b, weight_step_b}};
     const int lane = threadIdx.x, edge = 2 * half + 1, rows = 2 * small + 1, limit2 = (shells - 1) * (shells - 1);
+    const Volume both[2] = {
+        {data_a, weight_a, step_a, weight_step_a, 0}, {data_b, weight_b, step_b, weight_step_b, start[first_plane_b * edge]}};
     for (int i = lane; i < 3 * shells; i += 32) own[i] = 0;
     for (int row = blockIdx.x; row < planes * rows; row += gridDim.x) {
         const int u = plane_u[row / rows], v = row % rows - small, flat2 = u * u + v * v;
@@ -130,9 +133,10 @@ extern "C" __global__ void __launch_bounds__(32) fsc_sums(
                             const long long voxel = (long long)start[table] + x;
 #pragma unroll
                             for (int h = 0; h < 2; ++h) {
-                                re[h] += both[h].data[voxel * both[h].data_step];
-                                im[h] += both[h].data[voxel * both[h].data_step + 1];
-                                weight[h] += both[h].weight[voxel * both[h].weight_step];
+                                const long long place = voxel - both[h].from;
+                                re[h] += both[h].data[place * both[h].data_step];
+                                im[h] += both[h].data[place * both[h].data_step + 1];
+                                weight[h] += both[h].weight[place * both[h].weight_step];
                             }
                         }
                     }

@@ -47,11 +47,13 @@ def shell_sums_cuda(
 
 
 def fsc_sums_cuda(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], rows: RowTable, plane_U: Tensor, nearest_E: Tensor, shells: int
-) -> Tensor:
+    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], rows: RowTable, plane_U: Tensor, nearest_E: Tensor, shells: int,
+    second_from: int = 0,
+) -> Tensor:  # fmt: skip
     """Sums of a b, a a and b b per shell round(r), float64 [3, shells], of data over weight, both summed up to the coarser grid.
 
-    first, second: (data [V, 2], weight [V]); plane_U: planes of that grid; nearest_E: number on it of each of -half..half.
+    first, second: (data [V, 2], weight [V]); plane_U: planes of that grid; nearest_E: number on it of each of -half..half;
+    second_from: plane of voxels, counted from 0, that `second` begins with.
     """
     small = int(nearest_E[-1])
     axis_I = torch.arange(-small, small + 1, device=nearest_E.device)
@@ -62,6 +64,7 @@ def fsc_sums_cuda(
     _launch(
         "fsc_sums", rows, 8 * (3 * shells + 3 * (room + 1)), sums_B3S, *first, *second, rows.start_ZY,
         rows.length_ZY.contiguous(), plane_U.int(), begin_I, end_I, *steps, rows.half, len(plane_U), small, shells, room,
+        second_from,
     )  # fmt: skip
     return sums_B3S.sum(0)
 

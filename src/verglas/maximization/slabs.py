@@ -8,13 +8,12 @@ curves per shell are added up.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.core.symmetry import symmetry_matrices
+from verglas.core.symmetry import normalise_name
 from verglas.distributed.ranks import Ranks
 
 FEWEST_PLANES = 2  # of the unpadded grid and of the map, that a rank is asked to work on
@@ -84,7 +83,6 @@ class Slabs:
         return torch.cat([-above, above]).unique()
 
 
-@lru_cache(maxsize=16)
 def stays_in_planes(symmetry: str) -> bool:
     """Whether a point group's rotations lead from planes +-z to themselves alone: C and D groups do."""
-    return bool((symmetry_matrices(symmetry)[:, 2, 2].abs() == 1).all())
+    return normalise_name(symmetry)[0] in "CD"

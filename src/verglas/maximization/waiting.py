@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from verglas.core.memory import in_host_memory, uploaded
 from verglas.core.rows import RowTable
+from verglas.core.transfers import at_once, piece_to_device, piece_to_host
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.solve import SolvedSums, gather_sums
 
@@ -37,8 +37,7 @@ class Waiting:
         empty = sums.weight_V.new_empty(0)  # not a part of what is given up
         values_V3 = torch.empty(len(sums.weight_V), 3, dtype=empty.dtype)
         waiting = cls(values_V3, replace(sums, data_V2=empty[:, None], weight_V=empty))
-        for part in pieces(len(values_V3)):
-            waiting.set(part, sums.some(part))
+        at_once(pieces(len(values_V3)), lambda part: waiting.set(part, sums.some(part)), sums.device)
         return waiting
 
     @classmethod
@@ -48,11 +47,11 @@ class Waiting:
 
     def some(self, part: slice) -> Tensor:
         """Of a run of voxels, [n, 3] on the device."""
-        return uploaded(self.values_V3[part], self.device)
+        return piece_to_device(self.values_V3[part], self.device)
 
     def set(self, part: slice, values_V3: Tensor) -> None:
         """Replace a run of voxels."""
-        self.values_V3[part] = in_host_memory(values_V3)
+        piece_to_host(values_V3, self.values_V3[part])
 
     @property
     def device(self) -> torch.device:
@@ -113,11 +112,14 @@ def in_turn(halves: list[Half], work: Callable[[SolvedSums], T], keep: bool) -> 
 def exchanged(there: Half, waiting: Waiting, keep: bool = True) -> tuple[SolvedSums, Waiting]:
     """(what waited, now on the device, what was there), in each other's memory; keep: whether the latter is wanted."""
     assert isinstance(there, SolvedSums)
-    for part in pieces(len(there.weight_V)):
-        mine_V3 = there.some(part)
+
+    def exchange(part: slice) -> None:
+        mine_V3 = there.some(part) if keep else None
         there.set(part, waiting.some(part))
-        if keep:
+        if mine_V3 is not None:
             waiting.set(part, mine_V3)
+
+    at_once(pieces(len(there.weight_V)), exchange, there.device)
     return there, waiting
 
 

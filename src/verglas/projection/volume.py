@@ -12,6 +12,7 @@ from torch import Tensor
 from verglas.core.fourier import PixelList
 from verglas.core.masks import radius_grid
 from verglas.core.rows import RowTable, packed_sphere
+from verglas.core.transfers import to_device
 from verglas.kernels import choose
 from verglas.kernels.project import project
 from verglas.projection.pruned import voxels_of
@@ -73,7 +74,7 @@ class FourierVolume:
         radius = box // 2 if radius is None else min(radius, box // 2)
         work = torch.float64 if dtype == torch.float64 else torch.float32
         rows = packed_sphere(float(int(radius * padding + 0.5)), device)
-        return cls.of_voxels(voxels_of(map_ZYX.to(device, work), rows, size), rows, box, padding, dtype)
+        return cls.of_voxels(voxels_of(to_device(map_ZYX, device, work), rows, size), rows, box, padding, dtype)
 
     @classmethod
     def of_voxels(cls, values_V2: Tensor, rows: RowTable, box: int, padding: float, dtype: torch.dtype) -> FourierVolume:

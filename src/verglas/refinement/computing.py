@@ -22,7 +22,9 @@ class Computing:
     """Where and how the expectation runs. dtype: of images and sums; operand: of the factors of matrix products; memory: bytes
     that the arrays of a batch may take, and as many those of slices; ranks: processes that share the work; helpers: of this rank,
     on CPU cores beside its GPU; cells: half-precision references as cells, too (`FourierVolume`); in_layers: every rank has
-    layers of references and sums (`InLayers`); ready: references made before, for the next expectation; turns: of half-sets."""
+    layers of references and sums (`InLayers`); ready: references made before, for the next expectation; turns: of half-sets;
+    most_held: bytes of a GPU that are to be held at most: before large arrays would take more, what lies unused between others is
+    given back."""
 
     device: torch.device
     dtype: torch.dtype
@@ -34,6 +36,7 @@ class Computing:
     in_layers: bool = False
     ready: list[Reference] = field(default_factory=list, compare=False)
     turns: Turns = "overlapping"
+    most_held: float = float("inf")
 
 
 @dataclass(frozen=True)

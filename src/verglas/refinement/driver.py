@@ -27,7 +27,7 @@ from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.costs import CONTEXT_BYTES, GB
 from verglas.refinement.dataset import Dataset, Progress, micrograph_groups
 from verglas.refinement.plan import RunPlan
-from verglas.refinement.plan_sizes import sets_of
+from verglas.refinement.plan_sizes import operand_bytes, sets_of
 from verglas.refinement.residency import Residency
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum, same_everywhere
 from verglas.refinement.step import Final, Iteration, iterate
@@ -65,7 +65,7 @@ def prepare(
     on, chosen = computing(torch.device(device), config, threads)
     on, residency = replace(on, ranks=ranks), Residency()
     if planned is not None:
-        on = replace(on, memory=planned.working_memory, cells=planned.cells, turns=planned.turns)
+        on = replace(on, memory=planned.working_memory, cells=planned.cells, turns=planned.turns, most_held=most_held(planned))
         residency = planned.residency
     if volumes_in_layers(config, planned, ranks):  # in rounds only one thread may ask the other ranks
         on = replace(on, in_layers=True, ranks=replace(ranks, ways=replace(ranks.ways, ahead=False)))
@@ -95,6 +95,13 @@ def volumes_in_layers(config: RefineConfig, planned: RunPlan | None, ranks: Rank
         return False
     asked = ranks.ways.share_volumes
     return planned is not None and planned.in_layers if asked is None else asked
+
+
+def most_held(planned: RunPlan) -> float:
+    """Bytes that PyTorch is to hold of a GPU at most: what is planned, where that had to save memory. Elsewhere giving back and
+    taking anew would cost more than it is worth."""
+    saves = planned.turns == "waiting" or planned.in_layers or (operand_bytes(planned.config, "cuda") == 2 and not planned.cells)
+    return planned.peak("device") - CONTEXT_BYTES if saves and planned.machine.kind == "cuda" else float("inf")
 
 
 def first_noise(data: Dataset, config: RefineConfig, ranks: Ranks = ALONE) -> Tensor:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from verglas.core.memory import uploaded
+from verglas.core.memory import make_room, uploaded
 from verglas.distributed.arrivals import Arrivals
 from verglas.distributed.handout import Handout, all_taken
 from verglas.errors import VerglasError
@@ -21,7 +21,7 @@ from verglas.expectation.sampling import OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
 from verglas.expectation.slices import FineSlices, Reference, Slicer
 from verglas.kernels.admit import Parents
-from verglas.maximization.accumulate import Accumulator
+from verglas.maximization.accumulate import Accumulator, table_of
 from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
 from verglas.maximization.planes import PlaneAccumulator
 from verglas.maximization.sums import Sums
@@ -95,6 +95,9 @@ class HalfExpectation:
     def accumulators(self) -> list[Accumulator]:
         """What slices are added to."""
         g, on = self.plan.model_grid, self.on
+        table = table_of(g.box, g.radius, g.padding, on.device) if self.layers is None else self.layers.across.mine
+        # What making the references has left free lies between other arrays, and none of it is as large as sums are.
+        make_room(on.device, costs.VOXEL_RUNNING * BYTES[on.dtype] * len(self.models) * table.count, on.most_held)
         if self.layers is not None:
             return self.layers.sums
         return [Accumulator(g.box, g.radius, g.padding, on.device, on.dtype) for _ in self.models]

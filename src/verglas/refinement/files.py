@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.core.memory import in_host_memory
+from verglas.core.transfers import to_host
 from verglas.io.mrc import Map, StackWriter, write_map
 from verglas.maximization.halves import Solution
 from verglas.particles.table import ParticleTable
@@ -134,5 +134,5 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def _write_map(path: Path, map_ZYX: Tensor, pixel_size: float) -> Path:
-    write_map(path, Map(np.asarray(in_host_memory(map_ZYX), np.float32), pixel_size), overwrite=True)
+    write_map(path, Map(np.asarray(to_host(map_ZYX), np.float32), pixel_size), overwrite=True)
     return path

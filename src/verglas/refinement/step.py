@@ -16,6 +16,7 @@ from torch import Tensor
 
 from verglas.core.masks import soft_sphere
 from verglas.core.memory import in_host_memory, uploaded
+from verglas.core.transfers import to_device, to_host
 from verglas.distributed.arrivals import Arrivals
 from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
 from verglas.expectation.images import ModelGrid
@@ -334,15 +335,15 @@ def maximise(
     if config.solvent_corrected_fsc and mask_ZYX is not None and state.current_resolution < config.join_resolution:
 
         def curve(maps: list[Tensor]) -> Tensor:  # type: ignore[no-redef]
-            found = corrected_fsc([one.to(on.device) for one in maps], mask_ZYX, state.current_size)
+            found = corrected_fsc([to_device(one, on.device) for one in maps], mask_ZYX, state.current_size)
             if found.notice:
                 notes.append(found.notice)
             return found.fsc_S
 
     if state.schedule.converged:
         joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
-        joined = replace(joined, map_ZYX=joined.map_ZYX.cpu())
-        return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [half.cpu() for half in unfil])
+        joined = replace(joined, map_ZYX=to_host(joined.map_ZYX))
+        return replace(state, fsc_S=fsc_S.cpu(), solved=True), Final(joined, [to_host(half) for half in unfil])
     waits = on.turns == "waiting" or on.in_layers  # then there is no room for maps and mask beside what is solved with
     mask = None if waits else reference_mask(state, config, mask_ZYX, on.device)
     support_ZYX = None if mask is None else mask > 0
@@ -350,7 +351,7 @@ def maximise(
     mask = reference_mask(state, config, mask_ZYX, on.device) if mask is None else mask
     models = [with_map(model, solution, mask) for model, solution in zip(state.halves, solutions)]
     if waits:
-        models = [replace(model, map_ZYX=in_host_memory(model.map_ZYX)) for model in models]
+        models = [replace(model, map_ZYX=to_host(model.map_ZYX)) for model in models]
     return replace(state, halves=models, fsc_S=fsc_S.cpu()), None
 
 
@@ -364,7 +365,7 @@ def reference_mask(state: State, config: RefineConfig, mask_ZYX: Tensor | None, 
 def with_map(model: HalfModel, solution: Solution, mask_ZYX: Tensor) -> HalfModel:
     """The model with its new map, masked, and the map's spectra."""
     spectra = {name: getattr(solution, name).cpu() for name in ("tau2_S", "sigma2_S", "ssnr_S", "coverage_S")}
-    return replace(model, map_ZYX=(solution.map_ZYX.to(mask_ZYX.device) * mask_ZYX).float(), **spectra)
+    return replace(model, map_ZYX=(to_device(solution.map_ZYX, mask_ZYX.device) * mask_ZYX).float(), **spectra)
 
 
 def restarted(state: State, config: RefineConfig) -> State:
