@@ -1,7 +1,7 @@
 """Large arrays between the memory of the host and a GPU: in pieces through pinned memory, several at a time.
 
 What a GPU copies from or to ordinary memory itself goes at 1 to 2 GB/s, and memory that is pinned for a map or for sums costs
-more than the copy. So the host copies pieces to or from small pinned ones, in threads of their own, while others are on their way.
+more than the copy. So the host copies pieces to or from small pinned ones, in threads of their own, while others are under way.
 """
 
 from __future__ import annotations
