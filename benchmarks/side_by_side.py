@@ -1,12 +1,13 @@
 """Refinements on several GPUs of one host where time on it is short: `python -m benchmarks.side_by_side --model 5a1a_D2.npz`.
 
     python -m benchmarks.side_by_side --model MODEL [--ranks 4] [--particles 105247] [--box 360] [--pixel 1.34] [--diameter 320]
-        [--warm 2000] [--seconds 240] [--work DIR] [--logs DIR] [--out FIGURES.json] [--device cuda]
+        [--warm 2000] [--seconds 240] [--kept 45] [--work DIR] [--logs DIR] [--out FIGURES.json] [--device cuda]
 
 One set (of eight copies of MODEL, unless it is `demo`) is simulated while a small one warms the compiler's cache. It is refined
-by all ranks; then, side by side on GPUs of their own, by half of the ranks, and by one rank each with 1 / RANKS and a half of the
-particles, until --seconds are over. What each iteration took is printed as runs end or are stopped: strong scaling from those
-that all did alike, and a model fitted to them (benchmarks/scaling_model.py). Cores are shared among runs by their ranks.
+by all ranks, which leave --kept seconds; then, side by side on GPUs of their own, by half of the ranks, and by one rank each with
+1 / RANKS and (of more than two ranks) a half of the particles, until --seconds are over. What each iteration took is printed as
+runs end or are stopped: strong scaling from those that all did alike, and a model fitted to them (benchmarks/scaling_model.py).
+Cores are shared among runs by their ranks.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     sizes = {"ranks": 4, "particles": 105_247, "box": 360, "pixel": 1.34, "diameter": 320.0, "warm": 2000, "warming": 60.0,
-             "seconds": 240.0, "max_iterations": 60}  # fmt: skip
+             "seconds": 240.0, "kept": 45.0, "max_iterations": 60}  # fmt: skip
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--device", default="cuda")
@@ -191,9 +192,10 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"simulated and warmed, {until - time.monotonic():.0f} s are left", flush=True)
         every, half = options.ranks, options.ranks // 2
         jobs = [Job("all", whole, range(options.ranks), options.particles), Job("half", whole, range(half), options.particles),
-                Job("weak", *with_gpus(thinned(whole, every), [half])),
-                Job("one", *with_gpus(thinned(whole, 2), [options.ranks - 1]))]  # fmt: skip
-        found = {"all": (jobs[0], jobs[0].done(options, until))}
+                Job("weak", *with_gpus(thinned(whole, every), [half]))]  # fmt: skip
+        if every > 2:
+            jobs.append(Job("one", *with_gpus(thinned(whole, 2), [options.ranks - 1])))
+        found = {"all": (jobs[0], jobs[0].done(options, until - options.kept))}
         told(found["all"], options)
         if (options.work / "all" / "run_class001.mrc").exists():
             fsc = mean_fsc(options.work / "all" / "run_class001.mrc", whole.parent / "truth.mrc")

@@ -137,6 +137,7 @@ def watched(session: scaling_rank.driver.Session, state: State) -> Watched:
     one.counts |= {name: value - before[name] for name, value in totals().items()}
     one.counts |= {f"{stage} ms": 1e3 * seconds for stage, seconds in done.seconds.items()}
     if done.communication is not None:
+        one.counts["MB sent"] = done.communication["bytes_of_ranks"][session.on.ranks.rank] / 1e6
         one.counts["waiting ms"] = 1e3 * done.communication["waiting_seconds_of_ranks"][session.on.ranks.rank]
         work = done.communication["work"][session.on.ranks.rank]
         one.counts |= {"worked": work["worked"], "helped": work["helped"], "working ms": 1e3 * work["seconds"]}
