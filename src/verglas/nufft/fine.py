@@ -101,7 +101,7 @@ class FineGrid:
     def modes(self, grid_BZYX2: Tensor, sign: int) -> Tensor:
         """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each."""
         values = torch.view_as_complex(grid_BZYX2)
-        if BY_AXES and axes.serves(self.sizes, self.device, self.dtype):
+        if self.by_axes:
             return axes.modes_of(_dft(values, 3, sign), self._deconvolutions(), sign > 0)
         if self.whole(len(values)):
             from verglas.kernels.spread.cut import cut
@@ -116,7 +116,7 @@ class FineGrid:
     def grid(self, modes: Tensor, sign: int) -> Tensor:
         """What is to be interpolated to get the modes' sum at points: the transpose of `modes`, [B, Z, Y, X, 2]."""
         values = modes
-        if BY_AXES and axes.serves(self.sizes, self.device, self.dtype):
+        if self.by_axes:
             cells = axes.cells_of(values, self._deconvolutions(), self.sizes, sign > 0)
             return torch.view_as_real(_dft(cells, 3, sign).contiguous())
         if self.whole(len(values)):
@@ -128,6 +128,27 @@ class FineGrid:
         if len(self.shape) == 2:
             values = values[:, None]
         return torch.view_as_real(values.contiguous())
+
+    def modes_of_planes(self, values: Tensor, sign: int) -> Tensor:
+        """Modes along all axes but the slowest, of some planes [B, z, Y, X] (rows [B, y, X] of a grid of two dimensions)."""
+        if self.by_axes:
+            return axes.modes_of_planes(_dft(values, 3, sign), self._deconvolutions(), sign > 0)
+        for axis in range(len(self.shape) - 1, 0, -1):
+            values = self.modes_along(values, axis, sign)
+        return values
+
+    def cells_of_planes(self, values: Tensor, sign: int) -> Tensor:
+        """The transpose of `modes_of_planes`."""
+        if self.by_axes:
+            return _dft(axes.cells_of_planes(values, self._deconvolutions(), self.sizes, sign > 0), 3, sign)
+        for axis in range(1, len(self.shape)):
+            values = self.cells_along(values, axis, sign)
+        return values
+
+    @property
+    def by_axes(self) -> bool:
+        """Whether axes.cu transforms the slower axes."""
+        return BY_AXES and axes.serves(self.sizes, self.device, self.dtype)
 
     def modes_along(self, values: Tensor, axis: int, sign: int) -> Tensor:
         """Modes of one axis of `shape`, from its cells: complex [B, ...], the other axes as they are."""

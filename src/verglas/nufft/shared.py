@@ -144,7 +144,7 @@ class SharedGrid:
 
     def type1(self, values_BM2: Tensor, sign: int) -> Tensor:
         """This rank's modes, complex [B, *modes_shape], of the values at all ranks' points."""
-        grid = self._grid(len(values_BM2))
+        grid = self._grid(len(values_BM2), torch.zeros)
         if self.way == "sums":
             spread(grid, self.places[0], values_BM2, self.implementation)
         else:
@@ -154,21 +154,16 @@ class SharedGrid:
         planes = self._planes(grid)
 
         def modes_of_planes(part: slice) -> Tensor:
-            values = planes[:, part]
-            for axis in range(len(self.fine.shape) - 1, 0, -1):
-                values = self.fine.modes_along(values, axis, sign)
-            return values
+            return self.fine.modes_of_planes(planes[:, part], sign)
 
         return self.fine.modes_along(self.turn.to_rows(modes_of_planes, "planes to rows"), 0, sign)
 
     def type2(self, modes: Tensor, sign: int) -> Tensor:
         """Values [B, M, 2] at this rank's points; modes: complex [B, *modes_shape]."""
-        grid = self._grid(len(modes))
+        grid = self._grid(len(modes), torch.empty)
         planes = self._planes(grid)
         for part, values in self.turn.to_planes(self.fine.cells_along(modes, 0, sign), "rows to planes"):
-            for axis in range(1, len(self.fine.shape)):
-                values = self.fine.cells_along(values, axis, sign)
-            planes[:, part] = values
+            planes[:, part] = self.fine.cells_of_planes(values, sign)
         if self.way == "sums":
             return interpolate(grid, self.places[0], self.implementation)
 
@@ -178,11 +173,11 @@ class SharedGrid:
 
         return torch.cat(list(ahead(begin, PIECES, self.ranks)), 1)
 
-    def _grid(self, batch: int) -> Tensor:
-        """This rank's planes, empty: as `FineGrid.zeros`."""
+    def _grid(self, batch: int, make: Callable[..., Tensor]) -> Tensor:
+        """This rank's planes, made by `make`: as `FineGrid.zeros`."""
         fine, count = self.fine, self.turn.count[self.ranks.rank]
         cells = (count, *fine.cells[1:]) if len(fine.shape) == 3 else (1, count, fine.cells[2])
-        return torch.zeros(batch, *cells, 2, dtype=fine.dtype, device=fine.device)
+        return make(batch, *cells, 2, dtype=fine.dtype, device=fine.device)
 
     def _planes(self, grid_BZYX2: Tensor) -> Tensor:
         """The same memory as complex [B, *axes], the slowest of them this rank's planes."""
