@@ -30,11 +30,11 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def together(*commands: list[object], ranks: int = 2) -> Done:
-    """The commands one after another in as many processes."""
+def together(*commands: list[object], ranks: int = 2, **more: str) -> Done:
+    """The commands one after another in as many processes; more: of the environment."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(SEVERAL)]
     words = json.dumps([[str(word) for word in command] for command in commands])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} | more
     return subprocess.run([*start, words], capture_output=True, text=True, check=False, env=environment, timeout=300)
 
 
@@ -93,6 +93,23 @@ def test_unusable_images_of_any_share_are_told_once(simulated: Path, tmp_path: P
     done = together(reconstruct(tmp_path / "truth.star", tmp_path / "left", "--skip-bad"))
     assert done.returncode == 0, done.stderr[-6000:]
     assert figures(tmp_path / "left")["particles"] == 80 and figures(tmp_path / "left")["images_left_out"] == 1
+
+
+def test_two_processes_with_layers_of_volumes_refine_what_one_does(simulated: Path, tmp_path: Path) -> None:
+    def words(out: Path) -> list[object]:
+        given = ["--particles", simulated / "particles.star", "--reference", simulated / "start.mrc", "--diameter", 150]
+        settings = ["--initial-resolution", 40, "--healpix-order", 1, "--max-iterations", 2, "--device", "cpu", "--threads", 1]
+        return ["refine", *given, *settings, "--out", out]
+
+    assert main([str(word) for word in words(tmp_path / "one")]) == 0
+    done = together(words(tmp_path / "two"), VERGLAS_SHARE_VOLUMES="1")
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "a layer of references and sums" in done.stderr and done.stderr.count("refine: done") == 1
+    for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"):
+        one, two = (read_map(next((tmp_path / folder).rglob(name))).data_ZYX for folder in ("one", "two"))
+        assert np.abs(one - two).max() < 1e-4 * one.std()
+    poses = [ParticleTable.read(next((tmp_path / folder).rglob("run_data.star"))).rotations() for folder in ("one", "two")]
+    assert float((poses[0] - poses[1]).abs().max()) < 1e-5
 
 
 REFINE_TWICE = """
