@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from verglas.cli.behind import Behind
 from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads
 from verglas.errors import InputError
 
@@ -83,9 +84,12 @@ class Reconstruct:
     def run(self) -> None:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
+        from verglas.cli.reconstruct_columns import InColumns
+        from verglas.cli.reconstruct_files import note_resolution, save
         from verglas.cli.reconstruct_report import Ahead
         from verglas.cli.reconstruct_slabs import way_of
         from verglas.io.runfolder import RunFolder
+        from verglas.maximization import ahead
 
         from verglas.distributed.ranks import lead_first  # isort: skip
 
@@ -94,17 +98,26 @@ class Reconstruct:
             with lead_first(ranks):
                 run = RunFolder.create(self.out, "reconstruct", self, self.overwrite) if ranks.is_lead else None
                 task = Task.of(self, ranks, device)
+            on_gpu = device.type == "cuda" and self.solver == "gridding"
+            if on_gpu:
+                ahead.of_adding(device)
             with run or nullcontext():
                 if run is not None:
                     announce(task, run, reason)
                 way = way_of(task, ranks, run)
+                if on_gpu and run is not None:
+                    granted = way.choice.transforms if isinstance(way, InColumns) else None
+                    ahead.of_solving(task.geometry, device, self.gridding == "exact", granted)
                 with nullcontext() if run is None else Ahead(task.table, self, device.type == "cuda") as report:
                     result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
                     if run is not None and report is not None and result is not None:
                         if device.type == "cuda":
                             note_peak(device, run)
-                        save(result, run, written=way is not None and way.written)
-                        report.write(result, run)
+                        note_resolution(result, run)
+                        with Behind(1) as behind:
+                            if not (way is not None and way.written):
+                                behind.do(partial(save, result, run))
+                            report.write(result, run)
 
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""
@@ -357,22 +370,3 @@ def report_bad(bad: list[BadImage], run: RunFolder) -> None:
         run.log(f"left out {len(bad)} unusable images: {names}{', ...' if len(bad) > 5 else ''}")
         run.figure("images_left_out", len(bad), "images")
         run.figure("names_of_images_left_out", ", ".join(image.name for image in bad[:1000]))
-
-
-def save(result: Reconstruction, run: RunFolder, written: bool) -> None:
-    """Write the maps, unless they are, and curves, and note the resolution."""
-    from verglas.io.mrc import Map, write_map
-
-    maps = {"map.mrc": result.map_ZYX, "map_wiener.mrc": result.wiener_ZYX}
-    if result.half_maps is not None:
-        maps |= {"half1.mrc": result.half_maps[0], "half2.mrc": result.half_maps[1]}
-        result.save_curves(run.path("fsc.csv"))
-        for masked, name in ((False, "resolution_unmasked"), (True, "resolution_masked")):
-            run.figure(name, round(result.resolution(masked=masked), 3), "Å")
-            limit = "the pixel size" if result.radius == result.box // 2 else "--max-resolution"
-            at_limit = f" (limited by {limit})" if result.reaches_last_shell(masked) else ""
-            where = "within the mask" if masked else "whole box"
-            run.log(f"resolution at FSC 0.143, {where}: {result.resolution(masked=masked):.2f} Å{at_limit}")
-    for name, tensor in maps.items():
-        if tensor is not None and not written:
-            write_map(run.path(name), Map(tensor.cpu().numpy(), result.pixel_size))

@@ -53,7 +53,6 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColum
 
     from verglas.core.memory import usable_device_memory
     from verglas.core.symmetry import normalise_name
-    from verglas.maximization.out_of_core import Needs, slab_ends
 
     options = task.options
     reason = _only_in_memory(task, ranks)
@@ -65,6 +64,8 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColum
         return None
     if task.device.type == "cuda":
         return way_on_gpu(task, run)
+    from verglas.maximization.out_of_core import Needs, slab_ends  # compiles with Numba, which a GPU does without
+
     given = SHARE_OF_FREE * host_memory() if options.memory is None else options.memory * GB
     of_what = f"{given / GB:.3g} GB ({'--memory' if options.memory else f'{SHARE_OF_FREE:g} of what is free'})"
     sheets, sets = 1 if options.ewald == "off" else 2, len(np.unique(task.half_B))

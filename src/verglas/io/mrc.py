@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from verglas.io.mrc_header import (
 LARGEST_COMPRESSED_MAP = 2**34  # bytes once unpacked; a header may ask for more, but no map of the field needs it
 MAP_SUFFIXES = (".mrc", ".map")  # as maps are written
 LARGEST_FLOAT16 = 65504.0
+BYTES_AT_ONCE, WRITERS = 2**24, min(8, os.cpu_count() or 1)  # of a volume: written at a time by a thread, and how many of these
 _SET_PIXEL = "Give it with --pixel, or put it right with `verglas map --pixel`."
 _OPENERS: dict[str, Callable[..., BinaryIO]] = {".gz": gzip.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 
@@ -136,17 +139,44 @@ def write_map(path: Path | str, map: Map, overwrite: bool = False, dtype: str = 
     shape = cast(tuple[int, int, int], map.data_ZYX.shape)
     header = make_header(shape, _mode(dtype), map.pixel_size, False, map.origin, map.labels)
     data = _convert(map.data_ZYX, dtype, path)
-    set_statistics(header, data.min(), data.max(), *_moments(data))
-    with atomic_path(Path(path), overwrite) as temporary, open(temporary, "wb") as file:
+    write_planes(path, header, lambda part: data[part], overwrite)
+
+
+def write_planes(
+    path: Path | str, header: np.ndarray, planes: Callable[[slice], np.ndarray], overwrite: bool = False
+) -> None:  # fmt: skip
+    """Write a volume, some planes at a time by several threads, which take the statistics on the way.
+
+    header: from `make_header`; planes: a run of z -> [n, Y, X] in the type of the file, asked for in any thread.
+    """
+    count, bytes_each = int(header["nz"]), int(header["ny"]) * int(header["nx"]) * np.dtype(MODES[int(header["mode"])]).itemsize
+    step = max(1, BYTES_AT_ONCE // bytes_each)
+    with atomic_path(Path(path), overwrite) as temporary, open(temporary, "wb") as file, ThreadPoolExecutor(WRITERS) as pool:
+
+        def write(first: int) -> tuple[float, float, float, float]:
+            data_ZYX = planes(slice(first, min(first + step, count)))
+            left, place = np.ascontiguousarray(data_ZYX).reshape(-1).view(np.uint8).data, HEADER_BYTES + first * bytes_each
+            while len(left):
+                done = os.pwrite(file.fileno(), left, place)
+                left, place = left[done:], place + done
+            return _moments(data_ZYX)
+
+        smallest, largest, total, squares = zip(*pool.map(write, range(0, count, step)))
+        values = count * int(header["ny"]) * int(header["nx"])
+        mean = sum(total) / values
+        deviation = math.sqrt(max(sum(squares) / values - mean**2, 0.0))
+        set_statistics(header, min(smallest), max(largest), mean, deviation)
         file.write(header.tobytes())
-        file.write(data.reshape(-1).view(np.uint8).data)
 
 
-def _moments(data_ZYX: np.ndarray) -> tuple[float, float]:
-    """(mean, deviation from it), plane by plane: in double precision the whole map would be twice as large, and copied."""
-    mean = float(np.mean([plane_YX.mean(dtype=np.float64) for plane_YX in data_ZYX]))
-    squares = [np.square(plane_YX.astype(np.float64) - mean).mean() for plane_YX in data_ZYX]
-    return mean, float(np.sqrt(np.mean(squares)))
+def _moments(data_ZYX: np.ndarray) -> tuple[float, float, float, float]:
+    """Smallest, largest, sum and sum of squares; plane by plane, as double precision takes twice the memory."""
+    total = squares = 0.0
+    for plane_YX in data_ZYX:
+        double_P = plane_YX.astype(np.float64).ravel()
+        total += float(double_P.sum())
+        squares += float(np.vdot(double_P, double_P))
+    return float(data_ZYX.min()), float(data_ZYX.max()), total, squares
 
 
 def _mode(dtype: str) -> int:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TypeAlias
 
 import torch
@@ -76,8 +77,17 @@ def driver_call(name: str, *arguments: object) -> None:
     _check(getattr(_driver(), name)(*arguments), name)
 
 
-@lru_cache(maxsize=64)
+_under_way: dict[tuple[object, ...], Lock] = {}
+
+
 def _module(source: Path, index: int, defines: tuple[str, ...], family: str) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """A module and its context; compiled once, also if several threads ask for it at a time."""
+    with _under_way.setdefault((source, index, defines, family), Lock()):
+        return _made(source, index, defines, family)
+
+
+@lru_cache(maxsize=64)
+def _made(source: Path, index: int, defines: tuple[str, ...], family: str) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     driver = _driver()
     major, minor = torch.cuda.get_device_capability(index)
     code = machine_code(_whole(source), f"sm_{major}{minor}{family}", [f"-D{define}" for define in defines])

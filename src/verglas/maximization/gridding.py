@@ -25,7 +25,7 @@ from torch import Tensor
 from verglas.core.rows import RowTable
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.kernels.fold import RadialTable
-from verglas.kernels.fold.residue import served
+from verglas.kernels.fold.residue import Residues, served
 from verglas.maximization.stride import StrideConvolution, beside, strides_for
 from verglas.nufft.fine import smooth_size
 
@@ -43,13 +43,20 @@ def even_out(
 
     product_V: [V] float32 or float64, w, and 0 at and beyond the radius of `rows`, where it stays 0.
     """
-    grid, least, element = grid_for(rows.radius), least_grid(rows.radius), product_V.element_size()
-    strides = strides_for(grid, element, ranks.size, granted, fused=True, result=product_V.nbytes)
-    if served(rows, grid // strides, grid, product_V) is None:
-        strides = strides_for(grid, element, ranks.size, granted)
+    grid, least = grid_for(rows.radius), least_grid(rows.radius)
+    strides, _ = residues_of(rows, product_V.element_size(), ranks.size, granted)
     convolution = StrideConvolution(rows, grid, blob_factor(padding, product_V, least / size), strides, ranks)
     for _ in range(iterations):
         convolution.quotients(product_V, SMALLEST)
+
+
+def residues_of(rows: RowTable, element_bytes: int, ranks: int, granted: float | None) -> tuple[int, Residues | None]:
+    """(strides, what works on their residues where a GPU does, compiled)."""
+    grid = grid_for(rows.radius)
+    strides = strides_for(grid, element_bytes, ranks, granted, fused=True, result=element_bytes * rows.count)
+    like = torch.empty(0, device=rows.device, dtype=torch.float32 if element_bytes == 4 else torch.float64)
+    way = served(rows, grid // strides, grid, like)
+    return (strides_for(grid, element_bytes, ranks, granted) if way is None else strides), way
 
 
 def memory(voxels: int, radius: float, element_bytes: int = 4, granted: float | None = None) -> float:

@@ -194,10 +194,16 @@ class Axes:
         along_x = name in ("to_x", "from_x")
         numbers = self.size // 2 * (self.lines + 1) if along_x else self.size * self.columns
         shared = 16 * self.threads if name in ("sum_outside", "finish") else 8 * numbers
-        defines = (f"P={self.size}", f"COLUMNS={self.columns}", f"LINES={self.lines}", f"THREADS={self.threads}", f"EDGE={EDGE}f",
-                   f"WIDE={int(wide)}")  # fmt: skip
         with on(self.device):
-            kernel(name, self.device, defines, shared)(grid, self.threads, *arguments)
+            kernel(name, self.device, self._defines(wide), shared)(grid, self.threads, *arguments)
+
+    def compiled(self, wide: bool) -> None:
+        """Have the kernels compiled that read row tables of int32, or (wide) int64."""
+        kernel("to_x", self.device, self._defines(wide), 0)
+
+    def _defines(self, wide: bool) -> tuple[str, ...]:
+        words = {"P": self.size, "COLUMNS": self.columns, "LINES": self.lines, "THREADS": self.threads}
+        return (*(f"{name}={value}" for name, value in words.items()), f"EDGE={EDGE}f", f"WIDE={int(wide)}")
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ RADICES = (2, 3, 5, 7)
 AXES = {"fold_planes": 0, "unfold_planes": 0, "back_along_rows": 1, "along_rows": 1, "multiply_lines": 2}  # 0: z, 1: y, 2: x
 PASSES = ("fold_planes", "back_along_rows", "multiply_lines", "along_rows", "unfold_planes")
 NO_MIRROR = 2  # the other mirrors: residue.cu
+_ASKING = Lock()
 TRY = "VERGLAS_TRY_RESIDUES"  # in the environment: use these kernels, which no GPU has run yet
 
 
@@ -205,8 +207,14 @@ def _rest(n: int) -> int:
     return n
 
 
-@lru_cache(maxsize=16)
 def _available(planes: int, size: int, device: torch.device, wide: bool) -> bool:
+    """Whether the kernels can be had; found out once, also if several threads ask at a time."""
+    with _ASKING:
+        return _found(planes, size, device, wide)
+
+
+@lru_cache(maxsize=16)
+def _found(planes: int, size: int, device: torch.device, wide: bool) -> bool:
     places_ZY = torch.empty(0, 0, dtype=torch.int64 if wide else torch.int32, device=device)
     try:
         Residues(RowTable(0, 0, places_ZY, places_ZY, 0), planes, size).compiled()

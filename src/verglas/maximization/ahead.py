@@ -1,0 +1,52 @@
+"""Kernels of a reconstruction on a GPU, compiled in threads while images are read: together they take some seconds, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.maximization.reconstruct import Geometry
+
+
+def of_adding(device: torch.device) -> None:
+    """What adds slices to sums. Returns at once."""
+    from verglas.kernels.backproject.bricks import kernels
+
+    def rest() -> None:
+        import verglas.kernels.backproject.triton  # noqa: F401 (for the few samples that bricks leave out)
+
+    _begin(lambda: kernels(device), rest)
+
+
+def of_solving(geometry: Geometry, device: torch.device, exact: bool, granted: float | None = None) -> None:
+    """What makes maps of sums. granted: of `gridding.even_out`. Returns at once."""
+    import torch
+
+    from verglas.maximization import shells
+    from verglas.maximization.gridding import residues_of
+    from verglas.projection.axes import Axes, serves
+    from verglas.projection.volume import padded_size
+
+    rows, size = geometry.rows(device), padded_size(geometry.box, geometry.padding)
+    wide = int(rows.start_ZY.dtype == torch.int64)
+    work: list[Callable[[], object]] = [lambda: shells.kernel("shell_sums", device, (f"WIDE={wide}",), 0)]
+    if serves(geometry.box, size, device, torch.float32):
+        axes = Axes(geometry.box, size, device)
+        work += [lambda: axes.compiled(False), *([lambda: axes.compiled(True)] if wide else [])]
+    if exact:
+        work.append(lambda: residues_of(rows, 4, 1, granted)[1])
+    _begin(*work)
+
+
+def _begin(*work: Callable[[], object]) -> None:
+    def one(do: Callable[[], object]) -> None:
+        with suppress(Exception):  # whoever needs the kernel will meet the error, and say what it means
+            do()
+
+    for do in work:
+        Thread(target=one, args=(do,), daemon=True).start()
