@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.nufft import scattered
 from verglas.kernels.spread.reference import located_reference
 from verglas.kernels.spread.tiles import CROWD, located_triton
-from verglas.kernels.spread.triton import interpolate_triton
+from verglas.kernels.spread.triton import interpolate_triton, tabled_triton
 from verglas.nufft.fine import FineGrid
 
 RUNS = 5
@@ -136,6 +136,8 @@ def main() -> None:
     for name, crowd in (("positions, tiles", CROWD), ("positions, one by one", 2**30)):
         places = located_triton(position_M3, fine.cells, taps, crowd)
         line(name, 20, lambda places=places: interpolate_triton(grid, places))  # type: ignore[misc]
+    tables = tabled_triton(places)
+    line("with 16-bit weights (tables=True)", 20 + 6 * width, lambda: interpolate_triton(grid, tables))
     line("weights, float32", 16 + 12 * width, lambda: from_tables(weight, 1.0))
     half = weight.half()
     line("weights, float16", 16 + 6 * width, lambda: from_tables(half, 1.0))

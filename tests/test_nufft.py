@@ -58,6 +58,28 @@ def test_error_in_single_precision() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_weights_of_16_bits(shape: tuple[int, ...]) -> None:
+    """No error beyond what is asked for, sums in single precision, one type the transpose of the other."""
+    point_MD, values, modes = case(shape)
+    for accuracy in (1e-3, 1e-4):
+        plan = Plan(point_MD, shape, accuracy, 2.0, implementation="reference", tables=True)
+        assert "16-bit tables" in plan.kernel
+        one, other = plan.type1(values), plan.type2(modes, +1)
+        assert off(one, direct1(point_MD, values, shape)) < accuracy and off(other, direct2(point_MD, modes)) < accuracy
+    exact = Plan(point_MD, shape, accuracy, 2.0, implementation="reference").type1(values)
+    assert 1e-7 < off(one, exact.to(torch.complex128)) < 1e-4  # they are rounded, by little
+    difference = (one.to(torch.complex128).conj() * modes).sum() - (values.conj() * other.to(torch.complex128)).sum()
+    assert float(difference.abs()) < 1e-6 * float(one.norm() * modes.norm())
+
+
+def test_where_there_are_no_tables() -> None:
+    point_MD = case(SHAPES[0])[0]
+    for given in ({"implementation": "cpu"}, {"implementation": "reference", "dtype": torch.complex128}, {"accuracy": 1e-5}):
+        with pytest.raises(InputError):
+            Plan(point_MD, SHAPES[0], **{"accuracy": 1e-3, "tables": True, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_types_are_adjoint(shape: tuple[int, ...], sign: int) -> None:
     point_MD, values, modes = case(shape)

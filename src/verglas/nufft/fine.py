@@ -16,6 +16,7 @@ from verglas.nufft.window import Window, window_for
 UPSAMPLINGS = (1.25, 1.375, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
 STEPS = 32  # a unit, in which the upsampling of a grid of small primes is counted
 BY_AXES = False  # whether the slower axes of a grid on a GPU are transformed by axes.cu
+OF_TABLES = 2e-5  # relative error of sums with weights of 16 bits (benchmarks/NOTES.md)
 WHOLE = 5 * 10**8  # cells of a grid that is transformed along all axes at once
 CELL_TAPS = {"cuda": 15.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
 
@@ -33,18 +34,21 @@ class FineGrid:
     @classmethod
     def of(
         cls, shape: tuple[int, ...], accuracy: float, upsampling: float | None, device: torch.device | str, dtype: torch.dtype,
-        points: int = 0,
+        points: int = 0, tables: bool = False,
     ) -> FineGrid:  # fmt: skip
         """For modes of `shape`; accuracy: relative error wanted (root mean square); dtype: float32 or float64, of the grid;
-        upsampling: None for what costs least with so many points.
+        upsampling: None for what costs least with so many points; tables: weights of 16 bits.
 
         InputError for what no window serves.
         """
         least, rounding = (3e-7, 5e-8) if dtype == torch.float32 else (1e-14, 1e-16)
+        if tables:
+            least, rounding = 1e-4, OF_TABLES
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise InputError("nufft", f"modes of shape {tuple(shape)}", "two or three axes of at least one mode")
         if not least <= accuracy < 1:
-            raise InputError("nufft", f"accuracy {accuracy:g} in {dtype}", f"{least:g} to 1", "Use complex128 for less error.")
+            raise InputError("nufft", f"accuracy {accuracy:g} in {dtype}", f"{least:g} to 1",
+                             "Without tables there is less error." if tables else "Use complex128 for less error.")  # fmt: skip
         if upsampling is not None and not 1.2 <= upsampling <= 4:
             raise InputError("nufft", f"upsampling {upsampling:g}", "1.2 to 4")
         found: list[FineGrid] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from verglas.kernels.spread import Places, interpolate, located, spread
+from verglas.kernels.spread import Places, interpolate, located, spread, tabled
 from verglas.nufft.fine import FineGrid
 
 if TYPE_CHECKING:
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 
 class Own:
-    """fine: the grid; point_MD: in radians; implementation: of kernels/spread."""
+    """fine: the grid; point_MD: in radians; implementation: of kernels/spread; tables: keep weights as 16-bit numbers."""
 
-    def __init__(self, fine: FineGrid, point_MD: Tensor, implementation: str) -> None:
-        self.fine, self.points, self.implementation = fine, point_MD, implementation
+    def __init__(self, fine: FineGrid, point_MD: Tensor, implementation: str, tables: bool = False) -> None:
+        self.fine, self.points, self.implementation, self.tables = fine, point_MD, implementation, tables
         self._places: Places | Tiled | None = None
 
     @property
     def kernel(self) -> str:
         """What computes, for a run record."""
-        return f"{self.implementation}, window of {self.fine.window.width} cells, grid {self.fine.sizes}"
+        tables = ", 16-bit tables" if self.tables else ""
+        return f"{self.implementation}, window of {self.fine.window.width} cells, grid {self.fine.sizes}{tables}"
 
     @property
     def places(self) -> Places | Tiled:
@@ -34,6 +35,8 @@ class Own:
             self._places = located(
                 self.points, self.fine.cells, self.fine.taps(), self.implementation, self.fine.cells_per_radian
             )
+            if self.tables:
+                self._places = tabled(self._places)
         return self._places
 
     def forget(self) -> None:

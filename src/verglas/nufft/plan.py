@@ -32,6 +32,9 @@ class Plan:
     that the device has, found out with the first transform of each type), or "auto": single precision takes a peer that reaches
     the accuracy, finufft on the CPU and the quickest on a GPU that has cufinufft. `kernel` says what was taken.
 
+    tables: keep the weights of every point along each axis as 16-bit numbers (half of single precision's bytes) with sums in
+    single precision, for errors from 1e-4 on: 6 bytes more a point and cell of the window. On one GPU, or for "reference".
+
     ranks: who share the transforms. Each has points of its own (all of them give `accuracy` and so on alike), makes the plan and
     transforms together with the others, and has its range of modes: `shared.turn.mine` along the second slowest axis, of shape
     `modes_shape`. way: "values" or "sums" travel, or "auto": what costs less (verglas.nufft.shared). `shared` is None without
@@ -41,7 +44,7 @@ class Plan:
     def __init__(
         self, point_MD: Tensor, shape: tuple[int, ...], accuracy: float = 1e-6,
         upsampling: float | None = None, dtype: torch.dtype = torch.complex64, implementation: str = "auto",
-        ranks: Ranks = ALONE, way: str = "auto",
+        ranks: Ranks = ALONE, way: str = "auto", tables: bool = False,
     ) -> None:  # fmt: skip
         if point_MD.ndim != 2 or point_MD.shape[1] != len(shape) or not point_MD.is_floating_point():
             raise InputError("nufft", f"points {tuple(point_MD.shape)}", f"real coordinates [M, {len(shape)}]")
@@ -50,12 +53,16 @@ class Plan:
         self.dtype, self.points = dtype, point_MD.detach()
         check_shared(shape, implementation, ranks)
         most = max(ranks.counts(len(point_MD), "points of ranks"))
-        self.fine = FineGrid.of(tuple(shape), accuracy, upsampling, point_MD.device, SINGLE[dtype], most * ranks.size)
+        count, device = most * ranks.size, point_MD.device
+        self.fine = FineGrid.of(tuple(shape), accuracy, upsampling, device, SINGLE[dtype], count, tables)
         self.shared: SharedGrid | None = None
         if ranks.size > 1:
             name = choose(point_MD.device, self.fine.dtype, implementation).name
             self.shared = SharedGrid(self.fine, self.fine.in_cells(self.points), ranks, name, way)
-        self.engine: Engine | SharedGrid = self.shared or _engine(self.fine, self.points, accuracy, upsampling, implementation)
+        if tables:
+            self.engine: Engine | SharedGrid = _with_tables(self.fine, self.points, implementation, ranks)
+        else:
+            self.engine = self.shared or _engine(self.fine, self.points, accuracy, upsampling, implementation)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,6 +118,14 @@ def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float
         peer = Peer(installed, fine, point_MD, accuracy * ASKED[installed], upsampling or (1.25 if coarse else 2.0))
         return Quickest([Own(fine, point_MD, choose(device, fine.dtype).name), peer])
     return Own(fine, point_MD, choose(device, fine.dtype, implementation).name)
+
+
+def _with_tables(fine: FineGrid, point_MD: Tensor, implementation: str, ranks: Ranks) -> Own:
+    """As `_engine`, with weights of 16 bits; InputError where they are not served."""
+    name = choose(point_MD.device, fine.dtype, implementation).name
+    if ranks.size > 1 or name not in ("reference", "triton") or fine.dtype != torch.float32:
+        raise InputError("nufft", f"tables, {fine.dtype} by {name} on {ranks.size} ranks", "complex64 on one GPU, or reference")
+    return Own(fine, point_MD, name, tables=True)
 
 
 class _Transform(torch.autograd.Function):

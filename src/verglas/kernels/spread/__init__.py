@@ -21,7 +21,8 @@ class Places:
     """Where points lie on a grid of `shape` (Z, Y, X) cells, and the window around each.
 
     cell_M3: int32 (x, y, z), first cell touched; fraction_M3: in the precision of the grid; order_M: int32, order of visiting;
-    first_of_bin_Z: int64, how many points come before each layer of bins along z, and all; taps_DW: README.md.
+    first_of_bin_Z: int64, how many points come before each layer of bins along z, and all; taps_DW: README.md; table_M3W: int32,
+    weights of the caller's points along (x, y, z) in 65535ths, if they are kept (`tabled`).
     """
 
     shape: tuple[int, int, int]
@@ -30,6 +31,7 @@ class Places:
     order_M: Tensor
     first_of_bin_Z: Tensor
     taps_DW: Tensor
+    table_M3W: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.cell_M3)
@@ -78,6 +80,18 @@ def located(
     from verglas.kernels.spread.reference import located_reference
 
     return located_reference(point_M3, shape, taps_DW)
+
+
+def tabled(places: Places | Tiled) -> Places | Tiled:
+    """The same places with the weights of every point along each axis kept as 16-bit numbers, from 0 to 1 in steps of 1/65535,
+    for points that recur. Sums stay in the precision of the grid. For "reference" and "triton"."""
+    if not isinstance(places, Places):
+        from verglas.kernels.spread.triton import tabled_triton
+
+        return tabled_triton(places)
+    from verglas.kernels.spread.reference import weights_of
+
+    return replace(places, table_M3W=(weights_of(places, slice(None)) * 65535).round().clamp(0, 65535).int())
 
 
 def spread(grid_BZYX2: Tensor, places: Places | Tiled, values_BM2: Tensor, implementation: str = "auto") -> None:

@@ -48,6 +48,16 @@ def interpolate_reference(grid_BZYX2: Tensor, places: Places) -> Tensor:
     return out_BM2
 
 
+def weights_of(places: Places, part: slice) -> Tensor:
+    """Weights along (x, y, z) of some points, [m, 3, W]."""
+    if places.table_M3W is not None:
+        return places.table_M3W[part].to(places.taps_DW.dtype) / 65535
+    weight_M3W = torch.zeros_like(places.fraction_M3[part])[..., None] + places.taps_DW[0]
+    for coefficient_W in places.taps_DW[1:]:
+        weight_M3W = weight_M3W * places.fraction_M3[part][..., None] + coefficient_W
+    return weight_M3W
+
+
 def _taps(places: Places) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Runs of points with the cells that each touches, and their weights [m, taps]."""
     depth, height, size = places.shape
@@ -56,9 +66,7 @@ def _taps(places: Places) -> Iterator[tuple[slice, Tensor, Tensor]]:
     points = max(1, TAPS_AT_ONCE // width ** (2 if flat else 3))
     for first in range(0, len(places), points):
         part = slice(first, first + points)
-        weight_M3W = torch.zeros_like(places.fraction_M3[part])[..., None] + places.taps_DW[0]
-        for coefficient_W in places.taps_DW[1:]:
-            weight_M3W = weight_M3W * places.fraction_M3[part][..., None] + coefficient_W
+        weight_M3W = weights_of(places, part)
         x, y, z = places.cell_M3[part].long().unbind(1)
         cell_x, cell_y = (x[:, None] + step) % size, (y[:, None] + step) % height
         cell = cell_y[:, :, None] * size + cell_x[:, None, :]

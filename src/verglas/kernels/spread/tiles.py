@@ -37,6 +37,7 @@ class Tiled:
     along z, y, x. packed_3M: int32 (x, y, z), the words above; bin_M, order_M: int32, the bin of each and its number among the
     caller's points. The points of crowded bins come first, `crowded` of them; run_T2: int32, where a run of them begins, and how
     many it has, all of one bin. by_warps: whether they are spread by warps.cu.
+    table_M3W: int16, weights along (x, y, z) in the order of visiting (`tabled`).
     """
 
     shape: tuple[int, int, int]
@@ -50,6 +51,7 @@ class Tiled:
     crowded: int
     taps_DW: Tensor
     by_warps: bool = False
+    table_M3W: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.order_M)
@@ -58,6 +60,11 @@ class Tiled:
     def width(self) -> int:
         """Taps along x and y (and z, if the grid is no plane)."""
         return self.taps_DW.shape[1]
+
+    @property
+    def degree(self) -> int:
+        """Of the polynomials; -1: weights are read from a table."""
+        return -1 if self.table_M3W is not None else len(self.taps_DW) - 1
 
     def within(self, low: int, count: int) -> Tiled:
         """As `Places.within`."""

@@ -11,6 +11,8 @@ last bit.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -52,12 +54,16 @@ def _product(a, b, sums, PARTS: tl.constexpr):
 
 @triton.jit
 def _weight(taps, f, tap, WIDTH: tl.constexpr, DEGREE: tl.constexpr):
-    """Window at a tap (a number or a tile of them), 0 beyond it: the polynomial of `taps` at the fractions f."""
+    """Window at a tap (a number or a tile of them), 0 beyond it: the polynomial of `taps` at the fractions f. With tables (no
+    degree) `taps` has the weights themselves, and f says where those of each point begin."""
     inside = (tap >= 0) & (tap < WIDTH)
-    value = tl.load(taps + tap, mask=inside, other=0.0) + f * 0
-    for d in tl.static_range(1, DEGREE + 1):
-        value = value * f + tl.load(taps + d * WIDTH + tap, mask=inside, other=0.0)
-    return value
+    if DEGREE < 0:
+        return (tl.load(taps + f + tap, mask=inside & (f >= 0), other=0).to(tl.int32) & 65535).to(tl.float32) * (1.0 / 65535)
+    else:
+        value = tl.load(taps + tap, mask=inside, other=0.0) + f * 0
+        for d in tl.static_range(1, DEGREE + 1):
+            value = value * f + tl.load(taps + d * WIDTH + tap, mask=inside, other=0.0)
+        return value
 
 
 @triton.jit
@@ -84,9 +90,13 @@ def _run(bin_, run):
 
 
 @triton.jit
-def _axis_weights(packed, i, mask, taps, WIDTH: tl.constexpr, DEGREE: tl.constexpr, TILE: tl.constexpr):
-    """Weights [points, TILE] of an axis over the cells of the tile."""
+def _axis_weights(
+    packed, i, mask, taps, WIDTH: tl.constexpr, DEGREE: tl.constexpr, TILE: tl.constexpr, AXIS: tl.constexpr
+):  # fmt: skip
+    """Weights [points, TILE] of an axis (x, y, z) over the cells of the tile."""
     local, f = unpacked(tl.load(packed + i, mask=mask, other=0))
+    if DEGREE < 0:
+        f = tl.where(mask, 3 * i + AXIS, 0) * WIDTH
     return _kept(_weight(taps, f[:, None], tl.arange(0, TILE)[None, :] - local[:, None], WIDTH, DEGREE))
 
 
@@ -96,10 +106,10 @@ def _row_weights(
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Products of weights along z and y [points, TILE_Z * TILE_Y]."""
-    along_y = _axis_weights(packed + count, i, mask, taps, WIDTH, DEGREE, TILE_Y)
+    along_y = _axis_weights(packed + count, i, mask, taps, WIDTH, DEGREE, TILE_Y, 1)
     if TILE_Z == 1:
         return along_y
-    along_z = _axis_weights(packed + 2 * count, i, mask, taps, WIDTH, DEGREE, TILE_Z)
+    along_z = _axis_weights(packed + 2 * count, i, mask, taps, WIDTH, DEGREE, TILE_Z, 2)
     return (along_z[:, :, None] * along_y[:, None, :]).reshape(AT_ONCE, TILE_Z * TILE_Y)
 
 
@@ -129,7 +139,7 @@ def _spread_tiles(
         mask, i = k < length, first + k
         j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
         value = tl.load(values + (batch * count + j)[:, None] * 2 + component[None, :], mask=mask[:, None], other=0.0)
-        along_x = _axis_weights(packed, i, mask, taps, WIDTH, DEGREE, TILE_X)
+        along_x = _axis_weights(packed, i, mask, taps, WIDTH, DEGREE, TILE_X, 0)
         line = _kept((along_x[:, :, None] * value[:, None, :]).reshape(AT_ONCE, 2 * TILE_X))
         rows = _row_weights(packed, count, i, mask, taps, WIDTH, DEGREE, TILE_Z, TILE_Y, AT_ONCE)
         sums = _product(tl.trans(rows), line, sums, PARTS)
@@ -139,16 +149,19 @@ def _spread_tiles(
 
 @triton.jit
 def _point(
-    packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y,
+    packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, WIDTH: tl.constexpr, DEGREE: tl.constexpr,
     BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Numbers, first cells and fractions of this program's points."""
+    """Numbers, first cells, and what `_weight` takes along x, y, z, of this program's points."""
     i = first + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask, count = i < points, points.to(tl.int64)
     x, y, z = _origin(tl.load(bin_ + i, mask=mask, other=0), bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X)
     local_x, fx = unpacked(tl.load(packed + i, mask=mask, other=0))
     local_y, fy = unpacked(tl.load(packed + count + i, mask=mask, other=0))
     local_z, fz = unpacked(tl.load(packed + 2 * count + i, mask=mask, other=0))
+    if DEGREE < 0:
+        fx = tl.where(mask, 3 * i, 0) * WIDTH
+        fy, fz = fx + WIDTH, fx + 2 * WIDTH
     j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
     return j, mask, x + local_x, y + local_y, z + local_z, fx, fy, fz
 
@@ -170,7 +183,7 @@ def _spread_points(
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     j, mask, x, y, z, fx, fy, fz = _point(
-        packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X, BLOCK
+        packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, WIDTH, DEGREE, BIN_Z, BIN_Y, BIN_X, BLOCK
     )
     lane = tl.arange(0, LANES)[None, :]
     tap, component = lane // 2, lane % 2
@@ -182,7 +195,7 @@ def _spread_points(
     grid += batch * planes * height * size * 2
     along_y = _weights(taps, fy, WIDTH, DEGREE)
     for dz in range(DEPTH):
-        wz = fz * 0 + 1.0
+        wz = tl.full([BLOCK], 1.0, tl.float32)
         if DEPTH > 1:
             wz = _weight(taps, fz, dz, WIDTH, DEGREE)
         for dy in tl.static_range(WIDTH):
@@ -199,7 +212,7 @@ def _interpolate_points(
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     j, mask, x, y, z, fx, fy, fz = _point(
-        packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, BIN_Z, BIN_Y, BIN_X, BLOCK
+        packed, bin_, order, points, first, bins_y, bins_x, low_z, low_y, WIDTH, DEGREE, BIN_Z, BIN_Y, BIN_X, BLOCK
     )
     lane = tl.arange(0, LANES)[None, :]
     tap, component = lane // 2, lane % 2
@@ -210,7 +223,7 @@ def _interpolate_points(
     total = tl.zeros([BLOCK, LANES], tl.float32)
     along_y = _weights(taps, fy, WIDTH, DEGREE)
     for dz in range(DEPTH):
-        wz = fz * 0 + 1.0
+        wz = tl.full([BLOCK], 1.0, tl.float32)
         if DEPTH > 1:
             wz = _weight(taps, fz, dz, WIDTH, DEGREE)
         for dy in tl.static_range(WIDTH):
@@ -250,6 +263,26 @@ def interpolate_triton(grid_BZYX2: Tensor, places: Tiled) -> Tensor:
     return out_BM2
 
 
+def tabled_triton(places: Tiled) -> Tiled:
+    """See `tabled`."""
+    table_M3W = torch.empty(len(places), 3, places.width, dtype=torch.int16, device=places.packed_3M.device)
+    if len(places):
+        _table_kernel[(triton.cdiv(len(places), LANES), 3)](
+            places.packed_3M, places.taps_DW, table_M3W, len(places), WIDTH=places.width, DEGREE=len(places.taps_DW) - 1,
+            BLOCK=LANES,
+        )  # fmt: skip
+    return replace(places, table_M3W=table_M3W)
+
+
+@triton.jit
+def _table_kernel(packed, taps, table, count, WIDTH: tl.constexpr, DEGREE: tl.constexpr, BLOCK: tl.constexpr):
+    i, axis = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
+    _, f = unpacked(tl.load(packed + axis * count.to(tl.int64) + i, mask=i < count, other=0))
+    for tap in tl.static_range(WIDTH):
+        level = tl.minimum(tl.maximum(_weight(taps, f, tap, WIDTH, DEGREE) * 65535 + 0.5, 0.0), 65535.0)
+        tl.store(table + (3 * i + axis) * WIDTH + tap, level.to(tl.int32).to(tl.int16), mask=i < count)
+
+
 def _point_by_point(kernel: triton.JITFunction, given: tuple[Tensor | int, ...], places: Tiled, batch: int, first: int) -> None:
     """Run for the points from `first` on."""
     lanes = 2 * triton.next_power_of_2(places.width)
@@ -265,10 +298,11 @@ def _arguments(grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled) -> tuple[T
     """What all kernels take; after the fifth comes where their points begin."""
     if grid_BZYX2.dtype != torch.float32 or not isinstance(places, Tiled):
         raise TypeError(f"the Triton kernel takes float32 and points located for it, got {grid_BZYX2.dtype}, {type(places)}")
-    points = (places.packed_3M, places.bin_M, places.order_M, places.taps_DW)
+    taps = places.taps_DW if places.table_M3W is None else places.table_M3W
+    points = (places.packed_3M, places.bin_M, places.order_M, taps)
     return grid_BZYX2, values_BM2, *points, len(places), *grid_BZYX2.shape[1:4], *places.bins[1:], *places.low
 
 
 def _window(places: Tiled) -> dict[str, int]:
     bin_z, bin_y, bin_x = bin_for(places.width, places.tile)
-    return {"WIDTH": places.width, "DEGREE": len(places.taps_DW) - 1, "BIN_Z": bin_z, "BIN_Y": bin_y, "BIN_X": bin_x}
+    return {"WIDTH": places.width, "DEGREE": places.degree, "BIN_Z": bin_z, "BIN_Y": bin_y, "BIN_X": bin_x}

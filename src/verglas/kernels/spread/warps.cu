@@ -1,12 +1,13 @@
 // Spreading by warps: each takes a run of points of one bin, adds them one after another to the cells of its tile in shared memory, all
 // taps of a point at once, and carries the tile to the grid by atomics. A block is one warp, so points need no atomics among them.
-// Compile with WIDTH, DEGREE, BIN_Z, BIN_Y, BIN_X. Tile: (BIN + WIDTH - 1) cells along each axis.
+// Compile with WIDTH, DEGREE (-1: weights come from a table), BIN_Z, BIN_Y, BIN_X. Tile: (BIN + WIDTH - 1) cells along each axis.
 #ifndef ON_CPU
 extern __shared__ float2 shared_lines[];
 #endif
 constexpr int CELLS = WIDTH * WIDTH * WIDTH, STEPS = (CELLS + 31) / 32;
 constexpr int TILE_Z = BIN_Z + WIDTH - 1, TILE_Y = BIN_Y + WIDTH - 1, TILE_X = BIN_X + WIDTH - 1;
 constexpr int WITHIN = 27;  // bits of a position within a cell: tiles.py
+constexpr float LEVEL = 1.0f / 65535;  // of weights in tables
 
 // From row to row and from plane to plane of a tile: taps side by side in the order (z, y, x) are so in banks, too.
 constexpr int PITCH = TILE_X + (WIDTH - TILE_X % 16 + 32) % 16;
@@ -28,14 +29,14 @@ __device__ __forceinline__ void add_to(float2 *target, float2 value) {
 
 // grid [B, Z, Y, X], values [B, points]; run [T, 2]: first point and how many; packed [3, points], bin, order: tiles.py. Grid: (T, B).
 extern "C" __global__ void __launch_bounds__(32) spread_warps(
-    float2 *grid, const float2 *values, const int *packed, const int *bin, const int *order, const float *taps, const int *run, int points,
+    float2 *grid, const float2 *values, const int *packed, const int *bin, const int *order, const void *taps, const int *run, int points,
     int planes, int height, int size, int bins_y, int bins_x, int low_z, int low_y) {
-    __shared__ float weight[3 * WIDTH * STRIDE], coefficient[(DEGREE + 1) * WIDTH];
+    __shared__ float weight[3 * WIDTH * STRIDE], coefficient[(DEGREE + 1) * WIDTH + 1];
     __shared__ float4 given[32 + 1];  // value and place of each point
     float2 *const tile = shared_lines;
     const int lane = threadIdx.x, first = run[2 * blockIdx.x], length = run[2 * blockIdx.x + 1];
     for (int i = lane; i < TILE_Z * PLANE; i += 32) tile[i] = make_float2(0, 0);
-    for (int i = lane; i < (DEGREE + 1) * WIDTH; i += 32) coefficient[i] = taps[i];
+    for (int i = lane; i < (DEGREE + 1) * WIDTH; i += 32) coefficient[i] = ((const float *)taps)[i];
     int at[STEPS], x[STEPS], y[STEPS], z[STEPS];  // of this lane's taps: where in the tile, and which weights
 #pragma unroll
     for (int s = 0; s < STEPS; ++s) {
@@ -58,14 +59,16 @@ extern "C" __global__ void __launch_bounds__(32) spread_warps(
             const int place = cell_of(word_z) * PLANE + cell_of(word_y) * PITCH + cell_of(word_x);
             given[lane] = {value.x, value.y, __int_as_float(place), 0};
             const float fx = fraction_of(word_x), fy = fraction_of(word_y), fz = fraction_of(word_z);
+            const unsigned short *const row = (const unsigned short *)taps + 3 * WIDTH * i;
 #pragma unroll
             for (int t = 0; t < WIDTH; ++t) {
-                float wx = coefficient[t], wy = wx, wz = wx;
+                float wx = coefficient[DEGREE < 0 ? 0 : t], wy = wx, wz = wx;
 #pragma unroll
                 for (int d = 1; d <= DEGREE; ++d) {
                     const float c = coefficient[d * WIDTH + t];
                     wx = wx * fx + c, wy = wy * fy + c, wz = wz * fz + c;
                 }
+                if (DEGREE < 0) wx = row[t] * LEVEL, wy = row[WIDTH + t] * LEVEL, wz = row[2 * WIDTH + t] * LEVEL;
                 weight[t * STRIDE + lane] = wx;
                 weight[(WIDTH + t) * STRIDE + lane] = wy;
                 weight[(2 * WIDTH + t) * STRIDE + lane] = wz;
