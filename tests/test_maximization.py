@@ -98,6 +98,17 @@ def test_single_precision_stalls_where_flushing_does_not() -> None:
     assert totals == {1: 2.0**24 + 20, 1000: 2.0**24}
 
 
+@pytest.mark.parametrize("every", [1, 6, 1000])
+def test_sums_are_rounded_once_in_the_memory_that_they_have(every: int) -> None:
+    data, weight, poses = random_slices(9)
+    sums = Accumulator(BOX)
+    sums.flush_every = every
+    sums.add(data, weight, poses, PIXELS.coordinates_K3())
+    exact, place = sums.total()[:, :3].clone(), sums.running_V4.data_ptr()
+    found = sums.rounded()
+    assert torch.equal(found[:, :3], exact.float()) and found.data_ptr() == place and sums.settled_V3 is None
+
+
 def test_flushes_come_before_a_voxel_has_had_a_hundred_thousand_additions() -> None:
     assert Accumulator(16, padding=2.0).flush_every == 25000  # at most 2 x 2 samples of a slice share a voxel
     assert Accumulator(16, padding=1.0).flush_every == 11111

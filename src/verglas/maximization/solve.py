@@ -222,7 +222,7 @@ def gather_sums(accumulators: list[Accumulator], symmetry: str = "C1", consume: 
     """
     first = accumulators[0]
     if any(a.settled_V3 is not None for a in accumulators):
-        first.flush()  # one that was flushed is in float64: the sum must be, too
+        first.flush()  # one that was flushed is in float64: the sum must be, too, until it is used up
     sums = first.used_up() if consume else first.total().clone()
     for other in accumulators[1:]:
         sums[:, :3] += other.total()[:, :3]

@@ -89,7 +89,7 @@ def _sums(run: RunPlan, sizes: Sizes) -> Item:
 
 def waiting_bytes(run: RunPlan, sizes: Sizes) -> float:
     """Of the host: sums of a half-set that wait there, and what is on its way."""
-    number = 8 if _flushed(run, sizes) else sum_bytes(run.config)
+    number = _solved_bytes(run, sizes)
     return 3 * number * (reference_voxels(sizes, run.config) + 2 * PIECE) if run.turns == "waiting" else 0.0
 
 
@@ -99,6 +99,13 @@ def _flushed(run: RunPlan, sizes: Sizes) -> bool:
     half *= run.machine.ranks if run.in_layers else 1  # a layer gets the slices of all ranks
     slices = slices_in_use(sizes, half, run.config)[1] / references_of(run.config)
     return sum_bytes(run.config) == 4 and slices > costs.SLICES_BEFORE_FLUSH
+
+
+def _solved_bytes(run: RunPlan, sizes: Sizes) -> int:
+    """Of a number of the sums that maps are solved from: in double precision where they were moved to it, but not on GPUs
+    (`Accumulator.used_up`), nor between ranks, where they travel as slices are added to them."""
+    double = _flushed(run, sizes) and run.machine.ranks == 1 and run.machine.works_on == "host"
+    return 8 if double else sum_bytes(run.config)
 
 
 def _gathered_bytes(run: RunPlan, sizes: Sizes) -> float:
@@ -207,7 +214,7 @@ def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
     if ranks == 1 and stays_in_planes(config.symmetry):
         return [[sums, *_solution_items(run, sizes)]]
     if ranks == 1:  # sums over the group take memory of their own
-        voxels = reference_voxels(sizes, config) * (8 if _flushed(run, sizes) else sum_bytes(config))
+        voxels = reference_voxels(sizes, config) * _solved_bytes(run, sizes)
         turned = Item("sums over the point group", where, (1 if run.turns == "waiting" else classes_of(config)) * 3 * voxels)
         return [[sums, _turned_item(run, sizes)], [turned, *_solution_items(run, sizes)]]
     slabs = Item("slabs of the sums", where, classes_of(config) * _slab(run, sizes))
@@ -221,7 +228,7 @@ def solution_phases(run: RunPlan, sizes: Sizes) -> list[list[Item]]:
 def _turned_item(run: RunPlan, sizes: Sizes) -> Item:
     """What one set's sums over a point group take while they are made, if it is none of those done plane by plane."""
     config, where = run.config, run.machine.works_on
-    number = 8 if _flushed(run, sizes) and run.machine.ranks == 1 else sum_bytes(config)
+    number = _solved_bytes(run, sizes)
     numbers = 0 if stays_in_planes(config.symmetry) else costs.VOXEL_TURNED * reference_voxels(sizes, config)
     return Item("sums, symmetrised", where, numbers * number / run.machine.ranks)
 
@@ -237,8 +244,7 @@ def _solution_items(run: RunPlan, sizes: Sizes) -> list[Item]:
     host, where volumes are in layers."""
     config, where, ranks = run.config, run.machine.works_on, run.machine.ranks
     pixels = map_pixels(run.problem, config)
-    double = _flushed(run, sizes) and ranks == 1  # between ranks sums travel as slices are added to them
-    element = 8 if double else sum_bytes(config)
+    element = _solved_bytes(run, sizes)
     mask = 0.0 if sizes.kind == "last" else 5.0 * pixels  # in single precision, and where it is not 0
     maps = references_of(config) if sizes.kind != "last" else 2
     arriving = 0.0 if ranks == 1 else 4.0 * pixels / (ranks if share_of_volumes(run, sizes) < 1 else 1)
