@@ -33,9 +33,9 @@ from verglas.maximization.stride import StrideConvolution
 from verglas.projection.volume import padded_size
 
 CUTS = {  # other (lines, threads, blocks of a multiprocessor) than the usual ones, of the axes z, y and x
-    0: [(8, 512, 1), (4, 256, 4), (4, 256, 3), (8, 384, 2), (16, 512, 1)],
-    1: [(4, 512, 2), (4, 448, 1), (4, 256, 3), (8, 448, 1), (8, 512, 2)],
-    2: [(4, 384, 1), (2, 192, 3), (2, 192, 4), (4, 416, 1), (8, 384, 2), (1, 96, 6)],
+    0: [(8, 512, 2), (4, 256, 4), (8, 256, 3), (4, 128, 6), (2, 128, 6)],
+    1: [(4, 448, 2), (4, 384, 2), (4, 256, 4), (2, 256, 4), (4, 448, 1)],
+    2: [(1, 96, 8), (1, 96, 10), (2, 192, 4), (1, 64, 10), (1, 128, 6), (8, 384, 2)],
 }
 
 

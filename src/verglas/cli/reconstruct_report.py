@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class Ahead(AbstractContextManager["Ahead"]):
             self._draw = self._stack.enter_context(Painters(PAINTERS)).draw
         pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="verglas-views"))
         self._views = pool.submit(evenness, self.table, self.options)
+        pool.submit(import_module, "jinja2")  # what writes the page
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

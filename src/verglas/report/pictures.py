@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from verglas.io.atomic import atomic_path
 from verglas.report.figures import central_slices, grey_limits
@@ -97,6 +96,8 @@ def shown(image_YX: np.ndarray, size: int, limits: tuple[float, float] | None = 
 
     limits: values shown as black and white; None: 0.5th and 99.5th percentile.
     """
+    from scipy import ndimage
+
     factor = max(1, len(image_YX) // size)
     edge = len(image_YX) // factor
     whole_YX = np.asarray(image_YX, np.float32)[: edge * factor, : edge * factor]

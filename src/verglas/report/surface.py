@@ -8,7 +8,6 @@ interpolation, the normal from the gradient there.
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft, ndimage
 
 from verglas.core.threshold import otsu_threshold
 
@@ -42,6 +41,8 @@ def surface_level(map_ZYX: np.ndarray) -> float:
 
 def resized(map_ZYX: np.ndarray) -> np.ndarray:
     """To about `FINE_BOX` px a side: large maps are first binned, then zeros are added around the transform (or it is cut)."""
+    from scipy import fft
+
     factor = max(1, map_ZYX.shape[0] // FINE_BOX)
     edge = map_ZYX.shape[0] // factor
     cut = edge * factor
@@ -57,6 +58,8 @@ def resized(map_ZYX: np.ndarray) -> np.ndarray:
 
 def without_dust(map_ZYX: np.ndarray, level: float) -> np.ndarray:
     """The map with connected pieces above the level that are below `SMALLEST_PIECE` of the largest put to the level."""
+    from scipy import ndimage
+
     labels_ZYX, count = ndimage.label(map_ZYX > level)
     if count < 2:
         return map_ZYX
@@ -88,6 +91,8 @@ def view(map_DYX: np.ndarray, level: float) -> np.ndarray:
     picture = np.zeros((*hit_YX.shape, 4), np.uint8)
     picture[row, column, :3] = (255 * np.clip(1.5 * colour_P3, 0, 1)).astype(np.uint8)
     # The edge is as opaque as its neighbours are hit: soft outlines.
+    from scipy import ndimage
+
     cover_YX = ndimage.uniform_filter(hit_YX.astype(np.float32), 3)
     picture[row, column, 3] = (255 * np.clip(1.5 * cover_YX[row, column], 0, 1)).astype(np.uint8)
     return picture

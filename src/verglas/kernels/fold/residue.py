@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ AXES = {"fold_planes": 0, "unfold_planes": 0, "back_along_rows": 1, "along_rows"
 PASSES = ("fold_planes", "back_along_rows", "multiply_lines", "along_rows", "unfold_planes")
 NO_MIRROR = 2  # the other mirrors: residue.cu
 _ASKING = Lock()
-TRY = "VERGLAS_TRY_RESIDUES"  # in the environment: use these kernels, which no GPU has run yet
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,12 @@ class Cut:
     def of(cls, phase: int, planes: int, size: int) -> Cut:
         """phase 0: z, 1: y, 2: x."""
         if phase == 0:
-            if planes > 1000:  # two blocks of eight lines are more than there is beyond 1,700
-                return cls(phase, planes, *((8, 512, 2) if planes <= 1700 else (4, 256, 3)))
-            return cls(phase, planes, 8, 256 if planes > 400 else 128, 3)
+            if 1000 < planes <= 1700:  # beyond, two blocks of eight lines are more than there is room for
+                return cls(phase, planes, 8, 512, 2)
+            return cls(phase, planes, *((8, 128, 3) if planes <= 400 else (4, 256, 4 if planes <= 1000 else 3)))
         if phase == 1:
-            return cls(phase, size, 4 if size > 1024 else 8, 448, 2)
-        lines = 4 if size >= 1024 else 8 if size >= 512 else 16
-        return cls(phase, size // 2, lines, 384, 2)
+            return cls(phase, size, *((4, 512, 2) if size > 1024 else (4, 448, 1)))
+        return cls(phase, size // 2, *((1, 96, 6) if size > 1024 else (8, 384, 2) if size >= 512 else (16, 384, 2)))
 
     @property
     def shared(self) -> int:
@@ -187,7 +184,7 @@ def turns_of(size: int, device: torch.device) -> Tensor:
 
 def served(rows: RowTable, planes: int, size: int, like: Tensor) -> Residues | None:
     """What works on residues, where it can: on a GPU in single precision, for lengths that it knows."""
-    if TRY not in os.environ or like.device.type != "cuda" or like.dtype != torch.float32 or not suits(rows, planes, size):
+    if like.device.type != "cuda" or like.dtype != torch.float32 or not suits(rows, planes, size):
         return None
     if not _available(planes, size, rows.device, rows.start_ZY.dtype == torch.int64):
         return None
