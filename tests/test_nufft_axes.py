@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.farfield_on_cpu import TYPES, host
 
-from verglas.nufft import axes, fine
+from verglas.nufft import axes
 from verglas.nufft.fine import FineGrid
 
 ARGUMENTS = "ppppp" + "iiiiiiiii"
@@ -50,7 +50,6 @@ def on_cpu(folder: Path, name: str, device: torch.device, defines: tuple[str, ..
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the kernels run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fine, "BY_AXES", True)
         if torch.cuda.is_available():
             yield "cuda"
             return

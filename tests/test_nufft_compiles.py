@@ -15,14 +15,14 @@ POINTERS |= dict.fromkeys(["packed", "bin_", "order", "run", "found", "before", 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("degree", [-1, 5], ids=["tables", "polynomials"])
-@pytest.mark.parametrize("name", ["spread_tiles", "spread_points", "interpolate_points", "table", "count", "place"])
+@pytest.mark.parametrize("name", ["spread_tiles", "spread_points", "interpolate_points", "table", "count", "order", "place"])
 def test_compiles_for_a_gpu_that_need_not_be_there(name: str, degree: int) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    sorting = name in ("count", "place")
+    sorting = name in ("count", "order", "place")
     if degree < 0 and (sorting or name == "table"):
         pytest.skip("has polynomials, if anything")
     module = import_module(f"verglas.kernels.spread.{'tiles' if sorting else 'triton'}")

@@ -11,7 +11,6 @@ import torch
 from verglas.kernels.spread import Places, interpolate, located, spread
 from verglas.kernels.spread.cpu import _cuts
 from verglas.kernels.spread.reference import located_reference
-from verglas.nufft.fine import FineGrid
 from verglas.nufft.window import window_for
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -67,7 +66,7 @@ def test_tiles_agree(shape: tuple[int, int, int], crowd: int, accuracy: float) -
 
     device, count = "cpu" if INTERPRETED else "cuda", 150
     here = places(shape, torch.float64, "cpu", count, accuracy)
-    there = located_triton(points(count, shape).to(device), shape, here.taps_DW.to(device, torch.float32), crowd)
+    there = located_triton(points(count, shape).to(device), shape, here.taps_DW.to(device, torch.float32), crowd, by_warps=False)
     assert (0 < there.crowded < count) if crowd == 40 else there.crowded == (count if crowd == 1 else 0)
     assert there.run_T2[:, 1].sum() == there.crowded and there.order_M.sort()[0].tolist() == list(range(count))
     values, grid = drawn(2, count, 2), drawn(2, *shape, 2)
@@ -91,7 +90,7 @@ def test_a_slab_of_tiles(shape: tuple[int, int, int], crowd: int) -> None:
     first_M = located(point_M3, shape, taps, "reference").cell_M3[:, axis]
     point_M3 = point_M3[(first_M >= 8) & (first_M < 16)]
     here = located(point_M3, shape, taps, "reference").within(8, 11)
-    there = located_triton(point_M3.to(device), shape, taps.to(device, torch.float32), crowd).within(8, 11)
+    there = located_triton(point_M3.to(device), shape, taps.to(device, torch.float32), crowd, by_warps=False).within(8, 11)
     assert there.crowded == (len(there) if crowd == 1 else 0)
     values, grid = drawn(1, len(here), 2), drawn(1, *here.shape, 2)
     wanted, found = grid.clone(), grid.to(device, torch.float32, copy=True)
@@ -141,22 +140,6 @@ def test_a_slab_has_its_part_of_the_sums(name: str, shape: tuple[int, int, int])
     inside = (slice(None),) * (3 - axis) + (slice(8, 8 + count),)
     torch.testing.assert_close(part, wanted[inside], rtol=0, atol=1e-13)
     torch.testing.assert_close(interpolate(grid[inside].contiguous(), slab, name), interpolate(grid, whole, name))
-
-
-@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1")
-@pytest.mark.parametrize("shape", [(5, 4, 7), (6, 9, 8)])
-def test_all_axes_at_once(shape: tuple[int, int, int]) -> None:
-    """Cutting and padding in one pass, against axis by axis."""
-    from verglas.kernels.spread.cut import cut, padded
-
-    device = "cpu" if INTERPRETED else "cuda"
-    fine = FineGrid.of(shape, 1e-3, 2.0, "cpu", torch.float32)
-    factors = tuple(torch.from_numpy(1 / fine.window.transform(n, size)).float().to(device) for n, size in zip(shape, fine.sizes))
-    grid, modes = drawn(2, *fine.sizes, 2).float(), torch.view_as_complex(drawn(2, *shape, 2).float())
-    found = cut(torch.fft.fftn(torch.view_as_complex(grid).to(device), dim=(1, 2, 3)), factors).cpu()
-    torch.testing.assert_close(found, fine.modes(grid, -1), rtol=0, atol=1e-5 * float(found.abs().max()))
-    found = torch.view_as_real(torch.fft.fftn(padded(modes.to(device), factors, fine.sizes), dim=(1, 2, 3)).cpu())
-    torch.testing.assert_close(found, fine.grid(modes, -1), rtol=0, atol=1e-5 * float(found.abs().max()))
 
 
 def test_no_points() -> None:

@@ -42,7 +42,7 @@ def _short(size: int) -> bool:
     return size % 2 == 0 and left == 1 and size * 8 * 8 <= MOST_SHARED_BYTES
 
 
-def modes_of(values: Tensor, factors: tuple[Tensor, Tensor, Tensor], backward: bool) -> Tensor:
+def modes_of(values: Tensor, factors: tuple[Tensor, ...], backward: bool) -> Tensor:
     """Modes [B, Nz, Ny, Nx] of a grid [B, Z, Y, X] that is transformed along x; complex64. factors: of the modes along (z, y, x),
     float32; backward: with the sign + in the exponent. Contiguous."""
     cut = modes_of_planes(values, factors, backward)
@@ -52,16 +52,16 @@ def modes_of(values: Tensor, factors: tuple[Tensor, Tensor, Tensor], backward: b
     return modes
 
 
-def modes_of_planes(values: Tensor, factors: tuple[Tensor, Tensor, Tensor], backward: bool) -> Tensor:
+def modes_of_planes(values: Tensor, factors: tuple[Tensor, ...], backward: bool) -> Tensor:
     """As `modes_of`, but along y and x alone: [B, Z, Ny, Nx]."""
     batch, z, y, x = values.shape
     _, ny, nx = (len(factor) for factor in factors)
     cut = torch.empty(batch, z, ny, nx, dtype=torch.complex64, device=values.device)
-    _launch("to_modes", y, cut, values.contiguous(), *factors[1:], batch, z, (y * x, x), (ny * nx, nx), (x, nx), backward)
+    _launch("to_modes", y, cut, values.contiguous(), factors[1], factors[2], batch, z, (y * x, x), (ny * nx, nx), (x, nx), backward)
     return cut
 
 
-def cells_of(modes: Tensor, factors: tuple[Tensor, Tensor, Tensor], sizes: tuple[int, ...], backward: bool) -> Tensor:
+def cells_of(modes: Tensor, factors: tuple[Tensor, ...], sizes: tuple[int, ...], backward: bool) -> Tensor:
     """The transpose of `modes_of`: a grid [B, *sizes] that is still to be transformed along x."""
     (batch, _, ny, nx), z, modes = modes.shape, sizes[0], modes.contiguous()
     cut = torch.empty(batch, z, ny, nx, dtype=torch.complex64, device=modes.device)
@@ -69,11 +69,11 @@ def cells_of(modes: Tensor, factors: tuple[Tensor, Tensor, Tensor], sizes: tuple
     return cells_of_planes(cut, factors, sizes, backward)
 
 
-def cells_of_planes(cut: Tensor, factors: tuple[Tensor, Tensor, Tensor], sizes: tuple[int, ...], backward: bool) -> Tensor:
+def cells_of_planes(cut: Tensor, factors: tuple[Tensor, ...], sizes: tuple[int, ...], backward: bool) -> Tensor:
     """The transpose of `modes_of_planes`: [B, Z, Ny, Nx] to [B, Z, Y, X], still to be transformed along x."""
     (batch, z, ny, nx), (y, x) = cut.shape, sizes[1:]
     cells = torch.empty(batch, z, y, x, dtype=torch.complex64, device=cut.device)
-    _launch("to_cells", y, cells, cut.contiguous(), *factors[1:], batch, z, (ny * nx, nx), (y * x, x), (x, nx), backward)
+    _launch("to_cells", y, cells, cut.contiguous(), factors[1], factors[2], batch, z, (ny * nx, nx), (y * x, x), (x, nx), backward)
     return cells
 
 

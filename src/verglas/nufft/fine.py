@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from verglas.nufft.window import Window, window_for
 
 UPSAMPLINGS = (1.25, 1.375, 1.5, 1.75, 2.0)  # of which the one is taken that costs least
 STEPS = 32  # a unit, in which the upsampling of a grid of small primes is counted
-BY_AXES = False  # whether the slower axes of a grid on a GPU are transformed by axes.cu
 OF_TABLES = 2e-5  # relative error of sums with weights of 16 bits (benchmarks/NOTES.md)
-WHOLE = 5 * 10**8  # cells of a grid that is transformed along all axes at once
-CELL_TAPS = {"cuda": 15.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
+CELL_TAPS = {"cuda": 10.0, "cpu": 2.0}  # taps of one point that take as long as one cell (both types, benchmarks/NOTES.md)
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,7 @@ class FineGrid:
         """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each."""
         values = torch.view_as_complex(grid_BZYX2)
         if self.by_axes:
-            return axes.modes_of(_dft(values, 3, sign), self._deconvolutions(), sign > 0)
-        if self.whole(len(values)):
-            from verglas.kernels.spread.cut import cut
-
-            return cut(_dft(values, (1, 2, 3), sign), self._deconvolutions())
+            return axes.modes_of(_dft(values, 3, sign), self._factors, sign > 0)
         if len(self.shape) == 2:
             values = values[:, 0]
         for axis in range(len(self.shape) - 1, -1, -1):
@@ -121,12 +115,8 @@ class FineGrid:
         """What is to be interpolated to get the modes' sum at points: the transpose of `modes`, [B, Z, Y, X, 2]."""
         values = modes
         if self.by_axes:
-            cells = axes.cells_of(values, self._deconvolutions(), self.sizes, sign > 0)
+            cells = axes.cells_of(values, self._factors, self.sizes, sign > 0)
             return torch.view_as_real(_dft(cells, 3, sign).contiguous())
-        if self.whole(len(values)):
-            from verglas.kernels.spread.cut import padded
-
-            return torch.view_as_real(_dft(padded(modes, self._deconvolutions(), self.sizes), (1, 2, 3), sign).contiguous())
         for axis in range(len(self.shape)):
             values = self.cells_along(values, axis, sign)
         if len(self.shape) == 2:
@@ -136,7 +126,7 @@ class FineGrid:
     def modes_of_planes(self, values: Tensor, sign: int) -> Tensor:
         """Modes along all axes but the slowest, of some planes [B, z, Y, X] (rows [B, y, X] of a grid of two dimensions)."""
         if self.by_axes:
-            return axes.modes_of_planes(_dft(values, 3, sign), self._deconvolutions(), sign > 0)
+            return axes.modes_of_planes(_dft(values, 3, sign), self._factors, sign > 0)
         for axis in range(len(self.shape) - 1, 0, -1):
             values = self.modes_along(values, axis, sign)
         return values
@@ -144,7 +134,7 @@ class FineGrid:
     def cells_of_planes(self, values: Tensor, sign: int) -> Tensor:
         """The transpose of `modes_of_planes`."""
         if self.by_axes:
-            return _dft(axes.cells_of_planes(values, self._deconvolutions(), self.sizes, sign > 0), 3, sign)
+            return _dft(axes.cells_of_planes(values, self._factors, self.sizes, sign > 0), 3, sign)
         for axis in range(1, len(self.shape)):
             values = self.cells_along(values, axis, sign)
         return values
@@ -152,7 +142,7 @@ class FineGrid:
     @property
     def by_axes(self) -> bool:
         """Whether axes.cu transforms the slower axes."""
-        return BY_AXES and axes.serves(self.sizes, self.device, self.dtype)
+        return axes.serves(self.sizes, self.device, self.dtype)
 
     def modes_along(self, values: Tensor, axis: int, sign: int) -> Tensor:
         """Modes of one axis of `shape`, from its cells: complex [B, ...], the other axes as they are."""
@@ -177,20 +167,17 @@ class FineGrid:
         lines.narrow(at, high, cells - count).zero_()
         return _dft(lines, at, sign)
 
-    def whole(self, batch: int) -> bool:
-        """Whether all axes of so many grids are transformed at once: on a GPU quicker than leaving out what is cut off, but with
-        three times the memory of the grid."""
-        gpu = self.device.type == "cuda" and self.dtype == torch.float32
-        return gpu and len(self.shape) == 3 and batch * math.prod(self.sizes) <= WHOLE
-
-    def _deconvolutions(self) -> tuple[Tensor, Tensor, Tensor]:
-        z, y, x = (self._deconvolution(axis).flatten() for axis in range(3))
-        return z, y, x
+    @cached_property
+    def _factors(self) -> tuple[Tensor, ...]:
+        """1 / phi^(k) along each axis of the modes."""
+        return tuple(
+            torch.from_numpy(1 / self.window.transform(modes, cells)).to(self.device, self.dtype)
+            for modes, cells in zip(self.shape, self.sizes, strict=True)
+        )
 
     def _deconvolution(self, axis: int) -> Tensor:
         """1 / phi^(k) along one axis of the modes, shaped to multiply them."""
-        factor = 1 / self.window.transform(self.shape[axis], self.sizes[axis])
-        return torch.from_numpy(factor).to(self.device, self.dtype).view(-1, *[1] * (len(self.shape) - 1 - axis))
+        return self._factors[axis].view(-1, *[1] * (len(self.shape) - 1 - axis))
 
 
 @lru_cache(maxsize=256)

@@ -5,8 +5,9 @@ word of 32 bits is kept: which cell of the bin is touched first, 5 bits, and whe
 single precision. With its bin and its number among the caller's points that makes 20 bytes; cells and fractions (`Places`) take
 28. Points are kept in the order in which they are visited, so they are read in order.
 
-They are sorted by counting, in two walks through them: the first one finds the bin of each, and how many came to it before; the
-second one, where each bin begins being known, puts each point in its place. Within a bin the order is that of chance.
+They are sorted by counting: a walk through them finds the bin of each, and how many came to it before; where each bin begins
+being known, the numbers of points are put in their places; and a walk in that order reads, packs and writes the points, since
+words that are read here and there take less time than words that are written so. Within a bin the order is that of chance.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor
 WITHIN = tl.constexpr(27)  # bits of a position within a cell
 SMALL, LARGE, FLAT = (8, 8, 16), (16, 16, 16), (1, 32, 32)  # tiles (z, y, x), cells
 WIDEST_SMALL, WIDEST = 5, 10  # windows of the small tile, and of any; wider ones go point by point
-BY_WARPS: frozenset[int] = frozenset()  # widths of windows whose crowded bins are spread by warps.cu
-WARP_TILE = (16, 16)  # its tiles, cells along z and y
+BY_WARPS = range(4, 10)  # widths of windows whose crowded bins are spread by warps.cu
+WARP_TILES = ((6, (12, 12)), (9, (16, 16)))  # its tiles, cells along z and y, for windows up to so many cells
 CROWD = 16  # points of a bin from which a tile costs less than its points one by one (benchmarks/NOTES.md)
 RUN, WARP_RUN = 256, 512  # points of a program at most, and of a warp
 BLOCK = 256
@@ -78,7 +79,8 @@ def tile_for(width: int, planes: int, by_warps: bool = False) -> tuple[int, int,
     if planes == 1:
         return FLAT
     if by_warps:
-        return (*WARP_TILE, 16 + width)  # warps.cu: rows of a tile then lie in memory without a gap
+        z, y = next((tile for most, tile in WARP_TILES if width <= most), WARP_TILES[-1][1])
+        return z, y, 16 + width  # warps.cu: rows of a tile then lie in memory without a gap
     return SMALL if width <= WIDEST_SMALL else LARGE
 
 
@@ -96,7 +98,7 @@ def located_triton(
     by warps.cu (None: if their window is one of `BY_WARPS`)."""
     width, count, device = taps_DW.shape[1], len(point_MD), point_MD.device
     if by_warps is None:
-        by_warps = width in BY_WARPS and shape[0] > 1
+        by_warps = width in BY_WARPS and shape[0] > 1 and point_MD.is_cuda
     tile = tile_for(width, shape[0], by_warps)
     bin_ = bin_for(width, tile)
     bins = tuple(-(-n // b) for n, b in zip(shape, bin_))
@@ -116,7 +118,8 @@ def located_triton(
     end_N, sparse_end_N = crowd_N.cumsum(0, dtype=torch.int32), (count_N - crowd_N).cumsum(0, dtype=torch.int32)
     begin_N = torch.where(crowd_N > 0, end_N - crowd_N, end_N[-1] + sparse_end_N - count_N)
     if count:
-        _place_kernel[walk](point_MD, cells, found_M, before_M, begin_N, packed_3M, bin_M, order_M, *sizes, **fixed)
+        _order_kernel[walk](found_M, before_M, begin_N, order_M, count, BLOCK=BLOCK)
+        _place_kernel[walk](point_MD, cells, order_M, packed_3M, bin_M, *sizes, **fixed)
     run_T2, crowded = _runs(crowd_N, begin_N, WARP_RUN if by_warps else RUN)
     return Tiled(shape, (0, 0), tile, bins, packed_3M, bin_M, order_M, run_T2, crowded, taps_DW, by_warps)  # type: ignore[arg-type]
 
@@ -173,21 +176,28 @@ def _count_kernel(
 
 
 @triton.jit
+def _order_kernel(found, before, begin, order, count, BLOCK: tl.constexpr):
+    """The number of each point to where it is visited."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    at = tl.load(begin + tl.load(found + i, mask=mask, other=0), mask=mask, other=0) + tl.load(before + i, mask=mask, other=0)
+    tl.store(order + at, i.to(tl.int32), mask=mask)
+
+
+@triton.jit
 def _place_kernel(
-    point, cells, found, before, begin, packed, bins, order, axes, count, half, planes, height, size, bins_y, bins_x,
+    point, cells, order, packed, bins, axes, count, half, planes, height, size, bins_y, bins_x,
     BIN_Z: tl.constexpr, BIN_Y: tl.constexpr, BIN_X: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each point to where it is visited."""
+    """Points in the order in which they are visited."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask, whole = i < count, count.to(tl.int64)
-    _, x, y, z = _place(point, cells, axes, i, mask, half, planes, height, size, bins_y, bins_x, BIN_Z, BIN_Y, BIN_X, FLAT)
-    bin_ = tl.load(found + i, mask=mask, other=0)
-    at = (tl.load(begin + bin_, mask=mask, other=0) + tl.load(before + i, mask=mask, other=0)).to(tl.int64)
-    tl.store(packed + at, x, mask=mask)
-    tl.store(packed + whole + at, y, mask=mask)
-    tl.store(packed + 2 * whole + at, z, mask=mask)
-    tl.store(bins + at, bin_, mask=mask)
-    tl.store(order + at, i.to(tl.int32), mask=mask)
+    j = tl.load(order + i, mask=mask, other=0).to(tl.int64)
+    bin_, x, y, z = _place(point, cells, axes, j, mask, half, planes, height, size, bins_y, bins_x, BIN_Z, BIN_Y, BIN_X, FLAT)
+    tl.store(packed + i, x, mask=mask)
+    tl.store(packed + whole + i, y, mask=mask)
+    tl.store(packed + 2 * whole + i, z, mask=mask)
+    tl.store(bins + i, bin_, mask=mask)
 
 
 @triton.jit
