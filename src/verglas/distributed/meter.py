@@ -7,7 +7,6 @@ of what it has for the others for an all-to-all. For a reduce to one rank or a b
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,8 +87,3 @@ def record_of(entries: list[dict[str, Entry]], rank: int) -> dict[str, Any]:
                "waiting_seconds_of_ranks": total("seconds", True)}  # fmt: skip
     by_name = {name: asdict(entry) | {"bytes": int(entry.bytes)} for name, entry in sorted(entries[rank].items())}
     return {"ranks": len(entries), **rounded, **seconds, "by_name": by_name}
-
-
-def pickled_size(value: object) -> int:
-    """Bytes of a value as it travels."""
-    return len(pickle.dumps(value))

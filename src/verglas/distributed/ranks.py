@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verglas.distributed.meter import Kind, Meter, pickled_size, record_of
+from verglas.distributed.meter import Kind, Meter, record_of
 from verglas.distributed.place import LAST_WORDS
 from verglas.distributed.pulse import Farewell, Pulse
 from verglas.distributed.ways import Ways
+from verglas.distributed.wire import packed, unpacked
 from verglas.distributed.work import Work
 from verglas.errors import VerglasError
 
@@ -75,22 +76,23 @@ class Ranks:
         if self.size == 1:
             return value
         self.meet(f"{name}: the lead")
-        box = [value]
+        box: list[Any] = [packed(value) if self.is_lead else None]
         started = time.perf_counter()
         with self.together(name):
             dist.broadcast_object_list(box, 0, device=CPU)
         seconds = time.perf_counter() - started
-        self.meter.count("broadcast", name, pickled_size(box[0]), self.size).seconds += seconds
-        return box[0]
+        self.meter.count("broadcast", name, len(box[0]), self.size).seconds += seconds
+        found: T = value if self.is_lead else unpacked(box[0])
+        return found
 
     def everyones(self, value: T, name: str = "counts") -> list[T]:
         """The values of all ranks, in their order, on all ranks."""
         if self.size == 1:
             return [value]
-        box: list[Any] = [None] * self.size
-        with self._sending("all-gather", name, pickled_size(value) * self.size):
-            dist.all_gather_object(box, value)
-        return box
+        mine, box = packed(value), list[Any]([None] * self.size)
+        with self._sending("all-gather", name, len(mine) * self.size):
+            dist.all_gather_object(box, mine)
+        return [unpacked(one) for one in box]
 
     def counts(self, number: int, name: str = "counts") -> list[int]:
         """The numbers of all ranks, in their order, on all ranks."""

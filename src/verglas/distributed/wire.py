@@ -1,4 +1,5 @@
-"""Values between two processes of a host through a socket: objects are pickled, arrays and tensors go beside them, as they are.
+"""Values between processes as bytes, and between two of a host through a socket: objects are pickled, arrays and tensors go
+beside them, as they are.
 
 Sending and receiving the arrays leaves Python's lock free, so a thread that does it does not hold up the one that computes.
 """
@@ -26,6 +27,18 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, Tensor):
             return torch.from_numpy, (value.detach().cpu().numpy(),)
         return NotImplemented
+
+
+def packed(value: object) -> bytes:
+    """A value in one piece. Tensors of the host as arrays: as they pickle themselves each takes a tenth of a ms, twice."""
+    stream = BytesIO()
+    _Pickler(stream, protocol=5).dump(value)
+    return stream.getvalue()
+
+
+def unpacked(stream: bytes) -> Any:
+    """The value that `packed` was given; tensors are on the host."""
+    return pickle.loads(stream)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Slabs:
         """z of a rank's planes, ascending; those at the very radius, in which sums count for nothing, if they are asked for."""
         low, high = self.ends[rank], min(self.ends[rank + 1], int(self.whole.radius) + at_radius)
         above = torch.arange(low, high)
-        return torch.cat([-above, above]).unique()
+        return torch.cat([-above.flip(0), above[1:] if low == 0 else above])
 
 
 def stays_in_planes(symmetry: str) -> bool:

@@ -6,6 +6,7 @@ All of it is additive: sums of batches, devices and nodes are sums.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -128,8 +129,9 @@ def updated_direction_prior(sums: Sums) -> Tensor:
     return sums.direction_D / sums.direction_D.sum()
 
 
+@lru_cache(maxsize=4)
 def half_plane_counts(box: int) -> Tensor:
-    """Coefficients of each shell round(r) of the half plane, x = 0, y < 0 left out; float64 [N/2 + 1]."""
+    """Coefficients of each shell round(r) of the half plane, x = 0, y < 0 left out; float64 [N/2 + 1], not to be changed."""
     y = torch.arange(-(box // 2) + 1, box // 2 + 1, dtype=torch.float64)[:, None]
     x = torch.arange(box // 2 + 1, dtype=torch.float64)[None]
     shell = (x * x + y * y).sqrt().add(0.5).floor().long()
