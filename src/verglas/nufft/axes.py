@@ -54,10 +54,10 @@ def modes_of(values: Tensor, factors: tuple[Tensor, ...], backward: bool) -> Ten
 
 def modes_of_planes(values: Tensor, factors: tuple[Tensor, ...], backward: bool) -> Tensor:
     """As `modes_of`, but along y and x alone: [B, Z, Ny, Nx]."""
-    batch, z, y, x = values.shape
-    _, ny, nx = (len(factor) for factor in factors)
+    (batch, z, y, x), (_, ny, nx) = values.shape, (len(factor) for factor in factors)
+    values, of_y, of_x = values.contiguous(), *factors[1:]
     cut = torch.empty(batch, z, ny, nx, dtype=torch.complex64, device=values.device)
-    _launch("to_modes", y, cut, values.contiguous(), factors[1], factors[2], batch, z, (y * x, x), (ny * nx, nx), (x, nx), backward)
+    _launch("to_modes", y, cut, values, of_y, of_x, batch, z, (y * x, x), (ny * nx, nx), (x, nx), backward)
     return cut
 
 
@@ -71,9 +71,9 @@ def cells_of(modes: Tensor, factors: tuple[Tensor, ...], sizes: tuple[int, ...],
 
 def cells_of_planes(cut: Tensor, factors: tuple[Tensor, ...], sizes: tuple[int, ...], backward: bool) -> Tensor:
     """The transpose of `modes_of_planes`: [B, Z, Ny, Nx] to [B, Z, Y, X], still to be transformed along x."""
-    (batch, z, ny, nx), (y, x) = cut.shape, sizes[1:]
+    (batch, z, ny, nx), (y, x), (of_y, of_x), cut = cut.shape, sizes[1:], factors[1:], cut.contiguous()
     cells = torch.empty(batch, z, y, x, dtype=torch.complex64, device=cut.device)
-    _launch("to_cells", y, cells, cut.contiguous(), factors[1], factors[2], batch, z, (ny * nx, nx), (y * x, x), (x, nx), backward)
+    _launch("to_cells", y, cells, cut, of_y, of_x, batch, z, (ny * nx, nx), (y * x, x), (x, nx), backward)
     return cells
 
 
