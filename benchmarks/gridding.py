@@ -5,7 +5,7 @@ Images are noise: times depend on none of it. The floor of exact gridding is wha
 by transforms, at the rate of a copy: in each of ten iterations two transforms of three passes and one product over half of the
 grid (the other half is its mirror image), and one quotient of all voxels.
 --strides: times of the weights alone with so many; --parts: of each kernel of one residue, with lines
-of the axes cut in several ways.
+of the axes cut in several ways; --profile: what the weights of each box take on the host and on the GPU.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def add(sums: Accumulator, images: int) -> None:
         sums.add(data_B2K[: len(some_B33)], weight_BK[: len(some_B33)], some_B33, coordinates_K3)
 
 
-def measure(box: int, images: int, device: str, rate: float) -> None:
-    """Print one line, and what exact gridding predicts for its memory."""
+def measure(box: int, images: int, device: str, rate: float, profile: bool) -> None:
+    """Print one line, and what exact gridding predicts for its memory. profile: and where the time of the weights goes."""
     forget_peak(device)
     sums = Accumulator(box, device=device)
     adding = seconds(lambda: add(sums, images), device, 1)
@@ -92,7 +92,7 @@ def measure(box: int, images: int, device: str, rate: float) -> None:
     plain = seconds(solved.map, device)
     peaks.append(peak(device))
     forget_peak(device)
-    gridding = time_weights(solved, device)
+    gridding = time_weights(solved, device, profile)
     forget_peak(device)
     exact = seconds(replace(solved, exact=True).map, device)
     peaks.append(peak(device))
@@ -110,10 +110,20 @@ def measure(box: int, images: int, device: str, rate: float) -> None:
     )  # fmt: skip
 
 
-def time_weights(solved: SolvedSums, device: str) -> float:
+def time_weights(solved: SolvedSums, device: str, profile: bool) -> float:
     """Seconds of the iterations alone, of weights that may be even already."""
     product_V, size = solved.weight_V.clone(memory_format=torch.contiguous_format), padded_size(solved.box, solved.padding)
-    return seconds(lambda: even_out(product_V, solved.rows, size, solved.padding), device)
+    work = partial(even_out, product_V, solved.rows, size, solved.padding)
+    took = seconds(work, device, 3)
+    if profile:
+        with torch.profiler.profile() as found:
+            work()
+            wait(device)
+        for order in ("self_cuda_time_total", "self_cpu_time_total"):
+            print(found.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=40), flush=True)
+        times = [1000 * seconds(partial(work, iterations=turns), device, 3) for turns in (0, 1, 2, 5, 10)]
+        print("  ms of 0, 1, 2, 5, 10 iterations:", " ".join(f"{one:.2f}" for one in times), flush=True)
+    return took
 
 
 def floor_bytes(rows: RowTable) -> float:
@@ -196,6 +206,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--strides", type=int, nargs="*", default=[])
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     rate = copy_rate(options.device)
     print(f"copies move {rate / 1e12:.2f} TB/s")
@@ -204,7 +215,7 @@ def main() -> None:
             if options.strides:
                 measure_strides(box, options.strides, options.device, options.parts)
             else:
-                measure(box, options.images, options.device, rate)
+                measure(box, options.images, options.device, rate, options.profile)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             print(f"{box} px: {str(error)[:300]}", flush=True)
         if options.device == "cuda":

@@ -90,6 +90,6 @@ def blob_transform(r: Tensor, padding: float) -> Tensor:
 def blob_factor(padding: float, like: Tensor, stretch: float = 1.0) -> RadialTable:
     """K(stretch r) as a function of r, 0 where stretch r > 1/2; in the precision of `like` and on its device."""
     step = 0.5 / (SAMPLES - 2)
-    table = blob_transform(torch.arange(SAMPLES, dtype=torch.float64) * step, padding).to(like)
+    table = blob_transform(torch.arange(SAMPLES, dtype=torch.float64, device=like.device) * step, padding).to(like)
     table[-2:] = 0
     return RadialTable(table, step / stretch)

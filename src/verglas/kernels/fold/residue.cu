@@ -30,6 +30,15 @@ typedef Lines<PLANES, LINES, false> Here;
 constexpr int KEPT_TURNS = (KEPT + Here::STEP - 1) / Here::STEP;
 ALWAYS int mirror_of(int m) { return MIRROR == 1 ? PLANES - 1 - m : m ? PLANES - m : 0; }
 
+ALWAYS float over(float value, float divisor, float least) {
+    const float bottom = fmaxf(fabsf(divisor), least);
+#ifdef __CUDA_ARCH__
+    return __fdividef(value, bottom);  // off by 2 units of the last place at most, for divisors below 2^126
+#else
+    return value / bottom;
+#endif
+}
+
 // Block = (columns, row y). place: of rows (y, z), their first voxel and how many; phase [2 half + 1] of the planes z (not read
 // where there is but one residue); turns: exp(-2 pi i j / SIZE). Twice the sum, where there is a mirror.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) fold_planes(
@@ -134,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) unfold_planes(
             float2 total = make_float2(
                 before[i].x + turned.x * found.x + turned.y * found.y, before[i].y + turned.x * found.y - turned.y * found.x);
             if (quotient)
-                total = make_float2(divided[i].x / fmaxf(fabsf(total.x), least), divided[i].y / fmaxf(fabsf(total.y), least));
+                total = make_float2(over(divided[i].x, total.x, least), over(divided[i].y, total.y, least));
             float *to = (quotient ? quotient : out) + target[i];
             to[0] = total.x;
             if (WIDTH == 2 && count[i] > 1) to[1] = total.y;
