@@ -35,6 +35,7 @@ from verglas.distributed.meeting import joined
 from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.io.mrc import read_map
+from verglas.maximization.gather import BatchResult
 from verglas.maximization.slabs import Slabs
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import coordinate_chunks, radius2
@@ -83,7 +84,8 @@ class Found:
 class Timed:
     """One iteration from a state, of several repetitions the middle one. seconds: whole, of the lead; all_seconds: of every
     repetition; took: by stage, of the lead; communication: as `Ranks.communication` tells it, None for a process alone;
-    least_bytes: the fewest that a rank could send for it; voxel_bytes: the fewest if maps travel as voxels inside the mask."""
+    least_bytes: the fewest that a rank could send for it; voxel_bytes: the fewest if maps travel as voxels inside the mask;
+    apart_bytes: the fewest where each rank has sums of its own half-sets alone."""
 
     number: int
     kind: str
@@ -93,6 +95,7 @@ class Timed:
     communication: dict[str, Any] | None
     least_bytes: float
     voxel_bytes: float
+    apart_bytes: float
     size_px: int
     significant: float
     all_seconds: list[float] = field(default_factory=list)
@@ -146,14 +149,24 @@ def shell_squares(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: flo
     return total_2S2.cpu()
 
 
-def least_bytes(rows: RowTable, padding: float, ranks: int, voxels: int) -> tuple[float, float]:
+def least_bytes(
+    rows: RowTable, padding: float, ranks: int, voxels: int, kept: int = 0, sets: float = 2.0
+) -> tuple[float, float, float]:
     """The fewest bytes that each rank must send in an iteration of two half-sets: its part of the sums within the radius to
-    whoever adds them up (float32), and the new reference that it solved to all others, as coefficients of the unpadded map
-    within the radius or as voxels inside the mask (so many), whichever is less; and as voxels, which it has. For ranks that
-    all have both half-sets: where these are apart, a rank has sums of one, and less than this can be sent."""
+    whoever adds them up (float32), the new references that it solved to all others, as coefficients of the unpadded map
+    within the radius or as voxels inside the mask (so many), whichever is less, and what it found of its particles; then with
+    maps as voxels, which they are sent as; and as the first, but with sums of so many half-sets alone that a rank has where these
+    are apart (`sets`, the mean). kept: bytes of what is kept of all particles. The first two are for ranks that all have both."""
     sums, coefficients = VOXEL_NUMBERS * half_ball(rows.radius), REFERENCE_NUMBERS * half_ball(rows.radius / padding)
-    each = 2 * NUMBER_BYTES * (ranks - 1) / ranks
-    return each * (sums + min(coefficients, voxels)), each * (sums + voxels)
+    each, fewest = NUMBER_BYTES * (ranks - 1) / ranks, 2 * min(coefficients, voxels)
+    found = kept * (ranks - 1) / ranks
+    return each * (2 * sums + fewest) + found, each * 2 * (sums + voxels) + found, each * (sets * sums + fewest) + found
+
+
+def bytes_of_poses(poses: Poses) -> int:
+    """Of what an iteration finds of all particles, in double precision."""
+    numbers = sum(getattr(poses, name)[:1].numel() for name in BatchResult.__dataclass_fields__)
+    return 8 * numbers * len(poses.half_B)
 
 
 def half_ball(radius: float) -> float:
@@ -207,7 +220,9 @@ def measured(session: driver.Session, state: State, number: int, options: argpar
     kind, count = kind_of(done)
     significant = float(done.state.poses.significant_B.double().mean())
     voxels = int((step.reference_mask(state, session.config, None, session.on.device) > 0).sum())
-    least = least_bytes(found[0].rows, found[0].padding, ranks.size, voxels)
+    kept, shares = bytes_of_poses(done.state.poses), session.data.shares
+    sets = 2.0 if shares is None or shares.half_B is None else float(shares.starts_of(shares.owner_B).mean())
+    least = least_bytes(found[0].rows, found[0].padding, ranks.size, voxels, kept, sets)
     timed = Timed(number, kind, count, seconds, done.seconds, done.communication, *least, done.state.current_size, significant)
     timed.all_seconds = [one for one, _ in times]
     timed.again = compared(found[1], found[0], ranks)

@@ -100,10 +100,13 @@ def shares(one: Pass) -> Figures:
     found[f"{title}, worst share of sending, not hidden"] = max(
         mean(it["communication"]["seconds_of_ranks"]) / it["seconds"] for it in its
     )
-    for least, text in (("least", "least"), ("voxel", "least, maps as voxels")):
+    for kind, text in (("least", "least"), ("voxel", "least, maps as voxels"), ("apart", "least, half-sets apart")):
         found[f"{title}, worst bytes of {text}"] = max(
-            max(it["communication"]["bytes_of_ranks"]) / it[f"{least}_bytes"] for it in its
+            max(it["communication"]["bytes_of_ranks"]) / it[f"{kind}_bytes"] for it in its
         )
+    sent = sum(it["count"] * mean(it["communication"]["bytes_of_ranks"]) for it in its)
+    least = sum(it["count"] * it["apart_bytes"] for it in its)
+    found[f"{title}, bytes of all iterations of least, half-sets apart"] = sent / least
     return found | {f"{title}, {name}": value for name, value in kernel_shares(its).items()}
 
 

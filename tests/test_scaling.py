@@ -26,7 +26,7 @@ def a_pass(ranks: int, particles: int, seconds: float, slowest: float = 0.0) -> 
             "waiting_seconds_of_ranks": [slowest] + [0.0] * (ranks - 1)}  # fmt: skip
     took = {"accuracy": 0.0, "expectation": seconds, "maximization": 0.0}
     one = {"kind": "global order 2", "size_px": 64, "significant": 5.0, "took": took, "least_bytes": 80.0, "kernels": {},
-           "voxel_bytes": 100.0, "stages": {}, "against_first": {}, "again": {}, "all_seconds": [],
+           "voxel_bytes": 100.0, "apart_bytes": 50.0, "stages": {}, "against_first": {}, "again": {}, "all_seconds": [],
            "communication": sent if ranks > 1 else None}  # fmt: skip
     found = {"data": 1e-6, "weight": 2e-6, "same poses": 0.9995}
     iterations = [
@@ -80,9 +80,12 @@ def test_the_least_is_what_the_sums_and_the_new_maps_take() -> None:
     inside = int((rows.coordinates_V3().square().sum(1) <= 64**2).sum())
     assert half_ball(64.0) == pytest.approx(inside, rel=0.02)
     small, whole = (least_bytes(packed_sphere(2.0 * radius), 2.0, 2, 50_000) for radius in (8, 32))
-    assert small == pytest.approx((4 * (3 * half_ball(16) + 2 * half_ball(8)), 4 * (3 * half_ball(16) + 50_000)))
-    assert whole == pytest.approx((4 * (3 * half_ball(64) + 50_000), 4 * (3 * half_ball(64) + 50_000)))
-    assert least_bytes(rows, 2.0, 1, 50_000) == (0, 0)
+    assert small[:2] == pytest.approx((4 * (3 * half_ball(16) + 2 * half_ball(8)), 4 * (3 * half_ball(16) + 50_000)))
+    assert whole == pytest.approx((4 * (3 * half_ball(64) + 50_000),) * 3)
+    assert least_bytes(rows, 2.0, 1, 50_000, 1000) == (0, 0, 0)
+    both, _, apart = least_bytes(rows, 2.0, 2, 50_000, 1000, 1.0)
+    assert both == pytest.approx(4 * (3 * half_ball(64) + 50_000) + 500)
+    assert both - apart == pytest.approx(2 * 3 * half_ball(64))  # sums of one half-set, half of them to the other rank
 
 
 def test_stages_leave_out_those_within_them_and_stand_beside_one_another() -> None:
