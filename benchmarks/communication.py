@@ -8,19 +8,18 @@ Prints one table per box: megabytes, milliseconds (median of 5, after one to war
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from verglas.cli.common import ranks_here
 from verglas.core.masks import soft_sphere
 from verglas.core.rows import packed_sphere
-from verglas.distributed.meeting import joined
-from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import Ways
 from verglas.maximization import halves as solving
@@ -29,17 +28,24 @@ from verglas.maximization.reference import flatten
 from verglas.projection.volume import FourierVolume
 
 REPEATS = 5
+T = TypeVar("T")
 
 
 def median_ms(work: Callable[[], object], device: torch.device) -> float:
     """Median of the milliseconds that `work` takes, each time begun by all ranks together."""
+    return median_ms_of(lambda _: work(), lambda: None, device)
+
+
+def median_ms_of(work: Callable[[T], object], made: Callable[[], T], device: torch.device) -> float:
+    """The same of work on something that it uses up, and that is made before each time."""
     took = []
     for _ in range(REPEATS + 1):
+        something = made()
         if dist.is_initialized():
             dist.all_reduce(torch.zeros(1))
         wait(device)
         started = time.perf_counter()
-        work()
+        work(something)
         wait(device)
         took.append(1000 * (time.perf_counter() - started))
     return statistics.median(took[1:])
@@ -115,14 +121,17 @@ def sharing(box: int, device: torch.device, ranks: Ranks) -> dict[str, float]:
 
 def stages(box: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of the stages of solving both half maps."""
-    first, second = made_up(box, device), made_up(box, device)
-    halves = solving.gathered_halves((first, second), "C1")
+
+    def pair() -> tuple[Accumulator, Accumulator]:
+        return made_up(box, device), made_up(box, device)
+
+    halves = solving.gathered_halves(pair(), "C1")
     one = halves[0]
     prior_S = torch.full((one.radius + 1,), 0.1, dtype=torch.float64, device=device)
     map_ZYX = one.map(prior_S)
     return {
-        "both half-sets": median_ms(lambda: solving.solve_halves((first, second), "C1", box // 8), device),
-        "Friedel partners": median_ms(lambda: solving.gathered_halves((first, second), "C1"), device),
+        "both half-sets": median_ms_of(lambda sums: solving.solve_halves(sums, "C1", box // 8), pair, device),
+        "Friedel partners": median_ms_of(lambda sums: solving.gathered_halves(sums, "C1"), pair, device),
         "join": median_ms(lambda: solving.join_low_shells(halves, box // 8), device),
         "FSC": median_ms(lambda: solving.fsc_of_sums(halves), device),
         "power of the noise": median_ms(one.shell_weight, device),
@@ -139,11 +148,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--boxes", type=int, nargs="+", default=[128, 256, 360])
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    chosen, place = options.parse_args(), place_of(os.environ)
-    device = torch.device("cuda", place.local if place else 0) if chosen.device == "cuda" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with joined(place, device) as ranks:
+    chosen = options.parse_args()
+    with ranks_here(chosen.device) as (ranks, device, _):
         for box in chosen.boxes:
             sums = made_up(box, device)
             found = {"sums, MB": sums.rows.count * 12 / 1e6}

@@ -12,16 +12,14 @@ the parts of all other ranks. Nothing of it is hidden behind the rest.
 from __future__ import annotations
 
 import argparse
-import os
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.communication import median_ms
 from benchmarks.gridding import copy_rate
+from verglas.cli.common import ranks_here
 from verglas.core.rows import packed_sphere
-from verglas.distributed.meeting import joined
-from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.distributed.ways import FORMS
 from verglas.maximization.slabs import Slabs
@@ -84,11 +82,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--boxes", type=int, nargs="+", default=[256, 512, 800])
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    chosen, place = options.parse_args(), place_of(os.environ)
-    device = torch.device("cuda", place.local if place else 0) if chosen.device == "cuda" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with joined(place, device) as ranks:
+    chosen = options.parse_args()
+    with ranks_here(chosen.device) as (ranks, device, _):
         rates = copy_rate(device.type), link_rate(ranks, device) if ranks.size > 1 else 0.0
         if ranks.is_lead:
             print(f"copy {rates[0] / 1e9:.0f} GB/s, exchange {rates[1] / 1e9:.0f} GB/s, sent by each", flush=True)

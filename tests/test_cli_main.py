@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -177,6 +178,18 @@ def test_cuda_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)  # a thread wakes the GPU meanwhile
     assert resolve_device("auto")[0].type == "cuda"
+
+
+@pytest.mark.parametrize("name", ["solve", "refine", "classify2d", "abinitio", "classify3d", "reconstruct", "ptycho reconstruct"])
+def test_torchrun_hands_over_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its parser ends at a word behind `-m verglas` that could be short for more than one of its own options."""
+    from torch.distributed.run import get_args_parser
+
+    own = {word for action in get_args_parser()._actions for word in action.option_strings}
+    assert cli.main([*name.split(), "--help"]) == 0
+    options = set(re.findall(r"^\W*(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert len(options) > 10
+    assert [one for one in options if sum(word.startswith(one) for word in own - {one}) > 1] == []
 
 
 def test_threads_reach_torch_and_numba() -> None:

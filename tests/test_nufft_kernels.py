@@ -35,6 +35,17 @@ def drawn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+def agree(here: Places, there: Places, batch: int, name: str, limit: float) -> None:
+    """Assert that this version does at `there` what the plain one does at `here`, the same points in float64."""
+    values, grid = drawn(batch, len(here), 2), drawn(batch, *here.shape, 2)
+    value_there, grid_there = (some.to(there.taps_DW, copy=True) for some in (values, grid))
+    found, wanted = interpolate(grid_there, there, name), interpolate(grid, here, "reference")
+    assert float((found.cpu() - wanted).abs().max()) < limit * float(wanted.abs().max())
+    spread(grid_there, there, value_there, name)
+    spread(grid, here, values, "reference")
+    assert float((grid_there.cpu() - grid).abs().max()) < limit * float(grid.abs().max())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_points_are_located_alike(shape: tuple[int, int, int]) -> None:
     taps = torch.from_numpy(window_for(1e-3, 2.0, 3).taps_DW)
@@ -48,13 +59,8 @@ def test_points_are_located_alike(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_versions_agree(shape: tuple[int, int, int]) -> None:
-    here, values, grid = places(shape, torch.float64, "cpu"), drawn(2, 150, 2), drawn(2, *shape, 2)
-    wanted, found = grid.clone(), grid.clone()
-    spread(wanted, here, values, "reference")
-    spread(found, here, values, "cpu")
-    assert float((found - wanted).abs().max()) < 1e-13 * float(wanted.abs().max())
-    found, wanted = interpolate(grid, here, "cpu"), interpolate(grid, here, "reference")
-    assert float((found - wanted).abs().max()) < 1e-13 * float(wanted.abs().max())
+    here = places(shape, torch.float64, "cpu")
+    agree(here, here, 2, "cpu", 1e-13)
 
 
 @pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1")
@@ -69,13 +75,7 @@ def test_tiles_agree(shape: tuple[int, int, int], crowd: int, accuracy: float) -
     there = located_triton(points(count, shape).to(device), shape, here.taps_DW.to(device, torch.float32), crowd, by_warps=False)
     assert (0 < there.crowded < count) if crowd == 40 else there.crowded == (count if crowd == 1 else 0)
     assert there.run_T2[:, 1].sum() == there.crowded and there.order_M.sort()[0].tolist() == list(range(count))
-    values, grid = drawn(2, count, 2), drawn(2, *shape, 2)
-    wanted, found = grid.clone(), grid.to(device, torch.float32, copy=True)
-    spread(wanted, here, values, "reference")
-    spread(found, there, values.to(device, torch.float32), "triton")
-    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
-    found, wanted = interpolate(grid.to(device, torch.float32), there, "triton"), interpolate(grid, here, "reference")
-    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
+    agree(here, there, 2, "triton", 3e-6)
 
 
 @pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="Triton needs a GPU or TRITON_INTERPRET=1")
@@ -92,13 +92,7 @@ def test_a_slab_of_tiles(shape: tuple[int, int, int], crowd: int) -> None:
     here = located(point_M3, shape, taps, "reference").within(8, 11)
     there = located_triton(point_M3.to(device), shape, taps.to(device, torch.float32), crowd, by_warps=False).within(8, 11)
     assert there.crowded == (len(there) if crowd == 1 else 0)
-    values, grid = drawn(1, len(here), 2), drawn(1, *here.shape, 2)
-    wanted, found = grid.clone(), grid.to(device, torch.float32, copy=True)
-    spread(wanted, here, values, "reference")
-    spread(found, there, values.to(device, torch.float32), "triton")
-    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
-    found, wanted = interpolate(grid.to(device, torch.float32), there, "triton"), interpolate(grid, here, "reference")
-    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
+    agree(here, there, 1, "triton", 3e-6)
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])

@@ -44,7 +44,8 @@ class Classify3d(KnownPoses, References):
     Example: verglas classify3d --particles particles.star --reference start.mrc --classes 4 --diameter 170 --out classes
     """
 
-    start: Annotated[Start, arg(metavar="settle|random")] = ClassifyConfig.start
+    # Not `--start`: torchrun would take that, also behind `-m verglas`, for one of its own options, cut short.
+    start: Annotated[Start, arg(name="begin", metavar="settle|random")] = ClassifyConfig.start
     """How several classes begin from one reference. settle: see above; a class of particles that fit nothing then takes all of
     those. random: divided at random in the second iteration, as RELION does."""
     focus_mask: Annotated[Path | None, arg(metavar="MAP", help_behavior_hint="(default: all of the particle)")] = None
