@@ -17,6 +17,7 @@
 
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
+struct int4 { int x, y, z, w; };
 struct Index { int x, y, z; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 using std::isfinite;

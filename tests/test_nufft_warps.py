@@ -22,10 +22,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("Triton needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
+from verglas.kernels.spread import triton as spread_triton  # noqa: E402
 from verglas.kernels.spread import warps  # noqa: E402
 from verglas.kernels.spread.tiles import Tiled, bin_for, located_triton  # noqa: E402
 
-ARGUMENTS = "pppppppiiiiiiii"
+ARGUMENTS = {"spread_warps": "ppppppp" + "iiiiiiii", "interpolate_warps": "pppppp" + "iiiiiiii"}
 
 
 @functools.lru_cache
@@ -34,10 +35,11 @@ def compiled(folder: Path, defines: tuple[str, ...], shared: int) -> ctypes.CDLL
     own = folder / str(abs(hash((defines, shared))))
     own.mkdir()
     header = Path(__file__).with_name("block_on_cpu.h")
-    start = f"#define ON_CPU\nalignas(16) static float2 shared_lines[{shared // 8}];\n"
+    start = f"#define ON_CPU\nalignas(16) static float2 shared_lines[{max(shared // 8, 1)}];\n"
     any_pointer = "struct Any { void *p; template <class T> operator T *() const { return (T *)p; } };\n"
+    hosts = "".join(host(name, kinds) for name, kinds in ARGUMENTS.items())
     (own / "host.cpp").write_text(
-        f'#include "{header}"\n{start}#include "{warps.SOURCE}"\n{any_pointer}{host("spread_warps", ARGUMENTS)}'
+        f'#include "{header}"\n{start}#include "{warps.SOURCE}"\n{any_pointer}{hosts}'
     )
     options = ["-std=c++20", "-O1", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", *(f"-D{define}" for define in defines)]
     subprocess.run(["g++", *options, "host.cpp", "-o", "host.so"], cwd=own, check=True, capture_output=True, text=True)
@@ -46,11 +48,11 @@ def compiled(folder: Path, defines: tuple[str, ...], shared: int) -> ctypes.CDLL
 
 def on_cpu(folder: Path, name: str, device: torch.device, defines: tuple[str, ...], shared: int) -> Callable[..., None]:
     """What stands in for `warps.kernel`."""
-    run = compiled(folder, defines, shared).run_spread_warps
+    run = getattr(compiled(folder, defines, shared), f"run_{name}")
 
     def launch(grid: tuple[int, int], threads: int, *arguments: torch.Tensor | int) -> None:
         values = [one.data_ptr() if isinstance(one, torch.Tensor) else one for one in arguments]
-        run(*grid, threads, *(TYPES[kind][1](value) for kind, value in zip(ARGUMENTS, values, strict=True)))
+        run(*grid, threads, *(TYPES[kind][1](value) for kind, value in zip(ARGUMENTS[name], values, strict=True)))
 
     return launch
 
@@ -59,11 +61,13 @@ def on_cpu(folder: Path, name: str, device: torch.device, defines: tuple[str, ..
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the kernel runs."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spread_triton, "READ_BY_WARPS", True)
         if not INTERPRETED:
             yield "cuda"
             return
         if shutil.which("g++") is None:
             pytest.skip("needs g++")
+        patch.setattr(warps, "THREADS", 32)
         patch.setattr(warps, "kernel", functools.partial(on_cpu, tmp_path_factory.mktemp("warps")))
         yield "cpu"
 
@@ -130,6 +134,8 @@ def test_a_slab(device: str) -> None:
     wanted, found = grid.clone(), grid.to(device, torch.float32, copy=True)
     spread(wanted, here, values, "reference")
     spread(found, there, values.to(device, torch.float32), "triton")
+    assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
+    found, wanted = interpolate(grid.to(device, torch.float32), there, "triton"), interpolate(grid, here, "reference")
     assert float((found.cpu() - wanted).abs().max()) < 3e-6 * float(wanted.abs().max())
 
 

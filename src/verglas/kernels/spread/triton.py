@@ -23,6 +23,7 @@ from verglas.kernels.spread.tiles import Tiled, bin_for, unpacked
 LANES, WARPS = 512, 4  # elements and warps of a program that goes point by point
 AT_ONCE, PARTS = 32, 2  # points of a matrix product, parts that its operands are rounded to
 WARPS_SMALL, WARPS_LARGE = 4, 8  # of a tile
+READ_BY_WARPS = False  # whether warps.cu interpolates, too
 COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
@@ -259,6 +260,11 @@ def interpolate_triton(grid_BZYX2: Tensor, places: Tiled) -> Tensor:
     """See `interpolate_reference`; float32."""
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
     given = _arguments(grid_BZYX2.contiguous(), out_BM2, places)
+    if places.by_warps and READ_BY_WARPS:
+        from verglas.kernels.spread.warps import interpolate_all
+
+        interpolate_all(grid_BZYX2.contiguous(), out_BM2, places)
+        return out_BM2
     _point_by_point(_interpolate_points, given, places, len(grid_BZYX2), 0)
     return out_BM2
 

@@ -1,6 +1,8 @@
-// Spreading by warps: each takes a run of points of one bin, adds them one after another to the cells of its tile in shared memory, all
+// Spreading and interpolating by warps. Spreading: each takes a run of points of one bin, adds them one after another to the cells of its tile in shared memory, all
 // taps of a point at once, and carries the tile to the grid by atomics. A block is one warp, so points need no atomics among them.
-// Compile with WIDTH, DEGREE (-1: weights come from a table), BIN_Z, BIN_Y, BIN_X. Tile: (BIN + WIDTH - 1) cells along each axis.
+// Interpolating: each takes 32 points as they are visited, one after another; its threads read the taps of some rows of a plane at once.
+// Compile with WIDTH, DEGREE (-1: weights come from a table), BIN_Z, BIN_Y, BIN_X, THREADS (of a block that interpolates).
+// Tile: (BIN + WIDTH - 1) cells along each axis.
 #ifndef ON_CPU
 extern __shared__ float2 shared_lines[];
 #endif
@@ -25,6 +27,30 @@ __device__ __forceinline__ void add_to(float2 *target, float2 value) {
     atomicAdd(&target->x, value.x);
     atomicAdd(&target->y, value.y);
 #endif
+}
+
+struct Words {  // of a point
+    int x, y, z;
+    __device__ Words(const int *packed, long long i, int points) : x(packed[i]), y(packed[points + i]), z(packed[2 * (long long)points + i]) {}
+};
+
+// The weights of point i, STRIDE apart: of all taps along x, then y, then z.
+__device__ __forceinline__ void weigh(float *weight, const Words &word, const float *coefficient, const void *taps, long long i) {
+    const float fx = fraction_of(word.x), fy = fraction_of(word.y), fz = fraction_of(word.z);
+    const unsigned short *const row = (const unsigned short *)taps + 3 * WIDTH * i;
+#pragma unroll
+    for (int t = 0; t < WIDTH; ++t) {
+        float wx = coefficient[DEGREE < 0 ? 0 : t], wy = wx, wz = wx;
+#pragma unroll
+        for (int d = 1; d <= DEGREE; ++d) {
+            const float c = coefficient[d * WIDTH + t];
+            wx = wx * fx + c, wy = wy * fy + c, wz = wz * fz + c;
+        }
+        if (DEGREE < 0) wx = row[t] * LEVEL, wy = row[WIDTH + t] * LEVEL, wz = row[2 * WIDTH + t] * LEVEL;
+        weight[t * STRIDE] = wx;
+        weight[(WIDTH + t) * STRIDE] = wy;
+        weight[(2 * WIDTH + t) * STRIDE] = wz;
+    }
 }
 
 // grid [B, Z, Y, X], values [B, points]; run [T, 2]: first point and how many; packed [3, points], bin, order: tiles.py. Grid: (T, B).
@@ -54,25 +80,11 @@ extern "C" __global__ void __launch_bounds__(32) spread_warps(
             for (int t = 0; t < 3 * WIDTH; ++t) weight[t * STRIDE + lane] = 0;
         } else {
             const long long i = (long long)first + done + lane;
-            const int word_x = packed[i], word_y = packed[points + i], word_z = packed[2 * (long long)points + i];
+            const Words word(packed, i, points);
             const float2 value = values[(long long)blockIdx.y * points + order[i]];
-            const int place = cell_of(word_z) * PLANE + cell_of(word_y) * PITCH + cell_of(word_x);
+            const int place = cell_of(word.z) * PLANE + cell_of(word.y) * PITCH + cell_of(word.x);
             given[lane] = {value.x, value.y, __int_as_float(place), 0};
-            const float fx = fraction_of(word_x), fy = fraction_of(word_y), fz = fraction_of(word_z);
-            const unsigned short *const row = (const unsigned short *)taps + 3 * WIDTH * i;
-#pragma unroll
-            for (int t = 0; t < WIDTH; ++t) {
-                float wx = coefficient[DEGREE < 0 ? 0 : t], wy = wx, wz = wx;
-#pragma unroll
-                for (int d = 1; d <= DEGREE; ++d) {
-                    const float c = coefficient[d * WIDTH + t];
-                    wx = wx * fx + c, wy = wy * fy + c, wz = wz * fz + c;
-                }
-                if (DEGREE < 0) wx = row[t] * LEVEL, wy = row[WIDTH + t] * LEVEL, wz = row[2 * WIDTH + t] * LEVEL;
-                weight[t * STRIDE + lane] = wx;
-                weight[(WIDTH + t) * STRIDE + lane] = wy;
-                weight[(2 * WIDTH + t) * STRIDE + lane] = wz;
-            }
+            weigh(weight + lane, word, coefficient, taps, i);
         }
         __syncwarp();
         float product[STEPS];
@@ -115,5 +127,87 @@ extern "C" __global__ void __launch_bounds__(32) spread_warps(
                 if (++row == height) row = 0, to -= (long long)height * size;
             }
         }
+    }
+}
+
+constexpr int FLAT = WIDTH * WIDTH, LAYERS = FLAT <= 16 ? 32 / FLAT : 1;  // taps of a plane, planes at once
+constexpr int ROUNDS = (FLAT * LAYERS + 31) / 32, DEEP = (WIDTH + LAYERS - 1) / LAYERS;
+constexpr int TOGETHER = 4;  // points whose sums over threads are taken at once
+
+// values [B, points] = sums of the grid [B, Z, Y, X] around points. Grid: (blocks of THREADS points, B).
+extern "C" __global__ void __launch_bounds__(THREADS) interpolate_warps(
+    const float2 *grid, float *values, const int *packed, const int *bin, const int *order, const void *taps, int points, int planes,
+    int height, int size, int bins_y, int bins_x, int low_z, int low_y) {
+    constexpr int WARPS = THREADS / 32;
+    __shared__ float weights[WARPS][3 * WIDTH * STRIDE], coefficient[(DEGREE + 1) * WIDTH + 1];
+    __shared__ int4 givens[WARPS][32];  // first cell of each point, and where its value goes
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float *const weight = weights[warp];
+    int4 *const given = givens[warp];
+    const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
+    for (int k = threadIdx.x; k < (DEGREE + 1) * WIDTH; k += THREADS) coefficient[k] = ((const float *)taps)[k];
+    __syncthreads();
+    if (i < points) {
+        const Words word(packed, i, points);
+        const int one = bin[i], row = one / bins_x;
+        given[lane] = {one % bins_x * BIN_X + cell_of(word.x), row % bins_y * BIN_Y - low_y + cell_of(word.y),
+                       row / bins_y * BIN_Z - low_z + cell_of(word.z), order[i]};
+        weigh(weight + lane, word, coefficient, taps, i);
+    } else {
+        given[lane] = {0, 0, 0, -1};
+#pragma unroll
+        for (int t = 0; t < 3 * WIDTH; ++t) weight[t * STRIDE + lane] = 0;
+    }
+    __syncwarp();
+    grid += (long long)blockIdx.y * planes * height * size;
+    int dx[ROUNDS], dy[ROUNDS];  // of this thread's taps
+    bool has[ROUNDS];
+#pragma unroll
+    for (int s = 0; s < ROUNDS; ++s) {
+        const int tap = (lane + 32 * s) % FLAT;
+        dx[s] = tap % WIDTH, dy[s] = tap / WIDTH, has[s] = lane + 32 * s < FLAT * LAYERS;
+    }
+    const int layer = LAYERS > 1 ? lane / FLAT : 0;
+#pragma unroll 1
+    for (int group = 0; group < 32; group += TOGETHER) {
+        float sum[2 * TOGETHER];
+#pragma unroll
+        for (int p = 0; p < TOGETHER; ++p) {
+            const int4 at = given[group + p];
+            float2 total = make_float2(0, 0);
+#pragma unroll
+            for (int s = 0; s < ROUNDS; ++s) {
+                int x = at.x + dx[s], y = at.y + dy[s];
+                x = x >= size ? x - size : x, y = y >= height ? y - height : y;
+                const float2 *const from = grid + (long long)y * size + x;
+                float2 part = make_float2(0, 0);
+#pragma unroll
+                for (int k = 0; k < DEEP; ++k) {
+                    const int dz = k * LAYERS + layer;
+                    const bool there = has[s] && (WIDTH % LAYERS == 0 || dz < WIDTH);
+                    int z = at.z + dz;
+                    z = z >= planes ? z - planes : z;
+                    const float wz = there ? weight[(2 * WIDTH + dz) * STRIDE + group + p] : 0;
+                    const float2 cell = there ? from[(long long)z * height * size] : make_float2(0, 0);
+                    part.x += wz * cell.x, part.y += wz * cell.y;
+                }
+                const float w = weight[dx[s] * STRIDE + group + p] * weight[(WIDTH + dy[s]) * STRIDE + group + p];
+                total.x += w * part.x, total.y += w * part.y;
+            }
+            sum[2 * p] = total.x, sum[2 * p + 1] = total.y;
+        }
+        // Halves of the warp take halves of the sums, until four threads have one each.
+#pragma unroll
+        for (int half = 16, many = TOGETHER; many >= 1; half /= 2, many /= 2)
+#pragma unroll
+            for (int v = 0; v < many; ++v) {
+                const bool high = lane & half;
+                const float other = __shfl_xor_sync(0xffffffffu, high ? sum[v] : sum[v + many], half);
+                sum[v] = (high ? sum[v + many] : sum[v]) + other;
+            }
+        sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 2);
+        sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 1);
+        const int which = lane / 4, to = given[group + which / 2].w;
+        if (lane % 4 == 0 && to >= 0) values[2 * ((long long)blockIdx.y * points + to) + which % 2] = sum[0];
     }
 }

@@ -1,4 +1,4 @@
-"""Spreading from crowded bins by warps: launches of warps.cu, float32."""
+"""Spreading from crowded bins, and interpolation, by warps: launches of warps.cu, float32."""
 
 from __future__ import annotations
 
@@ -11,19 +11,40 @@ from verglas.kernels.nvrtc import Kernel, load
 from verglas.kernels.spread.tiles import Tiled, bin_for
 
 SOURCE = Path(__file__).with_name("warps.cu")
-WARP = 32
+WARP, THREADS = 32, 128  # of a block that spreads, and that interpolates
 
 
 def spread_crowded(grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled) -> None:
     """Add the values of crowded bins' points into the grid [B, Z, Y, X, 2], in place; all contiguous."""
-    width, (bin_z, bin_y, bin_x) = places.width, bin_for(places.width, places.tile)
-    defines = (f"WIDTH={width}", f"DEGREE={places.degree}", f"BIN_Z={bin_z}", f"BIN_Y={bin_y}", f"BIN_X={bin_x}")
-    weights = places.taps_DW if places.table_M3W is None else places.table_M3W
+    points = (places.packed_3M, places.bin_M, places.order_M, _weights(places), places.run_T2)
     with torch.cuda.device_of(grid_BZYX2):
-        kernel("spread_warps", grid_BZYX2.device, defines, tile_bytes(width, places.tile))(
-            (len(places.run_T2), len(grid_BZYX2)), WARP, grid_BZYX2, values_BM2, places.packed_3M, places.bin_M, places.order_M,
-            weights, places.run_T2, len(places), *grid_BZYX2.shape[1:4], *places.bins[1:], *places.low,
-        )  # fmt: skip
+        kernel("spread_warps", grid_BZYX2.device, _defines(places), tile_bytes(places.width, places.tile))(
+            (len(places.run_T2), len(grid_BZYX2)), WARP, grid_BZYX2, values_BM2, *points, *_sizes(grid_BZYX2, places)
+        )
+
+
+def interpolate_all(grid_BZYX2: Tensor, out_BM2: Tensor, places: Tiled) -> None:
+    """Values [B, M, 2] of all points; all contiguous."""
+    points = (places.packed_3M, places.bin_M, places.order_M, _weights(places))
+    if out_BM2.numel():
+        with torch.cuda.device_of(grid_BZYX2):
+            kernel("interpolate_warps", grid_BZYX2.device, _defines(places), 0)(
+                (-(-len(places) // THREADS), len(grid_BZYX2)), THREADS, grid_BZYX2, out_BM2, *points, *_sizes(grid_BZYX2, places)
+            )
+
+
+def _weights(places: Tiled) -> Tensor:
+    """The window's polynomials, or weights of all points."""
+    return places.taps_DW if places.table_M3W is None else places.table_M3W
+
+
+def _sizes(grid_BZYX2: Tensor, places: Tiled) -> tuple[int, ...]:
+    return len(places), *grid_BZYX2.shape[1:4], *places.bins[1:], *places.low
+
+
+def _defines(places: Tiled) -> tuple[str, ...]:
+    z, y, x = bin_for(places.width, places.tile)
+    return f"WIDTH={places.width}", f"DEGREE={places.degree}", f"BIN_Z={z}", f"BIN_Y={y}", f"BIN_X={x}", f"THREADS={THREADS}"
 
 
 def tile_bytes(width: int, tile: tuple[int, int, int]) -> int:
