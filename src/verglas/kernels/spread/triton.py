@@ -260,7 +260,7 @@ def interpolate_triton(grid_BZYX2: Tensor, places: Tiled) -> Tensor:
     """See `interpolate_reference`; float32."""
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
     given = _arguments(grid_BZYX2.contiguous(), out_BM2, places)
-    if places.by_warps and READ_BY_WARPS:
+    if places.by_warps and READ_BY_WARPS and grid_BZYX2[0].numel() < 2**33:
         from verglas.kernels.spread.warps import interpolate_all
 
         interpolate_all(grid_BZYX2.contiguous(), out_BM2, places)

@@ -132,9 +132,10 @@ extern "C" __global__ void __launch_bounds__(32) spread_warps(
 
 constexpr int FLAT = WIDTH * WIDTH, LAYERS = FLAT <= 16 ? 32 / FLAT : 1;  // taps of a plane, planes at once
 constexpr int ROUNDS = (FLAT * LAYERS + 31) / 32, DEEP = (WIDTH + LAYERS - 1) / LAYERS;
+static_assert(WIDTH % LAYERS == 0, "windows of 3 cells and more");
 constexpr int TOGETHER = 4;  // points whose sums over threads are taken at once
 
-// values [B, points] = sums of the grid [B, Z, Y, X] around points. Grid: (blocks of THREADS points, B).
+// values [B, points] = sums of the grid [B, Z, Y, X], of less than 2^32 cells, around points. Grid: (blocks of THREADS points, B).
 extern "C" __global__ void __launch_bounds__(THREADS) interpolate_warps(
     const float2 *grid, float *values, const int *packed, const int *bin, const int *order, const void *taps, int points, int planes,
     int height, int size, int bins_y, int bins_x, int low_z, int low_y) {
@@ -159,39 +160,38 @@ extern "C" __global__ void __launch_bounds__(THREADS) interpolate_warps(
         for (int t = 0; t < 3 * WIDTH; ++t) weight[t * STRIDE + lane] = 0;
     }
     __syncwarp();
-    grid += (long long)blockIdx.y * planes * height * size;
-    int dx[ROUNDS], dy[ROUNDS];  // of this thread's taps
-    bool has[ROUNDS];
+    const unsigned plane = (unsigned)height * size, all = plane * planes;
+    grid += (long long)blockIdx.y * all;
+    int dx[ROUNDS], dy[ROUNDS];  // of this thread's taps; threads without any read what another one reads
+    float has[ROUNDS];
 #pragma unroll
     for (int s = 0; s < ROUNDS; ++s) {
-        const int tap = (lane + 32 * s) % FLAT;
+        const int tap = min(lane + 32 * s, FLAT * LAYERS - 1) % FLAT;
         dx[s] = tap % WIDTH, dy[s] = tap / WIDTH, has[s] = lane + 32 * s < FLAT * LAYERS;
     }
-    const int layer = LAYERS > 1 ? lane / FLAT : 0;
+    const int layer = min(lane / FLAT, LAYERS - 1);
 #pragma unroll 1
     for (int group = 0; group < 32; group += TOGETHER) {
         float sum[2 * TOGETHER];
 #pragma unroll
         for (int p = 0; p < TOGETHER; ++p) {
             const int4 at = given[group + p];
+            const int before = planes - at.z - layer;  // planes until the grid begins anew
             float2 total = make_float2(0, 0);
 #pragma unroll
             for (int s = 0; s < ROUNDS; ++s) {
                 int x = at.x + dx[s], y = at.y + dy[s];
                 x = x >= size ? x - size : x, y = y >= height ? y - height : y;
-                const float2 *const from = grid + (long long)y * size + x;
-                float2 part = make_float2(0, 0);
+                const unsigned from = (unsigned)(at.z + layer) * plane + (unsigned)(y * size + x);
+                float2 cell[DEEP], part = make_float2(0, 0);
+#pragma unroll
+                for (int k = 0; k < DEEP; ++k) cell[k] = grid[from + k * LAYERS * plane - (k * LAYERS >= before ? all : 0)];
 #pragma unroll
                 for (int k = 0; k < DEEP; ++k) {
-                    const int dz = k * LAYERS + layer;
-                    const bool there = has[s] && (WIDTH % LAYERS == 0 || dz < WIDTH);
-                    int z = at.z + dz;
-                    z = z >= planes ? z - planes : z;
-                    const float wz = there ? weight[(2 * WIDTH + dz) * STRIDE + group + p] : 0;
-                    const float2 cell = there ? from[(long long)z * height * size] : make_float2(0, 0);
-                    part.x += wz * cell.x, part.y += wz * cell.y;
+                    const float wz = weight[(2 * WIDTH + k * LAYERS + layer) * STRIDE + group + p];
+                    part.x += wz * cell[k].x, part.y += wz * cell[k].y;
                 }
-                const float w = weight[dx[s] * STRIDE + group + p] * weight[(WIDTH + dy[s]) * STRIDE + group + p];
+                const float w = has[s] * weight[dx[s] * STRIDE + group + p] * weight[(WIDTH + dy[s]) * STRIDE + group + p];
                 total.x += w * part.x, total.y += w * part.y;
             }
             sum[2 * p] = total.x, sum[2 * p + 1] = total.y;
