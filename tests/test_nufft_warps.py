@@ -24,7 +24,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 from verglas.kernels.spread import triton as spread_triton  # noqa: E402
 from verglas.kernels.spread import warps  # noqa: E402
-from verglas.kernels.spread.tiles import Tiled, bin_for, located_triton  # noqa: E402
+from verglas.kernels.spread.tiles import BY_WARPS, Tiled, bin_for, located_triton, tile_for  # noqa: E402
 
 ARGUMENTS = {"spread_warps": "ppppppp" + "iiiiiiii", "interpolate_warps": "pppppp" + "iiiiiiii"}
 
@@ -158,7 +158,8 @@ def test_units_are_those_of_cells(device: str) -> None:
         assert torch.equal(found.T.int(), here.cell_M3[order][:, :axes])
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-def test_memory_of_a_tile_is_enough() -> None:
-    for width in range(3, 10):
-        assert warps.tile_bytes(width, (16, 16, 16 + width)) <= 64 * 1024
+def test_tiles_fit_into_memory() -> None:
+    """Several at a time on a processor; every cell that a point of a bin touches is in its tile, and bins have 5 bits."""
+    for width in BY_WARPS:
+        tile = tile_for(width, 99, True)
+        assert warps.tile_bytes(width, tile) <= 56 * 1024 and min(bin_for(width, tile)) > 1 and max(bin_for(width, tile)) <= 31
