@@ -101,8 +101,8 @@ class FineGrid:
         return torch.from_numpy(self.window.taps_DW).to(self.device, self.dtype).contiguous()
 
     def modes(self, grid_BZYX2: Tensor, sign: int) -> Tensor:
-        """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each (axes.py:
-        on a GPU after those that are slower)."""
+        """Modes [B, *shape] of what was spread: transforms axis by axis, the fastest first, keeping the modes after each
+        (axes.py: after all but the fastest)."""
         values = torch.view_as_complex(grid_BZYX2)
         if self.by_axes:
             return axes.modes_of(_dft(values, 3, sign), self._factors, sign > 0)
