@@ -17,11 +17,10 @@ from verglas.maximization import shells
 from verglas.projection import axes
 
 KERNELS = {  # arguments of each: p pointer, i int, f float
-    "to_y": "ppppppppppp" + "iiii" + "f" + "iiiiii", "to_z": "ppppp" + "iiiii", "to_x": "ppp" + "iiii" + "f",
-    "from_x": "pppp" + "iiiiiiii" + "f", "from_z": "ppppp" + "iiiii", "from_y": "ppppppp" + "iiiii",
-    "sum_outside": "ppp" + "iiii", "finish": "ppp" + "iii",
+    "to_y": "ppppppppiiiifiiiii", "to_z": "ppppiii", "to_x": "pppiiif",
+    "from_x": "ppppiiiiiiif", "from_z": "ppppiii", "from_y": "ppppppiiii", "sum_outside": "pppiii", "finish": "pppiii",
 }  # fmt: skip
-OF_SHELLS = {"shell_sums": "ppppp" + "iii" + "ff" + "iii", "fsc_sums": "pppppppppp" + "iiiiiiiiii"}
+OF_SHELLS = {"shell_sums": "pppppp" + "iiiiii", "fsc_sums": "pppppppppp" + "iiiiiiiiii"}
 ROOM = {axes: "alignas(16) static float2 shared_lines", shells: "static double shared_sums"}
 
 
@@ -33,7 +32,9 @@ def compiled(source: ModuleType, folder: Path, defines: tuple[str, ...], shared:
     header = Path(__file__).with_name("block_on_cpu.h")
     numbers = f"#define ON_CPU\n{ROOM[source]}[{shared // 8}];\n"
     any_pointer = "struct Any { void *p; template <class T> operator T *() const { return (T *)p; } };\n"
-    hosts = "".join(host(name, kinds) for name, kinds in (KERNELS if source is axes else OF_SHELLS).items())
+    filling = any(define.startswith("KIND=") for define in defines)
+    there = OF_SHELLS if source is shells else {name: kinds for name, kinds in KERNELS.items() if (name == "to_y") == filling}
+    hosts = "".join(host(name, kinds) for name, kinds in there.items())
     (own / "host.cpp").write_text(f'#include "{header}"\n{numbers}#include "{source.SOURCE}"\n{any_pointer}{hosts}')
     options = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
     options += [f"-D{define}" for define in defines]

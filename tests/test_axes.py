@@ -21,7 +21,7 @@ from verglas.maximization.transforms import MapPart, SharedTransform
 from verglas.projection import axes as kernels
 from verglas.projection.pruned import PaddedGrid, map_of, voxels_of
 
-CASES = {  # box, padded size, radius: lengths along y and z of 8 x 4, 8 x 5, 4 x 11, 2 x 13, 4 x 7, 2 x 3 x 5 (15 along x), 3^3
+CASES = {  # box, padded size, radius: lengths along y and z with factors 2, 5, 11, 13, 7, 3, 15 along x
     "32": (16, 32, 16), "40": (20, 40, 13), "44": (22, 44, 22), "26": (13, 26, 12), "28": (14, 28, 14), "30": (20, 30, 15),
     "54": (27, 54, 20),
 }  # fmt: skip
@@ -34,6 +34,15 @@ def test_lengths_that_kernels_take() -> None:
     for box, size, dtype in ((800, 1600, torch.float64), (134, 268, torch.float32), (64, 128, torch.float32)):
         assert not kernels.serves(box, size, gpu, dtype)  # 268 = 4 x 67
     assert not kernels.serves(800, 1600, torch.device("cpu"), torch.float32)
+
+
+def test_passes() -> None:
+    wanted = {1600: (40, 40), 800: (20, 40), 1024: (32, 32), 512: (16, 32), 2048: (8, 16, 16), 400: (20, 20), 300: (10, 30)}
+    for length, radices in wanted.items():
+        assert kernels.passes(length, 40) == radices
+    for length in (26, 54, 130, 2028, 4394, 7000):
+        radices = kernels.passes(length, 40)
+        assert math.prod(radices) == length and radices[0] % 2 == 0
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +85,13 @@ def near(found: torch.Tensor, wanted: torch.Tensor, limit: float = LIMIT) -> Non
     assert float((found.double() - wanted.double()).abs().max()) <= limit * float(wanted.abs().max())
 
 
-@pytest.mark.parametrize("case", CASES)
+RADICES = [(case, 40) for case in CASES] + [(case, 13) for case in CASES] + [(case, 5) for case in ("32", "40", "30", "54")]
+
+
+@pytest.mark.parametrize(("case", "largest"), RADICES)
 @pytest.mark.usefixtures("small_runs")
-def test_maps_of_voxels_and_voxels_of_maps(case: str, device: str) -> None:
+def test_maps_of_voxels_and_voxels_of_maps(case: str, largest: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LARGEST_RADIX", largest)
     box, size, _ = CASES[case]
     rows, sums_V4, map_ZYX = made_up(case, device, wide=case == "40")
     grid, wanted = PaddedGrid.of(rows, box, size), range(3, box - 2)

@@ -11,13 +11,28 @@ typedef int Position;
 extern __shared__ double shared_sums[];
 #endif
 constexpr unsigned ALL = 0xffffffffu;
-constexpr int AT_ONCE = 4;  // loads of a thread that are under way together
+constexpr int AT_ONCE = 8;  // loads of a thread that are under way together
 
 __device__ __forceinline__ int root_of(int square) {  // the largest whole number that is not beyond its root
     int root = (int)sqrtf((float)square);
     while (root * root > square) --root;
     while ((root + 1) * (root + 1) <= square) ++root;
     return root;
+}
+
+#ifdef ON_CPU
+inline float root_near(float a) { return std::sqrt(a); }
+#else
+__device__ __forceinline__ float root_near(float a) {
+    float b;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(b) : "f"(a));
+    return b;
+}
+#endif
+__device__ __forceinline__ int reaching(int square) {  // the smallest number whose square is not less
+    if (square <= 0) return 0;
+    const int root = (int)root_near((float)square);
+    return root + (root * root < square);
 }
 
 // Sums of a row from its begin to each place: a shell's share is the difference of two, and a row has each shell once.
@@ -42,60 +57,57 @@ __device__ __forceinline__ void hand_over(double *sums, const double *own, int c
     for (int i = threadIdx.x; i < count; i += 32) sums[(long long)blockIdx.x * count + i] = own[i];
 }
 
-// sums[block, 3, shells]: of the value, of voxels, of voxels whose weight is the prior's or more, of shells r / padding + rounding
-// within the radius. value: the weight, or weight / (weight + prior) if `gains`. prior: [shells], or none. room: of a row, times 32.
+// sums[block, 3, shells]: of the value, of voxels, of voxels whose weight is the prior's or more, within the radius. value: the weight,
+// or weight / (weight + prior) if `gains`. prior: [shells], or none. from2: [shells + 1], squared distance from which on a voxel is of a
+// shell, the last one beyond all. room: of a row. A row is read whole; then each thread adds up those of its voxels that are of a shell.
 extern "C" __global__ void __launch_bounds__(32) shell_sums(
-    double *sums, const float *weight, const Position *start, const int *length, const float *prior, int weight_step, int half,
-    int limit2, float padding, float rounding, int shells, int gains, int room) {
-    double *own = shared_sums, *value = own + 3 * shells, *covered = value + room + 1;
+    double *sums, const float *weight, const Position *start, const int *length, const float *prior, const int *from2, int weight_step,
+    int half, int limit2, int shells, int gains, int room) {
+    double *const total = shared_sums;
+    int *const voxels = reinterpret_cast<int *>(total + shells), *const covered = voxels + shells;
+    float *const seen = reinterpret_cast<float *>(covered + shells);
     const int lane = threadIdx.x, edge = 2 * half + 1;
-    for (int i = lane; i < 3 * shells; i += 32) own[i] = 0;
+    for (int i = lane; i < shells; i += 32) total[i] = 0, voxels[i] = 0, covered[i] = 0;
     for (int row = blockIdx.x; row < edge * edge; row += gridDim.x) {
         const int z = row / edge - half, y = row % edge - half, flat2 = z * z + y * y;
         if (flat2 > limit2 || length[row] == 0) continue;
         const int count = min(length[row], root_of(limit2 - flat2) + 1);
-        const float *here = weight + (long long)start[row] * weight_step;
-        const auto shell = [&](int x) { return min((int)(sqrtf((float)(flat2 + x * x)) / padding + rounding), shells - 1); };
-        Running of_value(value), of_covered(covered);
+        const float *const here = weight + (long long)start[row] * weight_step;
+        __syncwarp();  // the row before this one is added up
         for (int begin = 0; begin < count; begin += 32 * AT_ONCE) {
-            float seen[AT_ONCE];
+            float some[AT_ONCE];
 #pragma unroll
             for (int j = 0; j < AT_ONCE; ++j) {
-                const int x = begin + 32 * j + lane;
-                seen[j] = x < count ? here[(long long)x * weight_step] : 0.0f;
+                const int x = min(begin + 32 * j + lane, count - 1);
+                some[j] = here[(long long)x * weight_step];
             }
 #pragma unroll
-            for (int j = 0; j < AT_ONCE; ++j) {
-                const int x = begin + 32 * j + lane;
-                if (begin + 32 * j >= count) break;
-                float over = 0, added = seen[j];
-                if (prior && x < count) {
-                    const float least = prior[shell(x)];
-                    over = seen[j] >= least;
-                    if (gains) added = seen[j] / fmaxf(seen[j] + least, 1e-30f);
-                }
-                of_value.add(x, added);
-                if (prior) of_covered.add(x, over);
+            for (int j = 0; j < AT_ONCE; ++j) seen[min(begin + 32 * j + lane, room - 1)] = some[j];
+        }
+        __syncwarp();
+        int low = 0, high = shells;  // the shell of x = 0: the last one that begins no later
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            if (from2[middle] <= flat2) low = middle;
+            else high = middle;
+        }
+        for (int s = low + lane; s < shells; s += 32) {
+            const int from = reaching(from2[s] - flat2), to = min(reaching(from2[s + 1] - flat2), count);
+            if (from >= count) break;
+            const float least = prior ? prior[s] : 0.0f;
+            float sum = 0;
+            int over = 0;
+            for (int x = from; x < to; ++x) {
+                const float value = seen[x];
+                sum += gains ? value / fmaxf(value + least, 1e-30f) : value;
+                over += value >= least;
             }
+            total[s] += sum, voxels[s] += max(to - from, 0), covered[s] += over;
         }
-        __syncwarp();
-        const int last = shell(count - 1);
-        const auto first_of = [&](int s) {
-            const float from = (s - rounding) * padding, left2 = from * from - flat2;
-            int x = left2 > 0 ? min((int)sqrtf(left2), count) : 0;
-            while (x > 0 && shell(x - 1) >= s) --x;
-            while (x < count && shell(x) < s) ++x;
-            return x;
-        };
-        for (int s = shell(0) + lane; s <= last; s += 32) {
-            const int from = first_of(s), to = s == last ? count : first_of(s + 1);
-            own[s] += value[to] - value[from];
-            own[shells + s] += to - from;
-            if (prior) own[2 * shells + s] += covered[to] - covered[from];
-        }
-        __syncwarp();
     }
-    hand_over(sums, own, 3 * shells);
+    __syncwarp();
+    double *const out = sums + (long long)blockIdx.x * 3 * shells;
+    for (int i = lane; i < shells; i += 32) out[i] = total[i], out[shells + i] = voxels[i], out[2 * shells + i] = covered[i];
 }
 
 struct Volume {  // sums of a half-set

@@ -1,12 +1,14 @@
 """Sums over the shells of packed volumes on a GPU, in one walk through them: launches of shells.cu.
 
-A row of voxels goes through each shell once, so a warp adds a row up from its begin to each place, and takes of each shell the
-difference of two of these sums: nothing is added up by atomics, and the result does not depend on the order. In double
-precision: powers of neighbouring shells may be far apart.
+A row of voxels goes through each shell once. For sums of weights a warp reads a row, and each of its threads adds up the voxels
+of some shells. For correlations it adds a row up from its begin to each place, in double precision (powers of neighbouring shells
+may be far apart), and takes of each shell the difference of two of these sums. Nothing is added up by atomics, and the result
+does not depend on the order.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from verglas.core.rows import RowTable
 from verglas.kernels.nvrtc import Kernel, load
-from verglas.projection.axes import on
+from verglas.projection.axes import PROCESSOR_BYTES, on
 from verglas.projection.pruned import largest_below
 
 SOURCE = Path(__file__).with_name("shells.cu")
@@ -34,13 +36,15 @@ def shell_sums_cuda(
 
     Per shell floor(r / padding + rounding), float64 [shells]; voxels within the table's radius only.
     """
-    limit2 = largest_below(rows.radius)
-    room = _room(rows.half + 2)
-    sums_B3S = torch.empty(BLOCKS, 3, shells, dtype=torch.float64, device=weight_V.device)
+    limit2, room, device = largest_below(rows.radius), rows.half + 2, weight_V.device
+    shared = 16 * shells + 8 * -(-room // 2)
+    blocks = _blocks(device, shared)
+    sums_B3S = torch.empty(blocks, 3, shells, dtype=torch.float64, device=device)
     prior = None if prior_S is None else prior_S.to(weight_V).contiguous()
+    from2_S = _begins(limit2, float(padding), float(rounding), shells, device)
     _launch(
-        "shell_sums", rows, 8 * (3 * shells + 2 * (room + 1)), sums_B3S, weight_V, rows.start_ZY, rows.length_ZY.contiguous(),
-        prior, weight_V.stride(0), rows.half, limit2, float(padding), float(rounding), shells, int(gains), room,
+        "shell_sums", rows, blocks, shared, sums_B3S, weight_V, rows.start_ZY, rows.length_ZY.contiguous(), prior, from2_S,
+        weight_V.stride(0), rows.half, limit2, shells, int(gains), room,
     )  # fmt: skip
     total, count, covered = sums_B3S.sum(0)
     return total, count, count.clone() if prior is None else covered
@@ -58,24 +62,37 @@ def fsc_sums_cuda(
     small = int(nearest_E[-1])
     axis_I = torch.arange(-small, small + 1, device=nearest_E.device)
     begin_I, end_I = (torch.searchsorted(nearest_E, axis_I + after).int() - rows.half for after in (0, 1))
-    room = _room(small + 1)
+    room = -(-(small + 1) // 32) * 32
     sums_B3S = torch.empty(BLOCKS, 3, shells, dtype=torch.float64, device=plane_U.device)
     steps = [values.stride(0) for pair in (first, second) for values in pair]
     _launch(
-        "fsc_sums", rows, 8 * (3 * shells + 3 * (room + 1)), sums_B3S, *first, *second, rows.start_ZY,
+        "fsc_sums", rows, BLOCKS, 8 * (3 * shells + 3 * (room + 1)), sums_B3S, *first, *second, rows.start_ZY,
         rows.length_ZY.contiguous(), plane_U.int(), begin_I, end_I, *steps, rows.half, len(plane_U), small, shells, room,
         second_from,
     )  # fmt: skip
     return sums_B3S.sum(0)
 
 
-def _room(count: int) -> int:
-    return -(-count // 32) * 32
+@lru_cache(maxsize=16)
+def _begins(limit2: int, padding: float, rounding: float, shells: int, device: torch.device) -> Tensor:
+    """The squared distance from which on a voxel is of a shell min(floor(r / padding + rounding), shells - 1), int32
+    [shells + 1]; the last one is beyond all. In single precision, as elsewhere."""
+    r_L = torch.arange(limit2 + 1, dtype=torch.float32).sqrt_()
+    shell_L = (r_L / padding + rounding).int().clamp_max_(shells - 1)
+    begin_S = torch.searchsorted(shell_L, torch.arange(shells, dtype=torch.int32))
+    return torch.cat([begin_S, begin_S.new_tensor([2**30])]).int().to(device)
 
 
-def _launch(name: str, rows: RowTable, shared: int, *arguments: Tensor | int | float | None) -> None:
+def _blocks(device: torch.device, shared: int) -> int:
+    """As many as a GPU runs at a time, so that all have rows for as long."""
+    if device.type != "cuda":
+        return BLOCKS
+    return min(32, PROCESSOR_BYTES // (shared + 1024)) * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _launch(name: str, rows: RowTable, blocks: int, shared: int, *arguments: Tensor | int | float | None) -> None:
     with on(rows.device):
-        kernel(name, rows.device, (f"WIDE={int(rows.start_ZY.dtype == torch.int64)}",), shared)((BLOCKS, 1), 32, *arguments)
+        kernel(name, rows.device, (f"WIDE={int(rows.start_ZY.dtype == torch.int64)}",), shared)((blocks, 1), 32, *arguments)
 
 
 def kernel(name: str, device: torch.device, defines: tuple[str, ...], shared: int) -> Kernel:

@@ -131,7 +131,7 @@ class SolvedSums:
     def _fill(self, curves_S: tuple[Tensor, Tensor, Tensor], grid: PaddedGrid) -> Fill:
         """What writes data / (max(weight + prior, floor) gain) into a transform of zeros; curves: (prior, floor, gain)."""
         place_E = torch.full((self.rows.edge,), -1)
-        place_E[grid.plane_Z.cpu() + self.rows.half] = torch.arange(len(grid.plane_Z))
+        place_E[grid.on_host + self.rows.half] = torch.arange(len(grid.plane_Z))
 
         def fill(fourier_ZYX2: Tensor, first: int) -> None:
             if self.compiled:

@@ -229,12 +229,13 @@ class SharedTransform:
         def arrived(every: Between, part: slice, found: list[Tensor]) -> None:
             axes.to_z(half_ZYX, found[0], every, part)  # of one array: what comes from the other ranks lies behind it
 
-        ahead = _OneAhead()
-        for part in axes.column_runs(grid.columns, self._most_planes() * len(wanted)):
-            own = Between.of(self.size, [mine_Z], len(wanted), part, limit2, axes.device)
+        ahead, there_Z, device = _OneAhead(), grid.plane_Z.int(), axes.device
+        runs_x = axes.column_runs(grid.columns, self._most_planes() * len(wanted))
+        owns = Between.of_runs(self.size, [mine_Z], len(wanted), runs_x, limit2, device)
+        everyones = Between.of_runs(self.size, planes, count, runs_x, limit2, device)
+        for part, own, every in zip(runs_x, owns, everyones, strict=True):
             cut_YL = torch.empty(len(wanted), own.counts[0], dtype=torch.complex64, device=axes.device)
-            axes.to_y(cut_YL, own, sums, grid.plane_Z.int(), wanted, part)
-            every = Between.of(self.size, planes, count, part, limit2, axes.device)
+            axes.to_y(cut_YL, own, sums, there_Z, wanted, part)
             parts = [cut_YL[low - wanted.start : high - wanted.start] for low, high in pairwise(ends)]
             ahead.finish()  # what was sent before has travelled while these were made
             ahead.begin(self._exchanging(parts, [(count, n) for n in every.counts]), partial(arrived, every, part))
@@ -247,20 +248,22 @@ class SharedTransform:
         z_A, y = self.place_of(ranks.rank, range(self.box))
         half_ZYX = axes.from_x(map_ZYX[:, y.start : y.stop].to(axes.device, torch.float32), z_A, y.start, grid.columns)
         out_V2, planes = torch.zeros(rows.count, 2, device=axes.device), self._planes(True)
+        there_Z = grid.plane_Z.int()
 
         def arrived(mine: Between, part: slice, found: list[Tensor]) -> None:
-            axes.from_y(out_V2, found[0], mine, rows, grid.plane_Z.int(), part)  # rows of the other ranks lie behind it
+            axes.from_y(out_V2, found[0], mine, rows, there_Z, part)  # rows of the other ranks lie behind it
 
-        ahead = _OneAhead()
-        for part in axes.column_runs(grid.columns, self._most_planes() * self.box):
-            mine = Between.of(self.size, [planes[ranks.rank]], self.box, part, limit2, axes.device)
+        ahead, device = _OneAhead(), axes.device
+        runs_x = axes.column_runs(grid.columns, self._most_planes() * self.box)
+        owns = Between.of_runs(self.size, [planes[ranks.rank]], self.box, runs_x, limit2, device)
+        everyones = Between.of_runs(self.size, planes, len(y), runs_x, limit2, device)
+        for part, mine, every in zip(runs_x, owns, everyones, strict=True):
             if self.form == "replicated":
-                cut_YL = torch.empty(self.box, mine.counts[0], dtype=torch.complex64, device=axes.device)
+                cut_YL = torch.empty(self.box, mine.counts[0], dtype=torch.complex64, device=device)
                 axes.from_z(half_ZYX, cut_YL, mine, part)
                 arrived(mine, part, [cut_YL])
             else:
-                every = Between.of(self.size, planes, len(y), part, limit2, axes.device)
-                cut = torch.empty(len(y) * sum(every.counts), dtype=torch.complex64, device=axes.device)
+                cut = torch.empty(len(y) * sum(every.counts), dtype=torch.complex64, device=device)
                 axes.from_z(half_ZYX, cut, every, part)
                 lines, ends = [len(y) * n for n in every.counts], self._ends_along_y(range(self.box))
                 shapes = [(high - low, mine.counts[0]) for low, high in pairwise(ends)]

@@ -1,10 +1,10 @@
 // Transforms of padded maps of which the padded transform is never whole, one walk through memory for each axis: see axes.py.
-// Compile with P (padded size, even), COLUMNS (x that a block of `to_y` .. `from_y` has), LINES (z, y that one of `to_x`, `from_x`
-// has), THREADS, and WIDE: positions in the row table are 64-bit.
+// Compile with P (padded size, even), BOX (of the map), FULL and HALVED (radices of the passes of lengths P and P / 2, two digits each,
+// the first of FULL even); COLUMNS and WORKERS (x that a block of `to_y` .. `from_y` has, threads for each), LINES and LINE_WORKERS (the
+// same of `to_x`, `from_x`), BLOCKS and LINE_BLOCKS (at a time on a processor), SUMMERS (threads of the rest), EDGE, and WIDE: positions
+// in the row table are 64-bit. With KIND (what `to_y` is given, see there) it is `to_y`, without it all others.
 #include "passes.cuh"
-#ifndef WIDE
-#define WIDE 0
-#endif
+#include "reading.cuh"
 #if WIDE
 typedef long long Position;
 #else
@@ -13,336 +13,385 @@ typedef int Position;
 #ifndef ON_CPU
 extern __shared__ float2 shared_lines[];
 #endif
-constexpr int FIRST = radix_of(P), LAST = last_radix_of(P);  // of the passes along y and z
-constexpr int HALF = P / 2, PITCH = LINES + 1;  // no two threads in a bank, whether they go along a line or across lines
+template <long long DIGITS, int... RADICES> struct Read : Read<DIGITS / 100, DIGITS % 100, RADICES...> {};
+template <int... RADICES> struct Read<0, RADICES...> { using Plan = Passes<RADICES...>; };
+using Full = Read<FULL>::Plan;
+using Halved = Read<HALVED>::Plan;
+constexpr int SOME = 8;  // voxels that a thread reads at a time
+constexpr int HALF = P / 2, THREADS = COLUMNS * WORKERS, LINE_THREADS = LINES * LINE_WORKERS;
+static_assert(Full::length == P && Halved::length == HALF && Full::first % 2 == 0);
 
-// Where number n of a padded axis lies in a map of `box`: outside, if that is not below `box`.
-__device__ __forceinline__ unsigned in_map(int n, int box) {
-    const int at = n + box / 2;
+// Where number n + r apart of a padded axis lies in a map: outside, if that is not below the box; r = 0 .. R - 1, n < apart = P / R.
+// Where n does not matter for that, compilers know it.
+template <int R> __device__ __forceinline__ unsigned in_map(int n, int r) {
+    constexpr int APART = P / R, BEFORE = BOX / 2;
+    if constexpr (P % R == 0 && BEFORE % APART == 0 && (BOX - BEFORE) % APART == 0) {
+        if (r * APART < BOX - BEFORE) return n + r * APART + BEFORE;
+        return r * APART < P - BEFORE ? BOX : n + r * APART + BEFORE - P;
+    }
+    const int at = n + r * APART + BEFORE;
     return at >= P ? at - P : at;
 }
-
-__device__ __forceinline__ long long if_so(bool so, long long value) { return value & -(long long)so; }  // 0 if not; no branch
-__device__ __forceinline__ int signed_of(int n) { return n < HALF ? n : n - P; }
+// Number n + r apart of a padded axis, r < R, from -P / 2 on; apart: P / R.
+template <int R> __device__ __forceinline__ int signed_of(int n, int r, int apart) {
+    if constexpr (R % 2 == 0) return n + (r < R / 2 ? r : r - R) * apart;
+    const int at = n + r * apart;
+    return at < HALF ? at : at - P;
+}
 
 // The rows of a plane z, in the table of rows: row[y] is where voxel x = 0 of row y lies among the packed ones.
 __device__ __forceinline__ const Position *rows_of(const Position *start, int half, int z) {
     return start + (long long)(z + half) * (2 * half + 1) + half;
 }
 
-// Between the transforms along y and z: rows y of lines, plane after plane, those columns that hold anything: of plane z at
-// base[z + P / 2] + y step[z + P / 2] + column, step 0: nowhere.
-struct Between {
-    const long long *base;
-    const int *step;
-    int limit2;  // squared distance of the farthest line
-    __device__ __forceinline__ bool has(int z, int x) const { return (z * z + x * x <= limit2) & (step[z + HALF] != 0); }
-    __device__ __forceinline__ long long at(int z, int y, int column) const {
-        return base[z + HALF] + (long long)y * step[z + HALF] + column;
-    }
+// Between the transforms along y and z: rows y of lines, plane after plane, those columns that hold anything: the first `count` of a
+// run, at base + y step + column.
+struct alignas(16) Plane {
+    int base, step, count, unused;
+    __device__ __forceinline__ int at(int y) const { return base + y * step; }
 };
 
-// Columns of a block: blockIdx.x counts blocks from x = first, of which there are `columns` columns.
+// Columns of a block: blockIdx.x counts blocks from x = first on, of which there are `columns` columns.
 struct Column {
-    int number, x, left;  // left: of the block
+    int number, x, left, worker;  // left: of the block
     bool there;
+    float2 *line;
     __device__ Column(int first, int columns) {
         left = first + blockIdx.x * COLUMNS;
         number = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS;
+        worker = threadIdx.x / COLUMNS;
+        line = shared_lines + threadIdx.x % COLUMNS;
         x = first + number;
         there = number < columns;
     }
 };
 
-// cut = transform back along y of data / (max(weight + prior, floor) gain), for voxels within limit2; without weights of data as they
-// are. prior, floor, gain: [last + 1]. Rows low <= y < end of the map. Grid: (columns, planes).
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) to_y(
-    float2 *cut, const long long *base, const int *step, const float *data, const float *weight, const Position *start,
-    const int *plane_z, const float *prior, const float *floor_, const float *gain, const float2 *roots, int data_step, int weight_step,
-    int half, int limit2, float padding, int last, int box, int low, int end, int first, int columns) {
-    const Column column(first, columns);
-    const int z = plane_z[blockIdx.y], flat2 = z * z + column.x * column.x;
-    if (z * z + column.left * column.left > limit2) return;
-    const Position *row = rows_of(start, half, z);
-    const Between between{base, step, limit2};
-    const bool together = weight == data + 2 && data_step == 4 && weight_step == 4, kept = column.there && between.has(z, column.x);
-    float2 *const to = cut + between.at(z, -low, column.number);
-    const long long apart = between.step[z + HALF];
-    transform<P, COLUMNS, COLUMNS, false, false>(
-        shared_lines, roots,
-        [&](float2 (&v)[FIRST], int n, int q) {
-            constexpr int R = FIRST;
-            int r2[R];
-            long long voxel[R];
-            float scale[R], divisor[R];
-#pragma unroll
-            for (int r = 0; r < R; ++r) {  // voxels that are not wanted are read as the first one
-                const int y = signed_of(n + r * q);
-                r2[r] = flat2 + y * y;
-                const bool inside = (r2[r] <= limit2) & column.there;
-                voxel[r] = if_so(inside, row[if_so(inside, y)] + (long long)column.x);
-                scale[r] = inside;
-            }
-            if (together) {
-                float4 all[R];
-#pragma unroll
-                for (int r = 0; r < R; ++r) all[r] = reinterpret_cast<const float4 *>(data)[voxel[r]];
-#pragma unroll
-                for (int r = 0; r < R; ++r) v[r] = make_float2(all[r].y, all[r].x), divisor[r] = all[r].z;
-            } else {
-#pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    v[r] = make_float2(data[voxel[r] * data_step + 1], data[voxel[r] * data_step]);
-                    divisor[r] = weight ? weight[voxel[r] * weight_step] : 0.0f;
-                }
-            }
-            if (weight) {
-                float gains[R];
-#pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    const float at = fminf(sqrtf((float)r2[r]) / padding, (float)last);
-                    const int shell = (int)(at + 0.5f);
-                    divisor[r] = fmaxf(divisor[r] + prior[shell], floor_[(int)at]), gains[r] = gain[shell];
-                }
-#pragma unroll
-                for (int r = 0; r < R; ++r) scale[r] *= (divisor[r] > 0) / fmaxf(divisor[r] * gains[r], 1e-30f);
-            }
-#pragma unroll
-            for (int r = 0; r < R; ++r) v[r] = scale[r] * v[r];
-        },
-        [&](float2 (&v)[LAST], int k, int q) {
-#pragma unroll
-            for (int r = 0; r < LAST; ++r) {
-                const unsigned y = in_map(k + r * q, box);
-                if (kept && y >= (unsigned)low && y < (unsigned)end) to[y * apart] = swapped(v[r]);
-            }
-        });
-}
+// What data are divided by, by steps of half a shell: max(weight + prior, floor) gain.
+struct alignas(16) Curve { float prior, floor, gain, unused; };
+enum Kind { PLAIN, TOGETHER, APART };  // data as they are; with weights beside them, re im weight 0; with weights elsewhere
 
-// half[z, y, x] = transform back along z of cut. half: [box, rows, pitch]. Grid: (columns, rows y).
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) to_z(
-    float2 *half_ZYX, const float2 *cut, const long long *base, const int *step, const float2 *roots, int limit2, int box, int pitch,
+#ifdef KIND
+// cut = transform back along y of data / (max(weight + prior, floor) gain), for voxels within limit2, r steps curves from the centre.
+// curves: [last + 1]. Rows low <= y < end of the map. Grid: (columns, planes).
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) to_y(
+    float2 *cut, const Plane *planes, const float *data, const float *weight, const Position *start, const int *plane_z,
+    const Curve *curves, const float2 *roots, int data_step, int weight_step, int half, int limit2, float steps, int last, int low, int end,
     int first, int columns) {
     const Column column(first, columns);
-    const Between between{base, step, limit2};
-    const int y = blockIdx.y, rows = gridDim.y;
-    transform<P, COLUMNS, COLUMNS, false, false>(
-        shared_lines, roots,
-        [&](float2 (&v)[FIRST], int n, int q) {
-            constexpr int R = FIRST;
-            long long at[R];
-            float there[R];
+    const int z = plane_z[blockIdx.y];
+    if (z * z + column.left * column.left > limit2) return;
+    const int flat2 = column.there ? z * z + column.x * column.x : limit2 + 1;
+    const Position *row = rows_of(start, half, z);
+    const Plane plane = planes[z + HALF];
+    const bool kept = column.number < plane.count;
+    float2 *const to = cut + plane.at(-low) + column.number;
+    const long long origin = row[0] + (long long)column.x;
+    const float *const from = data + origin * data_step, *const over = KIND == APART ? weight + origin * weight_step : nullptr;
+    transform<Full, WORKERS, COLUMNS>(
+        column.line, column.worker, roots,
+        [&](float2 (&v)[Full::first], int n, int q) {
+            constexpr int R = Full::first;
+            int voxel[R];  // from the row y = 0 of this column
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                const int z = signed_of(n + r * q);
-                const bool inside = column.there & between.has(z, column.x);
-                at[r] = if_so(inside, between.at(z, y, column.number)), there[r] = inside;
+                const int y = signed_of<R>(n, r, q);
+                voxel[r] = (int)((unsigned)read_if(flat2 + y * y <= limit2, row + y) - (unsigned)row[0]);
             }
 #pragma unroll
-            for (int r = 0; r < R; ++r) v[r] = *(there[r] > 0 ? cut + at[r] : roots);  // there may be no lines at all
+            for (int begin = 0; begin < R; begin += SOME) {
+                float4 seen[SOME];
 #pragma unroll
-            for (int r = 0; r < R; ++r) v[r] = there[r] > 0 ? swapped(v[r]) : make_float2(0, 0);
+                for (int i = 0; i < SOME; ++i) {
+                    const int r = begin + i, y = signed_of<R>(n, r, q);
+                    if (r >= R) continue;
+                    const bool inside = flat2 + y * y <= limit2;
+                    if (KIND == TOGETHER) {
+                        seen[i] = read_if(inside, reinterpret_cast<const float4 *>(from) + voxel[r]);
+                    } else {
+                        const float *here = from + (long long)voxel[r] * data_step;
+                        seen[i].x = read_if(inside, here), seen[i].y = read_if(inside, here + 1);
+                        if (KIND == APART) seen[i].z = read_if(inside, over + (long long)voxel[r] * weight_step);
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < SOME; ++i) {
+                    const int r = begin + i, y = signed_of<R>(n, r, q);
+                    if (r >= R) continue;
+                    float scale = 1;
+                    if (KIND != PLAIN) {
+                        const Curve curve = curves[min((int)(root_of((float)(flat2 + y * y)) * steps), last)];
+                        const float divisor = fmaxf(seen[i].z + curve.prior, curve.floor);
+                        scale = divisor > 0 ? one_over(fmaxf(divisor * curve.gain, 1e-30f)) : 0.0f;
+                    }
+                    v[r] = make_float2(scale * seen[i].y, scale * seen[i].x);
+                }
+            }
         },
-        [&](float2 (&v)[LAST], int k, int q) {
+        [&](float2 (&v)[Full::last], int k, int) {
+            if (!kept) return;
 #pragma unroll
-            for (int r = 0; r < LAST; ++r) {
-                const unsigned z = in_map(k + r * q, box);
-                if (z < (unsigned)box && column.there) half_ZYX[((long long)z * rows + y) * pitch + column.x] = swapped(v[r]);
+            for (int r = 0; r < Full::last; ++r) {
+                const unsigned y = in_map<Full::last>(k, r);
+                if (y < (unsigned)BOX && y - low < (unsigned)(end - low)) to[y * plane.step] = swapped(v[r]);
             }
         });
 }
-
-// map[line, x] = scale times the real transform back along x of half[line], in which columns 0 .. columns - 1 hold anything.
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) to_x(
-    float *map, const float2 *half_LX, const float2 *roots, int lines, int box, int pitch, int columns, float scale) {
-    const int first = blockIdx.x * LINES;
-    for (int i = threadIdx.x; i < LINES * (HALF / 2 + 1); i += THREADS) {
-        const int l = i / (HALF / 2 + 1), k = i % (HALF / 2 + 1), other = HALF - k;
-        const float2 *line = half_LX + (long long)(first + l) * pitch, none = make_float2(0, 0);
-        const bool there = first + l < lines;
-        float2 a = there && k < columns ? line[k] : none, b = there && other < columns ? line[other] : none;
-        if (k == 0) a.y = 0, b.y = 0;
-        const float2 even = a + conj(b), odd = (a - conj(b)) * conj(roots[k]);
-        shared_lines[k * PITCH + l] = swapped(even + times_i(odd));
-        if (k > 0 && other > k) shared_lines[other * PITCH + l] = swapped(conj(even) + times_i(conj(odd)));
-    }
-    __syncthreads();
-    const auto none = [](int) {};
-    transform<HALF, LINES, PITCH, true, true>(shared_lines, roots, none, none);
-    for (int i = threadIdx.x; i < LINES * box; i += THREADS) {
-        const int l = i / box, at = i % box, x = at - box / 2, n = x < 0 ? x + P : x;
-        const float2 pair = shared_lines[place_of<HALF>(n / 2) * PITCH + l];
-        if (first + l < lines) map[(long long)(first + l) * box + at] = scale * (n % 2 ? pair.x : pair.y);
-    }
-}
-
-// A line along x of a part of a map, and how far from the centre of the map its voxels are.
-struct Line {
-    float flat2;
-    int box;
-    __device__ Line(int number, const long long *plane_z, int rows, int first_y, int box_) : box(box_) {
-        const int y = number % rows + first_y - box / 2, z = (int)plane_z[number / rows] - box / 2;
-        flat2 = (float)(z * z) + (float)(y * y);
-    }
-    __device__ __forceinline__ float distance(int at) const {
-        const int x = at - box / 2;
-        return sqrtf(flat2 + (float)(x * x));
-    }
-};
-__device__ __forceinline__ float correction_at(float distance) {  // sinc^2(distance / P)
-    const float a = distance / P;
-    float sine, cosine;
-    sincospif(a, &sine, &cosine);
-    const float sinc = a > 0 ? sine / (3.14159265358979f * a) : 1.0f;
-    return sinc * sinc;
-}
-__device__ __forceinline__ float inside_of(float distance, int box) {  // the sphere of a map: 1, 0, half a cosine between
-    const float t = fminf(fmaxf((distance - 0.5f * box) / EDGE, 0.0f), 1.0f);
-    float sine, cosine;
-    sincospif(t, &sine, &cosine);
-    return 0.5f + 0.5f * cosine;
-}
-
-// half[line, x < columns] = scale times the transform along x of the map over the gridding correction. Lines: (plane, row y).
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) from_x(
-    float2 *half_LX, const float *map, const long long *plane_z, const float2 *roots, int lines, int rows, int first_y, int plane_step,
-    int row_step, int box, int pitch, int columns, float scale) {
-    const int first = blockIdx.x * LINES;
-    for (int i = threadIdx.x; i < LINES * HALF; i += THREADS) {
-        const int l = i / HALF, n = i % HALF, number = first + l;
-        float2 pair = make_float2(0, 0);
-        if (number < lines) {
-            const float *values = map + (long long)(number / rows) * plane_step + (long long)(number % rows) * row_step;
-            const Line line(number, plane_z, rows, first_y, box);
-            const unsigned even = in_map(2 * n, box), odd = in_map(2 * n + 1, box);
-            if (even < (unsigned)box) pair.x = values[even] / correction_at(line.distance(even));
-            if (odd < (unsigned)box) pair.y = values[odd] / correction_at(line.distance(odd));
-        }
-        shared_lines[n * PITCH + l] = pair;
-    }
-    __syncthreads();
-    const auto none = [](int) {};
-    transform<HALF, LINES, PITCH, true, true>(shared_lines, roots, none, none);
-    for (int i = threadIdx.x; i < LINES * columns; i += THREADS) {
-        const int l = i / columns, k = i % columns;
-        const float2 a = shared_lines[place_of<HALF>(k % HALF) * PITCH + l];
-        const float2 b = conj(shared_lines[place_of<HALF>((HALF - k) % HALF) * PITCH + l]);
-        const float2 odd = roots[k] * times_i(b - a);  // -i (a - b)
-        if (first + l < lines) half_LX[(long long)(first + l) * pitch + k] = (0.5f * scale) * (a + b + odd);
-    }
+#else
+// half[z, y, x] = transform back along z of cut. half: [box, rows, pitch]. Grid: (columns, rows y).
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) to_z(
+    float2 *half_ZYX, const float2 *cut, const Plane *planes, const float2 *roots, int pitch, int first, int columns) {
+    const Column column(first, columns);
+    const int y = blockIdx.y, rows = gridDim.y;
+    const float2 *const from = cut + column.number;
+    float2 *const to = half_ZYX + (long long)y * pitch + column.x;
+    transform<Full, WORKERS, COLUMNS>(
+        column.line, column.worker, roots,
+        [&](float2 (&v)[Full::first], int n, int q) {
+#pragma unroll
+            for (int r = 0; r < Full::first; ++r) {
+                const Plane plane = planes[signed_of<Full::first>(n, r, q) + HALF];
+                v[r] = swapped(read_if(column.number < plane.count, from + plane.at(y)));
+            }
+        },
+        [&](float2 (&v)[Full::last], int k, int q) {
+            if (!column.there) return;
+#pragma unroll
+            for (int r = 0; r < Full::last; ++r) {
+                const unsigned z = in_map<Full::last>(k, r);
+                if (z < (unsigned)BOX) to[(long long)z * (rows * pitch)] = swapped(v[r]);
+            }
+        });
 }
 
 // cut = transform along z of half[z, y, x]. Grid: (columns, rows y).
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) from_z(
-    float2 *cut, const float2 *half_ZYX, const long long *base, const int *step, const float2 *roots, int limit2, int box, int pitch,
-    int first, int columns) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) from_z(
+    float2 *cut, const float2 *half_ZYX, const Plane *planes, const float2 *roots, int pitch, int first, int columns) {
     const Column column(first, columns);
-    const Between between{base, step, limit2};
     const int y = blockIdx.y, rows = gridDim.y;
-    transform<P, COLUMNS, COLUMNS, false, false>(
-        shared_lines, roots,
-        [&](float2 (&v)[FIRST], int n, int q) {
-            constexpr int R = FIRST;
-            bool inside[R];
+    const float2 *const from = half_ZYX + (long long)y * pitch + column.x;
+    float2 *const to = cut + column.number;
+    transform<Full, WORKERS, COLUMNS>(
+        column.line, column.worker, roots,
+        [&](float2 (&v)[Full::first], int n, int q) {
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-                const unsigned z = in_map(n + r * q, box);
-                inside[r] = z < (unsigned)box && column.there;
-                v[r] = half_ZYX[inside[r] ? ((long long)z * rows + y) * pitch + column.x : 0];
+            for (int r = 0; r < Full::first; ++r) {
+                const unsigned z = in_map<Full::first>(n, r);
+                v[r] = make_float2(0, 0);
+                if (z < (unsigned)BOX) v[r] = read_if(column.there, from + (long long)z * (rows * pitch));
             }
-#pragma unroll
-            for (int r = 0; r < R; ++r) v[r] = inside[r] ? v[r] : make_float2(0, 0);
         },
-        [&](float2 (&v)[LAST], int k, int q) {
-            constexpr int R = LAST;
-            const auto place = [&](int z) {
-                return if_so(column.there & between.has(z, column.x), between.at(z, y, column.number) + 1) - 1;
-            };
-            long long at[R];
+        [&](float2 (&v)[Full::last], int k, int q) {
 #pragma unroll
-            for (int r = 0; r < R; ++r) at[r] = place(signed_of(k + r * q));
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                if (at[r] >= 0) cut[at[r]] = v[r];
-                if (k + r * q == HALF && place(HALF) >= 0) cut[place(HALF)] = v[r];  // the same number
+            for (int r = 0; r < Full::last; ++r) {
+                const int z = signed_of<Full::last>(k, r, q);
+                const Plane plane = planes[z + HALF];
+                if (column.number < plane.count) to[plane.at(y)] = v[r];
+                if (z != -HALF) continue;
+                const Plane same = planes[P];  // z = P / 2 has the same number
+                if (column.number < same.count) to[same.at(y)] = v[r];
             }
         });
 }
 
 // Packed voxels within limit2 = transform along y of cut. Grid: (columns, planes).
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) from_y(
-    float2 *voxels, const float2 *cut, const long long *base, const int *step, const Position *start, const int *plane_z,
-    const float2 *roots, int half, int limit2, int box, int first, int columns) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) from_y(
+    float2 *voxels, const float2 *cut, const Plane *planes, const Position *start, const int *plane_z, const float2 *roots, int half,
+    int limit2, int first, int columns) {
     const Column column(first, columns);
-    const int z = plane_z[blockIdx.y], flat2 = z * z + column.x * column.x;
+    const int z = plane_z[blockIdx.y];
     if (z * z + column.left * column.left > limit2) return;
+    const int flat2 = column.there ? z * z + column.x * column.x : limit2 + 1;
     const Position *row = rows_of(start, half, z);
-    const Between between{base, step, limit2};
-    const bool kept = column.there && between.has(z, column.x);
-    const float2 *const from = cut + between.at(z, 0, column.number);
-    const long long apart = between.step[z + HALF];
-    transform<P, COLUMNS, COLUMNS, false, false>(
-        shared_lines, roots,
-        [&](float2 (&v)[FIRST], int n, int q) {
-            constexpr int R = FIRST;
-            bool inside[R];
+    const Plane plane = planes[z + HALF];
+    const bool kept = column.number < plane.count;
+    const float2 *const from = cut + plane.base + column.number;
+    transform<Full, WORKERS, COLUMNS>(
+        column.line, column.worker, roots,
+        [&](float2 (&v)[Full::first], int n, int q) {
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-                const unsigned y = in_map(n + r * q, box);
-                inside[r] = y < (unsigned)box && kept;
-                v[r] = *(inside[r] ? from + y * apart : roots);
+            for (int r = 0; r < Full::first; ++r) {
+                const unsigned y = in_map<Full::first>(n, r);
+                v[r] = make_float2(0, 0);
+                if (y < (unsigned)BOX) v[r] = read_if(kept, from + y * plane.step);
             }
-#pragma unroll
-            for (int r = 0; r < R; ++r) v[r] = inside[r] ? v[r] : make_float2(0, 0);
         },
-        [&](float2 (&v)[LAST], int k, int q) {
-            constexpr int R = LAST;
-            long long at[R];
+        [&](float2 (&v)[Full::last], int k, int q) {
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-                const int y = signed_of(k + r * q);
-                const bool inside = (flat2 + y * y <= limit2) & column.there;
-                at[r] = if_so(inside, row[if_so(inside, y)] + (long long)column.x + 1) - 1;
-            }
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                if (at[r] >= 0) voxels[at[r]] = v[r];
-                if (k + r * q == HALF && flat2 + HALF * HALF <= limit2 && column.there) voxels[row[HALF] + column.x] = v[r];
+            for (int r = 0; r < Full::last; ++r) {
+                const int y = signed_of<Full::last>(k, r, q);
+                if (flat2 + y * y > limit2) continue;
+                voxels[(long long)row[y] + column.x] = v[r];
+                if (y == -HALF) voxels[(long long)row[HALF] + column.x] = v[r];  // the same number
             }
         });
 }
 
-// sums[block] = (sum of value times what is outside of the sphere, sum of the latter) over some lines of a part of a map.
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) sum_outside(
-    double *sums, const float *map, const long long *plane_z, int lines, int rows, int first_y, int box) {
+// A thread's line of a block along x.
+struct OfLine {
+    int number, worker;
+    float2 *line;
+    __device__ OfLine() {
+        number = blockIdx.x * LINES + threadIdx.x / LINE_WORKERS;
+        worker = threadIdx.x % LINE_WORKERS;
+        line = shared_lines + threadIdx.x / LINE_WORKERS * Halved::room;
+    }
+};
+constexpr bool PAIRED = BOX % 4 == 0;  // numbers 2 n, 2 n + 1 lie side by side in the map, at an even place
+
+// map[line, x] = scale times the real transform back along x of half[line], in which columns 0 .. columns - 1 hold anything.
+extern "C" __global__ void __launch_bounds__(LINE_THREADS, LINE_BLOCKS) to_x(
+    float *map, const float2 *half_LX, const float2 *roots, int lines, int pitch, int columns, float scale) {
+    const OfLine own;
+    const bool there = own.number < lines;
+    const float2 *const from = half_LX + (long long)(there ? own.number : 0) * pitch;
+    float *const to = map + (long long)own.number * BOX;
+    transform<Halved, LINE_WORKERS, 1>(
+        own.line, own.worker, roots,
+        [&](float2 (&v)[Halved::first], int n, int q) {
+#pragma unroll
+            for (int r = 0; r < Halved::first; ++r) {
+                const int k = n + r * q, other = HALF - k;
+                float2 a = read_if(k < columns, from + k), b = read_if(other < columns, from + other);
+                if (k == 0) a.y = 0, b.y = 0;
+                const float2 even = a + conj(b), odd = (a - conj(b)) * conj(roots[k]);
+                v[r] = swapped(even + times_i(odd));
+            }
+        },
+        [&](float2 (&v)[Halved::last], int k, int q) {
+#pragma unroll
+            for (int r = 0; r < Halved::last; ++r) {
+                const unsigned even = in_map<Halved::last>(2 * k, r), odd = in_map<Halved::last>(2 * k + 1, r);
+                const float2 pair = scale * swapped(v[r]);
+                if constexpr (PAIRED) {
+                    if (there && even < (unsigned)BOX) *reinterpret_cast<float2 *>(to + even) = pair;
+                } else {
+                    if (there && even < (unsigned)BOX) to[even] = pair.x;
+                    if (there && odd < (unsigned)BOX) to[odd] = pair.y;
+                }
+            }
+        });
+}
+
+__device__ __forceinline__ float over_correction(int r2) {  // 1 / sinc^2(r / P), sinc by its series: r < 0.9 P
+    const float x = (float)r2 * (9.86960440108935862f / ((float)P * P));
+    float sinc = x * 2.8114572543455206e-15f - 7.6471637318198165e-13f;  // 1 / 17!, 1 / 15!, ...
+    sinc = sinc * x + 1.6059043836821613e-10f;
+    sinc = sinc * x - 2.5052108385441720e-08f;
+    sinc = sinc * x + 2.7557319223985893e-06f;
+    sinc = sinc * x - 1.9841269841269841e-04f;
+    sinc = sinc * x + 8.3333333333333333e-03f;
+    sinc = sinc * x - 1.6666666666666667e-01f;
+    const float over = one_over(sinc * x + 1);
+    return over * over;
+}
+
+// half[line, x < columns] = scale times the transform along x of the map over the gridding correction. Lines: (plane, row y).
+extern "C" __global__ void __launch_bounds__(LINE_THREADS, LINE_BLOCKS) from_x(
+    float2 *half_LX, const float *map, const long long *plane_z, const float2 *roots, int lines, int rows, int first_y, int plane_step,
+    int row_step, int pitch, int columns, float scale) {
+    const OfLine own;
+    const int number = own.number < lines ? own.number : 0, plane = number / rows, row = number % rows;
+    const int y = row + first_y - BOX / 2, z = (int)plane_z[plane] - BOX / 2, flat2 = z * z + y * y;
+    const float *const from = map + (long long)plane * plane_step + (long long)row * row_step;
+    transform<Halved, LINE_WORKERS, 1, true>(
+        own.line, own.worker, roots,
+        [&](float2 (&v)[Halved::first], int n, int q) {
+#pragma unroll
+            for (int r = 0; r < Halved::first; ++r) {
+                const unsigned even = in_map<Halved::first>(2 * n, r), odd = in_map<Halved::first>(2 * n + 1, r);
+                const bool one = even < (unsigned)BOX, two = odd < (unsigned)BOX;
+                const int x = (int)even - BOX / 2, next = (int)odd - BOX / 2;
+                v[r] = make_float2(0, 0);
+                if (PAIRED && one) v[r] = *reinterpret_cast<const float2 *>(from + even);
+                if (!PAIRED) v[r] = make_float2(read_if(one, from + even), read_if(two, from + odd));
+                if (!PAIRED || one) v[r].x *= over_correction(one ? flat2 + x * x : 0);
+                if (!PAIRED || one) v[r].y *= over_correction(two ? flat2 + next * next : 0);
+            }
+        },
+        [](float2 (&)[Halved::last], int, int) {});
+    for (int k = own.worker; k < columns && own.number < lines; k += LINE_WORKERS) {
+        const float2 a = own.line[Halved::place(Halved::unsorted(k % HALF))];
+        const float2 b = conj(own.line[Halved::place(Halved::unsorted((HALF - k) % HALF))]);
+        const float2 odd = roots[k] * times_i(b - a);  // -i (a - b)
+        half_LX[(long long)own.number * pitch + k] = (0.5f * scale) * (a + b + odd);
+    }
+}
+
+// Voxels side by side that a thread has, and squared distances of those of a line from the centre of the map.
+constexpr int WIDTH = BOX % 4 == 0 ? 4 : 1;
+struct alignas(4 * WIDTH) Voxels { float value[WIDTH]; };
+struct MapLine {
+    int flat2;
+    __device__ MapLine(int number, const long long *plane_z, int rows, int first_y) {
+        const int y = number % rows + first_y - BOX / 2, z = (int)plane_z[number / rows] - BOX / 2;
+        flat2 = z * z + y * y;
+    }
+    __device__ __forceinline__ int squared(int at) const { return flat2 + (at - BOX / 2) * (at - BOX / 2); }
+};
+__device__ __forceinline__ bool beyond(int r2) { return 4 * r2 > BOX * BOX; }
+__device__ __forceinline__ float outside_of(int r2) {  // the sphere of a map: 0, 1, half a cosine between
+    if (r2 >= (0.5f * BOX + EDGE) * (0.5f * BOX + EDGE)) return 1;
+    const float t = fminf(fmaxf((sqrtf((float)r2) - 0.5f * BOX) / EDGE, 0.0f), 1.0f);
+    float sine, cosine;
+    sincospif(t, &sine, &cosine);
+    return 0.5f - 0.5f * cosine;
+}
+
+// sums[block] = (sum of value times what is outside of the sphere, sum of the latter) over `lines` lines of a part of a map.
+extern "C" __global__ void __launch_bounds__(SUMMERS) sum_outside(
+    double *sums, const float *map, const long long *plane_z, int lines, int rows, int first_y) {
     double value = 0, weight = 0;
-    for (int number = blockIdx.x; number < lines; number += gridDim.x) {
-        const Line line(number, plane_z, rows, first_y, box);
-        for (int x = threadIdx.x; x < box; x += THREADS) {
-            const float outside = 1 - inside_of(line.distance(x), box);
-            if (outside > 0) value += map[(long long)number * box + x] * outside, weight += outside;
+    for (int number = blockIdx.x * (SUMMERS / 32) + threadIdx.x / 32; number < lines; number += gridDim.x * (SUMMERS / 32)) {
+        const MapLine line(number, plane_z, rows, first_y);
+        const Voxels *const voxels = reinterpret_cast<const Voxels *>(map + (long long)number * BOX);
+#pragma unroll 4
+        for (int at = threadIdx.x % 32; at < BOX / WIDTH; at += 32) {
+            if (!beyond(line.squared(at * WIDTH)) && !beyond(line.squared(at * WIDTH + WIDTH - 1))) continue;
+            const Voxels seen = voxels[at];
+            float values = 0, weights = 0;
+#pragma unroll
+            for (int i = 0; i < WIDTH; ++i) {
+                const int r2 = line.squared(at * WIDTH + i);
+                const float outside = beyond(r2) ? outside_of(r2) : 0.0f;
+                values += seen.value[i] * outside, weights += outside;
+            }
+            value += values, weight += weights;
         }
     }
     double *kept = reinterpret_cast<double *>(shared_lines);
-    kept[threadIdx.x] = value, kept[THREADS + threadIdx.x] = weight;
+    kept[threadIdx.x] = value, kept[SUMMERS + threadIdx.x] = weight;
     __syncthreads();
-    for (int apart = THREADS / 2; apart > 0; apart /= 2) {
+    for (int apart = SUMMERS / 2; apart > 0; apart /= 2) {
         if (threadIdx.x < apart) {
             kept[threadIdx.x] += kept[threadIdx.x + apart];
-            kept[THREADS + threadIdx.x] += kept[THREADS + threadIdx.x + apart];
+            kept[SUMMERS + threadIdx.x] += kept[SUMMERS + threadIdx.x + apart];
         }
         __syncthreads();
     }
-    if (threadIdx.x == 0) sums[2 * blockIdx.x] = kept[0], sums[2 * blockIdx.x + 1] = kept[THREADS];
+    if (threadIdx.x == 0) sums[2 * blockIdx.x] = kept[0], sums[2 * blockIdx.x + 1] = kept[SUMMERS];
 }
 
-// map = its sphere, blended into `mean` outside (if there is one), over the gridding correction; in place. Grid: lines.
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS) finish(
-    float *map, const float *mean, const long long *plane_z, int rows, int first_y, int box) {
-    const Line line(blockIdx.x, plane_z, rows, first_y, box);
-    for (int x = threadIdx.x; x < box; x += THREADS) {
-        const float distance = line.distance(x), inside = mean ? inside_of(distance, box) : 1.0f;
-        float *value = map + (long long)blockIdx.x * box + x;
-        *value = (*value * inside + (mean ? (1 - inside) * *mean : 0.0f)) / correction_at(distance);
+// map = its sphere, blended into `mean` outside (if there is one), over the gridding correction; in place.
+extern "C" __global__ void __launch_bounds__(SUMMERS) finish(
+    float *map, const float *mean, const long long *plane_z, int lines, int rows, int first_y) {
+    const float around = mean ? *mean : 0.0f;
+    for (int number = blockIdx.x * (SUMMERS / 32) + threadIdx.x / 32; number < lines; number += gridDim.x * (SUMMERS / 32)) {
+        const MapLine line(number, plane_z, rows, first_y);
+        Voxels *const voxels = reinterpret_cast<Voxels *>(map + (long long)number * BOX);
+#pragma unroll 4
+        for (int at = threadIdx.x % 32; at < BOX / WIDTH; at += 32) {
+            Voxels own = voxels[at];
+#pragma unroll
+            for (int i = 0; i < WIDTH; ++i) {
+                const int r2 = line.squared(at * WIDTH + i);
+                if (mean && beyond(r2)) {
+                    const float outside = outside_of(r2);
+                    own.value[i] = own.value[i] * (1 - outside) + around * outside;
+                }
+                own.value[i] *= over_correction(r2);
+            }
+            voxels[at] = own;
+        }
     }
 }
+#endif

@@ -49,19 +49,28 @@ class Fill:
 
 @dataclass(frozen=True)
 class PaddedGrid:
-    """box: N; size: P; columns: x = 0 .. columns - 1 hold anything; plane_Z: z of the planes that are worked on, int64."""
+    """box: N; size: P; columns: x = 0 .. columns - 1 hold anything; plane_Z: z of the planes that are worked on, int64;
+    planes: the same on the host."""
 
     box: int
     size: int
     columns: int
     plane_Z: Tensor
+    planes: Tensor | None = None
 
     @classmethod
     def of(cls, rows: RowTable, box: int, size: int, plane_Z: Tensor | None = None) -> PaddedGrid:
         """For the voxels of a table; plane_Z: by default all planes within its radius."""
         reach = min(int(rows.radius), size // 2)
         planes = torch.arange(-reach, reach + 1) if plane_Z is None else plane_Z
-        return cls(box, size, reach + 1, planes.to(rows.device))
+        on_host = planes.cpu()
+        there = on_host.pin_memory().to(rows.device, non_blocking=True) if rows.device.type == "cuda" else on_host
+        return cls(box, size, reach + 1, there, on_host)
+
+    @property
+    def on_host(self) -> Tensor:
+        """z of the planes, without waiting for a GPU if that can be."""
+        return self.plane_Z.cpu() if self.planes is None else self.planes
 
     def column_runs(self, planes: int | None = None) -> list[slice]:
         """Columns that are worked on at a time; planes: that each of several ranks works on at most, if these have to agree."""
@@ -180,11 +189,12 @@ def voxels_of(map_ZYX: Tensor, rows: RowTable, size: int) -> Tensor:
 
 def _map_by_kernels(axes: Axes, sums: Sums, grid: PaddedGrid, wanted: range) -> Tensor:
     """`map_of` on a GPU."""
-    plane_Z, limit2 = grid.plane_Z.cpu(), largest_below(sums.rows.radius)
-    there_Z, numbers = grid.plane_Z.int(), len(plane_Z) * len(wanted)
+    plane_Z, limit2, there_Z = grid.on_host, largest_below(sums.rows.radius), grid.plane_Z.int()
+    room = grid.box**2 * len(wanted) // 2  # of the bytes of the map, for which there has to be room anyway
+    parts = axes.column_runs(grid.columns, len(plane_Z) * len(wanted), room)
+    every = Between.of_runs(grid.size, [plane_Z], len(wanted), parts, limit2, axes.device, kernels.TOGETHER)
     half_ZYX = axes.half(len(wanted), grid.columns)
-    for part in axes.column_runs(grid.columns, numbers):
-        between = Between.of(grid.size, [plane_Z], len(wanted), part, limit2, axes.device)
+    for part, between in zip(parts, every, strict=True):
         cut = torch.empty(len(wanted) * between.counts[0], dtype=torch.complex64, device=axes.device)
         axes.to_y(cut, between, sums, there_Z, wanted, part)
         axes.to_z(half_ZYX, cut, between, part)
@@ -193,14 +203,15 @@ def _map_by_kernels(axes: Axes, sums: Sums, grid: PaddedGrid, wanted: range) -> 
 
 def _voxels_by_kernels(axes: Axes, map_ZYX: Tensor, rows: RowTable, grid: PaddedGrid) -> Tensor:
     """`voxels_of` on a GPU."""
-    plane_Z, limit2, box = grid.plane_Z.cpu(), int(rows.radius**2), grid.box
+    plane_Z, limit2, box, there_Z = grid.on_host, int(rows.radius**2), grid.box, grid.plane_Z.int()
+    parts = axes.column_runs(grid.columns, len(plane_Z) * box, box**3 // 2)
+    every = Between.of_runs(grid.size, [plane_Z], box, parts, limit2, axes.device, kernels.TOGETHER)
     half_ZYX = axes.from_x(map_ZYX, torch.arange(box, device=axes.device), 0, grid.columns)
     out_V2 = map_ZYX.new_zeros(rows.count, 2)
-    for part in axes.column_runs(grid.columns, len(plane_Z) * box):
-        between = Between.of(grid.size, [plane_Z], box, part, limit2, axes.device)
+    for part, between in zip(parts, every, strict=True):
         cut = torch.empty(box * between.counts[0], dtype=torch.complex64, device=axes.device)
         axes.from_z(half_ZYX, cut, between, part)
-        axes.from_y(out_V2, cut, between, rows, grid.plane_Z.int(), part)
+        axes.from_y(out_V2, cut, between, rows, there_Z, part)
     return out_V2
 
 
