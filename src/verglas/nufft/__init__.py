@@ -8,7 +8,7 @@ k = -(N // 2) .. (N - 1) // 2 along each axis, arrays [(Z,) Y, X]. Type 2 is the
 rounding. With N voxels and frequencies in cycles per voxel, x = 2 pi frequency and the modes are the voxels: type 2 with sign -1
 takes a map to its slices.
 
-`fine` is the grid between points and modes, with the window of `window` (`axes`: its FFTs on GPUs); `own` transforms on one device
+`fine` is the grid between points and modes, with the window of `window` (`axes`: on GPUs); `own` transforms on one device
 by kernels/spread and FFTs, `peer` by finufft and cufinufft, `quickest` by what takes less time; `shared` (which turns its grid by
 `turn`) on several ranks; `plan` chooses among them. `toeplitz` is type 1 after type 2; `direct` the definition.
 """
