@@ -18,7 +18,8 @@ from benchmarks.figures import publish
 from benchmarks.relative import adjoint_difference
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
-from verglas.projection.volume import FourierVolume, pack, padded_transform
+from verglas.projection.volume import FourierVolume, pack
+from verglas.testing.dense import padded_transform
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -22,7 +22,8 @@ from verglas.maximization.reconstruction import Reconstruction, frequency_S, sol
 from verglas.maximization.solve import SolvedSums, add_friedel_partners, gather_sums, wiener_term
 from verglas.optics.ctf import CtfParameters, ctf_BK
 from verglas.optics.group import OpticsGroup
-from verglas.projection.volume import gridding_correction, pack, padded_transform
+from verglas.projection.volume import gridding_correction, pack
+from verglas.testing.dense import padded_transform
 
 BOX, PIXEL = 32, 3.0
 FIELD = BOX * PIXEL

@@ -144,43 +144,6 @@ def test_gridding_correction_by_hand() -> None:
     assert float(correction[6, 5, 2]) == pytest.approx((math.sin(math.pi * 3 / 16) / (math.pi * 3 / 16)) ** 2, rel=1e-6)
 
 
-def padded(map_ZYX: torch.Tensor, size: int) -> torch.Tensor:
-    out, first = map_ZYX.new_zeros(size, size, size), size // 2 - map_ZYX.shape[0] // 2
-    inner = slice(first, first + map_ZYX.shape[0])
-    out[inner, inner, inner] = map_ZYX
-    return out
-
-
-@pytest.mark.parametrize("box, size", [(8, 16), (10, 16), (6, 6), (6, 22)])
-def test_padded_transform_is_the_plain_one(box: int, size: int) -> None:
-    map_ZYX = noise(box, box, box)
-    corrected = map_ZYX / v.gridding_correction(box, size / box).double()
-    expected = centred_rfft3(padded(corrected, size)) * size**3 / box**2
-    found = v.padded_transform(map_ZYX, size)
-    assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
-    back = v.cropped_map(found.clone(), box)
-    assert torch.allclose(back, corrected, rtol=1e-11)
-
-
-def test_cropped_map_cuts_out_the_middle() -> None:
-    large = noise(18, 18, 18)
-    found = v.cropped_map(centred_rfft3(large) * 18**3 / 10**2, 10)
-    assert torch.allclose(found, large[4:14, 4:14, 4:14], atol=1e-11)
-
-
-def test_large_transforms_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    map_ZYX = noise(10, 10, 10)
-    expected = v.padded_transform(map_ZYX, 20)
-    back = v.cropped_map(expected.clone(), 10)
-    monkeypatch.setattr(v, "runs", lambda count, each, device: [slice(i, min(i + 3, count)) for i in range(0, count, 3)])
-    assert torch.equal(v.padded_transform(map_ZYX, 20), expected)
-    assert torch.allclose(v.cropped_map(expected.clone(), 10), back, atol=1e-13)
-    monkeypatch.undo()
-    assert v.runs(10, 2**21, map_ZYX.device) == [slice(i, i + 2) for i in range(0, 10, 2)]
-    assert v.runs(3, 2**30, map_ZYX.device) == [
-        slice(0, 1), slice(1, 2), slice(2, 3)]  # fmt: skip
-
-
 @pytest.mark.parametrize("size, radius", [(16, 8), (16, 5), (10, 5)])
 def test_packing_there_and_back(size: int, radius: int) -> None:
     fourier = centred_rfft3(noise(size, size, size))

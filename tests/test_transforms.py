@@ -19,7 +19,8 @@ from verglas.maximization.transform_costs import FORMS
 from verglas.maximization.transforms import MapPart, SharedTransform
 from verglas.projection import pruned
 from verglas.projection.pruned import PaddedGrid, map_of, voxels_of
-from verglas.projection.volume import cropped_map, gridding_correction, pack, padded_size, padded_transform, unpack
+from verglas.projection.volume import gridding_correction, pack, padded_size, unpack
+from verglas.testing.dense import cropped_map, padded_transform
 
 # box, shells, padding, rows y that are wanted, of the map
 CASES = {"whole": (20, 10, 2.0, range(20)), "part": (20, 7, 1.5, range(3, 16)), "odd": (22, 9, 2.0, range(22))}

@@ -20,9 +20,8 @@ from verglas.projection.pruned import voxels_of
 if TYPE_CHECKING:
     from verglas.kernels.project.cells import Cells
 
-# Voxels, and numbers of a transform, worked on at a time: bounded temporaries on a CPU, on a GPU also few launches.
+# Voxels worked on at a time: bounded temporaries on a CPU, on a GPU also few launches.
 VOXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
-NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
 HALVED_AT_ONCE = 2**27  # voxels
 LARGEST_HALF = 65504.0  # of float16
 HALF_PRECISION_PEAK = 16384.0  # float16 volumes are scaled to this: 65504 never reached, 2.7e8 above the smallest normal
@@ -152,66 +151,6 @@ def sampling_matrices(rotation_R33: Tensor, padding: float) -> Tensor:
     return padding * cofactors / determinant[..., None, None]
 
 
-def padded_transform(map_ZYX: Tensor, size: int) -> Tensor:
-    """Gridding-corrected, zero-padded, centred transform times P^3 / N^2: its slices are FFT2(projection) / N^2.
-
-    Axis by axis, so that lines known to be zero are never transformed: 7/12 of the work at padding 2, less memory.
-    """
-    box, columns = map_ZYX.shape[0], size // 2 + 1
-    corrected_ZYX = map_ZYX / gridding_correction(box, size / box, map_ZYX.device).to(map_ZYX.dtype)
-    first = size // 2 - box // 2
-    inner = slice(first, first + box)
-
-    def padded(values: Tensor, axis: int) -> Tensor:
-        shape = list(values.shape)
-        shape[axis] = size
-        out = values.new_zeros(shape)
-        out.narrow(axis, first, box).copy_(values)
-        return out
-
-    along_x = torch.fft.rfft(padded(corrected_ZYX, 2), dim=2).div_(box**2)
-    along_y = torch.fft.fft(padded(along_x, 1), dim=1)
-    del along_x
-    fourier_ZYX = along_y.new_zeros(size, size, columns)
-    for part in runs(size, size * columns, fourier_ZYX.device):
-        fourier_ZYX[inner, part] = along_y[:, part]
-        fourier_ZYX[:, part] = torch.fft.fft(fourier_ZYX[:, part], dim=0)
-    return centre(fourier_ZYX)
-
-
-def cropped_map(fourier_ZYX: Tensor, box: int) -> Tensor:
-    """Inverse of `padded_transform` up to the gridding correction: centred transform [P, P, P/2+1] -> map [N, N, N].
-
-    Axis by axis, keeping only the central N after each. Changes the signs of `fourier_ZYX` in place: it is used up.
-    """
-    size, columns = fourier_ZYX.shape[0], fourier_ZYX.shape[2]
-    first = size // 2 - box // 2
-    inner = slice(first, first + box)
-    centre(fourier_ZYX)
-    along_z = fourier_ZYX.new_empty(box, size, columns)
-    for part in runs(size, size * columns, fourier_ZYX.device):
-        along_z[:, part] = torch.fft.ifft(fourier_ZYX[:, part], dim=0)[inner]
-    map_ZYX = along_z.real.new_empty(box, box, box)
-    for part in runs(box, size * columns, fourier_ZYX.device):
-        along_y = torch.fft.ifft(along_z[part], dim=1)[:, inner]
-        map_ZYX[part] = torch.fft.irfft(along_y, n=size, dim=2)[:, :, inner]
-    return map_ZYX.mul_(box**2)
-
-
-def runs(count: int, elements_each: int, device: torch.device) -> list[slice]:
-    """Cut 0..count into slices of some million elements, so that temporaries stay small."""
-    step = max(1, NUMBERS_AT_ONCE.get(device.type, 2**26) // elements_each)
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def centre(fourier_ZYX: Tensor) -> Tensor:
-    """Multiply by (-1)^(x+y+z) in place: moves the origin of the real-space map between a corner and its centre."""
-    fourier_ZYX[1::2] *= -1
-    fourier_ZYX[:, 1::2] *= -1
-    fourier_ZYX[:, :, 1::2] *= -1
-    return fourier_ZYX
-
-
 def pack(fourier_ZYX: Tensor, rows: RowTable, axes: tuple[int, int, int] = (0, 1, 2)) -> Tensor:
     """Copy a centred half transform [P, P, P/2+1] into packed rows, [V, 2]; zero beyond the table's radius.
 
@@ -237,29 +176,15 @@ def unpack(values_V2: Tensor, rows: RowTable, size: int) -> Tensor:
 
     Voxels at and beyond `rows.radius` must hold 0.
     """
-    fourier = empty_transform(size, values_V2)
+    columns = size // 2 + 1
+    fourier = values_V2.new_zeros(size, size, columns, 2)
     for part, coordinates in coordinate_chunks(rows):
-        deposit(fourier, coordinates, values_V2[part])
+        x, y, z = coordinates.long()
+        fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2)
+        target = torch.where(fits, (z % size * size + y % size) * columns + x, 0)
+        # Added, not copied: -P/2 and +P/2 are one index of the transform, and one of them holds 0, as does what does not fit.
+        fourier.view(-1, 2).index_add_(0, target, values_V2[part])
     return torch.view_as_complex(fourier)
-
-
-def empty_transform(size: int, like: Tensor) -> Tensor:
-    """A zero half transform [P, P, P/2+1, 2] for `deposit`."""
-    return torch.zeros(size, size, size // 2 + 1, 2, dtype=like.dtype, device=like.device)
-
-
-def deposit(fourier_ZYX2: Tensor, coordinates_3V: Tensor, values_V2: Tensor, place_E: Tensor | None = None) -> None:
-    """Add voxel values into a half transform; what lies outside its range must be 0 (it lands on the origin).
-
-    place_E: plane of the transform for each z of -half..half, if it has not all of them; -1: none.
-    """
-    size, columns = fourier_ZYX2.shape[1], fourier_ZYX2.shape[2]
-    x, y, z = coordinates_3V.long()
-    plane = z % size if place_E is None else place_E[z + len(place_E) // 2]
-    fits = (x < columns) & (y.abs() <= size // 2) & (z.abs() <= size // 2) & (plane >= 0)
-    target = torch.where(fits, (plane * size + y % size) * columns + x, 0)
-    # Added, not copied: -P/2 and +P/2 are one index of the transform, and one of them holds 0.
-    fourier_ZYX2.view(-1, 2).index_add_(0, target, values_V2)
 
 
 def radius2(coordinates_3V: Tensor) -> Tensor:
