@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from verglas.cli.behind import Behind
 from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads
 from verglas.errors import InputError
 
@@ -85,8 +84,7 @@ class Reconstruct:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
         from verglas.cli.reconstruct_columns import InColumns
-        from verglas.cli.reconstruct_files import note_resolution, save
-        from verglas.cli.reconstruct_report import Ahead
+        from verglas.cli.reconstruct_report import Ahead, painters
         from verglas.cli.reconstruct_slabs import way_of
         from verglas.io.runfolder import RunFolder
         from verglas.maximization import ahead
@@ -94,7 +92,7 @@ class Reconstruct:
         from verglas.distributed.ranks import lead_first  # isort: skip
 
         set_threads(self.computing.threads)
-        with ranks_here(self.computing.device) as (ranks, device, reason):
+        with ranks_here(self.computing.device) as (ranks, device, reason), painters(ranks, device) as draw:
             with lead_first(ranks):
                 run = RunFolder.create(self.out, "reconstruct", self, self.overwrite) if ranks.is_lead else None
                 task = Task.of(self, ranks, device)
@@ -108,16 +106,12 @@ class Reconstruct:
                 if on_gpu and run is not None:
                     granted = way.choice.transforms if isinstance(way, InColumns) else None
                     ahead.of_solving(task.geometry, device, self.gridding == "exact", granted)
-                with nullcontext() if run is None else Ahead(task.table, self, device.type == "cuda") as report:
+                with nullcontext() if run is None else Ahead(task.table, self, draw) as report:
                     result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
                     if run is not None and report is not None and result is not None:
                         if device.type == "cuda":
                             note_peak(device, run)
-                        note_resolution(result, run)
-                        with Behind(1) as behind:
-                            if not (way is not None and way.written):
-                                behind.do(partial(save, result, run))
-                            report.write(result, run)
+                        report.finish(result, run, written=way is not None and way.written)
 
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""

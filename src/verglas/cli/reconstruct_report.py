@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from verglas.cli.behind import Behind
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import torch
 
     from verglas.cli.reconstruct import Reconstruct
+    from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.table import ParticleTable
+    from verglas.report.page import Draw
 
 PAINTERS = 2  # processes that draw: of the slices and of the views
 FEWEST_VIEWS = 20
 
 
-class Ahead(AbstractContextManager["Ahead"]):
-    """The report, as far as it is known before there is a map: how even the views are is computed meanwhile; on a GPU, where maps
-    come in seconds, processes of their own load what drawing needs, and draw."""
+@contextmanager
+def painters(ranks: Ranks, device: torch.device) -> Iterator[Draw | None]:
+    """What draws a report: on a GPU, where maps come in seconds, processes of their own, which load meanwhile what drawing needs;
+    None for this process."""
+    if device.type != "cuda" or not ranks.is_lead:
+        yield None
+        return
+    from verglas.report.painters import Painters
 
-    def __init__(self, table: ParticleTable, options: Reconstruct, apart: bool) -> None:
-        self.table, self.options, self.apart, self._stack = table, options, apart, ExitStack()
+    with Painters(PAINTERS) as some:
+        yield some.draw
+
+
+class Ahead(AbstractContextManager["Ahead"]):
+    """The report, as far as it is known before there is a map: how even the views are is computed meanwhile. draw: `painters`."""
+
+    def __init__(self, table: ParticleTable, options: Reconstruct, draw: Draw | None) -> None:
+        self.table, self.options, self._draw, self._stack = table, options, draw, ExitStack()
 
     def __enter__(self) -> Ahead:
-        self._draw = None
-        if self.apart:
-            from verglas.report.painters import Painters
-
-            self._draw = self._stack.enter_context(Painters(PAINTERS)).draw
         pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="verglas-views"))
         self._views = pool.submit(evenness, self.table, self.options)
         pool.submit(import_module, "jinja2")  # what writes the page
@@ -41,6 +55,16 @@ class Ahead(AbstractContextManager["Ahead"]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+
+    def finish(self, result: Reconstruction, run: RunFolder, written: bool) -> None:
+        """Maps, unless they are `written`, curves, and the report, which is drawn while maps are written."""
+        from verglas.cli.reconstruct_files import note_resolution, save
+
+        note_resolution(result, run)
+        with Behind(1) as behind:
+            if not written:
+                behind.do(partial(save, result, run))
+            self.write(result, run)
 
     def write(self, result: Reconstruction, run: RunFolder) -> None:
         """report.html: resolution, FSC, slices, views."""
