@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,23 @@ def ranks_here(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[Ranks, 
     device, reason = resolve_device(choice, place)
     with joined(place, device) as ranks:
         yield ranks, device, f"{reason}; {ranks.size} processes share the work" if ranks.size > 1 else reason
+
+
+def wake_gpu(choice: Literal["auto", "cpu", "cuda"]) -> None:
+    """Have the CUDA driver make its context on the first GPU, in a thread, while PyTorch is imported."""
+    if choice == "cpu" or "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # one of several takes a GPU of its own
+        return
+
+    def wake() -> None:
+        try:
+            driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return  # no GPU: said by `resolve_device`
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+    Thread(target=wake, daemon=True).start()
 
 
 def resolve_device(choice: Literal["auto", "cpu", "cuda"], place: Place | None = None) -> tuple[torch.device, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads
+from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads, wake_gpu
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Reconstruct:
 
         from verglas.distributed.ranks import lead_first  # isort: skip
 
+        wake_gpu(self.computing.device)
         set_threads(self.computing.threads)
         with ranks_here(self.computing.device) as (ranks, device, reason), painters(ranks, device) as draw:
             with lead_first(ranks):
@@ -98,7 +99,7 @@ class Reconstruct:
                 task = Task.of(self, ranks, device)
             on_gpu = device.type == "cuda" and self.solver == "gridding"
             if on_gpu:
-                ahead.of_adding(device)
+                ahead.of_adding(task.geometry, device)
             with run or nullcontext():
                 if run is not None:
                     announce(task, run, reason)

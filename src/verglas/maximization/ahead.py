@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from verglas.maximization.reconstruct import Geometry
 
 
-def of_adding(device: torch.device) -> None:
+def of_adding(geometry: Geometry, device: torch.device) -> None:
     """What adds slices to sums. Returns at once."""
     from verglas.kernels.backproject.bricks import kernels
 
-    def rest() -> None:
-        import verglas.kernels.backproject.triton  # noqa: F401 (for the few samples that bricks leave out)
+    wide = geometry.rows().start_ZY.element_size() == 8
 
-    _begin(lambda: kernels(device), rest)
+    def rest() -> None:
+        from verglas.kernels.backproject.triton import ready
+
+        ready(device, wide)  # for the few samples that bricks leave out
+
+    _begin(lambda: kernels(device, wide), rest)
 
 
 def of_solving(geometry: Geometry, device: torch.device, exact: bool, granted: float | None = None) -> None:

@@ -6,19 +6,21 @@ stalls (maximization/accumulate.py).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from verglas.core.rows import RowTable
+from verglas.core.rows import RowTable, packed_sphere
 from verglas.kernels.project.triton import load_axis, locate
 
 BLOCK, WARPS = 128, 4
 EVERY_COLUMN = 2**30
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_slices", "n_pixels", "half", "low", "high"])  # whatever they are: one kernel (`ready`)
 def _backproject_kernel(
     accumulator, start, sampling, coordinates, data, weight, n_slices, n_pixels, half, limit2, low, high,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
@@ -78,3 +80,13 @@ def backproject_triton(
         data, weight, n_slices, n_pixels, rows.half, rows.limit2, *(columns or (0, EVERY_COLUMN)), WEIGHTED=weight_RK is not None,
         BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
+
+
+def ready(device: torch.device, wide: bool) -> None:
+    """Have the kernel for weighted slices compiled, of row tables of int32, or (wide) int64."""
+    rows = packed_sphere(2.0, device)
+    rows = replace(rows, start_ZY=rows.start_ZY.long()) if wide else rows
+    nothing = torch.zeros(2, 2, 4, device=device)
+    turns_R33 = torch.eye(3, device=device).repeat(2, 1, 1)
+    coordinates_K3 = torch.zeros(4, 3, device=device)
+    backproject_triton(torch.zeros(rows.count, 4, device=device), rows, nothing, nothing[:, 0], turns_R33, coordinates_K3)
