@@ -33,15 +33,16 @@ def of_solving(geometry: Geometry, device: torch.device, exact: bool, granted: f
 
     from verglas.maximization import shells
     from verglas.maximization.gridding import residues_of
-    from verglas.projection.axes import Axes, serves
+    from verglas.projection.axes import Axes, kernel, serves
     from verglas.projection.volume import padded_size
 
     rows, size = geometry.rows(device), padded_size(geometry.box, geometry.padding)
     wide = int(rows.start_ZY.dtype == torch.int64)
     work: list[Callable[[], object]] = [lambda: shells.kernel("shell_sums", device, (f"WIDE={wide}",), 0)]
     if serves(geometry.box, size, device, torch.float32):
-        axes = Axes(geometry.box, size, device)
-        work += [lambda: axes.compiled(False), *([lambda: axes.compiled(True)] if wide else [])]
+        axes, kind = Axes(geometry.box, size, device), "APART" if exact else "TOGETHER"  # where weights lie
+        work.append(lambda: kernel("to_y", device, axes.defines(bool(wide), kind), 0))
+        work.append(lambda: kernel("to_x", device, axes.defines(False), 0))
     if exact:
         work.append(lambda: residues_of(rows, 4, 1, granted)[1])
     _begin(*work)

@@ -306,11 +306,6 @@ class Axes:
         with on(self.device):
             kernel(name, self.device, self.defines(wide, kind), shared)(grid, threads, *arguments)
 
-    def compiled(self, wide: bool) -> None:
-        """Have the kernels compiled that read row tables of int32, or (wide) int64."""
-        kernel("to_y", self.device, self.defines(wide, "TOGETHER"), 0)
-        kernel("to_x", self.device, self.defines(False), 0)
-
     def defines(self, wide: bool, kind: str = "") -> tuple[str, ...]:
         """What axes.cu is compiled with."""
         along, across = self.filling if kind else self.along, self.across
