@@ -180,6 +180,12 @@ def test_cuda_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     assert resolve_device("auto")[0].type == "cuda"
 
 
+def test_help_is_wrapped_to_the_terminal_alone() -> None:
+    command = [sys.executable, "-m", "verglas", "refine", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "70"}, check=True)
+    assert "are on a slow or shared disk. The copies are" in [line.strip(" │") for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("name", ["solve", "refine", "classify2d", "abinitio", "classify3d", "reconstruct", "ptycho reconstruct"])
 def test_torchrun_hands_over_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Its parser ends at a word behind `-m verglas` that could be short for more than one of its own options."""

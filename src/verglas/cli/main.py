@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -173,7 +173,8 @@ def run_words(name: str, arguments: list[str]) -> int:
         _print_description(description)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     try:
-        options = tyro.cli(chosen, prog=f"verglas {name}", description="", args=arguments, config=config, registry=REGISTRY)
+        with _whole_lines() if asks_help else nullcontext():
+            options = tyro.cli(chosen, prog=f"verglas {name}", description="", args=arguments, config=config, registry=REGISTRY)
     except SystemExit as stop:
         if asks_help and example:
             _print_example(example)
@@ -188,6 +189,26 @@ def run_words(name: str, arguments: list[str]) -> int:
         return 0
     options.run()
     return 0
+
+
+@contextmanager
+def _whole_lines() -> Iterator[None]:
+    """What options say is wrapped to the terminal alone; by itself tyro also breaks it where the source does."""
+    import docstring_parser
+
+    plain = docstring_parser.parse_from_object
+
+    def joined(thing: object) -> docstring_parser.Docstring:
+        found = plain(thing)
+        for option in found.params:
+            option.description = " ".join((option.description or "").split())
+        return found
+
+    docstring_parser.parse_from_object = joined  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = plain
 
 
 def split_docstring(command: type) -> tuple[str, str]:
