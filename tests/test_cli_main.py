@@ -183,7 +183,7 @@ def test_cuda_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 def test_help_is_wrapped_to_the_terminal_alone() -> None:
     command = [sys.executable, "-m", "verglas", "refine", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "70"}, check=True)
-    assert "are on a slow or shared disk. The copies are" in [line.strip(" │") for line in done.stdout.splitlines()]
+    assert "files are on a slow or shared disk. The copies" in [line.strip(" │") for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("name", ["solve", "refine", "classify2d", "abinitio", "classify3d", "reconstruct", "ptycho reconstruct"])
