@@ -65,6 +65,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_grids_that_the_kernels_take() -> None:
     gpu = torch.device("cuda")
     assert axes.serves((640, 640, 640), gpu, torch.float32) and axes.serves((900, 1024, 34), gpu, torch.float32)
+    assert axes.serves((2048, 2048, 2048), gpu, torch.float32) and axes.passes(640) == (8, 8, 2, 5)
     for sizes, dtype in (((640, 640), torch.float32), ((640, 640, 640), torch.float64), ((640, 34, 640), torch.float32)):
         assert not axes.serves(sizes, gpu, dtype)
     assert not axes.serves((640, 640, 640), torch.device("cpu"), torch.float32)

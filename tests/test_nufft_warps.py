@@ -61,7 +61,7 @@ def on_cpu(folder: Path, name: str, device: torch.device, defines: tuple[str, ..
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the kernel runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spread_triton, "READ_BY_WARPS", True)
+        patch.setattr(spread_triton, "READ_BY_WARPS", range(3, 10))
         if not INTERPRETED:
             yield "cuda"
             return

@@ -1,11 +1,15 @@
 // Transforms between a grid and its modes along the slower axes, one kernel each way: see axes.py. A block has COLUMNS lines side by
 // side, of one row; it reads what there is of each once and writes what is kept of it once. Compile with P (cells of a line, even),
-// COLUMNS, THREADS.
+// PASSES (their radices, two digits each), COLUMNS, THREADS.
 #include "../projection/passes.cuh"
 #ifndef ON_CPU
 extern __shared__ float2 shared_lines[];
 #endif
-constexpr int FIRST = radix_of(P), LAST = last_radix_of(P);
+template <long long DIGITS, int... RADICES> struct Read : Read<DIGITS / 100, DIGITS % 100, RADICES...> {};
+template <int... RADICES> struct Read<0, RADICES...> { using Plan = Passes<RADICES...>; };
+using Lines = Read<PASSES>::Plan;
+constexpr int FIRST = Lines::first, LAST = Lines::last, WORKERS = THREADS / COLUMNS;
+static_assert(Lines::length == P);
 
 // Which mode, counted from the lowest, place n of a transform of `cells` holds: none, if that is not below `modes`.
 __device__ __forceinline__ unsigned mode_of(int n, int cells, int modes) {
@@ -26,8 +30,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) to_modes(
     const float2 *const source = from + (long long)vector * P * rows * x + (long long)row * from_step + cell_x;
     float2 *const target = to + (long long)vector * modes * rows * x_kept + (long long)row * to_step + mode_x;
     const float scale = there && factor_x ? factor_x[mode_x] : 1.0f;
-    transform<P, COLUMNS, COLUMNS, false, false>(
-        shared_lines, roots,
+    transform<Lines, WORKERS, COLUMNS>(
+        shared_lines + threadIdx.x % COLUMNS, threadIdx.x / COLUMNS, roots,
         [&](float2 (&v)[FIRST], int n, int q) {
 #pragma unroll
             for (int r = 0; r < FIRST; ++r) v[r] = source[(long long)(n + r * q) * from_apart];
@@ -54,8 +58,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) to_cells(
     const float2 *const source = from + (long long)vector * modes * rows * x_kept + (long long)row * from_step + (holds ? mode_x : 0);
     float2 *const target = to + (long long)vector * P * rows * x + (long long)row * to_step + cell_x;
     const float scale = !holds ? 0.0f : factor_x ? factor_x[mode_x] : 1.0f;
-    transform<P, COLUMNS, COLUMNS, false, false>(
-        shared_lines, roots,
+    transform<Lines, WORKERS, COLUMNS>(
+        shared_lines + threadIdx.x % COLUMNS, threadIdx.x / COLUMNS, roots,
         [&](float2 (&v)[FIRST], int n, int q) {
             float f[FIRST];
 #pragma unroll

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import torch
@@ -21,11 +22,10 @@ from torch import Tensor
 from verglas.kernels.nvrtc import Kernel, load
 
 SOURCE = Path(__file__).with_name("axes.cu")
-COLUMNS, THREADS = 16, 512  # of a block; half of both for lines of more than `LONG` cells
-LONG = 896
+COLUMNS, THREADS = 16, 512  # of a block; half of both, or a quarter, where its lines would not fit into `SHARED_BYTES`
+RADICES = (8, 4, 2, 13, 11, 7, 5, 3)  # of passes, those first that come first
+SHARED_BYTES = 104 * 1024  # of a block: two at a time on a processor with 228 KB
 MOST_GRID = 65535
-LARGEST_FACTOR = 13  # of a length that the kernels transform
-MOST_SHARED_BYTES = 224 * 1024
 
 
 def serves(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> bool:
@@ -35,11 +35,28 @@ def serves(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 
 
 def _short(size: int) -> bool:
-    left = size
-    for factor in range(2, LARGEST_FACTOR + 1):
-        while left % factor == 0:
-            left //= factor
-    return size % 2 == 0 and left == 1 and size * 8 * 8 <= MOST_SHARED_BYTES
+    radices = passes(size)
+    return size % 2 == 0 and radices is not None and 8 * (COLUMNS // 4) * room(radices) <= SHARED_BYTES
+
+
+@lru_cache(maxsize=256)
+def passes(size: int) -> tuple[int, ...] | None:
+    """Radices of the passes of a transform, None if it has a larger prime factor."""
+    found: list[int] = []
+    while size > 1:
+        radix = next((radix for radix in RADICES if size % radix == 0), None)
+        if radix is None:
+            return None
+        found.append(radix)
+        size //= radix
+    return tuple(found)
+
+
+def room(radices: tuple[int, ...]) -> int:
+    """Numbers of shared memory that a line takes (`Passes::room` in passes.cuh)."""
+    last = prod(radices) - 1
+    blocks = [prod(radices[number:]) for number in range(1, len(radices))]
+    return last + 1 + sum(last // block for block in blocks if block % 2 == 0)
 
 
 def modes_of(values: Tensor, factors: tuple[Tensor, ...], backward: bool) -> Tensor:
@@ -84,15 +101,19 @@ def _launch(
     """of_given, of_to: from row to row, and from number to number of a line; along_x: cells and modes."""
     if not to.numel():
         return
-    columns, threads = (COLUMNS, THREADS) if size <= LONG else (COLUMNS // 2, THREADS // 2)
-    defines = (f"P={size}", f"COLUMNS={columns}", f"THREADS={threads}")
+    radices = passes(size)
+    assert radices is not None
+    part = next((part for part in (1, 2) if 8 * (COLUMNS // part) * room(radices) <= SHARED_BYTES), 4)
+    columns, threads = COLUMNS // part, THREADS // part
+    digits = int("".join(f"{radix:02d}" for radix in radices))
+    defines = (f"P={size}", f"PASSES={digits}", f"COLUMNS={columns}", f"THREADS={threads}")
     width = along_x[1] if name == "to_modes" else along_x[0]
     each = max(1, MOST_GRID // rows)  # vectors at a time
     with torch.cuda.device(to.device) if to.is_cuda else nullcontext():
-        run = kernel(name, to.device, defines, 8 * size * columns)
+        run = kernel(name, to.device, defines, 8 * columns * room(radices))
         for first in range(0, batch, each):
-            part = slice(first, first + each)
-            run((-(-width // columns), len(to[part]) * rows), threads, to[part], given[part], _roots(size, to.device), factor,
+            some = slice(first, first + each)
+            run((-(-width // columns), len(to[some]) * rows), threads, to[some], given[some], _roots(size, to.device), factor,
                 factor_x, rows, *of_given, *of_to, *along_x, len(factor), int(backward))  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from verglas.kernels.spread.tiles import Tiled, bin_for, unpacked
 LANES, WARPS = 512, 4  # elements and warps of a program that goes point by point
 AT_ONCE, PARTS = 32, 2  # points of a matrix product, parts that its operands are rounded to
 WARPS_SMALL, WARPS_LARGE = 4, 8  # of a tile
-READ_BY_WARPS = False  # whether warps.cu interpolates, too
+READ_BY_WARPS = range(5, 7)  # widths of windows with which warps.cu interpolates, too (benchmarks/NOTES.md)
 COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
@@ -260,7 +260,7 @@ def interpolate_triton(grid_BZYX2: Tensor, places: Tiled) -> Tensor:
     """See `interpolate_reference`; float32."""
     out_BM2 = grid_BZYX2.new_empty(len(grid_BZYX2), len(places), 2)
     given = _arguments(grid_BZYX2.contiguous(), out_BM2, places)
-    if places.by_warps and READ_BY_WARPS and grid_BZYX2[0].numel() < 2**33:
+    if places.by_warps and places.width in READ_BY_WARPS and grid_BZYX2[0].numel() < 2**33:
         from verglas.kernels.spread.warps import interpolate_all
 
         interpolate_all(grid_BZYX2.contiguous(), out_BM2, places)

@@ -11,7 +11,7 @@ from verglas.kernels.nvrtc import Kernel, load
 from verglas.kernels.spread.tiles import Tiled, bin_for
 
 SOURCE = Path(__file__).with_name("warps.cu")
-WARP, THREADS = 32, 128  # of a block that spreads, and that interpolates
+WARP, THREADS = 32, 256  # of a block that spreads, and that interpolates
 
 
 def spread_crowded(grid_BZYX2: Tensor, values_BM2: Tensor, places: Tiled) -> None:
