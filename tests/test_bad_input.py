@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -373,5 +374,11 @@ def test_full_disk(
         file = open(path, mode, *more, **named)  # type: ignore[call-overload]  # noqa: SIM115 (closed by the caller)
         return FullDisk(file, room) if mode == "wb" else file
 
+    def pwrite(file: int, content: memoryview, place: int, real: Callable[..., int] = os.pwrite) -> int:
+        if place + len(content) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, content, place)
+
     monkeypatch.setattr("verglas.io.mrc.open", limited, raising=False)
+    monkeypatch.setattr("verglas.io.mrc.os.pwrite", pwrite)
     assert "disk is full" in (message := refuse(*words)) and "/out" in message and ".partial" not in message
