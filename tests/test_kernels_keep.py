@@ -225,3 +225,18 @@ def test_which_implementation_runs() -> None:
     parents, blocks, score_N = family(1, 1, torch.float32)
     with pytest.raises(ValueError, match="cuda"):
         admit(score_N, blocks, parents, 1, 1, "cuda")
+
+
+@pytest.mark.parametrize("bounds", [(0, 7), (0, 3), (3, 7), (4, 5)])
+def test_a_part_of_the_lists_holds_the_same_particles(bounds: tuple[int, int]) -> None:
+    blocks, (first, last) = ragged(), bounds
+    ranges = [blocks.ranges(*bounds) for _ in range(2)]  # the pointers are kept after the first question
+    assert ranges[0] == ranges[1]
+    slices, shifts, values = ranges[0]
+    part = blocks.part(first, last)
+    assert (part.particles, part.samples) == (last - first, values.stop - values.start)
+    assert (len(part.slice_N), len(part.shift_M)) == (slices.stop - slices.start, shifts.stop - shifts.start)
+    for i in range(part.particles):
+        (mine_n, mine_m, mine), (whole_n, whole_m, whole) = part.lists(i), blocks.lists(first + i)
+        assert mine_n.equal(whole_n) and mine_m.equal(whole_m)
+        assert (mine.start + values.start, mine.stop + values.start) == (whole.start, whole.stop)

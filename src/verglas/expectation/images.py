@@ -151,9 +151,8 @@ class ImagePreparer:
         added_BK = scale_B1 if self.group.ctf_premultiplied else seen_BK
         factor_K = (spectra.common_S / spectra.sigma2_S)[self.shell_K].to(self.dtype)
         weight_K = self._weight(spectra)
-        scored_S = torch.arange(self.grid.shells, device=self.device) <= self.grid.last_scored
-        inverse_S = torch.where(scored_S, 0.5 / spectra.sigma2_S, 0)
-        inverse_S[0] = 0
+        shell_S = torch.arange(self.grid.shells, device=self.device)
+        inverse_S = torch.where((shell_S > 0) & (shell_S <= self.grid.last_scored), 0.5 / spectra.sigma2_S, 0)
         return Prepared(
             _planes(scored_BK, seen_BK * (factor_K * self.scored_K)), seen_BK.square() * (weight_K * self.scored_K),
             _planes(mapped_BK, added_BK * (factor_K * self.counts_K)),

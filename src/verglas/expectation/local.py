@@ -132,7 +132,7 @@ def _select_block(grid: OrientationGrid, prior_BG33: Tensor, sigma: float, desce
     prior_Q33 = prior_BG33.reshape(-1, 3, 3)
     prior_P, direction_P = _directions_within(prior_Q33[:, 2], descent.levels)
     found_B = torch.zeros(particles, dtype=torch.bool, device=prior_P.device)
-    found_B[torch.div(prior_P, mates, rounding_mode="floor")] = True
+    found_B.index_fill_(0, torch.div(prior_P, mates, rounding_mode="floor"), True)  # unlike an assignment, without a wait
     lost_L = torch.nonzero(~found_B)[:, 0]
     if len(lost_L):
         nearest_L, direction_L = nearest_directions(prior_BG33[lost_L, :, 2], descent.levels[-1].view_U3)

@@ -31,7 +31,7 @@ def distinct(index_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values, place_N = torch.unique(index_N, return_inverse=True)
         return values, place_N
     used = torch.zeros(count, dtype=torch.bool, device=index_N.device)
-    used[index_N] = True
+    used.index_fill_(0, index_N, True)  # an assignment would send the number from the host and wait for the device
     place = used.long().cumsum(0) - 1
     return used.nonzero().squeeze(1), place[index_N]
 

@@ -131,7 +131,7 @@ class FineSlices:
             for part_U in missing_U.split(max(1, self._rows_copied() // each)):
                 rows_R = child_indices(part_U, each)
                 self.table[rows_R] = self.slicer.children(self.grid, rows_R)
-        self.made_O[missing_U] = True  # not before they are made: the device may run out of memory meanwhile
+        self.made_O.index_fill_(0, missing_U, True)  # not before they are made: the device may run out of memory meanwhile
         self.made += len(missing_U)
         return self.table
 

@@ -68,10 +68,14 @@ class Blocks:
         return slices, shifts, slice(int(self.value_ptr_B1[particle]), int(self.value_ptr_B1[particle + 1]))
 
     def ranges(self, first: int, last: int) -> tuple[slice, slice, slice]:
-        """Where particles first..last-1 are in slice_N, in shift_M and among the samples; one wait for a GPU."""
-        pointers = self.slice_ptr_B1, self.shift_ptr_B1, self.value_ptr_B1
-        a, b, c, d, e, f = torch.stack([ptr_B1[place] for ptr_B1 in pointers for place in (first, last)]).tolist()
+        """Where particles first..last-1 are in slice_N, in shift_M and among the samples; the first question waits for a GPU."""
+        a, b, c, d, e, f = self._pointers_3B1[:, [first, last]].flatten().tolist()
         return slice(a, b), slice(c, d), slice(e, f)
+
+    @cached_property
+    def _pointers_3B1(self) -> Tensor:
+        """The three lists of pointers in the memory of the host."""
+        return torch.stack([self.slice_ptr_B1, self.shift_ptr_B1, self.value_ptr_B1]).cpu()
 
     def part(self, first: int, last: int, ranges: tuple[slice, slice, slice] | None = None) -> Blocks:
         """The lists of particles first..last-1 alone (views); ranges: theirs, if they are known."""
