@@ -38,12 +38,14 @@ from verglas.refinement.config import RefineConfig
 
 STEPS = ("iterations", "alike", "whole")
 FIELD = 332.8  # Å, edge of the images
+LEAST_PART = 6000  # images that are worth a process of their own that simulates them
 
 
 def data_of(options: argparse.Namespace, n: int, box: int) -> Path:
-    """A set of n images of the field of view."""
+    """A set of n images of the field of view; of many, each GPU makes a share."""
     words = [*AS_RELION, "--method", "slices", "--float16", "--seed", "1", "--device", options.device]
-    return simulated(options.work / f"{n}x{box}", options.model, n, box, FIELD / box, words)
+    parts = max(1, min(n // LEAST_PART, torch.cuda.device_count()))
+    return simulated(options.work / f"{n}x{box}", options.model, n, box, FIELD / box, words, parts)
 
 
 def several(ranks: int) -> list[str]:
