@@ -146,12 +146,12 @@ def kill_one(case: Case, number: int, at: Moment, victim: int, again: int) -> st
     errors = [line for line in case.said(name).read_text(errors="replace").splitlines() if line.startswith("error: ")]
     named = bool(errors) and f"Rank {victim} " in errors[0]
     begun = (case.out(name) / "config.json").exists()  # else nothing was done that could go on
-    case.finish(name, again, resumed=begun)
+    seconds = case.finish(name, again, resumed=begun)
     stage = errors[0].partition(" died in ")[2].partition(". ")[0] if errors else "before the ranks had met"
     state = f"exit {code}, {ended:4.1f} s, named {'yes' if named else 'no '}, left over {left or 'none'}"
     apart = "  ".join(f"{one:.1e}" for one in distance(case.out("whole"), case.out(name)))
     where = "start" if at.iterations < 0 else f"{at.iterations} done"
-    return f"{number:4d}  {victim}  {moment - begin:6.1f} s ({where})  {state}  goes on with {again}  {apart}  {stage}"
+    return f"{number:4d}  {victim}  {moment - begin:6.1f} s ({where})  {state}  {seconds:.1f} s more with {again}  {apart}  {stage}"
 
 
 def distance(one: Path, two: Path) -> tuple[float, float]:
@@ -208,6 +208,9 @@ def main() -> None:
             ]  # fmt: skip
             print("kill  rank  after  how it ended  ...  rms and 1 - FSC from the undisturbed run  where", flush=True)
             for line in as_completed([again, *lines]):
+                if (error := line.exception()) is not None:  # one that failed says nothing of the others
+                    print(error, flush=True)
+                    continue
                 if line is not again:
                     print(line.result(), flush=True)
                     continue

@@ -4,7 +4,7 @@
 
 iterations  one iteration of every sampling, from the same states with every number of ranks, in the order of --ranks: whether
             sums and poses are the same, strong and weak scaling (--particles on the most ranks), shares of the time, bytes
-alike       whole refinements of --small particles: 1 rank, 1 rank again, the most ranks; how far apart they are
+alike       whole refinements of --small particles side by side, 1 rank --again times, the most ranks twice: how far apart they are
 whole       whole refinements of --whole particles as users start them, with every number of ranks
 
 256 px of 1.3 Å (alike: 128 px of 2.6 Å), SNR 0.05, float16, C1, diameter 240 Å, from 40 Å. Numbers of ranks for which there are
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from benchmarks.process_tree import TRACED
 from benchmarks.refinement_run import Run, mean_fsc, opening, refined
 from benchmarks.scaling_tables import figures_of, stage_tables, texts, whole_figures
 from benchmarks.simulated import AS_RELION, simulated
+from verglas.cli.launch import visible_names
 from verglas.particles.table import ParticleTable
 from verglas.refinement.config import RefineConfig
 
@@ -128,14 +129,33 @@ def whole(options: argparse.Namespace) -> dict[str, float]:
 
 
 def alike(options: argparse.Namespace) -> dict[str, float]:
-    """How far apart whole runs are: of one seed on one rank twice, and on the most ranks."""
+    """How far apart whole runs of one seed are: on one rank, several times, and on the most ranks, twice. All side by side, as
+    they are not timed; what is found is printed as they end."""
     data, most = data_of(options, options.small, options.box // 2), max(options.ranks)
-    with ThreadPoolExecutor(2) as pool:  # side by side: these are not timed
-        alone = [{"CUDA_VISIBLE_DEVICES": str(number % most)} for number in range(2)]
-        first, second = pool.map(lambda number: run(options, data, 1, f"alike_1_{number}", alone[number]), range(2))
-    many = run(options, data, most, f"alike_{most}")
-    found = {f"whole runs, 1 rank again, {name}": value for name, value in apart(first, second, data).items()}
-    return found | {f"whole runs, {most} ranks, {name}": value for name, value in apart(first, many, data).items()}
+    wanted = [(1, number) for number in range(options.again)] + [(most, number) for number in range(2 if most > 1 else 0)]
+    threads = max(1, len(os.sched_getaffinity(0)) // sum(ranks for ranks, _ in wanted))
+
+    def one(ranks: int, number: int) -> Run:
+        here = {"OMP_NUM_THREADS": str(threads)}
+        if ranks == 1 and options.device == "cuda":
+            here["CUDA_VISIBLE_DEVICES"] = visible_names([str(number % most)])[0]
+        return run(options, data, ranks, f"alike_{ranks}_{number}", here)
+
+    done, found = dict[tuple[int, int], Run](), dict[tuple[str, str], list[float]]()
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        begun = {pool.submit(one, *which): which for which in wanted}
+        for future in as_completed(begun):
+            which, ended = begun[future], future.result()
+            print(f"{which[0]} ranks, run {which[1]}: {len(ended.iterations)} iterations, {ended.seconds:.1f} s", flush=True)
+            for other, before in done.items():
+                pair = f"runs of {min(which[0], other[0])} and {max(which[0], other[0])} ranks"
+                values = apart(before, ended, data)
+                print(f"  {pair}, {other[1]} and {which[1]}: {texts(values)}", flush=True)
+                for name, value in values.items():
+                    found.setdefault((pair, name), []).append(value)
+            done[which] = ended
+    return {f"{pair}, {name}, {which}": of(values) for (pair, name), values in found.items()
+            for which, of in (("least", min), ("most", max))}  # fmt: skip
 
 
 def apart(one: Run, other: Run, data: Path) -> dict[str, float]:
@@ -146,9 +166,9 @@ def apart(one: Run, other: Run, data: Path) -> dict[str, float]:
     angle_B = torch.rad2deg(((trace_B - 1) / 2).clamp(-1, 1).arccos())
     qualities = [mean_fsc(run.folder / "run_class001.mrc", data / "truth.mrc") for run in (one, other)]
     return {
-        "iterations": len(other.iterations),
-        "mean FSC with the truth": qualities[1], "difference of it": qualities[1] - qualities[0],
-        "FSC of the two maps": mean_fsc(one.folder / "run_class001.mrc", other.folder / "run_class001.mrc"),
+        "difference of the iterations": abs(len(other.iterations) - len(one.iterations)),
+        "mean FSC with the truth": qualities[1], "difference of it": abs(qualities[1] - qualities[0]),
+        "1 - FSC of the two maps": 1 - mean_fsc(one.folder / "run_class001.mrc", other.folder / "run_class001.mrc"),
         "largest difference of the half maps' FSC": float(np.abs(curves[0] - curves[1]).max()),
         "median angle between poses, degrees": float(angle_B.median()),
         "share of poses within 1 degree": float((angle_B < 1).double().mean()),
@@ -164,6 +184,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--particles", type=int, default=100_000, help="of single iterations, on the most ranks")
     parser.add_argument("--whole", type=int, default=100_000, help="of whole refinements")
     parser.add_argument("--small", type=int, default=5_000, help="of whole refinements that are compared")
+    parser.add_argument("--again", type=int, default=3, help="of these on one rank")
     parser.add_argument("--warm", type=int, default=0, help="of a refinement before the timed ones, that compiles kernels")
     parser.add_argument("--box", type=int, default=256)
     parser.add_argument("--diameter", type=float, default=240.0)

@@ -5,8 +5,8 @@
 
 One set (of eight copies of MODEL, unless it is `demo`) is simulated while a small one warms the compiler's cache. It is refined
 by all ranks, which leave --kept seconds; then, side by side on GPUs of their own, by half of the ranks, and by one rank each with
-1 / RANKS and (of more than two ranks) a half of the particles, until --seconds are over. What each iteration took is printed as
-runs end or are stopped: strong scaling from those that all did alike, and a model fitted to them (benchmarks/scaling_model.py).
+1 / RANKS and (of more than two ranks) a half of the particles, until --seconds are over. What each iteration took is printed when
+it ends: strong scaling from those that all did alike, and a model fitted to them (benchmarks/scaling_model.py).
 Cores are shared among runs by their ranks.
 """
 
@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from benchmarks.refinement_run import iterations_of, mean_fsc
 from benchmarks.scaling import several
 from benchmarks.scaling_rank import NUMBER_BYTES, REFERENCE_NUMBERS, VOXEL_NUMBERS, half_ball
 from benchmarks.simulated import simulated
+from verglas.cli.launch import visible_names
 from verglas.particles.table import ParticleTable
 
 PADDING = 2  # of references
 LAST = 3000  # characters of what a run said, shown where it did not end well
+LOOK = 2.0  # s between two looks what has ended
 NEARLY = 0.1  # share by which sizes may differ in iterations that the model is fitted to: fewer particles, fewer shells
 Event = Mapping[str, Any]
 
@@ -65,26 +69,43 @@ class Job:
         elif self.ranks > 1:
             program = [*several(self.ranks), "verglas"]
         cores = max(1, len(os.sched_getaffinity(0)) // options.ranks)
-        here = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus)), "OMP_NUM_THREADS": str(cores)} | TRACED
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(visible_names(list(map(str, self.gpus))))} if options.device == "cuda" else {}
+        here = os.environ | visible | {"OMP_NUM_THREADS": str(cores)} | TRACED
         begin, log = time.monotonic(), options.logs / f"{self.name}.txt"
         with log.open("wb") as said:
             command = [sys.executable, *program, *map(str, words)]
             process = subprocess.Popen(command, stdout=said, stderr=said, env=here, start_new_session=True)
-            code = ended(process, until)
-        seconds, events = time.monotonic() - begin, iterations_of(out) if (out / "events.jsonl").exists() else []
+            code = ended(process, until, partial(self.tell, options, [0]))
+        seconds, events = time.monotonic() - begin, known(out)
         print(f"{self.name}: {self.particles} particles, {self.ranks} ranks: {seconds:.1f} s, exit code {code}", flush=True)
         if code != 0:
             print(log.read_text(errors="replace")[-LAST:], flush=True)
         return events
 
+    def tell(self, options: argparse.Namespace, told: list[int]) -> None:
+        """Print the iterations that have ended since; told: of how many that was done."""
+        for event in known(options.work / self.name)[told[0] :]:
+            print(f"{self.name:5s}{shown(event, options.box)}", flush=True)
+            told[0] += 1
 
-def ended(process: subprocess.Popen[bytes], until: float) -> int | None:
-    """The exit code of a process; None of one that is stopped when it is time, with all its ranks."""
+
+def known(out: Path) -> list[Event]:
+    """The iterations that a run has ended until now."""
+    return list(iterations_of(out)) if (out / "events.jsonl").exists() else []
+
+
+def ended(process: subprocess.Popen[bytes], until: float, look: Callable[[], None]) -> int | None:
+    """The exit code of a process; None of one that is stopped when it is time, with all its ranks. look: is called now and then,
+    and when it has ended."""
     try:
-        return process.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
+        while time.monotonic() < until:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(max(0.0, min(LOOK, until - time.monotonic())))
+            look()
         end_all(process, traced=True)
         return None
+    finally:
+        look()
 
 
 def seconds_of(event: Event) -> float:
@@ -136,6 +157,8 @@ def compared(found: Mapping[str, tuple[Job, list[Event]]]) -> dict[str, float]:
             for name, took in (("all", seconds_of), ("expectation", lambda event: event["took"]["expectation"])):
                 few, many = (sum(map(took, side)) for side in zip(*pairs)) if pairs else (0.0, 1.0)
                 figures[f"{title}, {name}"] = job.ranks * few / (most[0].ranks * many)
+    if len(runs) < 2:
+        return figures
     points = [(job.particles, job.ranks, sum(seconds_of(pair[at]) for pair in same[1:])) for at, (job, _) in enumerate(runs)]
     print(f"iterations alike in all runs: {[one[0]['iteration'] for one in same]}, points {points}", flush=True)
     return figures | (scaling_model.figures(f"{len(same) - 1} iterations", points) if len(same) > 1 else {})
@@ -196,7 +219,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if every > 2:
             jobs.append(Job("one", *with_gpus(thinned(whole, 2), [options.ranks - 1])))
         found = {"all": (jobs[0], jobs[0].done(options, until - options.kept))}
-        told(found["all"], options)
+        publish(compared(found), options.out)  # kept, should there be no time for the others
         if (options.work / "all" / "run_class001.mrc").exists():
             fsc = mean_fsc(options.work / "all" / "run_class001.mrc", whole.parent / "truth.mrc")
             print(f"mean FSC with the truth {fsc:.3f}", flush=True)
@@ -204,19 +227,12 @@ def main(words: Sequence[str] | None = None) -> None:
             rest = [(job, pool.submit(job.done, options, until)) for job in jobs[1:]]
             for job, one in rest:
                 found[job.name] = job, one.result()
-                told(found[job.name], options)
         publish(compared(found), options.out)
 
 
 def with_gpus(star: tuple[Path, int], gpus: list[int]) -> tuple[Path, list[int], int]:
     """The last words of a job."""
     return star[0], gpus, star[1]
-
-
-def told(run: tuple[Job, list[Event]], options: argparse.Namespace) -> None:
-    """Print the iterations of a run."""
-    for event in run[1]:
-        print(shown(event, options.box), flush=True)
 
 
 if __name__ == "__main__":
