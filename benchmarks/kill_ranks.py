@@ -151,7 +151,8 @@ def kill_one(case: Case, number: int, at: Moment, victim: int, again: int) -> st
     state = f"exit {code}, {ended:4.1f} s, named {'yes' if named else 'no '}, left over {left or 'none'}"
     apart = "  ".join(f"{one:.1e}" for one in distance(case.out("whole"), case.out(name)))
     where = "start" if at.iterations < 0 else f"{at.iterations} done"
-    return f"{number:4d}  {victim}  {moment - begin:6.1f} s ({where})  {state}  {seconds:.1f} s more with {again}  {apart}  {stage}"
+    more = f"{seconds:.1f} s more with {again}"
+    return f"{number:4d}  {victim}  {moment - begin:6.1f} s ({where})  {state}  {more}  {apart}  {stage}"
 
 
 def distance(one: Path, two: Path) -> tuple[float, float]:

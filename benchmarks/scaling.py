@@ -4,7 +4,7 @@
 
 iterations  one iteration of every sampling, from the same states with every number of ranks, in the order of --ranks: whether
             sums and poses are the same, strong and weak scaling (--particles on the most ranks), shares of the time, bytes
-alike       whole refinements of --small particles side by side, 1 rank --again times, the most ranks twice: how far apart they are
+alike       whole runs of --small particles side by side, 1 rank --again times, the most ranks twice: how far apart they end
 whole       whole refinements of --whole particles as users start them, with every number of ranks
 
 256 px of 1.3 Å (alike: 128 px of 2.6 Å), SNR 0.05, float16, C1, diameter 240 Å, from 40 Å. Numbers of ranks for which there are
