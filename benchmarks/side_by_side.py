@@ -171,8 +171,8 @@ def sets(options: argparse.Namespace) -> tuple[Path, Path]:
         model = str(options.work / "eight.npz")
         write_eight(Path(options.model), Path(model))
 
-    def made(name: str, n: int) -> Path:
-        return simulated(options.work / name, model, n, options.box, options.pixel, [*words, "--device", options.device])
+    def made(name: str, n: int, parts: int = 1) -> Path:
+        return simulated(options.work / name, model, n, options.box, options.pixel, [*words, "--device", options.device], parts)
 
     def warmed() -> Path:
         folder = made("few", options.warm)
@@ -181,7 +181,7 @@ def sets(options: argparse.Namespace) -> tuple[Path, Path]:
         return folder
 
     with ThreadPoolExecutor(2) as pool:
-        few, whole = pool.submit(warmed), pool.submit(made, "whole", options.particles)
+        few, whole = pool.submit(warmed), pool.submit(made, "whole", options.particles, options.ranks)
         return whole.result() / "particles.star", few.result() / "particles.star"
 
 
