@@ -36,6 +36,27 @@ def test_a_process_may_stand_alone(environment: dict[str, str]) -> None:
     assert place_of(environment) is None  # the last one: a batch script, which Slurm gives these, too
 
 
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
+
+
+@pytest.mark.parametrize(("environment", "named"), [
+    (TORCHRUN | {"RANK": "2"}, "RANK"), (TORCHRUN | {"RANK": "one"}, "RANK"), (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE"),
+    (TORCHRUN | {"MASTER_ADDR": ""}, "MASTER_ADDR"), (TORCHRUN | {"MASTER_PORT": "65536"}, "MASTER_PORT"),
+    (SRUN | {"SLURM_LOCALID": ""}, "SLURM_LOCALID"), (SRUN | {"SLURM_PROCID": "7"}, "SLURM_PROCID"),
+    (SRUN | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST"), (SRUN | {"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS"),
+])  # fmt: skip
+def test_an_environment_that_makes_no_sense_is_refused(
+    environment: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("verglas.cli.main.LAST_WORDS", 0.0)
+    words = ["reconstruct", "--particles", "none.star", "--out", "none", "--device", "cpu"]
+    assert main(words) == 2
+    assert named in capsys.readouterr().err
+
+
 def test_first_host_of_a_list() -> None:
     assert [first_host(text) for text in ("n1", "n1,n2", "gpu[3-5]", "a[01,07]-x,b")] == ["n1", "n1", "gpu3", "a01"]
 

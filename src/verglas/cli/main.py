@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import verglas
-from verglas.distributed.place import LAST_WORDS, LeadMissing, place_of
+from verglas.distributed.place import LAST_WORDS, LeadMissing, Place, place_of
 from verglas.errors import VerglasError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def process() -> int:
     """`main` for a process of its own, which ends with it."""
-    if place_of(os.environ) is not None and os.environ.get("VERGLAS_DEBUG") != "1":
+    if _place() is not None and os.environ.get("VERGLAS_DEBUG") != "1":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its C++ tells of a failed meeting would bury our message
     return ended(main())
 
@@ -284,7 +284,7 @@ def _print_error(kind: str, text: str, everyone: bool = False) -> None:
     Of several processes of a run (ranks) that have not met yet only the first one speaks, as all find the same, unless
     `everyone` has to.
     """
-    place = place_of(os.environ)
+    place = _place()
     if place is not None and place.rank > 0:
         if not _have_met() and not everyone:
             time.sleep(LAST_WORDS)  # whoever started the ranks ends all when the first one goes
@@ -299,6 +299,14 @@ def _print_error(kind: str, text: str, everyone: bool = False) -> None:
     err.print(
         Text.assemble((f"{kind}: ", "bold red" if kind != "stopped" else "bold yellow"), line), soft_wrap=not err.is_terminal
     )
+
+
+def _place() -> Place | None:
+    """`place_of`; None, too, where the environment makes no sense, of which the command then complains."""
+    try:
+        return place_of(os.environ)
+    except VerglasError:
+        return None
 
 
 def _have_met() -> bool:

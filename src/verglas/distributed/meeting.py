@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from verglas.distributed.beat import patience_of
 from verglas.distributed.coding import link_is_slow
-from verglas.distributed.place import LeadMissing, Place
+from verglas.distributed.place import LeadMissing, Place, meeting_point
 from verglas.distributed.pulse import Pulse
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.distributed.ways import Ways
@@ -107,7 +107,7 @@ def _part_of_script() -> None:
 
 def meet(place: Place, device: torch.device) -> tuple[dist.Store, dist.Store, bool]:
     """Two connections to the store that all ranks share, when all are there; whether it is the lead's, and ends with it."""
-    host, port = place.meeting or (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    host, port = place.meeting or meeting_point(os.environ)
     lead_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
     point = f"{host}:{port}"
     try:
