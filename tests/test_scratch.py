@@ -60,6 +60,29 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_needs_stays
     assert not list(tmp_path.iterdir())
 
 
+END = """
+import sys
+from pathlib import Path
+from verglas.cli import main as cli
+from verglas.distributed.scratch import Scratch
+from verglas.errors import InputError
+def run(arguments):
+    scratch = Scratch(Path(arguments[0]))
+    (scratch.path / "group1.images").write_text("x")
+    kept.append(scratch)
+    raise InputError("a file", "wrong")
+kept, cli._dispatch = [], run
+cli.sys.modules["verglas.distributed.meeting"] = type("Met", (), {"part": staticmethod(lambda code: True)})
+sys.exit(cli.process())
+"""
+
+
+def test_a_rank_that_ends_with_an_error_leaves_no_copies(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", END, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "a file: wrong" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_is_too_small_is_refused_for_all_ranks_of_a_host_together(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 3_000_000_000))
     check_space(tmp_path, 2_500_000_000, Ranks())

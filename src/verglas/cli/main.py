@@ -116,6 +116,8 @@ def ended(code: int) -> int:
     has_met = meeting is not None and meeting.part(code)
     on_gpu = torch is not None and torch.cuda.is_initialized()
     if (has_met or on_gpu) and sys.getprofile() is None and sys.gettrace() is None:
+        if (scratch := sys.modules.get("verglas.distributed.scratch")) is not None:
+            scratch.remove_all()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -58,11 +58,12 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     return host, port
 
 
-def _number(environment: Mapping[str, str], name: str, absent: int | None = None, least: int = 0, most: int = 2**31) -> int:
+def _number(environment: Mapping[str, str], name: str, absent: int | None = None, least: int = 0, most: int | None = None) -> int:
     """A whole number of the environment; `absent` where it is not set, unless it has to be."""
     text = environment.get(name, "" if absent is None else str(absent))
-    if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
-        raise InputError(name, f"'{text}'" if text else "not set", f"a whole number from {least} to {most}", BY_HAND)
+    if not (text.isascii() and text.isdecimal() and least <= int(text) <= (most or int(text))):
+        limits = f"from {least} to {most}" if most else f"of {least} or more"
+        raise InputError(name, f"'{text}'" if text else "not set", f"a whole number {limits}", BY_HAND)
     return int(text)
 
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from verglas.core.processes import birth
 from verglas.distributed.beat import BEAT, STOPPED, Beat, End, Judge, dead_text
 from verglas.distributed.place import LAST_WORDS
+from verglas.distributed.scratch import remove_all
 from verglas.errors import VerglasError
 
 MANY = 64  # ranks; more of them beat less often, so that the store keeps up
@@ -196,6 +197,7 @@ class Pulse:
                 self.store.add("heard", 1)
                 if self.rank == 0 and self.hosts:
                     self._wait_until_heard(self.size)
+            remove_all()
             if self.rank != end.speaker:
                 time.sleep(LAST_WORDS)  # whoever started the ranks ends all when the first one goes: that is to be the speaker
             os._exit(end.code)

@@ -7,13 +7,18 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from verglas.distributed.ranks import Ranks
 from verglas.errors import InputError
+
+if TYPE_CHECKING:
+    from verglas.distributed.ranks import Ranks
 
 START, LOCK = "verglas-scratch-", "lock"
 SPARE = 1.02  # times what the images take: file systems need some room of their own
+
+
+_living: set[Scratch] = set()
 
 
 class Scratch:
@@ -30,12 +35,22 @@ class Scratch:
         except OSError as error:
             raise InputError("--scratch", f"{parent} cannot be written to ({error.strerror})", "a folder on a disk of this host",
                              "Name another one, or leave it out.") from error  # fmt: skip
+        _living.add(self)
 
     def remove(self) -> None:
         """Remove the folder, if that was not done yet."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
+        _living.discard(self)
+
+
+def remove_all() -> None:
+    """Remove all folders of this process, which is about to end in a way that leaves nothing else the time to do so, and those
+    of killed ones beside them."""
+    for scratch in tuple(_living):
+        scratch.remove()
+        remove_left_behind(scratch.path.parent)
 
 
 def remove_left_behind(parent: Path) -> None:
