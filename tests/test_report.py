@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
+import io
 import math
 import re
 
 import numpy as np
 import pytest
 
+from verglas.cli.painters import Painters, painters_for
 from verglas.errors import OutputError
 from verglas.report import Curve, Histogram, KeyFigures, Orientations, Slices, Table, Text, write_report
 from verglas.report.figures import (
-    central_slices,
     draw_curve,
     draw_histogram,
-    grey_limits,
     last_above,
     onto_vertices,
     sphere_density,
     viewing_directions,
 )
 from verglas.report.page import Block, drawn_blocks, option_rows, provenance_rows, widen_lone_halves
-from verglas.report.painters import Painters, painters_for
 from verglas.report.sections import Section
+from verglas.report.slices import central_slices, draw_slices, grey_limits, grey_png
 
 FACTS = {
     "command": "reconstruct",
@@ -125,6 +126,29 @@ def test_slices_cut_through_the_centre() -> None:
     assert dict(central_slices(map_ZYX, thickness=2))["xy"][2, 3] == 0.5
 
 
+def test_a_drawn_slice_has_its_first_row_below_and_one_grey_scale() -> None:
+    from PIL import Image
+
+    slice_YX = np.zeros((32, 64), np.float32)
+    slice_YX[:8, :16] = 1.0  # below, to the left
+    grey_YX = np.asarray(Image.open(io.BytesIO(grey_png(slice_YX, -1.0, 3.0))))
+    assert grey_YX.shape == (320, 640) and grey_YX.dtype == np.uint8
+    assert (grey_YX[-40:, :120] == 128).all() and (grey_YX[:200] == 64).all() and (grey_YX[:, 300:] == 64).all()
+    beyond_YX = np.asarray(Image.open(io.BytesIO(grey_png(8 * slice_YX - 4, -1.0, 3.0))))
+    assert (beyond_YX[-40:, :120] == 255).all() and (beyond_YX[:200] == 0).all()
+
+
+def test_slices_are_three_pictures_and_a_bar_of_a_round_length() -> None:
+    map_ZYX = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
+    drawn = draw_slices(Slices("<Map>", map_ZYX, 2.0))
+    pictures = [base64.b64decode(data) for data in re.findall(r'href="data:image/png;base64,([^"]+)"', drawn)]
+    assert pictures == [grey_png(one, *grey_limits(map_ZYX)) for _, one in central_slices(map_ZYX)]
+    assert re.findall(r">(xy|xz|yz|\d+ Å)<", drawn) == ["xy", "xz", "yz", "20 Å"]
+    start, end = (float(re.search(rf'{name}="([\d.]+)"', drawn)[1]) for name in ("x1", "x2"))  # type: ignore[index]
+    assert end - start == pytest.approx(220 / 4, abs=0.1)  # 20 of 80 Å
+    assert "&lt;Map&gt;" in drawn and "var(--ink)" in drawn
+
+
 def test_grey_limits_survive_an_empty_map() -> None:
     low, high = grey_limits(np.zeros((4, 4, 4)))
     assert low < high
@@ -177,14 +201,15 @@ def test_a_histogram_of_values_that_are_all_alike_is_drawn(values: list[float]) 
     assert "<svg" in draw_histogram(Histogram("Pmax", np.array(values), ""), "one")
 
 
-def some_sections() -> list[Section]:
+def some_sections() -> list[tuple[str, Section]]:
     lines = [Curve(f"curve {i}", np.arange(5), [np.arange(5.0) + i], [""], "iteration", "y") for i in range(4)]
-    return [Text("first", "text"), *lines, Histogram("last", np.linspace(0, 1, 30), "Pmax")]
+    sections = [Text("first", "text"), *lines, Histogram("last", np.linspace(0, 1, 30), "Pmax")]
+    return [(f"figure{i}", one) for i, one in enumerate(sections)]
 
 
 def test_other_processes_draw_the_same() -> None:
     sections = some_sections()
-    here = drawn_blocks(list(enumerate(sections)))
+    here = drawn_blocks(sections)
     with Painters(2) as painters:
         assert painters.draw(sections) == here
         assert painters.draw(sections[:1]) == here[:1]  # less than one section each
@@ -196,7 +221,7 @@ def test_a_page_is_drawn_although_a_painter_has_died(capsys: pytest.CaptureFixtu
     with Painters(2) as painters:
         painters._processes[1].kill()
         painters._processes[1].wait()
-        assert painters.draw(sections) == drawn_blocks(list(enumerate(sections)))
+        assert painters.draw(sections) == drawn_blocks(sections)
     assert "it is drawn here" in capsys.readouterr().err
 
 

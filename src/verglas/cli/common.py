@@ -53,6 +53,7 @@ class Computing:
 
     def start(self) -> tuple[torch.device, str]:
         """Set the threads, then choose the device; returns (device, reason)."""
+        wake_gpu(self.device)
         set_threads(self.threads)
         return resolve_device(self.device)
 
@@ -86,17 +87,24 @@ def ranks_here(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[Ranks, 
         yield ranks, device, f"{reason}; {ranks.size} processes share the work" if ranks.size > 1 else reason
 
 
+def gpu_likely(choice: Literal["auto", "cpu", "cuda"]) -> bool:
+    """Whether a GPU will compute, as far as can be told before PyTorch is imported: the driver is there, and none said no."""
+    if choice == "cpu":
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False  # said by `resolve_device`
+    return True
+
+
 def wake_gpu(choice: Literal["auto", "cpu", "cuda"]) -> None:
     """Have the CUDA driver make its context on the first GPU, in a thread, while PyTorch is imported."""
-    if choice == "cpu" or "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # one of several takes a GPU of its own
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ or not gpu_likely(choice):  # one of several takes a GPU of its own
         return
 
     def wake() -> None:
-        try:
-            driver = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            return  # no GPU: said by `resolve_device`
-        device, context = ctypes.c_int(), ctypes.c_void_p()
+        driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
         if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.loader import BadImage, ImageLoader
     from verglas.particles.table import ParticleTable
+    from verglas.report.page import Draw
 
 
 @dataclass(kw_only=True)
@@ -83,36 +84,42 @@ class Reconstruct:
     def run(self) -> None:
         """Check the options and the particles, reconstruct into a run folder, write the report."""
         self.check()
+        from verglas.cli.reconstruct_report import painter
+
+        with painter(self.computing.device) as draw:
+            wake_gpu(self.computing.device)
+            set_threads(self.computing.threads)
+            with ranks_here(self.computing.device) as (ranks, device, reason):
+                self._reconstruct(ranks, device, reason, draw)
+
+    def _reconstruct(self, ranks: Ranks, device: torch.device, reason: str, draw: Draw | None) -> None:
+        """`run` on this device. draw: of `painter`."""
         from verglas.cli.reconstruct_columns import InColumns
-        from verglas.cli.reconstruct_report import Ahead, painters
+        from verglas.cli.reconstruct_report import Ahead
         from verglas.cli.reconstruct_slabs import way_of
+        from verglas.distributed.ranks import lead_first
         from verglas.io.runfolder import RunFolder
         from verglas.maximization import ahead
 
-        from verglas.distributed.ranks import lead_first  # isort: skip
-
-        wake_gpu(self.computing.device)
-        set_threads(self.computing.threads)
-        with ranks_here(self.computing.device) as (ranks, device, reason), painters(ranks, device) as draw:
-            with lead_first(ranks):
-                run = RunFolder.create(self.out, "reconstruct", self, self.overwrite) if ranks.is_lead else None
-                task = Task.of(self, ranks, device)
-            on_gpu = device.type == "cuda" and self.solver == "gridding"
-            if on_gpu:
-                ahead.of_adding(task.geometry, device)
-            with run or nullcontext():
-                if run is not None:
-                    announce(task, run, reason)
-                way = way_of(task, ranks, run)
-                if on_gpu and run is not None:
-                    granted = way.choice.transforms if isinstance(way, InColumns) else None
-                    ahead.of_solving(task.geometry, device, self.gridding == "exact", granted)
-                with nullcontext() if run is None else Ahead(task.table, self, draw) as report:
-                    result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
-                    if run is not None and report is not None and result is not None:
-                        if device.type == "cuda":
-                            note_peak(device, run)
-                        report.finish(result, run, written=way is not None and way.written)
+        with lead_first(ranks):
+            run = RunFolder.create(self.out, "reconstruct", self, self.overwrite) if ranks.is_lead else None
+            task = Task.of(self, ranks, device)
+        on_gpu = device.type == "cuda" and self.solver == "gridding"
+        if on_gpu:
+            ahead.of_adding(task.geometry, device)
+        with run or nullcontext():
+            if run is not None:
+                announce(task, run, reason)
+            way = way_of(task, ranks, run)
+            if on_gpu and run is not None:
+                granted = way.choice.transforms if isinstance(way, InColumns) else None
+                ahead.of_solving(task.geometry, device, self.gridding == "exact", granted)
+            with nullcontext() if run is None else Ahead(task.table, self, draw) as report:
+                result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
+                if run is not None and report is not None and result is not None:
+                    if device.type == "cuda":
+                        note_peak(device, run)
+                    report.finish(result, run, written=way is not None and way.written)
 
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from verglas.cli.behind import Behind
+from verglas.cli.common import gpu_likely
+from verglas.distributed.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,43 +21,53 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.cli.reconstruct import Reconstruct
-    from verglas.distributed.ranks import Ranks
     from verglas.io.runfolder import RunFolder
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.table import ParticleTable
-    from verglas.report.page import Draw
+    from verglas.report.page import Block, Draw
 
-PAINTERS = 2  # processes that draw: of the slices and of the views
 FEWEST_VIEWS = 20
 
 
 @contextmanager
-def painters(ranks: Ranks, device: torch.device) -> Iterator[Draw | None]:
-    """What draws a report: on a GPU, where maps come in seconds, processes of their own, which load meanwhile what drawing needs;
-    None for this process."""
-    if device.type != "cuda" or not ranks.is_lead:
+def painter(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Draw | None]:
+    """What draws the report. Where a GPU is likely to make a map in a second: a process of its own, which begins before this one
+    imports PyTorch and loads meanwhile what drawing needs; else None for this process. choice: of a device."""
+    place = place_of(os.environ)
+    if (place is not None and place.rank > 0) or not gpu_likely(choice):
         yield None
         return
-    from verglas.report.painters import Painters
+    from verglas.cli.painters import Painters
 
-    with Painters(PAINTERS) as some:
-        yield some.draw
+    with Painters(1) as one:
+        yield one.draw
 
 
 class Ahead(AbstractContextManager["Ahead"]):
-    """The report, as far as it is known before there is a map: how even the views are is computed meanwhile. draw: `painters`."""
+    """The report, as far as it is known before there is a map: views are drawn, and how even they are is computed, meanwhile.
+    draw: of `painter`."""
 
     def __init__(self, table: ParticleTable, options: Reconstruct, draw: Draw | None) -> None:
         self.table, self.options, self._draw, self._stack = table, options, draw, ExitStack()
 
     def __enter__(self) -> Ahead:
         pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="verglas-views"))
-        self._views = pool.submit(evenness, self.table, self.options)
+        self._evenness = pool.submit(evenness, self.table, self.options)
+        self._views = pool.submit(self._draw_views)
         pool.submit(import_module, "jinja2")  # what writes the page
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+
+    def _draw_views(self) -> Block:
+        from verglas.core.symmetry import symmetry_matrices
+        from verglas.report import Orientations
+        from verglas.report.page import drawn_blocks
+
+        symmetry = symmetry_matrices(self.options.sym).numpy()
+        section = Orientations("Viewing directions", self.table.rotations().numpy(), symmetry)
+        return (self._draw or drawn_blocks)([("views", section)])[0]
 
     def finish(self, result: Reconstruction, run: RunFolder, written: bool) -> None:
         """Maps, unless they are `written`, curves, and the report, which is drawn while maps are written."""
@@ -68,17 +81,16 @@ class Ahead(AbstractContextManager["Ahead"]):
 
     def write(self, result: Reconstruction, run: RunFolder) -> None:
         """report.html: resolution, FSC, slices, views."""
-        from verglas.core.symmetry import symmetry_matrices
         from verglas.maximization.reconstruction import frequency_S
-        from verglas.report import Curve, KeyFigures, Orientations, Slices, write_report
+        from verglas.report import Curve, KeyFigures, Slices, write_report
         from verglas.report.sections import Section
 
-        figures = self._views.result()
+        figures = self._evenness.result()
         if not figures:
             run.log(f"{len(self.table)} views are too few to say how evenly they cover Fourier space")
         for name, value in figures.items():
             run.figure(name, value)
-        sections: list[Section] = [KeyFigures("What came out", run.figures)]
+        sections: list[Section | Block] = [KeyFigures("What came out", run.figures)]
         if result.fsc_S is not None and result.fsc_masked_S is not None and result.ssnr_S is not None:
             frequency = frequency_S(result).numpy()
             curves = [result.fsc_S.cpu().numpy(), result.fsc_masked_S.cpu().numpy()]
@@ -90,8 +102,7 @@ class Ahead(AbstractContextManager["Ahead"]):
         if result.wiener_ZYX is not None:
             sections.append(Slices("Wiener map", planes(result.wiener_ZYX), result.pixel_size))
         sections.append(Slices("Map without prior", planes(result.map_ZYX), result.pixel_size))
-        symmetry = symmetry_matrices(self.options.sym)
-        sections.append(Orientations("Viewing directions", self.table.rotations().numpy(), symmetry.numpy()))
+        sections.append(self._views.result())
         title = f"Reconstruction, {self.options.sym.upper()}"
         write_report(run.path("report.html"), title, sections, run.facts(), draw=self._draw)
 

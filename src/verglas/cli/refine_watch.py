@@ -243,7 +243,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     def __enter__(self) -> Watch:
         console = terminal.console()
-        if console.is_terminal and not self.quiet:
+        if console is not None and not self.quiet:
             from rich.live import Live
 
             self.live = Live(console=console, get_renderable=self.view, refresh_per_second=4, transient=True)

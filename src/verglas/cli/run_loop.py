@@ -315,7 +315,7 @@ def _painters(wanted: bool) -> Iterator[Draw | None]:
     if not wanted:
         yield None
         return
-    from verglas.report.painters import Painters, painters_for
+    from verglas.cli.painters import Painters, painters_for
 
     with Painters(painters_for(os.cpu_count() or 1)) as painters:
         yield painters.draw

@@ -1,11 +1,13 @@
 """What a run says on the terminal: lines, a header panel and progress bars. All of it goes to stderr.
 
 On a terminal rich draws bars with rate and expected end; elsewhere (a log file, a batch system) plain lines come at growing
-intervals, so that a day's run does not fill a file.
+intervals, so that a day's run does not fill a file, and rich, a tenth of a second of every command, is not imported.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,24 +20,29 @@ FIRST_LINE_AFTER = 10.0  # s; later lines come when the time since the start has
 LONGEST_SILENCE = 300.0  # s
 
 
-def console() -> Console:
-    """The console of stderr (made new each time, so that redirection of sys.stderr is respected)."""
+def console() -> Console | None:
+    """The terminal that stderr is (asked each time, so that redirection of sys.stderr is respected); None if it is none."""
+    if not (sys.stderr.isatty() or os.environ.get("FORCE_COLOR")):  # the variable: as rich takes it, a terminal all the same
+        return None
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=False)
+    found = Console(stderr=True, highlight=False, soft_wrap=False)
+    return found if found.is_terminal else None
 
 
 def say(text: str) -> None:
     """One line to the person (or the log file) that watches; never parsed for markup."""
-    target = console()
-    target.print(text, markup=False, soft_wrap=not target.is_terminal)
+    if (target := console()) is not None:
+        target.print(text, markup=False)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def say_facts(title: str, facts: Mapping[str, str]) -> None:
     """A titled panel of name / value pairs on a terminal, plain `name: value` lines elsewhere; empty values are left out."""
     shown = {name: value for name, value in facts.items() if value}
     target = console()
-    if not target.is_terminal:
+    if target is None:
         for line in [title, *(f"  {name}: {value}" for name, value in shown.items())]:
             say(line)
         return
@@ -112,7 +119,7 @@ def progress(stage: str, total: int | None = None, unit: str = "steps") -> Itera
     """
     bar = Bar(stage, total, unit)
     target = console()
-    with _rich_bar(bar, target) if target.is_terminal else _plain_lines(bar):
+    with _rich_bar(bar, target) if target is not None else _plain_lines(bar):
         yield bar
     say(bar.closing_line())
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verglas.io.runfolder import short
-from verglas.report.sections import Curve, Histogram, Orientations, Slices, Stack
+from verglas.report.sections import Curve, Histogram, Orientations, Stack
 from verglas.report.style import FAINT, INK, SERIES, figure, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESOLUTION_TICKS = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.8, 1.6, 1.4, 1.2, 1)  # Å
-SCALE_BARS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)  # Å
 
 
 def draw_curve(section: Curve, name: str) -> str:
@@ -118,49 +117,6 @@ def draw_histogram(section: Histogram, name: str) -> str:
         axes.set_xlabel(section.x_label)
         axes.set_ylabel("Count")
         return svg(drawn, name)
-
-
-def draw_slices(section: Slices, name: str) -> str:
-    """Central slices side by side with one grey scale and one scale bar."""
-    slices = central_slices(section.map_ZYX, section.thickness)
-    low, high = grey_limits(section.map_ZYX)
-    with figure(9.6, 3.45) as drawn:
-        panels = drawn.subplots(1, 3)
-        for axes, (labels, slice_YX) in zip(panels, slices):
-            axes.imshow(slice_YX, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="lanczos")
-            axes.set_title(f"{labels[0]}{labels[1]}", fontsize=10, color=INK, pad=5)
-            axes.set_axis_off()
-        _scale_bar(panels[0], slices[0][1].shape[1], section.pixel_size)
-        return svg(drawn, name)
-
-
-def central_slices(map_ZYX: np.ndarray | tuple[np.ndarray, ...], thickness: int = 1) -> list[tuple[str, np.ndarray]]:
-    """[('xy', Y X), ('xz', Z X), ('yz', Z Y)] through the centre N/2, averaged over `thickness` voxels; of these as they are."""
-    if isinstance(map_ZYX, tuple):
-        return list(zip(("xy", "xz", "yz"), map_ZYX, strict=True))
-    volume_ZYX = np.asarray(map_ZYX, dtype=np.float32)
-    found = []
-    for axis, labels in enumerate(("xy", "xz", "yz")):
-        first = volume_ZYX.shape[axis] // 2 - (thickness - 1) // 2
-        found.append((labels, volume_ZYX.take(range(first, first + thickness), axis).mean(axis)))
-    return found
-
-
-def grey_limits(map_ZYX: np.ndarray | tuple[np.ndarray, ...]) -> tuple[float, float]:
-    """Densities shown as black and white: the central planes from 2 standard deviations of the solvent below its level
-    (the median of the map) to the 99.9th percentile, so that solvent is dark grey and not a mass of noise."""
-    planes = np.concatenate([slice_YX.ravel() for _, slice_YX in central_slices(map_ZYX)])
-    solvent, high = float(np.median(planes)), float(np.percentile(planes, 99.9))
-    low = solvent - 0.35 * (high - solvent)
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-def _scale_bar(axes: Axes, width: int, pixel_size: float) -> None:
-    """A white bar in the lower left corner, of a round length near a quarter of the width."""
-    length = min(SCALE_BARS, key=lambda bar: abs(bar - width * pixel_size / 4))
-    x, y = 0.06 * width, 0.07 * width
-    axes.plot([x, x + length / pixel_size], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
-    axes.text(x + length / pixel_size / 2, y + 0.02 * width, f"{length} Å", color="white", ha="center", va="bottom", fontsize=9)
 
 
 def draw_orientations(section: Orientations, name: str) -> str:

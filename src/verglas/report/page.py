@@ -12,7 +12,7 @@ from typing import Any
 import verglas
 from verglas.io.atomic import atomic_path
 from verglas.io.runfolder import short
-from verglas.report import figures, pictures, planes
+from verglas.report import figures, pictures, planes, slices
 from verglas.report.sections import (
     Curve,
     Field,
@@ -41,20 +41,22 @@ class Block:
     half: bool
 
 
-Draw = Callable[[Sequence[Section]], list[Block]]
+Draw = Callable[[Sequence[tuple[str, Section]]], list[Block]]
 
 
 def write_report(
-    path: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, Any], overwrite: bool = False,
+    path: Path, title: str, sections: Sequence[Section | Block], provenance: Mapping[str, Any], overwrite: bool = False,
     draw: Draw | None = None,
 ) -> None:  # fmt: skip
-    """Write the page. provenance: what RunFolder.facts() returns (the content of result.json); draw: draws all sections
-    (None: here, one after the other)."""
+    """Write the page. sections: some may be drawn already; provenance: what RunFolder.facts() returns (the content of
+    result.json); draw: as `drawn_blocks` (None)."""
     import jinja2
 
     source = resources.files("verglas.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    blocks = widen_lone_halves(draw(sections) if draw else drawn_blocks(list(enumerate(sections))))
+    waiting = [(f"figure{i}", one) for i, one in enumerate(sections) if not isinstance(one, Block)]
+    drawn = iter((draw or drawn_blocks)(waiting))
+    blocks = widen_lone_halves([one if isinstance(one, Block) else next(drawn) for one in sections])
     page = template.render(
         title=title, blocks=blocks, facts=provenance_rows(provenance), run=provenance, version=verglas.__version__,
         options=option_rows(provenance.get("options") or {}),
@@ -63,9 +65,9 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-def drawn_blocks(numbered: Sequence[tuple[int, Section]]) -> list[Block]:
-    """Sections drawn; their numbers, which are names on the page, are different."""
-    return [block(section, f"figure{number}") for number, section in numbered]
+def drawn_blocks(named: Sequence[tuple[str, Section]]) -> list[Block]:
+    """Sections with names that are unique on their page, drawn one after the other."""
+    return [block(section, name) for name, section in named]
 
 
 def block(section: Section, name: str) -> Block:
@@ -84,7 +86,7 @@ def block(section: Section, name: str) -> Block:
         case Histogram():
             body, half = figures.draw_histogram(section, name), True
         case Slices():
-            body, half = figures.draw_slices(section, name), False
+            body, half = slices.draw_slices(section), False
         case Orientations():
             body, half = figures.draw_orientations(section, name), True
         case Field():

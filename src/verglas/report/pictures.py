@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from verglas.io.atomic import atomic_path
-from verglas.report.figures import central_slices, grey_limits
+from verglas.report.slices import central_slices, grey_limits
 from verglas.report.surface import surface_views
 
 PANEL, GAP = 400, 0.04  # px of one grey panel of three, about; between two panels, of their width

@@ -66,6 +66,11 @@ def svg(drawn: Figure, name: str) -> str:
     text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found.group(0) if found.group(1) in used else "", text)
+    return coloured(text)
+
+
+def coloured(text: str) -> str:
+    """SVG with the page's colours in place of those that stand for them."""
     for colour, css in CSS_NAMES.items():
         text = text.replace(colour, f"var(--{css})")
     return text

@@ -12,16 +12,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import IO
-
-import numpy as np
+from typing import IO, TYPE_CHECKING
 
 from verglas.io.progress import say
-from verglas.report.page import Block, drawn_blocks
-from verglas.report.sections import Histogram, Section
 
-WARMING = Histogram("", np.zeros(1), "")  # drawn while there is time: imports what drawing needs, finds the fonts
-PROGRAM = "from verglas.report.painters import paint; paint()"
+if TYPE_CHECKING:  # the processes are to begin before the first import that takes time
+    from verglas.report.page import Block
+    from verglas.report.sections import Section
+
+PROGRAM = "from verglas.cli.painters import paint; paint()"
 MOST, CORES_EACH = 6, 2
 
 
@@ -41,19 +40,23 @@ class Painters(AbstractContextManager["Painters"]):
             for _ in range(count)
         ]  # fmt: skip
 
-    def draw(self, sections: Sequence[Section]) -> list[Block]:
+    def draw(self, named: Sequence[tuple[str, Section]]) -> list[Block]:
         """As `page.drawn_blocks`. Should one of the processes be gone, this one draws."""
-        numbered, count = list(enumerate(sections)), len(self._processes)
+        from verglas.report.page import drawn_blocks
+
+        count = len(self._processes)
+        found: list[Block | None] = [None] * len(named)
         try:
             for i, process in enumerate(self._processes):
                 assert process.stdin
-                pickle.dump(numbered[i::count], process.stdin)
+                pickle.dump(named[i::count], process.stdin)
                 process.stdin.flush()
-            found = [pair for process in self._processes for pair in _answer(process.stdout)]
+            for i, process in enumerate(self._processes):
+                found[i::count] = _answer(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             say("A process that draws the report has ended: it is drawn here.")
-            return drawn_blocks(numbered)
-        return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+            return drawn_blocks(named)
+        return [one for one in found if one is not None]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for process in self._processes:
@@ -65,21 +68,25 @@ class Painters(AbstractContextManager["Painters"]):
             process.wait()
 
 
-def _answer(pipe: IO[bytes] | None) -> list[tuple[int, Block]]:
+def _answer(pipe: IO[bytes] | None) -> list[Block]:
     assert pipe is not None
-    found: list[tuple[int, Block]] = pickle.load(pipe)
+    found: list[Block] = pickle.load(pipe)
     return found
 
 
 def paint() -> None:
-    """What the processes do: numbered sections in, numbered blocks out, until the input ends."""
+    """What the processes do: sections with their names in, blocks out, until the input ends."""
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
-    drawn_blocks([(0, WARMING)])
+    import numpy as np
+
+    from verglas.report.page import drawn_blocks
+    from verglas.report.sections import Histogram
+
+    drawn_blocks([("warming", Histogram("", np.zeros(1), ""))])  # imports what drawing needs, finds the fonts
     while True:
         try:
-            numbered = pickle.load(sys.stdin.buffer)
+            named = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        blocks = drawn_blocks(numbered)
-        pickle.dump([(number, one) for (number, _), one in zip(numbered, blocks)], answers)
+        pickle.dump(drawn_blocks(named), answers)
         answers.flush()
