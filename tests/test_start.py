@@ -16,7 +16,7 @@ NEVER = {
     "gemmi", "h5py", "mrcfile", "starfile", "healpy", "finufft", "rich", "triton", "sympy", "torch._dynamo", "torch._inductor"
 }  # fmt: skip
 # What only the work itself may need (on a GPU it does not), never what goes before.
-LATE = {"numba", "scipy", "matplotlib", "jinja2", "PIL", "verglas.expectation", "verglas.ptychography.model", "verglas.report.page"}
+LATE = {"numba", "scipy", "matplotlib", "jinja2", "PIL", "verglas.expectation", "verglas.report.page"}
 HEAVY = {"torch", "numpy", "pandas", "pyarrow"}
 
 STAR = """
