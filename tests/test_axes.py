@@ -138,7 +138,9 @@ def test_ranks_that_exchange_lines(form: str, device: str, monkeypatch: pytest.M
     sent: dict[tuple[int, int], list[torch.Tensor]] = {}
     order: dict[int, int] = {}
 
-    def exchanged(self: Ranks, parts: list[torch.Tensor], shapes: list[tuple[int, ...]], name: str) -> list[torch.Tensor]:
+    def exchanged(
+        self: Ranks, parts: list[torch.Tensor], shapes: list[tuple[int, ...]], name: str, lent: bool
+    ) -> list[torch.Tensor]:
         number = order[self.rank] = order.get(self.rank, -1) + 1
         sent[self.rank, number] = [part.clone() for part in parts]
         nothing = [torch.zeros(shape, device=device) for shape in shapes]
@@ -147,7 +149,7 @@ def test_ranks_that_exchange_lines(form: str, device: str, monkeypatch: pytest.M
         whole = torch.cat([one.flatten() for one in found])  # one array, as ranks make it
         return [one.view(shape) for one, shape in zip(whole.split([one.numel() for one in found]), shapes, strict=True)]
 
-    monkeypatch.setattr(Ranks, "exchanging", lambda *given: functools.partial(exchanged, *given))
+    monkeypatch.setattr(Ranks, "exchanging", lambda *given, lent: functools.partial(exchanged, *given, lent))
     slabs = [Slabs.of(rows, size / box, box, Ranks(rank, 2, 2)) for rank in range(2)]
     assert slabs[0] is not None and slabs[1] is not None
     wanted, both = range(1, box - 1), [SharedTransform(one, box, size, form) for one in slabs if one is not None]  # type: ignore[arg-type]

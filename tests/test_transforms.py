@@ -12,7 +12,8 @@ import torch.multiprocessing as multiprocessing
 from counted import peak_bytes
 from verglas.core.masks import fill_outside, soft_sphere
 from verglas.core.rows import RowTable, packed_sphere
-from verglas.distributed.ranks import ALONE, Ranks
+from verglas.distributed.ranks import ALONE, Ranks, side_by_side
+from verglas.maximization import transforms
 from verglas.maximization.slabs import Slabs
 from verglas.maximization.stride_parts import Strides
 from verglas.maximization.transform_costs import FORMS
@@ -93,6 +94,7 @@ def work(number: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meeting{size}", size), rank=rank, world_size=size)
     ranks = Ranks(rank, size, size)
+    transforms.GATHERED_AT_ONCE = 1000  # several pieces of a map
     found = {(c, d, form): shared(ranks, CASES[c], DTYPES[d][0], form) for c in CASES for d in DTYPES for form in FORMS}
     torch.save((found, peaks(ranks)), f"{folder}/{size}-{rank}.pt")
     dist.barrier()
@@ -164,3 +166,12 @@ def test_a_rank_holds_its_share_of_a_map_that_is_solved_for(of_ranks: dict[tuple
     assert alone < 60 * LARGE[0] ** 3  # sums 40 N^3 bytes, half transform 8, map 4; a dense transform would take 34 more
     for (size, rank), (_, found) in of_ranks.items():
         assert found["transposed"] <= 1.25 / size * alone, (size, rank)
+
+
+def test_parts_that_lie_side_by_side_are_not_copied() -> None:
+    numbers = torch.arange(24).view(6, 4)
+    rows = side_by_side([numbers[:2], numbers[2:5], numbers[5:]])
+    assert rows.data_ptr() == numbers.data_ptr() and torch.equal(rows, numbers.flatten())
+    for parts in ([numbers[2:], numbers[:2]], [numbers[:, :2], numbers[:, 2:]], [numbers[:2], torch.zeros(3, dtype=torch.int64)]):
+        found = side_by_side(parts)
+        assert found.data_ptr() != numbers.data_ptr() and torch.equal(found, torch.cat([part.flatten() for part in parts]))

@@ -128,15 +128,18 @@ class Ranks:
         """Each rank's part for each: parts[q] goes to rank q; what comes from rank q has shapes[q]."""
         return self._exchanging(parts, shapes, name, None)()
 
-    def exchanging(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str) -> Callable[[], list[Tensor]]:
+    def exchanging(
+        self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, lent: bool = False
+    ) -> Callable[[], list[Tensor]]:
         """As `exchanged`, but returns while they travel; what it returns waits for them and gives them. Between GPUs nothing else
-        is sent until then."""
-        return self._exchanging(parts, shapes, name, self.behind)
+        is sent until then. lent: nobody changes the parts until then; they are not copied if they lie side by side."""
+        return self._exchanging(parts, shapes, name, self.behind, lent)
 
     def _exchanging(
-        self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, group: dist.ProcessGroup | None
+        self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, group: dist.ProcessGroup | None,
+        lent: bool = False,
     ) -> Callable[[], list[Tensor]]:
-        sent = torch.cat([part.flatten() for part in parts])
+        sent = side_by_side(parts) if lent else torch.cat([part.flatten() for part in parts])
         counts = [math.prod(shape) for shape in shapes]
         found = sent.new_empty(sum(counts))
         entry = self.meter.count("all-to-all", name, sent.nbytes, self.size)
@@ -148,6 +151,20 @@ class Ranks:
             with self.together(name), self.meter.standing(entry, sent.device):
                 work.wait()
             return [one.view(shape) for one, shape in zip(found.split(counts), shapes, strict=True)]
+
+        return finish
+
+    def gathering(self, mine: Tensor, name: str) -> Callable[[], Tensor]:
+        """Tensors of one shape, of all ranks, [ranks, ...]; returns while they travel, as `exchanging` does."""
+        found = mine.new_empty(self.size * len(mine), *mine.shape[1:])
+        entry = self.meter.count("all-gather", name, found.nbytes, self.size)
+        work = _all_gather(found, mine.contiguous(), group=self.behind, async_op=True)
+        assert work is not None
+
+        def finish() -> Tensor:
+            with self.together(name), self.meter.standing(entry, found.device):
+                work.wait()
+            return found.view(self.size, *mine.shape)
 
         return finish
 
@@ -215,6 +232,16 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """One array of all numbers of some; no other one than theirs, if they lie one after another in memory."""
+    end, storage = parts[0].data_ptr(), parts[0].untyped_storage().data_ptr()
+    for part in parts:
+        if not part.is_contiguous() or part.data_ptr() != end or part.untyped_storage().data_ptr() != storage:
+            return torch.cat([part.flatten() for part in parts])
+        end += part.nbytes
+    return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
 
 
 @contextmanager

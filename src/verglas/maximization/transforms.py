@@ -34,6 +34,7 @@ from verglas.projection import axes as kernels
 from verglas.projection.axes import Axes, Between, Sums
 from verglas.projection.pruned import Fill, PaddedGrid, correction_at, largest_below, map_of, runs
 
+GATHERED_AT_ONCE = 2**24  # voxels of a rank's part of a map
 EDGE = 3.0  # px, of the sphere outside of which a map is its mean
 
 
@@ -145,6 +146,8 @@ class SharedTransform:
     def whole(self, part: MapPart, wanted: range, support_ZYX: Tensor | None) -> Tensor:
         """The map [N, N, N] on all ranks, from the part of each. support: bool, voxels that are wanted; the others are 0."""
         home = torch.device("cpu") if self.slabs.maps_on_host else part.values_ZYX.device
+        if support_ZYX is None and self.form == "transposed" and home == part.values_ZYX.device and len(wanted):
+            return self._gathered(part, wanted)
         out_ZYX = torch.zeros(self.box, self.box, self.box, dtype=part.values_ZYX.dtype, device=home)
         ranks = self.slabs.ranks
         for rank in range(1 if self.form == "replicated" else ranks.size):
@@ -157,6 +160,28 @@ class SharedTransform:
             sent = sent if self.form == "replicated" else ranks.of_rank(rank, sent, "maps")
             found = sent if inside is None else torch.zeros_like(values).masked_scatter_(inside, sent)
             out_ZYX[planes.to(home) if isinstance(planes, Tensor) else planes, rows] = found.to(home)
+        return out_ZYX
+
+    def _gathered(self, part: MapPart, wanted: range) -> Tensor:
+        """The same of rows y of all ranks, some planes at a time: these travel while those before are put in their places."""
+        ranks, ends, box = self.slabs.ranks, self._ends_along_y(wanted), self.box
+        new = torch.empty if len(wanted) == box else torch.zeros
+        out_ZYX = new(box, box, box, dtype=part.values_ZYX.dtype, device=part.values_ZYX.device)
+        most = max(high - low for low, high in pairwise(ends))
+        step, arriving = max(1, GATHERED_AT_ONCE // (most * box)), _OneAhead()
+
+        def arrived(planes: slice, found: list[Tensor]) -> None:
+            for rows_ZYX, (low, high) in zip(found[0], pairwise(ends), strict=True):
+                out_ZYX[planes, low:high] = rows_ZYX[:, : high - low]
+
+        for first in range(0, box, step):
+            planes = slice(first, min(first + step, box))
+            mine_ZYX = part.values_ZYX[planes]
+            if len(part.y) < most:
+                mine_ZYX = torch.nn.functional.pad(mine_ZYX, (0, 0, 0, most - len(part.y)))
+            found = ranks.gathering(mine_ZYX, "parts of maps")
+            arriving.begin(lambda found=found: [found()], partial(arrived, planes))  # type: ignore[misc]
+        arriving.finish()
         return out_ZYX
 
     def traffic(self, wanted: int, element: int) -> tuple[float, float]:
@@ -237,7 +262,6 @@ class SharedTransform:
             cut_YL = torch.empty(len(wanted), own.counts[0], dtype=torch.complex64, device=axes.device)
             axes.to_y(cut_YL, own, sums, there_Z, wanted, part)
             parts = [cut_YL[low - wanted.start : high - wanted.start] for low, high in pairwise(ends)]
-            ahead.finish()  # what was sent before has travelled while these were made
             ahead.begin(self._exchanging(parts, [(count, n) for n in every.counts]), partial(arrived, every, part))
         ahead.finish()
         return axes.to_x(half_ZYX, grid.columns)
@@ -267,7 +291,6 @@ class SharedTransform:
                 axes.from_z(half_ZYX, cut, every, part)
                 lines, ends = [len(y) * n for n in every.counts], self._ends_along_y(range(self.box))
                 shapes = [(high - low, mine.counts[0]) for low, high in pairwise(ends)]
-                ahead.finish()
                 ahead.begin(self._exchanging(list(cut.split(lines)), shapes), partial(arrived, mine, part))
         ahead.finish()
         return out_V2
@@ -308,7 +331,7 @@ class SharedTransform:
     def _exchanging(self, parts: list[Tensor], shapes: list[tuple[int, int]]) -> Callable[[], list[Tensor]]:
         """As `_exchanged`, while they travel; what it returns waits for them."""
         sent = [torch.view_as_real(one.contiguous()) for one in parts]
-        finish = self.slabs.ranks.exchanging(sent, [(*shape, 2) for shape in shapes], "transforms")
+        finish = self.slabs.ranks.exchanging(sent, [(*shape, 2) for shape in shapes], "transforms", lent=True)
         return lambda: [torch.view_as_complex(one) for one in finish()]
 
 
@@ -320,6 +343,8 @@ class _OneAhead:
         self._then: Callable[[list[Tensor]], None] | None = None
 
     def begin(self, found: Callable[[], list[Tensor]], then: Callable[[list[Tensor]], None]) -> None:
+        """The next one is on its way; finish the one before, which has travelled while this one's lines were made."""
+        self.finish()
         self._found, self._then = found, then
 
     def finish(self) -> None:
