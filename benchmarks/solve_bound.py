@@ -3,6 +3,8 @@
     torchrun --standalone --nproc-per-node 2 -m benchmarks.solve_bound --boxes 256 512 800 [--device cuda]
     python -m benchmarks.solve_bound --boxes 256 512 800        (one process: seconds by which efficiency is absolute)
 
+--check: how far the map is from that of one GPU alone that has all sums.
+
 The bound counts what a rank has to read and write if every array is read once and written once, at the rate of a copy, and what
 it has to send, at the measured rate of an exchange: the voxels and their weights (twice: floors of the weights come first), lines
 of each of the three transforms in and out as far as they hold something or are kept, the map in and out of its correction, and
@@ -15,6 +17,7 @@ import argparse
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from benchmarks.communication import median_ms
 from benchmarks.gridding import copy_rate
@@ -55,12 +58,19 @@ def moved_bytes(shape: Shape, element: int = 4) -> dict[str, float]:
     }
 
 
-def solved(box: int, ranks: Ranks, device: torch.device, rates: tuple[float, float]) -> None:
-    """Print one line for a box."""
+def made_up(count: int, device: torch.device) -> Tensor:
+    """Sums of noise [count, 4], as accumulators hold them: the same ones each time."""
+    sums_V4 = torch.empty(count, 4, device=device).normal_(generator=torch.Generator(device).manual_seed(1))
+    sums_V4[:, 2].abs_().add_(0.1)
+    return sums_V4
+
+
+def solved(box: int, ranks: Ranks, device: torch.device, rates: tuple[float, float], check: bool) -> None:
+    """Print one line for a box. check: and another one for how far the map is from one GPU's."""
     whole = packed_sphere(float(box // 2 * PADDING), device)
     slabs = Slabs.of(whole, PADDING, box, ranks) if ranks.size > 1 else None
     rows = whole if slabs is None else slabs.rows
-    sums_V4 = torch.rand(rows.count, 4, device=device)
+    sums_V4 = slabs.cut(made_up(whole.count, device)) if check and slabs is not None else made_up(rows.count, device)
     sums = SolvedSums(sums_V4[:, :2], sums_V4[:, 2], rows, box, box // 2, PADDING, slabs)
     prior_S = torch.full((sums.radius + 1,), 0.1, dtype=torch.float64, device=device)
     shape = Shape(box, int(box * PADDING), int(whole.radius), box, ranks.size, whole.count)
@@ -75,6 +85,13 @@ def solved(box: int, ranks: Ranks, device: torch.device, rates: tuple[float, flo
         bound, parts = copying + sending, ", ".join(f"{name} {value / 1e9:.2f}" for name, value in moved.items())
         print(f"{box} px, {ranks.size} ranks, {form}: {took:.4f} s; bound {bound:.4f} s (copying {copying:.4f}, "
               f"sending {sending:.4f}): {bound / took:.2f} of it; GB moved: {parts}; sent {sent / 1e9:.2f}")
+    if check and slabs is not None:
+        found = sums.map(prior_S)
+        sums_V4 = made_up(whole.count, device)
+        alone = SolvedSums(sums_V4[:, :2], sums_V4[:, 2], whole, box, box // 2, PADDING).map(prior_S)
+        worst = float((found - alone).abs().max() / alone.abs().max())
+        if ranks.is_lead:
+            print(f"{box} px, {ranks.size} ranks: {worst:.1e} of the largest voxel from the map of one", flush=True)
 
 
 def main() -> None:
@@ -82,13 +99,14 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--boxes", type=int, nargs="+", default=[256, 512, 800])
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    options.add_argument("--check", action="store_true")
     chosen = options.parse_args()
     with ranks_here(chosen.device) as (ranks, device, _):
         rates = copy_rate(device.type), link_rate(ranks, device) if ranks.size > 1 else 0.0
         if ranks.is_lead:
             print(f"copy {rates[0] / 1e9:.0f} GB/s, exchange {rates[1] / 1e9:.0f} GB/s, sent by each", flush=True)
         for box in chosen.boxes:
-            solved(box, ranks, device, rates)
+            solved(box, ranks, device, rates, chosen.check)
 
 
 if __name__ == "__main__":
