@@ -67,8 +67,10 @@ def _load(source: Path, name: str, index: int, defines: tuple[str, ...], family:
     module, context = _module(source, index, defines, family)
     function = ctypes.c_void_p()
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"finding {name}")
-    if shared:
-        _check(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"shared memory of {name}")
+    with _granting:
+        if shared > _granted.get(function.value, 0):  # it is the function's, and others launch it with more or less
+            _check(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"shared memory of {name}")
+            _granted[function.value] = shared
     return Kernel(function, context, name, shared)
 
 
@@ -78,6 +80,8 @@ def driver_call(name: str, *arguments: object) -> None:
 
 
 _under_way: dict[tuple[object, ...], Lock] = {}
+_granted: dict[int | None, int] = {}  # bytes of shared memory that launches of a function may add
+_granting = Lock()
 
 
 def _module(source: Path, index: int, defines: tuple[str, ...], family: str) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
