@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from verglas.io.mrc import StackWriter
 
@@ -116,6 +117,25 @@ painters.Painters = Painters
     assert "matplotlib" not in found
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 2 and "Viewing directions" in page
+
+
+def test_triton_is_loaded_ahead_only_where_a_call_has_too_few_samples_for_bricks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verglas.maximization import ahead
+    from verglas.maximization.reconstruct import Geometry
+
+    begun: list[int] = []
+    monkeypatch.setattr(ahead, "_begin", lambda *work: begun.append(len(work)))
+    for fewest in (400, 200, 20, 0):  # of 3.9e3 samples each: a million is the least
+        ahead.of_adding(Geometry(100, 1.0, 50), torch.device("cpu"), fewest)
+    assert begun == [1, 2, 2, 2]
+
+
+def test_moments_of_planes_are_those_of_the_host() -> None:
+    from verglas.cli.reconstruct_files import moments_on_device
+    from verglas.io.mrc import moments_of
+
+    map_ZYX = 3 + torch.randn(5, 40, 30, generator=torch.Generator().manual_seed(0))
+    assert moments_on_device(map_ZYX) == pytest.approx(moments_of(map_ZYX.numpy()), rel=1e-12)
 
 
 def test_a_log_file_gets_plain_lines_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ class Reconstruct:
             task = Task.of(self, ranks, device)
         on_gpu = device.type == "cuda" and self.solver == "gridding"
         if on_gpu:
-            ahead.of_adding(task.geometry, device)
+            ahead.of_adding(task.geometry, device, task.fewest_slices())
         with run or nullcontext():
             if run is not None:
                 announce(task, run, reason)
@@ -193,6 +193,16 @@ class Task:
         skip = self.options.skip_bad
         sets = [np.flatnonzero(self.half_B == half) for half in np.unique(self.half_B)]
         return [ImageLoader(self.table, rows, batch, self.device, skip_bad=skip) for rows in sets]
+
+    def fewest_slices(self) -> int:
+        """In a call that adds some: about what the last batch holds of a half-set and an optics group; 0 for curved ones, which
+        are added as few are."""
+        import numpy as np
+
+        if self.options.ewald != "off":
+            return 0
+        last = len(self.loader.indices) % self.loader.batch_size or self.loader.batch_size
+        return last // (len(np.unique(self.half_B)) * len(self.table.groups))
 
     @property
     def mask_radius(self) -> float | None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from verglas.io.mrc import write_planes
+from verglas.io.mrc import Moments, moments_of, write_planes
 from verglas.io.mrc_header import MODE_OF_DTYPE, make_header
 from verglas.io.runfolder import RunFolder
 from verglas.maximization.reconstruction import Reconstruction
@@ -37,6 +37,20 @@ def save(result: Reconstruction, run: RunFolder) -> None:
             write_planes(run.path(name), header, partial(planes_on_host, tensor.detach()))
 
 
-def planes_on_host(map_ZYX: torch.Tensor, part: slice) -> np.ndarray:
-    """Planes of a map, wherever it is, as float32."""
-    return np.asarray(map_ZYX[part].float().cpu().numpy(), "<f4")
+def planes_on_host(map_ZYX: torch.Tensor, part: slice) -> tuple[np.ndarray, Moments]:
+    """Planes of a map, wherever it is, as float32, and their moments, which a GPU takes sooner than the host."""
+    some_ZYX = map_ZYX[part].float()
+    if some_ZYX.device.type == "cpu":
+        data_ZYX = np.asarray(some_ZYX.numpy(), "<f4")
+        return data_ZYX, moments_of(data_ZYX)
+    held_ZYX = torch.empty(some_ZYX.shape, pin_memory=True)  # kept by PyTorch for the next planes
+    held_ZYX.copy_(some_ZYX, non_blocking=True)
+    moments = moments_on_device(some_ZYX)  # waits for the planes, too
+    return np.asarray(held_ZYX.numpy(), "<f4"), moments
+
+
+def moments_on_device(map_ZYX: torch.Tensor) -> Moments:
+    """As `moments_of`."""
+    total, length = map_ZYX.sum(dtype=torch.float64), torch.linalg.vector_norm(map_ZYX, dtype=torch.float64)
+    smallest, largest, total, length = torch.stack([*map_ZYX.aminmax(), total, length]).tolist()
+    return smallest, largest, total, length**2

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.particles.table import ParticleTable
     from verglas.report.page import Block, Draw
+    from verglas.report.sections import Section
 
 FEWEST_VIEWS = 20
 
@@ -72,25 +73,27 @@ class Ahead(AbstractContextManager["Ahead"]):
     def finish(self, result: Reconstruction, run: RunFolder, written: bool) -> None:
         """Maps, unless they are `written`, curves, and the report, which is drawn while maps are written."""
         from verglas.cli.reconstruct_files import note_resolution, save
+        from verglas.report import write_report
 
         note_resolution(result, run)
+        sections = self.sections(result, run)  # first: planes of maps would wait for all that is saved
         with Behind(1) as behind:
             if not written:
                 behind.do(partial(save, result, run))
-            self.write(result, run)
+            title = f"Reconstruction, {self.options.sym.upper()}"
+            write_report(run.path("report.html"), title, [*sections, self._views.result()], run.facts(), draw=self._draw)
 
-    def write(self, result: Reconstruction, run: RunFolder) -> None:
-        """report.html: resolution, FSC, slices, views."""
+    def sections(self, result: Reconstruction, run: RunFolder) -> list[Section]:
+        """Resolution, FSC, slices; views come after them."""
         from verglas.maximization.reconstruction import frequency_S
-        from verglas.report import Curve, KeyFigures, Slices, write_report
-        from verglas.report.sections import Section
+        from verglas.report import Curve, KeyFigures, Slices
 
         figures = self._evenness.result()
         if not figures:
             run.log(f"{len(self.table)} views are too few to say how evenly they cover Fourier space")
         for name, value in figures.items():
             run.figure(name, value)
-        sections: list[Section | Block] = [KeyFigures("What came out", run.figures)]
+        sections: list[Section] = [KeyFigures("What came out", run.figures)]
         if result.fsc_S is not None and result.fsc_masked_S is not None and result.ssnr_S is not None:
             frequency = frequency_S(result).numpy()
             curves = [result.fsc_S.cpu().numpy(), result.fsc_masked_S.cpu().numpy()]
@@ -102,9 +105,7 @@ class Ahead(AbstractContextManager["Ahead"]):
         if result.wiener_ZYX is not None:
             sections.append(Slices("Wiener map", planes(result.wiener_ZYX), result.pixel_size))
         sections.append(Slices("Map without prior", planes(result.map_ZYX), result.pixel_size))
-        sections.append(self._views.result())
-        title = f"Reconstruction, {self.options.sym.upper()}"
-        write_report(run.path("report.html"), title, sections, run.facts(), draw=self._draw)
+        return sections
 
 
 def planes(map_ZYX: torch.Tensor) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from verglas.io.mrc_header import (
     read_header,
     set_statistics,
 )
+
+Moments: TypeAlias = tuple[float, float, float, float]
+"""Smallest, largest, sum and sum of squares of some values."""
 
 LARGEST_COMPRESSED_MAP = 2**34  # bytes once unpacked; a header may ask for more, but no map of the field needs it
 MAP_SUFFIXES = (".mrc", ".map")  # as maps are written
@@ -139,27 +142,27 @@ def write_map(path: Path | str, map: Map, overwrite: bool = False, dtype: str = 
     shape = cast(tuple[int, int, int], map.data_ZYX.shape)
     header = make_header(shape, _mode(dtype), map.pixel_size, False, map.origin, map.labels)
     data = _convert(map.data_ZYX, dtype, path)
-    write_planes(path, header, lambda part: data[part], overwrite)
+    write_planes(path, header, lambda part: (data[part], moments_of(data[part])), overwrite)
 
 
 def write_planes(
-    path: Path | str, header: np.ndarray, planes: Callable[[slice], np.ndarray], overwrite: bool = False
+    path: Path | str, header: np.ndarray, planes: Callable[[slice], tuple[np.ndarray, Moments]], overwrite: bool = False
 ) -> None:  # fmt: skip
-    """Write a volume, some planes at a time by several threads, which take the statistics on the way.
+    """Write a volume, some planes at a time by several threads.
 
-    header: from `make_header`; planes: a run of z -> [n, Y, X] in the type of the file, asked for in any thread.
+    header: from `make_header`; planes: a run of z -> [n, Y, X] in the type of the file and its moments, asked for in any thread.
     """
     count, bytes_each = int(header["nz"]), int(header["ny"]) * int(header["nx"]) * np.dtype(MODES[int(header["mode"])]).itemsize
     step = max(1, BYTES_AT_ONCE // bytes_each)
     with atomic_path(Path(path), overwrite) as temporary, open(temporary, "wb") as file, ThreadPoolExecutor(WRITERS) as pool:
 
-        def write(first: int) -> tuple[float, float, float, float]:
-            data_ZYX = planes(slice(first, min(first + step, count)))
+        def write(first: int) -> Moments:
+            data_ZYX, moments = planes(slice(first, min(first + step, count)))
             left, place = np.ascontiguousarray(data_ZYX).reshape(-1).view(np.uint8).data, HEADER_BYTES + first * bytes_each
             while len(left):
                 done = os.pwrite(file.fileno(), left, place)
                 left, place = left[done:], place + done
-            return _moments(data_ZYX)
+            return moments
 
         smallest, largest, total, squares = zip(*pool.map(write, range(0, count, step)))
         values = count * int(header["ny"]) * int(header["nx"])
@@ -169,8 +172,8 @@ def write_planes(
         file.write(header.tobytes())
 
 
-def _moments(data_ZYX: np.ndarray) -> tuple[float, float, float, float]:
-    """Smallest, largest, sum and sum of squares; plane by plane, as double precision takes twice the memory."""
+def moments_of(data_ZYX: np.ndarray) -> Moments:
+    """Of these planes; one by one, as double precision takes twice the memory."""
     total = squares = 0.0
     for plane_YX in data_ZYX:
         double_P = plane_YX.astype(np.float64).ravel()

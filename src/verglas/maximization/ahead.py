@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -13,18 +14,21 @@ if TYPE_CHECKING:
     from verglas.maximization.reconstruct import Geometry
 
 
-def of_adding(geometry: Geometry, device: torch.device) -> None:
-    """What adds slices to sums. Returns at once."""
-    from verglas.kernels.backproject.bricks import kernels
+def of_adding(geometry: Geometry, device: torch.device, fewest: int) -> None:
+    """What adds slices to sums. fewest: slices in a call; where these are too few for bricks, Triton's atomics will add them,
+    which take seconds to import and to compile. Returns at once."""
+    from verglas.kernels.backproject.bricks import kernels, too_few
 
-    wide = geometry.rows().start_ZY.element_size() == 8
+    rows = geometry.rows()
+    wide = rows.start_ZY.element_size() == 8
 
-    def rest() -> None:
+    def atomics() -> None:
         from verglas.kernels.backproject.triton import ready
 
-        ready(device, wide)  # for the few samples that bricks leave out
+        ready(device, wide)
 
-    _begin(lambda: kernels(device, wide), rest)
+    samples = fewest * round(math.pi / 2 * geometry.radius**2)  # half a disk
+    _begin(lambda: kernels(device, wide), *([atomics] if too_few(samples, rows.count) else []))
 
 
 def of_solving(geometry: Geometry, device: torch.device, exact: bool, granted: float | None = None) -> None:

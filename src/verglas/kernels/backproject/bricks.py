@@ -151,22 +151,30 @@ def backproject_bricks(
 
     Slices of coordinates off the lattice and those too few go to `backproject_triton`. NvrtcError without NVRTC.
     """
-    from verglas.kernels.backproject.triton import backproject_triton
-
     if accumulator_V4.dtype != torch.float32:
         raise TypeError(f"the kernel adds in float32, got an accumulator of {accumulator_V4.dtype}")
     voxels = rows.count if columns is None else packed_sphere(rows.radius, rows.device).count  # samples are of all columns
-    few = len(sampling_R33) * len(coordinates_K3) <= max(FEWEST, FEWEST_PER_VOXEL * voxels)
+    few = too_few(len(sampling_R33) * len(coordinates_K3), voxels)
     lattice = None if few else lattice_of(coordinates_K3)
+    if lattice is not None:
+        _add_bricks(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, lattice, columns)
+        if len(lattice.extra) == 0:
+            return
+    # Here, because importing Triton takes half a second, which a reconstruction that needs nothing else of it is spared.
+    from verglas.kernels.backproject.triton import backproject_triton
+
     if lattice is None:
         backproject_triton(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3, columns)
-        return
-    _add_bricks(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, lattice, columns)
-    if len(lattice.extra):
+    else:
         weight = None if weight_RK is None else weight_RK[:, lattice.extra]
         backproject_triton(
             accumulator_V4, rows, data_R2K[:, :, lattice.extra], weight, sampling_R33, coordinates_K3[lattice.extra], columns
         )
+
+
+def too_few(samples: int, voxels: int) -> bool:
+    """Whether a call with so many samples is left to atomics."""
+    return samples <= max(FEWEST, FEWEST_PER_VOXEL * voxels)
 
 
 def _add_bricks(
