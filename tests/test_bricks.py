@@ -14,7 +14,7 @@ import torch
 from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
 from verglas.core.rows import packed_sphere
-from verglas.kernels.backproject import backproject, bricks, choose_backproject
+from verglas.kernels.backproject import Apart, backproject, bricks, choose_backproject
 from verglas.kernels.backproject.reference import backproject_reference
 from verglas.kernels.nvrtc import NvrtcError
 from verglas.kernels.project import project
@@ -23,8 +23,8 @@ BRICK = (8, 8, 8)
 HOST = """
 #include "{header}"
 #include "{source}"
-extern "C" void run(float4 *accumulator, Position *start, int4 *items, float *sampling, float4 *slices, int *table, float *data,
-                    float *weight, float ax, float ay, float bx, float by, int n_items, int chunks,
+extern "C" void run(float *accumulator, float *weights, Position *start, int4 *items, float *sampling, float4 *slices, int *table,
+                    float *data, float *weight, float ax, float ay, float bx, float by, int n_items, int chunks,
                     int n_slices, int n_pixels, int reach, int half, float limit2) {{
     blockDim = {{1, 1}};
     threadIdx = {{0, 0}};
@@ -35,7 +35,7 @@ extern "C" void run(float4 *accumulator, Position *start, int4 *items, float *sa
         for (int x = 0; x < n_items; ++x) {{
             blockIdx = {{x, y}};
             run_warp([=] {{
-                backproject_bricks(accumulator, start, items, slices, table, data, weight,
+                backproject_bricks(accumulator, weights, start, items, slices, table, data, weight,
                                    n_slices, n_pixels, reach, half, limit2);
             }});
         }}
@@ -80,14 +80,18 @@ def compiled(folder: Path, *more: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "host.so"))
 
 
-def on_cpu(warp: ctypes.CDLL, case: Case, chunks: int = 1) -> tuple[torch.Tensor, bricks.Lattice]:
-    """Sums of the kernel's source, and the lattice it used."""
+def on_cpu(
+    warp: ctypes.CDLL, case: Case, chunks: int = 1, apart: Apart | None = None
+) -> tuple[torch.Tensor, bricks.Lattice]:
+    """Sums of the kernel's source, and the lattice it used. apart: where they go if not side by side."""
     lattice = bricks.lattice_of(case.coordinates)
     assert lattice is not None
     n_slices, n_pixels = len(case.sampling), len(case.coordinates)
     items = bricks._items(case.rows.radius, case.rows.half, BRICK, torch.device("cpu"))
     sums, slices = torch.zeros(case.rows.count, 4), torch.full((3 * n_slices, 4), torch.nan)
-    tensors = (sums, case.rows.start_ZY, items, case.sampling.contiguous(), slices, lattice.table, case.data, case.weight)
+    into = (sums, None) if apart is None else (apart.data_V2, apart.weight_V)
+    data = case.data if apart is None or apart.data_V2 is not None else None
+    tensors = (*into, case.rows.start_ZY, items, case.sampling.contiguous(), slices, lattice.table, data, case.weight)
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
     sizes = (len(items), chunks, n_slices, n_pixels, lattice.reach, case.rows.half)
     warp.run(*pointers, *map(ctypes.c_float, lattice.basis), *map(ctypes.c_int, sizes), ctypes.c_float(case.rows.limit2))
@@ -98,6 +102,19 @@ def test_tables_of_64_bits(tmp_path: Path) -> None:
     case = Case(6, 5)
     case.rows = replace(case.rows, start_ZY=case.rows.start_ZY.long())
     assert relative(on_cpu(compiled(tmp_path, "-DWIDE=1"), case)[0], case.expected()) < 2e-6
+
+
+def test_data_and_weights_apart(tmp_path: Path) -> None:
+    case = Case(6, 5)
+    apart = compiled(tmp_path, "-DAPART=1")
+    expected = case.expected()
+    data_V2, weight_V, alone_V = torch.zeros(case.rows.count, 2), torch.zeros(case.rows.count), torch.zeros(case.rows.count)
+    on_cpu(apart, case, 2, Apart(data_V2, weight_V))
+    assert relative(data_V2, expected[:, :2]) < 2e-6 and relative(weight_V, expected[:, 2]) < 2e-6
+    on_cpu(apart, case, 1, Apart(None, alone_V))
+    assert relative(alone_V, expected[:, 2]) < 2e-6
+    on_cpu(apart, case, 1, Apart(data_V2.zero_(), None))
+    assert relative(data_V2, expected[:, :2]) < 2e-6
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from verglas.core.fourier import half_plane_pixels
 from verglas.core.rotations import random_rotations
 from verglas.core.rows import RowTable, dense_half, packed_sphere
 from verglas.kernels import implementation_of
-from verglas.kernels.backproject import backproject
+from verglas.kernels.backproject import Apart, backproject
 from verglas.kernels.project import project
 from verglas.testing import assert_adjoint
 
@@ -78,6 +78,20 @@ def test_backproject_matches_reference(name: str, box: int, n_slices: int) -> No
     alone = case.backproject(name, torch.float32, weighted=False)
     assert relative(alone[:, :2], case.backproject("reference", torch.float64)[:, :2]) < 2e-6
     assert (alone[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("name", [version for version in versions() if version.values != ("cpu",)])
+def test_backproject_of_data_and_weights_apart(name: str) -> None:
+    case, device = Case(6, 5), DEVICES[name]
+    expected = case.backproject("reference", torch.float64)
+    inputs = [t.to(device, torch.float32) for t in (case.data, case.weight, case.sampling, case.coordinates)]
+    for wanted in ((True, True), (True, False), (False, True)):
+        data_V2, weight_V = torch.zeros(case.rows.count, 2, device=device), torch.zeros(case.rows.count, device=device)
+        sums = Apart(data_V2 if wanted[0] else None, weight_V if wanted[1] else None)
+        given = inputs[0] if wanted[0] else None, *inputs[1:]
+        implementation_of("backproject", name)(sums, case.rows.to(device), *given)
+        for found, there, columns in zip((data_V2.cpu(), weight_V.cpu()[:, None]), wanted, ([0, 1], [2]), strict=True):
+            assert relative(found, expected[:, columns]) < 2e-6 if there else bool((found == 0).all())
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])

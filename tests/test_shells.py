@@ -13,7 +13,7 @@ from tests.axes_on_cpu import on_cpu
 
 from verglas.core.rows import packed_sphere
 from verglas.distributed.ranks import Ranks
-from verglas.maximization import halves, shells, solve
+from verglas.maximization import apart, halves, shells, solve
 from verglas.maximization.halves import fsc_of_sums
 from verglas.maximization.slabs import Slabs
 from verglas.maximization.solve import SolvedSums
@@ -111,6 +111,27 @@ def test_planes_of_one_rank(device: str, monkeypatch: pytest.MonkeyPatch) -> Non
         sums_3S += torch.stack(halves._fsc_sums(parts[0], parts[1]))
     torch.testing.assert_close(totals, torch.stack(wanted), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(sums_3S, wanted_3S, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_quotients_and_priors_in_place(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a transform reads sums: against the same in torch."""
+    sums = made_up(case, device, False, 5)
+    sums = replace(sums, data_V2=sums.data_V2.contiguous(), rows=replace(sums.rows, start_ZY=sums.rows.start_ZY.long()))
+    count = sums.radius + 1
+    curves_S = tuple(torch.linspace(low, 4, count, dtype=torch.float64, device=device) for low in (0.5, 0.1, 1))
+    if case == "15":
+        curves_S = (0 * curves_S[0], 0 * curves_S[1], curves_S[2])  # where nothing was seen nothing is divided
+    wanted = replace(sums, data_V2=sums.data_V2.clone(), weight_V=sums.weight_V.clone())
+    monkeypatch.setattr(apart, "serves", lambda *some: False)
+    apart.divide(wanted, curves_S)
+    apart.add_prior(wanted, curves_S[0])
+    monkeypatch.setattr(apart, "serves", lambda *some: True)
+    apart.divide(sums, curves_S)
+    apart.add_prior(sums, curves_S[0])
+    assert bool((wanted.data_V2 == 0).any()) == (case == "15") and bool((wanted.weight_V == 0).any())
+    torch.testing.assert_close(sums.data_V2, wanted.data_V2, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sums.weight_V, wanted.weight_V, rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_served() -> None:

@@ -76,7 +76,8 @@ class Reconstruct:
     overwrite: Flag = False
     """Replace the folder of an earlier run."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: 0.7 of what is free, on a GPU all)")] = None
-    """What arrays may take. Sums that need more are made in slabs, on a CPU with the run folder's disk for help."""
+    """What arrays may take. Sums that need more are made in slabs, on a CPU with the run folder's disk for help; on a GPU one map
+    at a time, as is a single map if nothing is given."""
     seed: int = 0
     """For splitting into half sets where the file has none."""
     computing: SharedComputing = field(default_factory=SharedComputing)
@@ -96,6 +97,7 @@ class Reconstruct:
         """`run` on this device. draw: of `painter`."""
         from verglas.cli.reconstruct_columns import InColumns
         from verglas.cli.reconstruct_report import Ahead
+        from verglas.cli.reconstruct_rounds import ByRounds
         from verglas.cli.reconstruct_slabs import way_of
         from verglas.distributed.ranks import lead_first
         from verglas.io.runfolder import RunFolder
@@ -112,8 +114,8 @@ class Reconstruct:
                 announce(task, run, reason)
             way = way_of(task, ranks, run)
             if on_gpu and run is not None:
-                granted = way.choice.transforms if isinstance(way, InColumns) else None
-                ahead.of_solving(task.geometry, device, self.gridding == "exact", granted)
+                granted = way.choice.transforms if isinstance(way, InColumns | ByRounds) else None
+                ahead.of_solving(task.geometry, device, self.gridding == "exact", granted, isinstance(way, ByRounds))
             with nullcontext() if run is None else Ahead(task.table, self, draw) as report:
                 result = way.solved(task, run) if way and run else solved(task, added_up(task, ranks, run), run)
                 if run is not None and report is not None and result is not None:

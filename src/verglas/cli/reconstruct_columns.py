@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.io.runfolder import RunFolder
-    from verglas.maximization.accumulate import Accumulator
     from verglas.maximization.column_choice import ColumnChoice
-    from verglas.maximization.reconstruct import GroupSlices
+    from verglas.maximization.reconstruct import Addable, GroupSlices
     from verglas.maximization.reconstruction import Reconstruction
     from verglas.optics.group import OpticsGroup
     from verglas.particles.loader import ImageBatch, ImageLoader
@@ -82,8 +81,8 @@ class KeptImages:
         self._batches = waiting
 
 
-def adder(task: Task, images: KeptImages, run: RunFolder) -> Callable[[Accumulator, str], None]:
-    """Adds the slices of all images to an accumulator, as a stage of the run."""
+def adder(task: Task, images: KeptImages, run: RunFolder, blank: bool = False) -> Callable[[Addable, str], None]:
+    """Adds the slices of all images to sums, as a stage of the run. blank: of images of zeros, for their weights alone."""
     import numpy as np
 
     from verglas.maximization.reconstruct import accumulate
@@ -97,13 +96,19 @@ def adder(task: Task, images: KeptImages, run: RunFolder) -> Callable[[Accumulat
             made[group] = cut(group, *words)
         return made[group]
 
-    def add_to(sums: Accumulator, stage: str) -> None:
+    def add_to(sums: Addable, stage: str) -> None:
         one_set: np.ndarray = np.ones(len(task.table), np.int64)
         with run.progress(stage, len(images.loader.indices), "particles") as bar:
             how = task.options.ctf, task.device, bar.advance, lambda: sums, remembered
-            accumulate(task.table, one_set, images, task.geometry, *how)
+            some = images.loader.blank(task.device) if blank else images
+            accumulate(task.table, one_set, some, task.geometry, *how)
 
     return add_to
+
+
+def stored_images(task: Task) -> float:
+    """Bytes of all images, as they are stored."""
+    return float(task.loader.stored_bytes()) * len(task.loader.indices) * max(task.loader.box_of_group.values()) ** 2
 
 
 def columns_of(task: Task, given: float) -> ColumnChoice | None:
@@ -113,9 +118,7 @@ def columns_of(task: Task, given: float) -> ColumnChoice | None:
     from verglas.core.symmetry import symmetry_matrices
     from verglas.maximization.column_choice import ColumnChoice
 
-    options, geometry = task.options, task.geometry
-    each_pixel = task.loader.stored_bytes()
-    images = float(each_pixel) * len(task.loader.indices) * max(task.loader.box_of_group.values()) ** 2
+    options, geometry, images = task.options, task.geometry, stored_images(task)
     exact, sheets = options.gridding == "exact", 1 if options.ewald == "off" else 2
     slices = sheets * len(task.table) * len(symmetry_matrices(options.sym)) // len(np.unique(task.half_B))
     return ColumnChoice.of(geometry, exact, images, slices, batch_size(geometry.box, task.device), given)

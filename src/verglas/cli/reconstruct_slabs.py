@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from verglas.cli.plan import host_memory
 from verglas.cli.reconstruct import Task, batch_size, note_figures, report_bad
 from verglas.cli.reconstruct_columns import InColumns, KeptImages, adder, in_columns
+from verglas.cli.reconstruct_rounds import ByRounds, in_rounds
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class BySlabs:
         return result
 
 
-def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColumns | None:
+def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColumns | ByRounds | None:
     """None: all in memory. Says which way and why; InputError if --memory is too little for either, or has no effect."""
     import numpy as np
 
@@ -85,14 +86,26 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColum
     return BySlabs(ends, given)
 
 
-def way_on_gpu(task: Task, run: RunFolder) -> InColumns | None:
-    """As `way_of`, of one process on a GPU."""
+def way_on_gpu(task: Task, run: RunFolder) -> InColumns | ByRounds | None:
+    """As `way_of`, of one process on a GPU.
+
+    One set of images goes one map at a time unless --memory holds all at once: data are added once and images are read once
+    either way. Two half-sets, whose maps would all be made anew, only where memory does not hold them together.
+    """
+    import numpy as np
+
     from verglas.core.memory import usable_device_memory
+    from verglas.maximization.round_choice import roomy
 
     asked, expected = task.options.memory, expected_on(task).peak
     free = usable_device_memory(task.device)
     given = free if asked is None else min(asked * GB, free)
     of_what = f"{given / GB:.3g} GB ({'that are free on the GPU' if asked is None or asked * GB > free else '--memory'})"
+    small = asked is None and len(np.unique(task.half_B)) < 2
+    if small or expected > given:
+        way = in_rounds(task, run, min(given, roomy(task.geometry)) if small else given, of_what, expected)
+        if way is not None:
+            return way
     if expected <= given:
         run.log(f"in memory: sums and maps take at most {expected / GB:.3g} of {of_what}")
         run.figure("memory_expected", round(expected / GB, 3), "GB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def of_adding(geometry: Geometry, device: torch.device, fewest: int) -> None:
-    """What adds slices to sums. fewest: slices in a call; where these are too few for bricks, Triton's atomics will add them,
-    which take seconds to import and to compile. Returns at once."""
+    """What adds slices to sums, whose data and weights lie together or apart. fewest: slices in a call; where these are too few
+    for bricks, Triton's atomics will add them, which take seconds to import and to compile. Returns at once."""
     from verglas.kernels.backproject.bricks import kernels, too_few
 
     rows = geometry.rows()
@@ -28,11 +29,14 @@ def of_adding(geometry: Geometry, device: torch.device, fewest: int) -> None:
         ready(device, wide)
 
     samples = fewest * round(math.pi / 2 * geometry.radius**2)  # half a disk
-    _begin(lambda: kernels(device, wide), *([atomics] if too_few(samples, rows.count) else []))
+    both = [partial(kernels, device, wide, apart) for apart in (False, True)]
+    _begin(*both, *([atomics] if too_few(samples, rows.count) else []))
 
 
-def of_solving(geometry: Geometry, device: torch.device, exact: bool, granted: float | None = None) -> None:
-    """What makes maps of sums. granted: of `gridding.even_out`. Returns at once."""
+def of_solving(
+    geometry: Geometry, device: torch.device, exact: bool, granted: float | None = None, apart: bool = False
+) -> None:
+    """What makes maps of sums. granted: of `gridding.even_out`; apart: one map at a time (`in_rounds`). Returns at once."""
     import torch
 
     from verglas.maximization import shells
@@ -44,9 +48,11 @@ def of_solving(geometry: Geometry, device: torch.device, exact: bool, granted: f
     wide = int(rows.start_ZY.dtype == torch.int64)
     work: list[Callable[[], object]] = [lambda: shells.kernel("shell_sums", device, (f"WIDE={wide}",), 0)]
     if serves(geometry.box, size, device, torch.float32):
-        axes, kind = Axes(geometry.box, size, device), "APART" if exact else "TOGETHER"  # where weights lie
+        axes, kind = Axes(geometry.box, size, device), "PLAIN" if apart else "APART" if exact else "TOGETHER"
         work.append(lambda: kernel("to_y", device, axes.defines(bool(wide), kind), 0))
         work.append(lambda: kernel("to_x", device, axes.defines(False), 0))
+    if apart:
+        work += [partial(shells.kernel, name, device, (f"WIDE={wide}",), 0) for name in ("divide_voxels", "add_prior")]
     if exact:
         work.append(lambda: residues_of(rows, 4, 1, granted)[1])
     _begin(*work)

@@ -237,18 +237,27 @@ def solve_by_columns(
 ) -> Reconstruction:
     """As `reconstruction.solve`; maps of two half-sets are in the host's memory."""
     how = sets[0].how
-    geometry, box = how.geometry, how.geometry.box
+    geometry = how.geometry
     if len(sets) == 1:
         return Reconstruction(sets[0].map(), geometry.pixel_size, geometry.radius)
     first, second = sets
+    correlate = correlation_on(how.device, geometry, mask_ZYX, mask_radius)
+    scale = geometry.pixel_size, geometry.radius
+    return solve_halves((first, second), first + second, scale, correlate, lambda map_ZYX: map_ZYX)
+
+
+def correlation_on(
+    device: torch.device, geometry: Geometry, mask_ZYX: Tensor | None, mask_radius: float | None
+) -> Callable[[Tensor, Tensor, bool], Tensor]:
+    """(map, map, in the mask) -> FSC, found on a device, of maps that lie in the memory of the host; the mask as for `solve`."""
+    box = geometry.box
 
     def correlate(one_ZYX: Tensor, other_ZYX: Tensor, masked: bool) -> Tensor:
-        pair = [half_ZYX.to(how.device, copy=True) for half_ZYX in (one_ZYX, other_ZYX)]
+        pair = [half_ZYX.to(device, copy=True) for half_ZYX in (one_ZYX, other_ZYX)]
         if masked:
             mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE) if mask_ZYX is None else mask_ZYX
             for half_ZYX in pair:
-                half_ZYX.mul_(mask.to(how.device))
+                half_ZYX.mul_(mask.to(device))
         return within(fsc(*pair), geometry.radius)
 
-    scale = geometry.pixel_size, geometry.radius
-    return solve_halves((first, second), first + second, scale, correlate, lambda map_ZYX: map_ZYX)
+    return correlate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,16 @@ from verglas.projection.volume import padded_size
 
 Sums: TypeAlias = Accumulator | NormalSums
 """What slices are added to: padded voxels, or the normal equations."""
+
+
+class Addable(Protocol):
+    """What slices can be added to: `Sums`, `apart.ApartSums`."""
+
+    def add(self, data_R2K: Tensor, weight_RK: Tensor, rotation_R33: Tensor, coordinates_K3: Tensor) -> None:
+        """As `Accumulator.add`."""
+
+
+A = TypeVar("A", bound=Addable)
 
 
 @dataclass(frozen=True)
@@ -96,16 +106,17 @@ def model_geometry(table: ParticleTable, max_resolution: float | None, padding: 
 
 def accumulate(
     table: ParticleTable, half_B: np.ndarray, loader: Iterable[ImageBatch], geometry: Geometry, use_ctf: bool,
-    device: torch.device | str, advance: Callable[[int], None] = lambda n: None, new: Callable[[], Sums] | None = None,
+    device: torch.device | str, advance: Callable[[int], None] = lambda n: None, new: Callable[[], A] | None = None,
     cut: Callable[..., GroupSlices] = GroupSlices,
-) -> Sequence[Sums]:  # fmt: skip
+) -> Sequence[A | Accumulator]:  # fmt: skip
     """Backproject every image of `loader` into one accumulator per distinct value of `half_B` (its order ascending).
 
     half_B: of all rows of the table, those of which the loader reads a part included. new: makes what slices are added to, by
     default an `Accumulator`. cut: makes what turns images of a group into slices.
     """
     values = np.unique(half_B)
-    sums = [new() if new else Accumulator(geometry.box, geometry.radius, geometry.padding, device) for _ in values]
+    whole = geometry.box, geometry.radius, geometry.padding, device
+    sums: list[A | Accumulator] = [new() if new else Accumulator(*whole) for _ in values]
     rotation_B33, origin_B2, ctf = table.rotations(), table.origins(), table.ctf() if use_ctf else None
     slicers: dict[int, GroupSlices] = {}
     for batch in loader:
@@ -122,8 +133,8 @@ def accumulate(
 
 
 def _split(
-    sums: Sequence[Sums], values: np.ndarray, half_B: np.ndarray
-) -> Iterator[tuple[Sums, Tensor | slice]]:
+    sums: Sequence[A], values: np.ndarray, half_B: np.ndarray
+) -> Iterator[tuple[A, Tensor | slice]]:
     """The rows of a batch that belong to each accumulator; a slice, which copies nothing, where that is all of them."""
     for accumulator, value in zip(sums, values):
         mine = np.flatnonzero(half_B == value)

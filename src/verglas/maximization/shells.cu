@@ -1,4 +1,4 @@
-// Sums over the shells of packed volumes, a warp for each row of voxels: see shells.py. WIDE: positions in the row table are 64-bit.
+// Sums over the shells of packed volumes, and what is done to all their voxels by shells, a warp for each row: see shells.py. WIDE: positions in the row table are 64-bit.
 #ifndef WIDE
 #define WIDE 0
 #endif
@@ -178,4 +178,41 @@ extern "C" __global__ void __launch_bounds__(32) fsc_sums(
         __syncwarp();
     }
     hand_over(sums, own, 3 * shells);
+}
+
+// By steps of half a shell: prior, floor, gain (`Sums.curves_J4` of axes.py).
+struct alignas(16) Curve { float prior, floor, gain, unused; };
+
+// A warp's rows, one after another: each(place of the voxel, squared distance from the origin) of all their voxels.
+template <class Each> __device__ __forceinline__ void walk(const Position *start, const int *length, int half, Each each) {
+    const int edge = 2 * half + 1;
+    for (int row = blockIdx.x; row < edge * edge; row += gridDim.x) {
+        const int z = row / edge - half, y = row % edge - half, count = length[row];
+        const long long begin = start[row];
+#pragma unroll 4
+        for (int x = threadIdx.x; x < count; x += 32) each(begin + x, z * z + y * y + x * x);
+    }
+}
+
+// data /= max(weight + prior, floor) gain, 0 where that is 0, for voxels within limit2; in place.
+extern "C" __global__ void __launch_bounds__(32) divide_voxels(
+    float2 *data, const float *weight, const Position *start, const int *length, const Curve *curves, int half, int limit2, float steps,
+    int last) {
+    walk(start, length, half, [&](long long voxel, int r2) {
+        if (r2 > limit2) return;
+        const Curve curve = curves[min((int)(root_near((float)r2) * steps), last)];
+        const float divisor = fmaxf(weight[voxel] + curve.prior, curve.floor);
+        const float scale = divisor > 0 ? 1 / fmaxf(divisor * curve.gain, 1e-30f) : 0.0f;
+        const float2 old = data[voxel];
+        data[voxel] = make_float2(scale * old.x, scale * old.y);
+    });
+}
+
+// weight += prior, but 0 beyond limit2; in place.
+extern "C" __global__ void __launch_bounds__(32) add_prior(
+    float *weight, const Position *start, const int *length, const Curve *curves, int half, int limit2, float steps, int last) {
+    walk(start, length, half, [&](long long voxel, int r2) {
+        const float prior = curves[min((int)(root_near((float)r2) * steps), last)].prior;
+        weight[voxel] = r2 > limit2 ? 0.0f : weight[voxel] + prior;
+    });
 }

@@ -1,4 +1,4 @@
-"""Sums over the shells of packed volumes on a GPU, in one walk through them: launches of shells.cu.
+"""Sums over the shells of packed volumes on a GPU, in one walk through them, and quotients by shells: launches of shells.cu.
 
 A row of voxels goes through each shell once. For sums of weights a warp reads a row, and each of its threads adds up the voxels
 of some shells. For correlations it adds a row up from its begin to each place, in double precision (powers of neighbouring shells
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from verglas.core.rows import RowTable
 from verglas.kernels.nvrtc import Kernel, load
-from verglas.projection.axes import PROCESSOR_BYTES, on
+from verglas.projection.axes import PROCESSOR_BYTES, Sums, on
 from verglas.projection.pruned import largest_below
 
 SOURCE = Path(__file__).with_name("shells.cu")
-BLOCKS = 4096  # of one warp
+BLOCKS, WALKING = 4096, 16384  # of one warp: those that keep sums, and those that do not
 
 
 def serves(*sums: Tensor) -> bool:
@@ -71,6 +71,25 @@ def fsc_sums_cuda(
         second_from,
     )  # fmt: skip
     return sums_B3S.sum(0)
+
+
+def divide_voxels_cuda(sums: Sums) -> None:
+    """data /= max(weight + prior, floor) gain of voxels nearer than the radius, in place: as a transform of `sums` reads them."""
+    assert sums.weight_V is not None and sums.data_V2.is_contiguous()
+    _launch_on_voxels("divide_voxels", sums, sums.data_V2, sums.weight_V)
+
+
+def add_prior_cuda(sums: Sums) -> None:
+    """weight += prior of voxels nearer than the radius, in place; those of the others are 0 then."""
+    assert sums.weight_V is not None
+    _launch_on_voxels("add_prior", sums, sums.weight_V)
+
+
+def _launch_on_voxels(name: str, sums: Sums, *arrays: Tensor) -> None:
+    rows, curves_J4 = sums.rows, sums.curves_J4
+    assert sums.weight_V is not None and sums.weight_V.is_contiguous()
+    _launch(name, rows, WALKING, 0, *arrays, rows.start_ZY, rows.length_ZY.contiguous(), curves_J4, rows.half,
+            largest_below(rows.radius), sums.steps, len(curves_J4) - 1)  # fmt: skip
 
 
 @lru_cache(maxsize=16)

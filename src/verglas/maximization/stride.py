@@ -130,10 +130,10 @@ def strides_for(
     granted = max(LEAST, PER_VOXEL * element_bytes / 4 * voxels_in(size)) if granted is None else granted
     spare = result if fused and ranks == 1 else 0.0
     fit = [s for s in choices if residue_bytes(size, s, element_bytes, fused) <= granted + (spare if s == 1 else 0)]
-    return min(fit or choices[-1:], key=lambda s: _moved(s, ranks, fused))
+    return min(fit or choices[-1:], key=lambda s: moved_bytes(s, ranks, fused))
 
 
-def _moved(strides: int, ranks: int, fused: bool) -> float:
+def moved_bytes(strides: int, ranks: int, fused: bool) -> float:
     """Bytes per element of P³ that the rank with the most work moves; fused: half for residues that are their own mirror."""
     transforms = (TRANSFORMS_FUSED if fused else TRANSFORMS) / strides
     residues = range(strides // 2 + 1)

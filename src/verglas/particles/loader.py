@@ -100,6 +100,15 @@ class ImageLoader:
             pool.shutdown(wait=True, cancel_futures=True)
             reader.close()
 
+    def blank(self, device: torch.device) -> Iterator[ImageBatch]:
+        """The same batches without reading: with images of zeros on a device. For what depends on poses and CTFs alone."""
+        image_BYX = torch.zeros(0)
+        for rows in self._plan:
+            group_index = int(self.table.group_index_B[rows[0]])
+            shape = len(rows), self.box_of_group[group_index], self.box_of_group[group_index]
+            image_BYX = image_BYX if image_BYX.shape == shape else torch.zeros(shape, device=device)
+            yield ImageBatch(rows, image_BYX, self.table.groups[group_index], group_index)
+
     def _batches(self) -> list[np.ndarray]:
         """Rows of each batch: one group, as given; sorted by stack and image number inside."""
         batches = []

@@ -210,9 +210,11 @@ class Axes:
         """Room for what lies between the transforms along z and x, [N, rows, pitch]: lines of whole sectors."""
         return torch.empty(self.box, rows, -(-columns // 16) * 16, dtype=torch.complex64, device=self.device)
 
-    def column_runs(self, columns: int, others: int, room: int = 0) -> list[slice]:
-        """Columns that are worked on at a time, with `others` lines each; room: for so many numbers, if more than usual."""
-        step = max(1, max(NUMBERS_AT_ONCE, room) // max(1, others) // TOGETHER) * TOGETHER
+    def column_runs(self, columns: int, others: int, room: int = 0, most: int | None = None) -> list[slice]:
+        """Columns that are worked on at a time, with `others` lines each; room: for so many numbers, if more than usual; most: no
+        more than that, if it is fewer."""
+        numbers = max(NUMBERS_AT_ONCE, room) if most is None else min(max(NUMBERS_AT_ONCE, room), most)
+        step = max(1, numbers // max(1, others) // TOGETHER) * TOGETHER
         return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
 
     def to_y(self, cut: Tensor, between: Between, sums: Sums, plane_Z: Tensor, wanted: range, part: slice) -> None:

@@ -161,12 +161,15 @@ class PaddedGrid:
         return y_Y, start_ZY[:, :, None] + x_X, z[:, None, None] + y[:, None] + x2
 
 
-def map_of(fill: Fill, grid: PaddedGrid, dtype: torch.dtype, wanted: range | None = None) -> Tensor:
-    """The map [N, n, N] of what `fill` writes, without gridding correction; wanted: y of the map, all if not said."""
+def map_of(
+    fill: Fill, grid: PaddedGrid, dtype: torch.dtype, wanted: range | None = None, numbers: int | None = None
+) -> Tensor:
+    """The map [N, n, N] of what `fill` writes, without gridding correction; wanted: y of the map, all if not said; numbers: most
+    complex ones between two axes on a GPU, but for 16 columns."""
     wanted = range(grid.box) if wanted is None else wanted
     axes = grid.axes(dtype)
     if axes is not None:
-        return _map_by_kernels(axes, fill.sums, grid, wanted)
+        return _map_by_kernels(axes, fill.sums, grid, wanted, numbers)
     half_ZYX = torch.empty(grid.box, len(wanted), grid.columns, dtype=dtype.to_complex(), device=grid.plane_Z.device)
     for part in grid.column_runs():
         half_ZYX[:, :, part] = grid.along_z(grid.along_y(grid.filled(fill, part, dtype), wanted))
@@ -187,17 +190,18 @@ def voxels_of(map_ZYX: Tensor, rows: RowTable, size: int) -> Tensor:
     return out_V2
 
 
-def _map_by_kernels(axes: Axes, sums: Sums, grid: PaddedGrid, wanted: range) -> Tensor:
+def _map_by_kernels(axes: Axes, sums: Sums, grid: PaddedGrid, wanted: range, numbers: int | None = None) -> Tensor:
     """`map_of` on a GPU."""
     plane_Z, limit2, there_Z = grid.on_host, largest_below(sums.rows.radius), grid.plane_Z.int()
     room = grid.box**2 * len(wanted) // 2  # of the bytes of the map, for which there has to be room anyway
-    parts = axes.column_runs(grid.columns, len(plane_Z) * len(wanted), room)
+    parts = axes.column_runs(grid.columns, len(plane_Z) * len(wanted), room, numbers)
     every = Between.of_runs(grid.size, [plane_Z], len(wanted), parts, limit2, axes.device, kernels.TOGETHER)
     half_ZYX = axes.half(len(wanted), grid.columns)
     for part, between in zip(parts, every, strict=True):
         cut = torch.empty(len(wanted) * between.counts[0], dtype=torch.complex64, device=axes.device)
         axes.to_y(cut, between, sums, there_Z, wanted, part)
         axes.to_z(half_ZYX, cut, between, part)
+        del cut
     return axes.to_x(half_ZYX, grid.columns)
 
 

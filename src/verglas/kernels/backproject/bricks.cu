@@ -8,7 +8,8 @@
 //   3. 32 points at a time, a lane each: position, pixel, data; the exact test whether the brick owns the point. Those it
 //      owns are put down in `stage`, side by side: eight corner weights, three values, place in the brick.
 //   4. One sample at a time, 24 lanes: 8 corners x (re, im, weight), so no two lanes ever meet in a word: no atomics.
-// At the end the voxels that received anything are added to the packed volume, 16 bytes an atomic.
+// At the end the voxels that received anything are added to the packed volume, 16 bytes an atomic. With APART data and weights lie
+// in arrays of their own, of which either may be missing.
 //
 // Every point q of the whole plane lattice is looked at, and the table says which stored pixel it is: k = q, or k = -q,
 // whose data are conjugated. A point counts where p = S q has x > 0 (x >= 0 for k = q): each pixel exactly once, in one brick.
@@ -49,7 +50,7 @@ constexpr int PLANE = plane_words();
 struct Inputs {
     const float4 *slices;  // [R] normal and x of the dual vector, then [R, 2] the lattice vectors and its y, z
     const int *table;      // [2 reach + 1, 2 reach + 1] of lattice points: k + 1, or -(k + 1) where -q is stored, or 0
-    const float *data;     // [R, 2, K]
+    const float *data;     // [R, 2, K]; or null, as weights may be
     const float *weight;   // [R, K] or null
     int n_slices, n_pixels, reach;
     float limit2;
@@ -137,8 +138,7 @@ __device__ __forceinline__ int stage_points(
     if (owned) {
         const int k = abs(code) - 1;
         const float *source = in.data + 2ll * r * in.n_pixels + k;
-        re = source[0];
-        im = source[in.n_pixels];
+        if (in.data) re = source[0], im = source[in.n_pixels];
         if (in.weight) weight = in.weight[(long long)r * in.n_pixels + k];
     }
     add_staged(sums, stage, staged, lane);
@@ -159,30 +159,49 @@ __device__ __forceinline__ int stage_points(
     return count;
 }
 
-__device__ __forceinline__ void add_voxel(float4 *target, float re, float im, float weight) {
+// The packed volume: (re, im, weight, 0) of each voxel, or with APART (re, im) and weights, either of them null.
+struct Volume {
+    float *data, *weight;
+};
+
+__device__ __forceinline__ void add_voxel(const Volume &to, long long voxel, float re, float im, float weight) {
+#ifdef APART
+    if (to.data) {
+        float *target = to.data + 2 * voxel;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+        asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(re), "f"(im) : "memory");
+#else
+        atomicAdd(target, re);
+        atomicAdd(target + 1, im);
+#endif
+    }
+    if (to.weight) atomicAdd(to.weight + voxel, weight);
+#else
+    float *target = to.data + 4 * voxel;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(re), "f"(im), "f"(weight), "f"(0.0f)
                  : "memory");
 #else
-    atomicAdd(&target->x, re);
-    atomicAdd(&target->y, im);
-    atomicAdd(&target->z, weight);
+    atomicAdd(target, re);
+    atomicAdd(target + 1, im);
+    atomicAdd(target + 2, weight);
+#endif
 #endif
 }
 
 // Add what the brick received to the packed volume.
-__device__ void flush(float4 *accumulator, const Position *start, int half, const Brick &brick, const float *sums, int lane) {
+__device__ void flush(const Volume &to, const Position *start, int half, const Brick &brick, const float *sums, int lane) {
     for (int voxel = lane; voxel < VOXELS; voxel += 32) {
         const float re = sums[voxel], im = sums[PLANE + voxel], weight = sums[2 * PLANE + voxel];
         if (re == 0 && im == 0 && weight == 0) continue;
         const int x = brick.x + voxel % STEP_Y, y = brick.y + voxel / STEP_Y % (BRICK_Y + 1), z = brick.z + voxel / STEP_Z;
-        add_voxel(accumulator + start[(z + half) * (2 * half + 1) + y + half] + x, re, im, weight);
+        add_voxel(to, (long long)start[(z + half) * (2 * half + 1) + y + half] + x, re, im, weight);
     }
 }
 
 // items [blocks along x]: first cell (x, y, z) of a brick and part << 16 | parts: which share of the slices is this block's.
 extern "C" __global__ void __launch_bounds__(32) backproject_bricks(
-    float4 *accumulator, const Position *start, const int4 *items, const float4 *slices, const int *table, const float *data,
+    float *sums_of, float *weights_of, const Position *start, const int4 *items, const float4 *slices, const int *table, const float *data,
     const float *weight, int n_slices, int n_pixels, int reach, int half, float limit2) {
     __shared__ float sums[3 * PLANE];
     __shared__ float4 stage[12 * ROW / 4];
@@ -244,5 +263,5 @@ extern "C" __global__ void __launch_bounds__(32) backproject_bricks(
     staged = stage_points(in, brick, rest, lane < n_queue, staged, sums, stage, lane);
     add_staged(sums, stage, staged, lane);
     __syncwarp();
-    flush(accumulator, start, half, brick, sums, lane);
+    flush(Volume{sums_of, weights_of}, start, half, brick, sums, lane);
 }

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from verglas.core.layers import LayerTable
 from verglas.core.rows import RowTable, packed_sphere
+from verglas.kernels.backproject.apart import Apart
 from verglas.kernels.nvrtc import Kernel, NvrtcError, load
 
 SOURCE = Path(__file__).with_name("bricks.cu")
@@ -122,9 +123,11 @@ def _items(
     return torch.cat([first_I3[order[number]], share[:, None]], 1)
 
 
-def kernels(device: torch.device, wide: bool = False) -> tuple[Kernel, Kernel]:
-    """(slice_geometry, backproject_bricks), compiled for `device`; NvrtcError if they cannot be. wide: the row table is int64."""
-    defines = (*(f"BRICK_{axis}={size}" for axis, size in zip("XYZ", BRICK_XYZ)), *(["WIDE=1"] if wide else []))
+def kernels(device: torch.device, wide: bool = False, apart: bool = False) -> tuple[Kernel, Kernel]:
+    """(slice_geometry, backproject_bricks), compiled for `device`; NvrtcError if they cannot be. wide: the row table is int64;
+    apart: data and weights are."""
+    flags = [name for name, wanted in (("WIDE=1", wide), ("APART=1", apart)) if wanted]
+    defines = (*(f"BRICK_{axis}={size}" for axis, size in zip("XYZ", BRICK_XYZ)), *flags)
     return load(SOURCE, "slice_geometry", device, defines), load(SOURCE, "backproject_bricks", device, defines)
 
 
@@ -139,9 +142,9 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def backproject_bricks(
-    accumulator_V4: Tensor,
+    accumulator_V4: Tensor | Apart,
     rows: RowTable,
-    data_R2K: Tensor,
+    data_R2K: Tensor | None,
     weight_RK: Tensor | None,
     sampling_R33: Tensor,
     coordinates_K3: Tensor,
@@ -153,11 +156,14 @@ def backproject_bricks(
     """
     if accumulator_V4.dtype != torch.float32:
         raise TypeError(f"the kernel adds in float32, got an accumulator of {accumulator_V4.dtype}")
+    if isinstance(accumulator_V4, Apart):  # what is not wanted is not read
+        data_R2K = None if accumulator_V4.data_V2 is None else data_R2K
+        weight_RK = None if accumulator_V4.weight_V is None else weight_RK
     voxels = rows.count if columns is None else packed_sphere(rows.radius, rows.device).count  # samples are of all columns
     few = too_few(len(sampling_R33) * len(coordinates_K3), voxels)
     lattice = None if few else lattice_of(coordinates_K3)
     if lattice is not None:
-        _add_bricks(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, lattice, columns)
+        _add_bricks(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, lattice, columns, len(coordinates_K3))
         if len(lattice.extra) == 0:
             return
     # Here, because importing Triton takes half a second, which a reconstruction that needs nothing else of it is spared.
@@ -167,9 +173,13 @@ def backproject_bricks(
         backproject_triton(accumulator_V4, rows, data_R2K, weight_RK, sampling_R33, coordinates_K3, columns)
     else:
         weight = None if weight_RK is None else weight_RK[:, lattice.extra]
-        backproject_triton(
-            accumulator_V4, rows, data_R2K[:, :, lattice.extra], weight, sampling_R33, coordinates_K3[lattice.extra], columns
-        )
+        data = None if data_R2K is None else data_R2K[:, :, lattice.extra]
+        backproject_triton(accumulator_V4, rows, data, weight, sampling_R33, coordinates_K3[lattice.extra], columns)
+
+
+def prepare(rows: RowTable) -> None:
+    """Have the list of bricks of a table made, before memory is short."""
+    _items(rows.radius, rows.half, BRICK_XYZ, rows.device, None, 0.0)
 
 
 def too_few(samples: int, voxels: int) -> bool:
@@ -178,20 +188,20 @@ def too_few(samples: int, voxels: int) -> bool:
 
 
 def _add_bricks(
-    accumulator_V4: Tensor, rows: RowTable, data_R2K: Tensor, weight_RK: Tensor | None, sampling_R33: Tensor, lattice: Lattice,
-    columns: tuple[int, int] | None,
+    accumulator_V4: Tensor | Apart, rows: RowTable, data_R2K: Tensor | None, weight_RK: Tensor | None, sampling_R33: Tensor,
+    lattice: Lattice, columns: tuple[int, int] | None, n_pixels: int,
 ) -> None:  # fmt: skip
-    device, n_slices, n_pixels = accumulator_V4.device, len(data_R2K), data_R2K.shape[2]
-    geometry, bricks = kernels(device, rows.start_ZY.dtype == torch.int64)
+    device, n_slices, apart = accumulator_V4.device, len(sampling_R33), isinstance(accumulator_V4, Apart)
+    sums = (accumulator_V4.data_V2, accumulator_V4.weight_V) if isinstance(accumulator_V4, Apart) else (accumulator_V4, None)
+    geometry, bricks = kernels(device, rows.start_ZY.dtype == torch.int64, apart)
     sampling = sampling_R33.to(device, torch.float32).contiguous()
-    data = data_R2K.to(torch.float32).contiguous()
-    weight = None if weight_RK is None else weight_RK.to(torch.float32).contiguous()
+    data, weight = (None if one is None else one.to(torch.float32).contiguous() for one in (data_R2K, weight_RK))
     inner, outer = (rows.inner, rows.outer) if isinstance(rows, LayerTable) else (0.0, rows.radius)
     items = _items(outer, rows.half, BRICK_XYZ, device, columns, inner)
     with torch.cuda.device(device):
         slices = torch.empty(3 * n_slices, 4, device=device)
         geometry((math.ceil(n_slices / 256), 1), 256, sampling, slices, *lattice.basis, n_slices)
         bricks(
-            (len(items), math.ceil(n_slices / SLICES_PER_BLOCK)), 32, accumulator_V4, rows.start_ZY, items, slices, lattice.table,
+            (len(items), math.ceil(n_slices / SLICES_PER_BLOCK)), 32, *sums, rows.start_ZY, items, slices, lattice.table,
             data, weight, n_slices, n_pixels, lattice.reach, rows.half, rows.limit2,
         )  # fmt: skip
