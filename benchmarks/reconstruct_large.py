@@ -4,7 +4,8 @@ python -m benchmarks.reconstruct_large --boxes 200 400 --work DIR [--gridding pl
 Images are projections of 40 Gaussian blobs in closed form, with CTF, noise of the signal's variance, and origins, float16. Every
 process starts anew; the first of them compiles kernels ("cold"), unless others did before. Words after -- go to
 `verglas reconstruct`. Of each process: seconds from its start to the first event of the run, of the run, and to its
-end.
+end. Python's packages are as pip installs them, compiled to bytecode: where they are not, a process that is not timed compiles
+them into the work folder (--bytecode as-it-is: they stay so). --profile: where the time goes (`benchmarks.timeline`).
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import time
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import verglas
 from verglas.core.rotations import euler_from_matrix, random_rotations
 from verglas.core.rows import packed_sphere
 from verglas.io.mrc import StackWriter, read_map
@@ -56,18 +60,6 @@ _rlnDefocusU #7
 _rlnDefocusV #8
 _rlnDefocusAngle #9
 _rlnOpticsGroup #10
-"""
-
-# Runs a command of verglas and says where the time went.
-PROFILED = """
-import cProfile, pstats, sys
-from verglas.cli.main import main
-sys.argv[0] = "verglas"
-profile = cProfile.Profile()
-code = profile.runcall(main, sys.argv[1:])
-pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-pstats.Stats(profile).sort_stats("cumulative").print_stats("verglas|torch.__init__|matplotlib.__init__|pyplot", 40)
-sys.exit(code)
 """
 
 
@@ -142,8 +134,8 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
     words = ["reconstruct", "--particles", str(folder / "truth.star"), "--out", str(out), "--no-half-maps",
              "--gridding", gridding, "--device", options.device, *options.words]  # fmt: skip
     begin, begun = time.perf_counter(), time.time()
-    command = [sys.executable, *(["-c", PROFILED] if options.profile else ["-m", "verglas"]), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.timeline" if options.profile else "verglas", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=options.environment)
     took = time.perf_counter() - begin
     if done.returncode:
         print(f"{box} px, {gridding}: failed after {took:.1f} s\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
@@ -169,6 +161,20 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
         print(done.stdout, flush=True)
 
 
+def with_bytecode(work: Path, device: str) -> dict[str, str]:
+    """The environment of a process whose packages are compiled to bytecode; makes what is missing in `work`."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    if all(Path(cache_from_source(module.__file__)).exists() for module in (torch, verglas)):
+        return environment
+    environment["PYTHONPYCACHEPREFIX"] = str(work / "bytecode")
+    small = work / "small"
+    simulate(small, 64, 100, device)
+    words = ["reconstruct", "--particles", str(small / "truth.star"), "--out", str(small / "run"), "--device", device]
+    aside = environment | {"XDG_CACHE_HOME": str(small / "cache")}  # kernels and fonts are for the first timed one
+    subprocess.run([sys.executable, "-m", "verglas", *words, "--half-maps"], env=aside, check=True, capture_output=True)
+    return environment
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--boxes", type=int, nargs="+", default=[200, 400])
@@ -177,11 +183,13 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--bytecode", choices=["kept", "as-it-is"], default="kept")
     parser.add_argument("--profile", action="store_true")
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:cut])
     options.words = arguments[cut + 1 :]
+    options.environment = with_bytecode(options.work, options.device) if options.bytecode == "kept" else None
     for box in options.boxes:
         begin = time.perf_counter()
         folder = options.work / f"blobs{box}x{options.images}"

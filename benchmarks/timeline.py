@@ -39,20 +39,26 @@ class Node:
 
 
 def path_of(frame: FrameType | None) -> list[str]:
-    """From the outermost to the innermost: verglas's functions, modules that are imported, and where it stands now."""
+    """From the outermost to the innermost: verglas's functions, modules that are imported (the first of others' packages), where
+    it stands now."""
     frames = []
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
-    path = []
+    path, package = [], ""
     for one in reversed(frames):
         code = one.f_code
         if code.co_name == "_find_and_load" and "name" in one.f_locals:
-            path.append(f"import {one.f_locals['name']}")
+            name = str(one.f_locals["name"])
+            if name.partition(".")[0] in ("verglas", package):
+                path += [f"import {name}"] if name.startswith("verglas") else []
+            else:
+                package = name.partition(".")[0]
+                path.append(f"import {name}")
         elif "verglas" in code.co_filename and code.co_name != "<module>":
             path.append(f"{Path(code.co_filename).stem}.{code.co_name}")
     innermost = frames[0].f_code
-    if "verglas" not in innermost.co_filename:
+    if "verglas" not in innermost.co_filename and innermost.co_name != "_worker":  # a thread of a pool that has nothing to do
         path.append(f"[{Path(innermost.co_filename).stem}.{innermost.co_name}]")
     return path
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from verglas.core.rotations import rotation_about_axis
-from verglas.core.symmetry import normalise_name, order, symmetry_matrices
+from verglas.core.symmetry import order, symmetry_matrices
+from verglas.core.symmetry_names import normalise_name
 from verglas.errors import InputError
 
 ORDERS = {"C1": 1, "C2": 2, "C3": 3, "C7": 7, "C13": 13, "D1": 2, "D2": 4, "D3": 6, "D4": 8, "D7": 14, "T": 12, "O": 24,

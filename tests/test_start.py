@@ -119,6 +119,25 @@ painters.Painters = Painters
     assert page.count("<svg") == 2 and "Viewing directions" in page
 
 
+@pytest.mark.parametrize("words", [
+    "refine --particles no.star --reference no.mrc --diameter 9 --out o", "abinitio --particles no.star --diameter 9 --out o",
+    "solve --particles no.star --diameter 9 --out o", "ptycho reconstruct --scan no.h5 --out o",
+    "reconstruct --particles no.star --out o", "postprocess --half1 a.mrc --half2 b.mrc --out o",
+    "simulate --model no.pdb --n 9 --box 32 --pixel 3 --out o", "stack --particles no.star --out o",
+])  # fmt: skip
+def test_the_gpu_is_woken_before_pytorch_is_imported(words: str, tmp_path: Path) -> None:
+    code = """
+import sys, verglas.cli.common as common
+from verglas.cli.main import main
+woken = []
+common.wake_gpu = lambda choice: woken.append("torch" in sys.modules)
+assert main(sys.argv[1:]) == 2
+assert woken == [False], woken
+"""
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_triton_is_loaded_ahead_only_where_a_call_has_too_few_samples_for_bricks(monkeypatch: pytest.MonkeyPatch) -> None:
     from verglas.maximization import ahead
     from verglas.maximization.reconstruct import Geometry

@@ -60,7 +60,7 @@ class AbInitio(RunOptions):
     def job(self) -> AbInitioJob:
         """The options in the terms of the engine, paths absolute; InputError if a required one is missing."""
         from verglas.cli.abinitio_run import AbInitioJob
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
 
         self.require("particles", "diameter", "out")
         auto = self.sym.lower() == "auto"

@@ -78,7 +78,7 @@ class AlignSymmetry:
 
     def _check(self) -> None:
         from verglas.cli.flip import check_names
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
 
         if self.sym.lower() != "auto" and normalise_name(self.sym) == "C1":
             raise InputError("--sym", "C1", "auto, or a group with an axis")

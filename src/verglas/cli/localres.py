@@ -50,11 +50,11 @@ class Localres:
 
     def run(self) -> None:
         """Read, measure, filter, write maps, table and report."""
+        device, reason = self.computing.start()  # first, as it imports PyTorch while the GPU wakes
         from verglas.io.runfolder import RunFolder
         from verglas.postprocess.inputs import read_half_maps
 
         with RunFolder.create(self.out, "localres", self, self.overwrite) as run:
-            device, reason = self.computing.start()
             run.provenance(device=device, kernels="torch FFT", precision="float64", reason=reason)
             halves = read_half_maps(self.half1, self.half2, self.pixel)
             for warning in halves.warnings:

@@ -84,7 +84,7 @@ class MapTool:
         say(f"{self.out}: {result.box} px at {result.pixel_size:.5g} Å")
 
     def _check(self) -> None:
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
         from verglas.errors import InputError
         from verglas.io.mrc import check_map_target
 

@@ -125,7 +125,7 @@ class Plan:
 
     def problem(self) -> Problem:
         """Number, box and pixel size: of the particles, unless given; InputError for what is missing or makes no sense."""
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
         from verglas.refinement.plan_sizes import Problem
 
         n, box, apix, image_bytes = self.n, self.box, self.apix, 2 if self.float16 else 4

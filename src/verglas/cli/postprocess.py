@@ -64,12 +64,12 @@ class Postprocess:
 
     def run(self) -> None:
         """Read, compute, write maps, tables and the report."""
+        self._check()
+        device, reason = self.computing.start()  # first, as it imports PyTorch while the GPU wakes
         from verglas.io.runfolder import RunFolder
         from verglas.postprocess.inputs import read_half_maps
 
-        self._check()
         with RunFolder.create(self.out, "postprocess", self, self.overwrite) as run:
-            device, reason = self.computing.start()
             run.provenance(device=device, kernels="torch FFT", precision="float64", reason=reason)
             halves = read_half_maps(self.half1, self.half2, self.pixel)
             self._process(run, halves, device)

@@ -53,10 +53,10 @@ class Project:
         if self.white_noise < 0:
             raise InputError("--white-noise", f"{self.white_noise:g}", "0 or more")
         check_seed(self.seed)
+        device, reason = self.computing.start()  # first, as it imports PyTorch while the GPU wakes
         from verglas.io.runfolder import RunFolder
         from verglas.simulation.project import project
 
-        device, reason = self.computing.start()
         with RunFolder.create(self.out, "project", self, self.overwrite) as run:
             write_report_of(project(self, run, device, reason), run)
 

@@ -92,8 +92,9 @@ class PtychoRun:
 
     def run(self) -> None:
         """Read and check the scan, reconstruct, write everything. InputError for what cannot be reconstructed."""
-        from verglas.cli.common import ranks_here, set_threads
+        from verglas.cli.common import ranks_here, set_threads, wake_gpu
 
+        wake_gpu(self.job.device)  # while PyTorch is imported, which is next
         set_threads(self.job.threads)
         with ranks_here(self.job.device) as (self.ranks, device, reason):
             self.resumed = self.ranks.agreed(self.resumed)  # others may look at the folder a moment later

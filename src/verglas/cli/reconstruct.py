@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads, wake_gpu
+from verglas.core.symmetry_names import normalise_name
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Reconstruct:
     def check(self) -> None:
         """Raise InputError for options that make no sense, before anything heavy is loaded."""
         check_seed(self.seed)
+        normalise_name(self.sym)
         if self.subset not in (None, 1, 2):
             raise InputError("--subset", str(self.subset), "1 or 2, the half set to use")
         if not 1 <= self.padding <= 4:
@@ -173,12 +175,10 @@ class Task:
     @classmethod
     def of(cls, options: Reconstruct, ranks: Ranks, device: torch.device) -> Task:
         """From the options; InputError for what cannot be reconstructed."""
-        from verglas.core.symmetry import normalise_name
         from verglas.maximization.reconstruct import model_geometry
         from verglas.particles.loader import ImageLoader
         from verglas.particles.table import ParticleTable
 
-        normalise_name(options.sym)
         table = options.chosen(ParticleTable.read(options.particles, options.folder))
         geometry = model_geometry(table, options.max_resolution, options.padding)
         mask, half_B = read_mask(options, geometry), halves(table, options)
@@ -216,7 +216,6 @@ class Task:
         """Makes the normal equations that `--solver cg` adds to; None for sums on a padded grid."""
         if self.options.solver == "gridding":
             return None
-        from verglas.core.symmetry import normalise_name
         from verglas.maximization.least_squares import NormalSums
 
         geometry, symmetry = self.geometry, normalise_name(self.options.sym)
@@ -304,7 +303,6 @@ def solved(task: Task, sums: Sequence[Sums], run: RunFolder | None) -> Reconstru
     """The maps that the sums make, on the rank that has the run."""
     if run is None:
         return None
-    from verglas.core.symmetry import normalise_name
     from verglas.maximization.reconstruction import solve
 
     slices, mask = sum(one.slices for one in sums), task.mask_ZYX

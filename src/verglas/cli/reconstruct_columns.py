@@ -33,7 +33,7 @@ class InColumns:
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps."""
         from verglas.core.memory import grow_device_memory
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
         from verglas.maximization.by_columns import ByColumns, SumsByColumns, solve_by_columns
 
         options, geometry, choice = task.options, task.geometry, self.choice

@@ -33,7 +33,7 @@ class BySlabs:
 
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps, which are in the run folder by then."""
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
         from verglas.maximization.out_of_core import OutOfCore, SumsBySlabs, solve_out_of_core
 
         geometry, folder = task.geometry, run.path("map.mrc").parent
@@ -53,7 +53,7 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColum
     import numpy as np
 
     from verglas.core.memory import usable_device_memory
-    from verglas.core.symmetry import normalise_name
+    from verglas.core.symmetry_names import normalise_name
 
     options = task.options
     reason = _only_in_memory(task, ranks)

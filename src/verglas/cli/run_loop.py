@@ -150,7 +150,8 @@ class Run(Iterator["Iteration"]):
 
     def read_particles(self) -> ParticleTable:
         """The particles, without unusable ones if the job says so; what is left out goes to `notices`."""
-        from verglas.core.symmetry import mates_beyond, normalise_name
+        from verglas.core.symmetry import mates_beyond
+        from verglas.core.symmetry_names import normalise_name
         from verglas.particles.table import ParticleTable
         from verglas.refinement.inputs import bad_rows
 
@@ -167,10 +168,12 @@ class Run(Iterator["Iteration"]):
         return table
 
     def _drive(self) -> Iterator[Iteration]:
-        from verglas.cli.common import ranks_here, set_threads
+        from verglas.cli.common import ranks_here, set_threads, wake_gpu
+
+        wake_gpu(self.job.device)  # while PyTorch is imported, which is next
+        threads = set_threads(self.job.threads)
         from verglas.distributed.ranks import lead_first
 
-        threads = set_threads(self.job.threads)
         with ranks_here(self.job.device) as (self.ranks, device, reason):
             self.resumed = self.ranks.agreed(self.resumed)  # others may look at the folder a moment later
             self.ranks.doing("reading input", part="")

@@ -45,10 +45,10 @@ class Simulate:
     def run(self) -> None:
         """Check the options, simulate into a run folder, write the report."""
         self.check()
+        device, reason = self.computing.start()  # first, as it imports PyTorch while the GPU wakes
         from verglas.io.runfolder import RunFolder
         from verglas.simulation.simulate import simulate
 
-        device, reason = self.computing.start()
         with RunFolder.create(self.out, "simulate", self, self.overwrite) as run:
             made = simulate(self, run, device, reason)
             write_report_of(made, self, run)

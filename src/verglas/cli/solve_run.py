@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from verglas.cli.common import check_seed, ranks_here, set_threads
+from verglas.cli.common import check_seed, ranks_here, set_threads, wake_gpu
 from verglas.cli.job import options_of_run
 from verglas.cli.solve_choices import Decision
 from verglas.errors import InputError, VerglasError
@@ -49,7 +49,7 @@ class SolveJob:
 
     def check(self) -> None:
         """InputError for options that make no sense whatever the particles are."""
-        from verglas.core.symmetry import normalise_name
+        from verglas.core.symmetry_names import normalise_name
 
         check_seed(self.seed)
         if not 0 < self.diameter < float("inf"):
@@ -144,10 +144,11 @@ def command_line_of(words: list[str]) -> Iterator[None]:
 def solve(job: SolveJob, resumed: bool = False) -> Story | None:
     """Run all stages, or those that are left, and write decisions and report; the story tells what happened. None for processes
     that only helped the lead: each of them runs the commands that are shared, and nothing else."""
+    job.check()
+    wake_gpu(job.device)  # while PyTorch is imported, which is next
+    set_threads(job.threads)
     from verglas.distributed.orders import Orders
 
-    job.check()
-    set_threads(job.threads)
     with ranks_here(job.device) as (ranks, _, _):
         orders: Orders[Command] = Orders(ranks)
         if not ranks.is_lead:

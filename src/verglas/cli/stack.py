@@ -67,10 +67,10 @@ class Stack:
     def run(self) -> None:
         """Read the tables, stream the images, write stack and STAR into a run folder."""
         self.check()
+        device, reason = self.computing.start()  # first, as it imports PyTorch while the GPU wakes
         from verglas.io.runfolder import RunFolder
         from verglas.particles.rewrite import Changes
 
-        device, reason = self.computing.start()
         changes = Changes(self.recentre, self.box, self.pixel, self.normalise, self.invert)
         with RunFolder.create(self.out, "stack", self, self.overwrite) as run:
             run.provenance(device=device, kernels="torch FFT", precision="float32", reason=reason)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from verglas.core.rotations import rotation_about_axis
+from verglas.core.symmetry_names import normalise_name
 from verglas.errors import InputError
 
 Axis = tuple[int, tuple[float, float, float]]
@@ -26,20 +26,6 @@ _GENERATORS["I1"].append((3, (0.934172358962716, 0.356822089773090, 0)))
 _GENERATORS["I2"].append((3, (0, 0.356822089773090, 0.934172358962716)))
 _GENERATORS["I3"].append((3, (-0.491123473188423, 0.356822089773090, 0.794654472291766)))
 _GENERATORS["I4"].append((3, (0.491123473188423, 0.356822089773090, 0.794654472291766)))
-
-
-def normalise_name(symmetry: str, option: str = "--sym") -> str:
-    """Canonical name ('c1' -> 'C1', 'I' -> 'I2'); InputError names the option and what is known if it is not a group."""
-    name = symmetry.strip().upper()
-    if name == "I":
-        return "I2"
-    cyclic = re.fullmatch(r"([CD])0*([1-9]\d{0,2})", name)
-    if cyclic:
-        return cyclic[1] + cyclic[2]
-    if name in _GENERATORS:
-        return name
-    raise InputError(option, f"unknown symmetry {symmetry!r}", "Cn, Dn (n = 1-999), T, O, I, I1, I2, I3 or I4",
-                     "Give the point group of the particle, C1 if it has none.")
 
 
 def symmetry_matrices(symmetry: str) -> Tensor:

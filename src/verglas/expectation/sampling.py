@@ -16,7 +16,8 @@ from torch import Tensor
 
 from verglas.core.memory import uploaded
 from verglas.core.rotations import matrix_from_euler
-from verglas.core.symmetry import normalise_name, symmetry_matrices
+from verglas.core.symmetry import symmetry_matrices
+from verglas.core.symmetry_names import normalise_name
 from verglas.errors import InputError
 from verglas.expectation.healpix import child_pixels, directions_of_pixels, largest_radius, pixel_count
 

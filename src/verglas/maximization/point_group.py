@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.core.symmetry import normalise_name, symmetry_matrices
+from verglas.core.symmetry import symmetry_matrices
+from verglas.core.symmetry_names import normalise_name
 from verglas.kernels import voxels
 from verglas.kernels.project import project
 from verglas.projection.volume import coordinate_chunks, radius2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.rows import RowTable
-from verglas.core.symmetry import normalise_name
+from verglas.core.symmetry_names import normalise_name
 from verglas.distributed.ranks import Ranks
 
 FEWEST_PLANES = 2  # of the unpadded grid and of the map, that a rank is asked to work on

@@ -21,7 +21,8 @@ from torch import Tensor
 from verglas.core.rotations import rotation_about_axis
 from verglas.core.shells import fsc
 from verglas.core.sphere import even_directions
-from verglas.core.symmetry import normalise_name, symmetry_matrices
+from verglas.core.symmetry import symmetry_matrices
+from verglas.core.symmetry_names import normalise_name
 from verglas.core.threads import few_threads
 from verglas.errors import InputError
 from verglas.postprocess import mapops

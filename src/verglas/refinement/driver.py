@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verglas.core.memory import free_device_memory, grow_device_memory, keep_freed_memory, limit_device_memory, make_room
-from verglas.core.symmetry import normalise_name
+from verglas.core.symmetry_names import normalise_name
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid

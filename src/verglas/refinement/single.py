@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from verglas.core.symmetry import normalise_name
+from verglas.core.symmetry_names import normalise_name
 from verglas.expectation.initial_noise import first_rows, initial_noise
 from verglas.expectation.sampling import OrientationGrid
 from verglas.io.mrc import Map
