@@ -2,6 +2,9 @@
 
 The rows of an owner are a line; a counter in the ranks' common store says how many of them were taken. Taking the next few is
 one addition to it, so that no row is taken twice and nobody waits. What is added up does not depend on who worked on what.
+
+Other counters say what each rank has begun and is done with. A rank that sees by them that others are quicker than itself takes
+no more of its own rows than it can do until all are to be done: the rest is left to them, in the iteration in which it got slow.
 """
 
 from __future__ import annotations
@@ -9,22 +12,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 from torch import Tensor
 
-from verglas.distributed.shares import Block, Shares
+from verglas.distributed.shares import NOTICED, Block, Shares
 
-MOST_FIXED = 0.2  # of a piece's time: no smaller ones are taken
-KEPT_BACK, TAKEN_BACK = 1.5, 0.5  # blocks from an owner's last ones on it takes half of what is left, so that others can help
-KEPT_AT_FIRST, TAKEN_AT_FIRST = 3.0, 0.3  # the same while speeds are not known
-TAKEN_OF_FAIR = 0.5  # of the part of another rank's rows with which both would be done at once
-LOOKED_AT = 16  # other ranks that one without work looks at before it helps
-
+MOST_FIXED = 0.5  # of a piece's time: no smaller ones are taken
+TAKEN_OF_FAIR = 0.75  # of the part with which a rank would be done when all others are: speeds may change
+UNDER_WAY = 0.25  # of a piece is still to be done, where a rank should be through with it
+SMALL = 0.45  # of a last block: so much in one that tells what a block takes beside its rows
+LOOKED_AT = 16  # other ranks that one looks at
+QUANTA = 16  # of a mean row's cost: what counters count
+DONE = 2**31  # in a counter, what is done is counted in these: one addition tells what was begun, too
 
 Piece = tuple[int, slice]  # an owner, and some of its rows that one rank works on
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of a rank: its speed, that of who looks being 1; cost of its rows that nobody has taken, and of what it is working on."""
+
+    speed: float
+    left: float
+    rest: float
 
 
 @dataclass(frozen=True)
@@ -75,13 +88,15 @@ class Handout:
         self.shares, self.ranks, self.clock, self.helps = shares, shares.ranks, clock, helps
         self.number = str(next(shares.ranks.sequence)) if name is None else name
         self._random = Random(self.ranks.rank)
-        self.ranks.work.owned = int((shares.owner_B == self.ranks.rank).sum())
+        self._owned = torch.bincount(shares.owner_B, minlength=self.ranks.size).tolist()
+        self.ranks.work.owned = self._owned[self.ranks.rank]
         moved_n = shares.owner_B[rows] != shares.home_B[rows]
         if bool(moved_n.any()):
             rows = rows[torch.argsort(moved_n.long(), stable=True)]
         self._row_n, self._owner_n, self._samples_B = rows, shares.owner_B[rows], samples_B
         self._counts = torch.bincount(self._owner_n, minlength=self.ranks.size).tolist()
         self._lines: dict[int, Line] = {}
+        self._largest = 0  # rows of a block as large as memory lets it be
 
     def line(self, rank: int) -> Line:
         """The rows of an owner; others' are not looked at before one thinks of helping them."""
@@ -105,6 +120,7 @@ class Handout:
             line, begin = self.line(owner), self.clock() - self.shares.waited  # for images: says nothing of this rank's speed
             yield line.row_n[part]
             samples = float(line.samples_n[part].sum())
+            self._added(f"at/{self.ranks.rank}", DONE * self._quanta((owner, part)))
             rows, seconds = len(line.row_n[part]), self.clock() - self.shares.waited - begin
             self.shares.worked(Block(rows, samples, seconds, first=place == 0))
             self.ranks.work.add(rows, owner == self.ranks.rank, seconds)
@@ -113,18 +129,18 @@ class Handout:
         """Rows of a block, at most `size`: the more, the fewer fixed costs, and the longer others wait for a last one.
 
         n / size blocks of `fixed` and half a block of waiting are least at sqrt(2 n fixed); half of that is waited for where
-        speeds are known.
+        speeds are known. Blocks of a rank are alike.
         """
-        pace, rows = self.shares.pace, max(self._counts)
-        waits = 1 if pace.fixed is None else 0.5
-        return max(1, min(size, int((2 * rows * pace.fixed_rows(size) / waits) ** 0.5)))
+        rows, waits = max(1, *self._counts), 1 if self.shares.pace.fixed is None else 0.5
+        wanted = (2 * rows * self._fixed(size) / waits) ** 0.5
+        return math.ceil(rows / max(math.ceil(rows / size), round(rows / wanted)))
 
     def _pieces(self, size: int, announce: Callable[[Tensor], None] | None) -> Iterator[Piece]:
         """This rank's own rows, then those of others, of which a piece is taken ahead."""
         piece = self._own_piece(size)
         piece = self._stolen(size, announce, self._beginning(size)) if piece is None else piece
         while piece is not None:
-            ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce, self._cost(piece))
+            ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce, self._cost(piece), True)
             yield piece
             piece = ahead or self._own_piece(size) or self._stolen(size, announce)
 
@@ -136,61 +152,131 @@ class Handout:
         return self.shares.pace.start if self.shares.pace.known else size * self.shares.pace.mean_row
 
     def _own_piece(self, size: int) -> Piece | None:
-        me, known = self.ranks.rank, self.shares.pace.known
-        left = self._left(me)
-        if left == 0:
-            return None
-        kept, part = (KEPT_BACK, TAKEN_BACK) if known else (KEPT_AT_FIRST, TAKEN_AT_FIRST)
-        many = left > kept * size * self.line(me).mean  # as many rows in each, as was announced
-        return self._take(me, math.inf if many else part * left, size)
-
-    def _stolen(self, size: int, announce: Callable[[Tensor], None] | None, busy: float = 0.0) -> Piece | None:
-        """Some rows of the rank that would be busy longest, so that both would be done at once if this was taken twice.
-
-        busy: cost of what this rank has to do before."""
+        """A block; less, if others would be done long before this rank's own rows are."""
         me = self.ranks.rank
-        others = [rank for rank in range(self.ranks.size) if rank != me and self._counts[rank] and self.helps]
-        if len(others) > LOOKED_AT:
-            others = self._random.sample(others, LOOKED_AT)
+        if (left := self._left(me)) == 0:
+            return None
+        seen = {rank: one for rank, one in self._seen(self._some_others()).items() if one.left or one.rest}  # others have gone
+        fair, own = self._until_all_are_done(seen), self._left_of(me)
+        if own > NOTICED * fair:
+            return self._take(me, self._of_fair(fair, size), size)
+        last = self.shares.pace.is_old and left <= size * self.line(me).mean
+        return self._take(me, SMALL * left if last else math.inf, size)
+
+    def _stolen(
+        self, size: int, announce: Callable[[Tensor], None] | None, busy: float = 0.0, ahead: bool = False
+    ) -> Piece | None:  # fmt: skip
+        """Some rows of the rank that would be busy longest, so that both, or all ranks, would be done at once.
+
+        busy: cost of what this rank has to do before; ahead: others might come sooner."""
+        others = [rank for rank in self._some_others() if self._counts[rank] and self.helps]
         while others:
-            left_R, speed_R = {rank: self._left(rank) for rank in others}, self._speeds([me, *others])
-            slowest = max(others, key=lambda rank: left_R[rank] / speed_R[rank])
-            fair = (left_R[slowest] * speed_R[me] - busy * speed_R[slowest]) / (speed_R[me] + speed_R[slowest])
-            if fair < self._least(size) * self.line(slowest).mean:  # its owner has taken the next piece before help would come
+            seen = self._seen(others)
+            ends_R = {rank: (self._left(rank) + one.rest) / one.speed for rank, one in seen.items() if self._left(rank)}
+            if not ends_R:
                 return None
-            piece = self._take(slowest, TAKEN_OF_FAIR * fair, size)
+            slowest = max(ends_R, key=lambda rank: ends_R[rank])
+            wanted = self._of_slowest(replace(seen[slowest], left=self._left(slowest)), busy, ahead, size)
+            if wanted is None:
+                return None
+            piece = self._take(slowest, wanted, size)
             if piece is not None:
                 if announce is not None:
                     announce(self.line(slowest).row_n[piece[1]])
                 return piece
         return None
 
-    def _speeds(self, ranks: list[int]) -> dict[int, float]:
-        """Of some ranks: as measured; before anything was, how many rows each has begun until now, of its own or others'."""
-        if self.shares.pace.known:
-            return {rank: float(self.shares.pace.speed_R[rank]) for rank in ranks}
-        return {rank: max(1.0, self._begun_by(rank, 0)) for rank in ranks}
+    def _of_slowest(self, one: Seen, busy: float, ahead: bool, size: int) -> float | None:
+        """How much to take of what a rank has left; None: it is done before help would come, or others have come."""
+        row = self.shares.pace.mean_row
+        fixed, least = self._fixed(size) * row, min(one.left, self._least(size) * row)
+        begun = busy + fixed
+        alone, both = (one.rest + one.left + fixed) / one.speed, (one.rest + one.left + fixed + begun) / (1 + one.speed)
+        together = self._until_all_are_done(self._seen(self._some_others()), begun) - begun  # others may help it, too
+        if begun + least > alone or (ahead and together < least):
+            return None
+        fair = one.left if begun + one.left < both else both - begun
+        return self._of_fair(max(least, min(fair, together)), size)
+
+    def _of_fair(self, fair: float, size: int) -> float:
+        """What to take of a part with which all would be done at once: all of it only where the rest would be small."""
+        return TAKEN_OF_FAIR * fair if (1 - TAKEN_OF_FAIR) * fair > self._least(size) * self.shares.pace.mean_row else fair
+
+    def _some_others(self) -> list[int]:
+        """All other ranks; of many some, drawn anew."""
+        others = [rank for rank in range(self.ranks.size) if rank != self.ranks.rank]
+        return others if len(others) <= LOOKED_AT else self._random.sample(others, LOOKED_AT)
+
+    def _until_all_are_done(self, seen: dict[int, Seen], busy: float = 0.0) -> float:
+        """What this rank can do until it and those it has seen are done with all that they have left, if they share it."""
+        left = busy + self._left_of(self.ranks.rank) + sum(one.left + one.rest for one in seen.values())
+        return left / (1 + sum(one.speed for one in seen.values()))
+
+    def _seen(self, ranks: list[int]) -> dict[int, Seen]:
+        """How ranks stand. A rank's speed is that of the iteration before, unless what it has begun and is done with, beside what
+        this one is done with, tells otherwise."""
+        pace, me = self.shares.pace, self.ranks.rank
+        mine, found = self._at(me)[1], dict[int, Seen]()
+        for rank in ranks:
+            expected = float(pace.seen_R[rank] / pace.seen_R[me])
+            begun, done = self._at(rank)
+            left = self._left_of(rank)
+            worked = min(max(expected * mine, done), begun)
+            if expected * mine > NOTICED * begun:
+                worked -= UNDER_WAY * (begun - done)
+            told = mine > 0 and worked > 0 and (left > 0 or begun > done)  # one without work is as quick as ever
+            found[rank] = Seen(worked / mine if told else expected, left, begun - worked)
+        return found
+
+    def _left_of(self, rank: int) -> float:
+        """Cost of an owner's rows that nobody has taken: of this set, or, where ranks have sets apart, of all."""
+        if self.shares.half_B is None:
+            gone, owned = self._taken_of(rank, 0), self._counts[rank]
+        else:
+            gone, owned = self._added(f"gone/{rank}", 0), self._owned[rank]
+        return max(0, owned - gone) * self.shares.pace.mean_row
 
     def _cost(self, piece: Piece) -> float:
         """Of a piece's rows, and of the block that they are."""
+        return self._cost_of_rows(piece) + (self.shares.pace.fixed or 0.0)
+
+    def _cost_of_rows(self, piece: Piece) -> float:
         line, part = self.line(piece[0]), piece[1]
-        return line.left(part.start) - line.left(part.stop) + (self.shares.pace.fixed or 0.0)
+        return line.left(part.start) - line.left(part.stop)
 
     def _least(self, size: int) -> int:
         """Rows of the smallest piece."""
-        return max(1, min(size, int(self.shares.pace.fixed_rows(size) / MOST_FIXED)))
+        return max(1, min(size, int(self._fixed(size) / MOST_FIXED)))
+
+    def _fixed(self, size: int) -> float:
+        """Rows that take as long as what a block takes beside its rows; size: of the first blocks that were thought of."""
+        self._largest = self._largest or min(size, max(1, *self._counts))
+        return self.shares.pace.fixed_rows(self._largest)
 
     def _take(self, rank: int, cost: float, size: int) -> Piece | None:
         """The next rows of an owner of about that cost, if any are left."""
         line, least, taken = self.line(rank), self._least(size), self._taken_of(rank, 0)
         wanted = min(size, max(least, line.next(taken, cost)))
-        if len(line.row_n) - taken - wanted < least / 2:  # no crumbs
+        if len(line.row_n) - taken - wanted < (least if rank == self.ranks.rank else least / 2):  # nobody would help with that
             wanted = max(wanted, min(size, len(line.row_n) - taken))
         last = self._taken_of(rank, wanted)
         first, last = last - wanted, min(last, len(line.row_n))
-        if first < last and not self.shares.pace.known:
-            self._begun_by(self.ranks.rank, last - first)
-        return (rank, slice(first, last)) if first < last else None
+        if first >= last:
+            return None
+        piece = rank, slice(first, last)
+        self._added(f"at/{self.ranks.rank}", self._quanta(piece))
+        if self.shares.half_B is not None:
+            self._added(f"gone/{rank}", last - first)
+        return piece
+
+    def _quanta(self, piece: Piece) -> int:
+        return max(1, round(QUANTA * self._cost_of_rows(piece) / self.shares.pace.mean_row))
+
+    def _at(self, rank: int) -> tuple[float, float]:
+        """Cost of the rows, its own or others', that a rank has begun, and of those it is done with."""
+        done, begun = divmod(self._added(f"at/{rank}", 0), DONE)
+        unit = self.shares.pace.mean_row / QUANTA
+        return begun * unit, done * unit
 
     def _left(self, rank: int) -> float:
         return self.line(rank).left(self._taken_of(rank, 0))
@@ -200,7 +286,7 @@ class Handout:
         assert self.ranks.store is not None
         return self.ranks.store.add(f"taken/{rank}/{self.number}", more)
 
-    def _begun_by(self, rank: int, more: int) -> int:
-        """A counter of the rows that a rank has begun, its own or others', in all sets of one name up to its first dot."""
+    def _added(self, name: str, more: int) -> int:
+        """A counter of all sets of one name up to its first dot, with `more` that is added now."""
         assert self.ranks.store is not None
-        return self.ranks.store.add(f"begun/{rank}/{self.number.partition('.')[0]}", more)
+        return self.ranks.store.add(f"{name}/{self.number.partition('.')[0]}", more)

@@ -20,10 +20,13 @@ from verglas.distributed.ranks import Ranks
 CRUMB = 0.1  # of what a rank works on: of no half-set it begins with less
 NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less is within what measured speeds err by
 PAID_BACK = 8  # iterations in which moved rows must save the time that reading their images takes
+SEEN = 2.0  # times by which a rank may be taken for slower or quicker than two iterations have said
 REMEMBERED = 200  # last blocks that are measured
 FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
 LEAST_FIXED = 0.01  # of it: less is not believed
 LARGEST_PART = 0.9  # of a row's seconds: samples' part
+OLD = 5  # iterations after which what a block takes is measured anew
+LARGER = 1.5  # times as much in one block as in another: the two tell what a block takes beside its rows
 WHOLE = 0.5  # of the largest block: smaller ones cost more a row
 
 
@@ -40,17 +43,25 @@ class Block:
 
 @dataclass(frozen=True)
 class Pace:
-    """speed_R: of every rank, 1 on average; fixed, per_row, per_sample: seconds at speed 1, of a block, and for each row and
-    sample in it (fixed None: not measured); mean_row: of a row with as many samples as the mean; start: what the first block of
-    a set takes more. known: whether anything was measured; at first all ranks are alike."""
+    """speed_R: of every rank, 1 on average; seen_R: as the last iteration alone has it; fixed, per_row, per_sample: seconds at
+    speed 1, of a block, and for each row and sample in it (fixed None: not measured; age: in so many iterations since then it was
+    not); mean_row: of a row with as many samples as the mean; start: what the first block of a set takes more. known: whether
+    anything was measured; at first all ranks are alike."""
 
     speed_R: Tensor
+    seen_R: Tensor
     per_row: float = 1.0
     per_sample: float = 0.0
     fixed: float | None = None
     mean_row: float = 1.0
     start: float = 0.0
     known: bool = False
+    age: int = 0
+
+    @property
+    def is_old(self) -> bool:
+        """Whether `fixed` is to be measured, for which it takes a small block."""
+        return self.fixed is None or self.age >= OLD
 
     def fixed_rows(self, size: int) -> float:
         """The rows that take as long as what a block takes beside its rows; size: of the largest block, for a first guess."""
@@ -73,12 +84,12 @@ class Shares:
 
     def __init__(self, order_B: Tensor, set_B: Tensor, ranks: Ranks, half_B: Tensor | None = None) -> None:
         self.order_B, self.set_B, self.ranks, self.half_B = order_B, set_B, ranks, half_B
-        self.pace = Pace(torch.ones(ranks.size, dtype=torch.float64))
+        alike_R = torch.ones(ranks.size, dtype=torch.float64)
+        self.pace = Pace(alike_R, alike_R)
         self.owner_B = owners(order_B, set_B, ranks.size, half_B)
         self.home_B = self.owner_B
         self.said: list[str] = []
         self._log_R = torch.zeros_like(self.pace.speed_R)  # speeds as measured last, their logarithms
-        self._measured = False  # whether they were measured before
         self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
         self.reading = self.waited = 0.0
 
@@ -111,14 +122,13 @@ class Shares:
 
     def _confirmed(self, pace: Pace) -> Pace:
         """That pace, with a rank taken for slow or quick only as far as it was so in the iteration before, too: a few blocks in
-        which kernels are compiled, or another program is at work, tell nothing of the next iteration. As long as only one has
-        said that ranks differ, their speeds are not known."""
+        which kernels are compiled, or another program is at work, tell nothing of the next iteration. What is handed out in
+        smaller pieces goes by `seen_R`, which trusts them to a factor of `SEEN`."""
         log_R = pace.speed_R.log()
         before_R, self._log_R = self._log_R, log_R
         agreed_R = torch.where(log_R * before_R > 0, torch.minimum(log_R.abs(), before_R.abs()).copysign(log_R), 0)
-        known = self._measured or float(log_R.max() - log_R.min()) < math.log(NOTICED)
-        self._measured = True
-        return replace(pace, speed_R=agreed_R.exp() / agreed_R.exp().mean(), known=known)
+        seen_R = agreed_R + (log_R - agreed_R).clamp(-math.log(SEEN), math.log(SEEN))
+        return replace(pace, speed_R=agreed_R.exp() / agreed_R.exp().mean(), seen_R=seen_R.exp())
 
     def turns(self, sets: list[Tensor]) -> list[tuple[int, bool]]:
         """The order in which this rank goes through sets (rows of each) that are worked on one after the other: (number, whether
@@ -213,8 +223,10 @@ def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
     mean = float(speed_R[known_R].mean())
     speed_R = torch.where(known_R, speed_R / mean, before.speed_R)
     mean_row = (1 + k * float(torch.cat(x_R).mean())) / mean
-    pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, mean_row, before.start if start is None else start / mean, True)
-    return replace(pace, fixed=_fixed(later_R, most_R, pace, before))
+    start = before.start if start is None else start / mean
+    pace = Pace(speed_R, speed_R, 1 / mean, k / mean, before.fixed, mean_row, start, True)
+    fixed = _fixed(later_R, k, speed_R)
+    return replace(pace, age=before.age + 1) if fixed is None else replace(pace, fixed=fixed)
 
 
 def _whole(blocks_R: list[list[Block]], most_R: list[int]) -> list[list[Block]]:
@@ -247,14 +259,18 @@ def _relative_cost(x_n: Tensor, y_n: Tensor) -> Tensor:
     return q_p / (1 - q_p * middle)
 
 
-def _fixed(blocks_R: list[list[Block]], most_R: list[int], pace: Pace, before: Pace) -> float | None:
-    """Seconds of a block beside its rows. t = fixed + c n, and fixed / N + c a row in whole blocks: t - n (fixed / N + c) =
-    fixed (1 - n / N)."""
-    over = [
-        (float(speed) * one.seconds - pace.per_row * one.rows - pace.per_sample * one.samples) / (1 - one.rows / most)
-        for blocks, most, speed in zip(blocks_R, most_R, pace.speed_R, strict=True) for one in blocks if one.rows < WHOLE * most
-    ]  # fmt: skip
-    return max(0.0, statistics.median(over)) if over else before.fixed
+def _fixed(blocks_R: list[list[Block]], k: float, speed_R: Tensor) -> float | None:
+    """Seconds of a block beside its rows at speed 1: the median over pairs of blocks of a rank, one of them `LARGER` than the
+    other; None without any. x_1, x_2 are what their rows cost: t = fixed + c x gives (t_2 x_1 - t_1 x_2) / (x_1 - x_2)."""
+    found = []
+    for blocks, speed in zip(blocks_R, speed_R.tolist(), strict=True):
+        x_n = torch.tensor([one.rows + k * one.samples for one in blocks], dtype=torch.float64)
+        t_n = torch.tensor([one.seconds for one in blocks], dtype=torch.float64)
+        large_p, small_p = (x_n[:, None] >= LARGER * x_n).nonzero().unbind(1)
+        cross_p = t_n[small_p] * x_n[large_p] - t_n[large_p] * x_n[small_p]
+        found.append(speed * cross_p / (x_n[large_p] - x_n[small_p]))
+    over_p = torch.cat(found)
+    return max(0.0, float(over_p.median())) if len(over_p) else None
 
 
 def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) -> Tensor:

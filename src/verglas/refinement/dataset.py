@@ -149,7 +149,10 @@ class Dataset:
             self.stream.announce(torch.cat(missing) if missing else row_B[:0], size)
 
     def announce_next(self, row_B: Tensor) -> None:
-        """Say which rows of one optics group come after the batch that is asked for next."""
+        """Say which rows of one optics group, another rank's, come after the batch asked for next: they are read, and kept
+        on the device as far as there is room."""
+        if self.taken_over is not None and self.on_device:
+            self.taken_over.begin(row_B[self.place_B[row_B] < 0], own=False)
         if self.stream is not None and not bool(self._stay(row_B).all()):
             self.stream.announce_next(row_B)
 

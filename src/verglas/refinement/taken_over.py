@@ -20,22 +20,25 @@ class TakenOver:
 
     def __init__(self, files: ImageFiles, device: torch.device, rounded: bool, room: float) -> None:
         self.files, self.device, self.rounded, self.room = files, device, rounded, room
+        self._for_others = room / 2  # that rows of others, with which this rank helps, may take: they may come again
         self._part_B = torch.full((len(files.table),), -1)
         self._place_B = torch.zeros(len(files.table), dtype=torch.int64)
         self._parts: list[Future[Part]] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="verglas-taken-over")
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def begin(self, row_B: Tensor) -> None:
-        """Start to read the images of these rows, as many as there is room for."""
+    def begin(self, row_B: Tensor, own: bool = True) -> None:
+        """Start to read the images of these rows, as many as there is room for. own: they are this rank's from now on."""
         row_B = row_B[self._part_B[row_B] < 0]
         group_B = self.files.table.group_index_B[row_B.numpy()]
         for group in np.unique(group_B).tolist():
             row_n = self.files.in_file_order(row_B.numpy()[group_B == group])
-            row_n = row_n[: int(min(len(row_n), self.room // self._bytes_of(group)))]
+            room = self.room if own else min(self.room, self._for_others)
+            row_n = row_n[: int(min(len(row_n), room // self._bytes_of(group)))]
             if len(row_n) == 0:
                 continue
             self.room -= len(row_n) * self._bytes_of(group)
+            self._for_others -= 0 if own else len(row_n) * self._bytes_of(group)
             self._part_B[torch.from_numpy(row_n)] = len(self._parts)
             self._place_B[torch.from_numpy(row_n)] = torch.arange(len(row_n))
             self._parts.append(self._worker.submit(self._read, row_n))
