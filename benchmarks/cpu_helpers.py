@@ -103,14 +103,21 @@ def main() -> None:
             lend_always(options.lend)
         runs: dict[bool, list[tuple[list[Row], torch.Tensor]]] = {False: [], True: []}
         with started(session, threads) as helper:
-            run(session, helper)  # compiles, there and here
+            print(f"the helper of {threads} threads is there", flush=True)
+            told("compiling", run(session, helper)[0])  # there and here
             for turn in range(2 * options.turns):
                 while not helper.helpers[0].free:
                     helper.hear()
                     time.sleep(0.1)
                 runs[turn % 2 == 1].append(run(session, helper if turn % 2 else None))
+                told("with the CPU" if turn % 2 else "GPU alone", runs[turn % 2 == 1][-1][0])
             print(f"{threads} threads help; found of them: {helper.helpers[0].lending.found}")
     report(runs, options.out)
+
+
+def told(name: str, rows: list[Row]) -> None:
+    """Say what a run took, should there be no time for the next one."""
+    print(f"{name}: {sum(one[1] for one in rows):.2f} s; {', '.join(f'{one[1]:.2f} s {one[3]}' for one in rows)}", flush=True)
 
 
 def report(runs: dict[bool, list[tuple[list[Row], torch.Tensor]]], out: Path | None) -> None:
