@@ -27,11 +27,12 @@ from verglas.cli.plan import this_machine
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
 from verglas.refinement import classes, driver
+from verglas.refinement.accuracy import plan_of
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.plan import plan
 from verglas.refinement.plan_sizes import Problem, half_plane_count
 from verglas.refinement.state import State
-from verglas.refinement.step import Iteration, plan_of
+from verglas.refinement.step import Iteration
 
 STAGES = {  # stage of floors.py -> kinds of kernels that do it
     "preparing": ("transforms", "shift"), "slicing": ("project",), "coarse products": ("products", "coarse"),

@@ -35,10 +35,12 @@ from verglas.distributed.meeting import joined
 from verglas.distributed.place import place_of
 from verglas.distributed.ranks import Ranks
 from verglas.io.mrc import read_map
+from verglas.maximization.accumulate import table_of
 from verglas.maximization.gather import BatchResult
 from verglas.maximization.slabs import Slabs
+from verglas.maximization.solvers import Solvers
 from verglas.particles.table import ParticleTable
-from verglas.projection.volume import coordinate_chunks, radius2
+from verglas.projection.volume import coordinate_chunks, padded_size, radius2
 from verglas.refinement import checkpoint, driver, step
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.plan import plan
@@ -54,13 +56,14 @@ NUMBER_BYTES, VOXEL_NUMBERS, REFERENCE_NUMBERS = 4, 3, 2  # float32; data (re, i
 class Found:
     """What an expectation found, before maps were solved from it. sums: (re, im, weight) [V, 3] of each half-set, `rows` says
     where, `padding` of which transform; poses of all particles. slabs: which part of the sums of all ranks a rank has here, None:
-    all."""
+    all. solvers: the rank that has all sums of each half-set, where others have none of them."""
 
     sums: list[Tensor]
     rows: RowTable
     padding: float
     poses: Poses
     slabs: Slabs | None = None
+    solvers: Solvers | None = None
 
     def moved(self, device: torch.device) -> Found:
         """The same, on `device`."""
@@ -68,12 +71,20 @@ class Found:
 
     def whole(self) -> Found:
         """All of it; all ranks ask for it."""
+        if self.solvers is not None:
+            pairs = zip(self.solvers.of_half, self.sums, strict=True)
+            ranks, room = self.solvers.ranks, (self.rows.count, 3)
+            sums = [ranks.of_rank(rank, one if len(one) else one.new_empty(room), "found") for rank, one in pairs]
+            return replace(self, sums=sums, solvers=None)
         if self.slabs is None:
             return self
         return replace(self, sums=[self.slabs.joined(one) for one in self.sums], rows=self.slabs.whole, slabs=None)
 
     def beside(self, whole: Found) -> Found:
         """Of what others found, the part that this rank has, where this rank has it."""
+        if self.solvers is not None:
+            sums = [one[: len(mine)].to(mine.device) for one, mine in zip(whole.sums, self.sums, strict=True)]
+            return replace(whole, sums=sums, rows=self.rows)
         if self.slabs is None:
             return whole.moved(self.rows.device)
         sums = [self.slabs.cut(one).to(self.rows.device) for one in whole.sums]
@@ -112,9 +123,15 @@ def recorded(found: list[Found]) -> Iterator[None]:
 
     def recording(*arguments: Any, **options: Any) -> Any:
         halves, poses = expect(*arguments, **options)
-        accumulators = [half.accumulators[0] for half in halves]
-        sums = [one.total()[:, :3].float().clone() for one in accumulators]
-        found.append(Found(sums, accumulators[0].rows, accumulators[0].padding, poses, accumulators[0].slabs))
+        solvers, plan = halves[0].solvers, halves[0].plan
+        have = [number for number in range(len(halves)) if solvers is None or solvers.mine == number]
+        of = {number: halves[number].accumulators[0] for number in have}
+        nothing = torch.empty(0, 3, device=halves[0].on.device)
+        sums = [of[number].total()[:, :3].float().clone() if number in of else nothing for number in range(len(halves))]
+        grid = plan.model_grid
+        rows = table_of(grid.box, grid.radius, grid.padding, nothing.device) if solvers else of[0].rows
+        padding, slabs = padded_size(grid.box, grid.padding) / grid.box, None if solvers else of[0].slabs
+        found.append(Found(sums, rows, padding, poses, slabs, solvers))
         return halves, poses
 
     with patch.object(step, "expect", recording):
@@ -125,7 +142,7 @@ def compared(one: Found, other: Found, ranks: Ranks) -> dict[str, float]:
     """Largest relative difference over shells of data and of weights, and the share of particles with the same pose. other: of
     the same voxels; all ranks compare."""
     squares_H2S2 = torch.stack([shell_squares(a, b, one.rows, one.padding) for a, b in zip(one.sums, other.sums, strict=True)])
-    if one.slabs is not None:
+    if one.slabs is not None or one.solvers is not None:
         ranks.add_up(squares_H2S2, "comparison")
     difference_S2, norm_S2 = squares_H2S2.unbind(1)
     share = torch.where(norm_S2 > 0, difference_S2 / norm_S2.clamp_min(1e-300), 0).sqrt()
@@ -140,7 +157,7 @@ def shell_squares(one_V3: Tensor, other_V3: Tensor, rows: RowTable, padding: flo
     """|one - other|^2 and |other|^2 of every shell of the map, each of the data and of the weights: float64 [2, S, 2]."""
     shells = int(rows.radius / padding + 0.5) + 1
     total_2S2 = torch.zeros(2, shells, 2, dtype=torch.float64, device=one_V3.device)
-    for part, coordinates in coordinate_chunks(rows):
+    for part, coordinates in coordinate_chunks(rows) if len(one_V3) else ():
         radius = radius2(coordinates).double().sqrt()
         shell = (radius / padding + 0.5).long().clamp_max(shells - 1)
         for total_S2, value_V3 in zip(total_2S2, (one_V3[part] - other_V3[part], other_V3[part]), strict=True):

@@ -33,7 +33,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "sums": [(expect, "weighted_slices"), (expect, "update_sums"), (gather.WeightedSlices, "add_to")],
     "half-set ended": [(HalfExpectation, "release")],
     "waiting for ranks": [(Ranks, "meet")],
-    "adding up": [(HalfExpectation, "add_up_slices"), (HalfExpectation, "add_up_sums")],
+    "adding up": [(step, "add_up")],
     "poses": [(step, "copied"), (step, "store"), (step.sampling, "monitor_changes")],
     "maps": [(step, "maximise")],
     "state": [(driver, "same_everywhere"), (Ranks, "communication")],

@@ -21,7 +21,7 @@ KERNELS = {  # arguments of each: p pointer, i int, f float
     "from_x": "ppppiiiiiiif", "from_z": "ppppiii", "from_y": "ppppppiiii", "sum_outside": "pppiii", "finish": "pppiii",
 }  # fmt: skip
 OF_SHELLS = {"shell_sums": "pppppp" + "iiiiii", "fsc_sums": "pppppppppp" + "iiiiiiiiii", "divide_voxels": "pppppiifi",
-             "add_prior": "ppppiifi"}  # fmt: skip
+             "add_prior": "ppppiifi", "averages": "pppppppp" + "iiiiii"}  # fmt: skip
 ROOM = {axes: "alignas(16) static float2 shared_lines", shells: "static double shared_sums"}
 
 

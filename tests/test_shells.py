@@ -13,7 +13,7 @@ from tests.axes_on_cpu import on_cpu
 
 from verglas.core.rows import packed_sphere
 from verglas.distributed.ranks import Ranks
-from verglas.maximization import apart, halves, shells, solve
+from verglas.maximization import apart, halves, shells, solve, solvers
 from verglas.maximization.halves import fsc_of_sums
 from verglas.maximization.slabs import Slabs
 from verglas.maximization.solve import SolvedSums
@@ -93,6 +93,20 @@ def test_correlation_where_one_half_waits_on_the_host(case: str, device: str, mo
     found = halves._fsc_sums(first, Waiting.of(second))
     assert len(pieces) > 3 and max(pieces) > 0
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_correlation_of_averages(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each half's averages of its own, which then are correlated, as both halves in one place."""
+    first, second = made_up(case, device, True, 1), made_up(case, device, case != "15", 2)
+    second.data_V2.add_(first.data_V2)
+    first.weight_V[: len(first.weight_V) // 3] = 0
+    wanted_S = fsc_of_sums([in_double(first), in_double(second)])
+    plain_S = solvers.fsc_of_averages(first, solvers.averages(in_double(first)), solvers.averages(in_double(second)))
+    monkeypatch.setattr(solvers, "serves", lambda *sums: True)
+    found_S = solvers.fsc_of_averages(first, solvers.averages(first), solvers.averages(second))
+    torch.testing.assert_close(plain_S, wanted_S, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_S, wanted_S, rtol=0, atol=2e-6)
 
 
 def test_planes_of_one_rank(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,8 +142,9 @@ class Ranks:
         sent = side_by_side(parts) if lent else torch.cat([part.flatten() for part in parts])
         counts = [math.prod(shape) for shape in shapes]
         found = sent.new_empty(sum(counts))
-        entry = self.meter.count("all-to-all", name, sent.nbytes, self.size)
         sizes = [part.numel() for part in parts]
+        share = 1 if sizes[self.rank] else self.size / (self.size - 1)  # of what is sent the meter takes off one's own part
+        entry = self.meter.count("all-to-all", name, round(share * sent.nbytes), self.size)
         work = dist.all_to_all_single(found, sent, counts, sizes, group=group, async_op=True)
         assert work is not None
 

@@ -21,7 +21,8 @@ class Ways:
     be quicker); transform: the form of shared transforms (None: the quickest here). The latter three of shared solving only.
     share_volumes: in `refine` ranks have layers of references and sums (None: where the plan says that whole ones do not fit).
     ahead: a GPU of several ranks, too, begins a batch before the last one is finished (alone it always does). apart: as far as it
-    can be each rank works on one half-set alone (`Shares`); else all work on both, and `overlap` counts there."""
+    can be each rank works on one half-set alone (`Shares`); else all work on both, and `overlap` counts there. solvers: where
+    they are apart, one rank solves for each half-set's map (None: in small boxes)."""
 
     share_solving: bool = True
     overlap: bool | None = None
@@ -29,6 +30,7 @@ class Ways:
     transform: Form | None = None
     share_volumes: bool | None = None
     apart: bool = True
+    solvers: bool | None = None
     ahead: bool = False  # four GPUs stood still in their second iteration with it: benchmarks/NOTES.md
 
     @classmethod

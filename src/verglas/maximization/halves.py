@@ -66,7 +66,7 @@ def solve_halves(
         curve_S = fsc_S(in_turn(halves, SolvedSums.map, keep=True)) if callable(fsc_S) else fsc_S
 
     def solved(half: SolvedSums) -> Solution:
-        found = _solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX)
+        found = solve_with_fsc(half, curve_S, tau2_fudge, False, support_ZYX)
         return replace(found, map_ZYX=there(found.map_ZYX))
 
     return in_turn(halves, solved, keep=False), curve_S
@@ -87,7 +87,7 @@ def solve_joined(
         curve_S = fsc_of_sums(halves)
     else:
         curve_S = fsc_S([to_device(one, device) for one in half_maps]) if callable(fsc_S) else fsc_S
-    return _solve_with_fsc(_added(halves), curve_S, tau2_fudge, True), half_maps, curve_S
+    return solve_with_fsc(_added(halves), curve_S, tau2_fudge, True), half_maps, curve_S
 
 
 def solve_single(
@@ -131,7 +131,7 @@ def _added(halves: list[Half]) -> SolvedSums:
 def join_low_shells(halves: list[Half], shell: int) -> None:
     """Replace data and weight of both halves within r <= shell by their mean, in place; shell 0 leaves them apart."""
     first, second = halves
-    rows, reach = first.rows, _padded_radius(shell, first.padding)
+    rows, reach = first.rows, padded_radius(shell, first.padding)
     if shell <= 0:
         return
     low, high = max(0, rows.half - reach), min(rows.edge, rows.half + reach + 1)
@@ -151,10 +151,15 @@ def fsc_of_sums(halves: list[Half]) -> Tensor:
     """
     first, second = sorted(halves, key=lambda half: isinstance(half, Waiting))
     assert isinstance(first, SolvedSums)
-    cross, power_a, power_b = first.of_all(_fsc_sums(first, second))
+    return fsc_of_products(first, torch.stack(first.of_all(_fsc_sums(first, second))))
+
+
+def fsc_of_products(sums: SolvedSums, products_3S: Tensor) -> Tensor:
+    """FSC [N/2 + 1] from sums of a b, a a and b b per shell [3, radius + 1]."""
+    cross, power_a, power_b = products_3S
     norm = (power_a * power_b).sqrt()
-    fsc_S = cross.new_zeros(first.box // 2 + 1)
-    fsc_S[: first.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
+    fsc_S = cross.new_zeros(sums.box // 2 + 1)
+    fsc_S[: sums.radius + 1] = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0)
     fsc_S[0] = 1.0
     return fsc_S
 
@@ -162,16 +167,16 @@ def fsc_of_sums(halves: list[Half]) -> Tensor:
 def _fsc_sums(first: SolvedSums, second: Half) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of a b, a a and b b per shell, float64 [radius + 1] each, of averages on the unpadded grid."""
     sums_3S = torch.zeros(3, first.radius + 1, dtype=torch.float64, device=first.device)
-    plane_U, edge, columns = _unpadded_grid(first)
+    plane_U, edge, columns = unpadded_grid(first)
     if isinstance(second, SolvedSums) and serves(first.data_V2, first.weight_V, second.data_V2, second.weight_V):
         pairs = (first.data_V2, first.weight_V), (second.data_V2, second.weight_V)
-        cross, power_a, power_b = fsc_sums_cuda(*pairs, first.rows, plane_U, _nearest(first), first.radius + 1)
+        cross, power_a, power_b = fsc_sums_cuda(*pairs, first.rows, plane_U, nearest_of(first), first.radius + 1)
         return cross, power_a, power_b
     if isinstance(second, Waiting) and serves(first.data_V2, first.weight_V) and first.weight_V.dtype == second.weight_V.dtype:
         return _fsc_sums_in_pieces(first, second, plane_U)
     for part_U in plane_U.split(max(1, CELLS_AT_ONCE[plane_U.device.type] // (edge * columns))):
-        average_a, average_b = _unpadded_average(first, part_U), _unpadded_average(second, part_U)
-        shell, inside = _unpadded_shells(first, part_U)
+        average_a, average_b = unpadded_average(first, part_U), unpadded_average(second, part_U)
+        shell, inside = unpadded_shells(first, part_U)
         products = (average_a * average_b).sum(1), average_a.square().sum(1), average_b.square().sum(1)
         for sum_S, values in zip(sums_3S, products, strict=True):
             sum_S += torch.bincount(shell, torch.where(inside, values, 0), first.radius + 1)[: first.radius + 1]
@@ -180,7 +185,7 @@ def _fsc_sums(first: SolvedSums, second: Half) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fsc_sums_in_pieces(first: SolvedSums, second: Waiting, plane_U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`_fsc_sums` on a GPU, to which the other half-set's sums come a few planes at a time."""
-    nearest_E, starts = _nearest(first), first.rows.slab_starts
+    nearest_E, starts = nearest_of(first), first.rows.slab_starts
     ends_U2 = torch.searchsorted(nearest_E, torch.stack([plane_U, plane_U + 1], 1)).tolist()  # planes of voxels, counted from 0
     runs, low = list[tuple[int, int]](), 0  # of `plane_U`, a piece of voxels each, but one plane at least
     while low < len(plane_U):
@@ -212,12 +217,13 @@ def ssnr_of_fsc(fsc_S: Tensor, tau2_fudge: float = 1.0, joined: bool = False) ->
     return tau2_fudge * f / (1 - f)
 
 
-def _solve_with_fsc(
-    sums: SolvedSums, fsc_S: Tensor, tau2_fudge: float, joined: bool, support_ZYX: Tensor | None = None
+def solve_with_fsc(
+    sums: SolvedSums, fsc_S: Tensor, tau2_fudge: float, joined: bool, support_ZYX: Tensor | None = None, quotients: bool = False
 ) -> Solution:
+    """The map whose prior comes from an FSC; quotients: `SolvedSums.quotients` in its place."""
     sigma2_S = _noise_power(sums)
     ssnr_S = ssnr_of_fsc(fsc_S[: len(sigma2_S)].to(sigma2_S), tau2_fudge, joined)
-    return _solution(sums, (ssnr_S * sigma2_S, sigma2_S, ssnr_S), tau2_fudge, support_ZYX)
+    return _solution(sums, (ssnr_S * sigma2_S, sigma2_S, ssnr_S), tau2_fudge, support_ZYX, quotients)
 
 
 def _noise_power(sums: SolvedSums) -> Tensor:
@@ -227,8 +233,9 @@ def _noise_power(sums: SolvedSums) -> Tensor:
 
 
 def _solution(
-    sums: SolvedSums, powers: tuple[Tensor, Tensor, Tensor], tau2_fudge: float, support_ZYX: Tensor | None
-) -> Solution:
+    sums: SolvedSums, powers: tuple[Tensor, Tensor, Tensor], tau2_fudge: float, support_ZYX: Tensor | None,
+    quotients: bool = False,
+) -> Solution:  # fmt: skip
     """Solve with 1 / tau^2 in units of the weight; powers: (tau2_S, sigma2_S, ssnr_S).
 
     The fudge counts twice where it is in tau^2 already, as in RELION."""
@@ -242,19 +249,20 @@ def _solution(
         return out
 
     curves = [padded(curve_S) for curve_S in (tau2_S, sigma2_S, ssnr_S, coverage_S)]
-    return Solution(sums.map(inverse_tau2_S, support_ZYX=support_ZYX), *curves)
+    made = sums.quotients(inverse_tau2_S) if quotients else sums.map(inverse_tau2_S, support_ZYX=support_ZYX)
+    return Solution(made, *curves)
 
 
-def _padded_radius(shell: int, padding: float) -> int:
+def padded_radius(shell: int, padding: float) -> int:
     return int(shell * padding + 0.5)
 
 
-def _unpadded_average(sums: Half, plane_U: Tensor) -> Tensor:
-    """Data over weight (re, im) on planes of `_unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
-    _, edge, columns = _unpadded_grid(sums if isinstance(sums, SolvedSums) else sums.frame)
+def unpadded_average(sums: Half, plane_U: Tensor) -> Tensor:
+    """Data over weight (re, im) on planes of `unpadded_grid`, flat, float64 [n, 2]; 0 where nothing was seen."""
+    _, edge, columns = unpadded_grid(sums if isinstance(sums, SolvedSums) else sums.frame)
     total = torch.zeros(len(plane_U) * edge * columns, 3, dtype=torch.float64, device=sums.device)
     half = edge // 2
-    nearest_E = _nearest(sums)
+    nearest_E = nearest_of(sums)
     if voxels.compiled(total):
         shape = (len(plane_U), edge, columns, 3)
         voxels.sum_unpadded_cpu(sums.data_V2, sums.weight_V, sums.rows, nearest_E, plane_U, total.view(shape))
@@ -268,13 +276,13 @@ def _unpadded_average(sums: Half, plane_U: Tensor) -> Tensor:
     return torch.where(total[:, 2:] > 0, total[:, :2] / total[:, 2:].clamp_min(1e-300), 0)
 
 
-def _nearest(sums: Half) -> Tensor:
+def nearest_of(sums: Half) -> Tensor:
     """Number on the unpadded grid of each of -half..half, int64 [edge]."""
     axis = torch.arange(-sums.rows.half, sums.rows.half + 1, device=sums.device)
     return torch.where(axis < 0, -1, 1) * (axis.abs().double() / sums.padding + 0.5).floor().long()
 
 
-def _unpadded_grid(sums: SolvedSums) -> tuple[Tensor, int, int]:
+def unpadded_grid(sums: SolvedSums) -> tuple[Tensor, int, int]:
     """(z of its planes, edge along y, columns along x) of the unpadded grid that takes every stored voxel."""
     half = int(sums.rows.half / sums.padding + 0.5)
     z = torch.arange(-half, half + 1, device=sums.weight_V.device)
@@ -285,9 +293,9 @@ def _unpadded_grid(sums: SolvedSums) -> tuple[Tensor, int, int]:
     return z, 2 * half + 1, half + 1
 
 
-def _unpadded_shells(sums: SolvedSums, plane_U: Tensor) -> tuple[Tensor, Tensor]:
+def unpadded_shells(sums: SolvedSums, plane_U: Tensor) -> tuple[Tensor, Tensor]:
     """Shell round(r) of each voxel of planes of that grid (no more than the radius), and whether r <= radius; flat."""
-    _, edge, columns = _unpadded_grid(sums)
+    _, edge, columns = unpadded_grid(sums)
     device = sums.weight_V.device
     axis = torch.arange(edge, device=device, dtype=torch.float64) - edge // 2
     x = torch.arange(columns, device=device, dtype=torch.float64)

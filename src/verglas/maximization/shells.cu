@@ -216,3 +216,31 @@ extern "C" __global__ void __launch_bounds__(32) add_prior(
         weight[voxel] = r2 > limit2 ? 0.0f : weight[voxel] + prior;
     });
 }
+
+// out[voxel, 2]: data over weight of all voxels of a cell of the coarser grid (0: nothing seen), of cells with r^2 <= limit2, on a row
+// table of that grid: to_start, half to_half. begin, end, small, Volume: as of fsc_sums.
+extern "C" __global__ void __launch_bounds__(32) averages(
+    float *out, const float *data, const float *weight, const Position *start, const int *length, const int *to_start, const int *begin,
+    const int *end, int data_step, int weight_step, int half, int small, int to_half, int limit2) {
+    const int lane = threadIdx.x, edge = 2 * half + 1, rows = 2 * small + 1, to_edge = 2 * to_half + 1;
+    for (int row = blockIdx.x; row < rows * rows; row += gridDim.x) {
+        const int u = row / rows - small, v = row % rows - small, flat2 = u * u + v * v;
+        if (flat2 > limit2) continue;
+        const int count = min(small, root_of(limit2 - flat2)) + 1;
+        float *const here = out + 2 * (long long)to_start[(u + to_half) * to_edge + v + to_half];
+        for (int x_u = lane; x_u < count; x_u += 32) {
+            float re = 0, im = 0, sum = 0;
+            const int from = max(begin[small + x_u], 0);
+            for (int z = begin[small + u]; z < end[small + u]; ++z)
+                for (int y = begin[small + v]; y < end[small + v]; ++y) {
+                    const int table = (z + half) * edge + y + half, to = min(end[small + x_u], length[table]);
+                    for (int x = from; x < to; ++x) {
+                        const long long voxel = (long long)start[table] + x;
+                        re += data[voxel * data_step], im += data[voxel * data_step + 1], sum += weight[voxel * weight_step];
+                    }
+                }
+            const float over = sum > 0 ? 1 / sum : 0.0f;
+            here[2 * x_u] = re * over, here[2 * x_u + 1] = im * over;
+        }
+    }
+}

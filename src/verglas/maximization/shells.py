@@ -59,9 +59,7 @@ def fsc_sums_cuda(
     first, second: (data [V, 2], weight [V]); plane_U: planes of that grid; nearest_E: number on it of each of -half..half;
     second_from: plane of voxels, counted from 0, that `second` begins with.
     """
-    small = int(nearest_E[-1])
-    axis_I = torch.arange(-small, small + 1, device=nearest_E.device)
-    begin_I, end_I = (torch.searchsorted(nearest_E, axis_I + after).int() - rows.half for after in (0, 1))
+    small, begin_I, end_I = _coarser(rows, nearest_E)
     room = -(-(small + 1) // 32) * 32
     sums_B3S = torch.empty(BLOCKS, 3, shells, dtype=torch.float64, device=plane_U.device)
     steps = [values.stride(0) for pair in (first, second) for values in pair]
@@ -90,6 +88,28 @@ def _launch_on_voxels(name: str, sums: Sums, *arrays: Tensor) -> None:
     assert sums.weight_V is not None and sums.weight_V.is_contiguous()
     _launch(name, rows, WALKING, 0, *arrays, rows.start_ZY, rows.length_ZY.contiguous(), curves_J4, rows.half,
             largest_below(rows.radius), sums.steps, len(curves_J4) - 1)  # fmt: skip
+
+
+def averages_cuda(
+    data_V2: Tensor, weight_V: Tensor, rows: RowTable, nearest_E: Tensor, to_rows: RowTable, radius: int
+) -> Tensor:  # fmt: skip
+    """Data over weight, both summed up to the coarser grid, packed [U, 2] on its table: 0 where nothing was seen, and beyond the
+    radius."""
+    small, begin_I, end_I = _coarser(rows, nearest_E)
+    out_U2 = torch.zeros(to_rows.count, 2, device=data_V2.device)
+    _launch(
+        "averages", rows, BLOCKS, 0, out_U2, data_V2, weight_V, rows.start_ZY, rows.length_ZY.contiguous(), to_rows.start_ZY,
+        begin_I, end_I, data_V2.stride(0), weight_V.stride(0), rows.half, small, to_rows.half, radius**2,
+    )  # fmt: skip
+    return out_U2
+
+
+def _coarser(rows: RowTable, nearest_E: Tensor) -> tuple[int, Tensor, Tensor]:
+    """(largest number on the coarser grid, first voxel along an axis that falls to each number, the one after the last)."""
+    small = int(nearest_E[-1])
+    axis_I = torch.arange(-small, small + 1, device=nearest_E.device)
+    begin_I, end_I = (torch.searchsorted(nearest_E, axis_I + after).int() - rows.half for after in (0, 1))
+    return small, begin_I, end_I
 
 
 @lru_cache(maxsize=16)

@@ -56,12 +56,12 @@ class SolvedSums:
     def device(self) -> torch.device:
         return self.weight_V.device
 
-    def some(self, part: slice) -> Tensor:
-        """(re, im, weight) of a run of voxels, [n, 3]."""
-        return torch.cat([self.data_V2[part], self.weight_V[part, None]], 1)
+    def some(self, part: slice | Tensor) -> Tensor:
+        """(re, im, weight) of a run of voxels, or of those of these numbers, [n, 3]."""
+        return torch.cat([self.data_V2[part], self.weight_V[part][:, None]], 1)
 
-    def set(self, part: slice, values_V3: Tensor) -> None:
-        """Replace a run of voxels."""
+    def set(self, part: slice | Tensor, values_V3: Tensor) -> None:
+        """Replace a run of voxels, or those of these numbers."""
         self.data_V2[part], self.weight_V[part] = values_V3[:, :2], values_V3[:, 2]
 
     def shell_weight(self) -> Tensor:
@@ -85,20 +85,31 @@ class SolvedSums:
         were seen, but the fall-off of the map with resolution is that of the unregularised one (for half maps).
         support_ZYX: bool, the voxels that are wanted, if ranks share the map: the others are 0 then.
         """
-        floor_S = weight_floor(*self.shell_sums(rounding=0.0)[:2])
-        prior_S = regularising(inverse_tau2_S, floor_S)
-        gain_S = torch.ones_like(floor_S)
-        if keep_scale:
-            gain_S = mean_gain(*self.gains(prior_S))
-        curves_S = prior_S, floor_S, gain_S
+        curves_S = self._curves(inverse_tau2_S, keep_scale)
+        prior_S, floor_S, gain_S = curves_S
         if self.slabs is not None:
             return self._map_of_all(self.slabs, curves_S, support_ZYX)
         size = padded_size(self.box, self.padding)
         sums, curves_S = (self._evened(prior_S, size), (0 * prior_S, 0 * floor_S, gain_S)) if self.exact else (self, curves_S)
         grid = PaddedGrid.of(self.rows, self.box, size)
-        real = map_of(sums._fill(curves_S, grid), grid, self.weight_V.dtype).float()
-        MapPart(real, torch.arange(self.box, device=real.device), range(self.box)).finish(size, True, ALONE)
-        return real
+        return _finished(sums._fill(curves_S, grid), grid, self.weight_V.dtype)
+
+    def quotients(self, inverse_tau2_S: Tensor) -> Tensor:
+        """What `map` transforms: packed voxels [V, 2] of data / (weight + 1/tau2). Of sums that are whole."""
+        grid = PaddedGrid.of(self.rows, self.box, padded_size(self.box, self.padding))
+        fill, out_V2 = self._fill(self._curves(inverse_tau2_S), grid), torch.zeros_like(self.data_V2)
+        for part in grid.column_runs():
+            grid.take(grid.filled(fill, part, self.weight_V.dtype), part.start, self.rows, out_V2)
+        return out_V2
+
+    def _curves(self, inverse_tau2_S: Tensor | None, keep_scale: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(prior, least weight, gain) of each shell: what data are divided by."""
+        floor_S = weight_floor(*self.shell_sums(rounding=0.0)[:2])
+        prior_S = regularising(inverse_tau2_S, floor_S)
+        gain_S = torch.ones_like(floor_S)
+        if keep_scale:
+            gain_S = mean_gain(*self.gains(prior_S))
+        return prior_S, floor_S, gain_S
 
     def _evened(self, prior_S: Tensor, size: int) -> SolvedSums:
         """The same data over weights whose inverse makes the sampling even: of the sums' weight and the prior."""
@@ -194,6 +205,19 @@ class SolvedSums:
         for part, coordinates in coordinate_chunks(self.rows):
             r2 = radius2(coordinates)
             yield part, coordinates, (r2.sqrt() / self.padding).clamp_max(self.radius), r2 < self.rows.radius**2
+
+
+def map_of_quotients(values_V2: Tensor, rows: RowTable, box: int, padding: float) -> Tensor:
+    """The map of `SolvedSums.quotients`."""
+    grid = PaddedGrid.of(rows, box, padded_size(box, padding))
+    return _finished(grid.filler(values_V2, rows), grid, values_V2.dtype)
+
+
+def _finished(fill: Fill, grid: PaddedGrid, dtype: torch.dtype) -> Tensor:
+    """The map [N, N, N], float32, of what `fill` writes."""
+    real = map_of(fill, grid, dtype).float()
+    MapPart(real, torch.arange(grid.box, device=real.device), range(grid.box)).finish(grid.size, True, ALONE)
+    return real
 
 
 def weight_floor(total_S: Tensor, count_S: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ All of it is additive: sums of batches, devices and nodes are sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from verglas.core.memory import in_host_memory
 from verglas.distributed.ranks import Ranks
 
 NO_NOISE = 1e-14  # variance
@@ -46,22 +48,13 @@ class Sums:
 
     def to(self, device: torch.device | str) -> Sums:
         """The same in the memory of a device."""
-        tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
-        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (tensor.to(device) for tensor in tensors)
+        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (tensor.to(device) for tensor in self.tensors)
         return Sums(noise_GS, particles_G, direction_D, cross_M, power_M, totals_5, self.particles)
 
-    def added_up(self, ranks: Ranks) -> Sums:
-        """The sums of all ranks."""
-        if ranks.size == 1:
-            return self
-        tensors = (self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5)
-        count = self.totals_5.new_tensor([self.particles])
-        total = ranks.add_up(torch.cat([tensor.flatten() for tensor in (*tensors, count)]), "noise and priors")
-        *parts, particles = total.split([tensor.numel() for tensor in (*tensors, count)])
-        noise_GS, particles_G, direction_D, cross_M, power_M, totals_5 = (
-            part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)
-        )
-        return Sums(noise_GS, particles_G, direction_D, cross_M, power_M, totals_5, int(particles))
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the count."""
+        return self.noise_GS, self.particles_G, self.direction_D, self.cross_M, self.power_M, self.totals_5
 
     @property
     def offset2(self) -> float:
@@ -85,6 +78,18 @@ class Sums:
     @property
     def pmax(self) -> float:
         return float(self.totals_5[4])
+
+
+def added_up(several: Sequence[Sums], ranks: Ranks) -> list[Sums]:
+    """The sums of all ranks, on the host: of several sets, in one message and one copy."""
+    counts = [one.totals_5.new_full((1,), one.particles) for one in several]
+    flat = [[*one.tensors, count] for one, count in zip(several, counts, strict=True)]
+    total = ranks.add_up(torch.cat([tensor.flatten() for tensors in flat for tensor in tensors]), "noise and priors")
+    parts, found = iter(in_host_memory(total).split([tensor.numel() for tensors in flat for tensor in tensors])), []
+    for tensors in flat:
+        noise, particles, directions, cross, power, totals, count = (next(parts).view_as(tensor) for tensor in tensors)
+        found.append(Sums(noise, particles, directions, cross, power, totals, int(count)))
+    return found
 
 
 def joined_classes(parts: list[Sums]) -> Sums:

@@ -25,6 +25,7 @@ from verglas.particles.table import ParticleTable
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import driver, settle
 from verglas.refinement import schedule as sampling
+from verglas.refinement.accuracy import measure_accuracy, plan_of
 from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import ClassifyConfig, RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
@@ -38,8 +39,6 @@ from verglas.refinement.step import (
     ParticleSet,
     Stopwatch,
     expect,
-    measure_accuracy,
-    plan_of,
     reference_mask,
     updated_model,
 )

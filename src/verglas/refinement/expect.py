@@ -15,7 +15,7 @@ from verglas.distributed.handout import Handout, all_taken
 from verglas.errors import VerglasError
 from verglas.expectation.classes import ClassGrid
 from verglas.expectation.given import GivenPoses
-from verglas.expectation.images import ImagePreparer, NoiseSpectra, Prepared, common_noise, image_preparer
+from verglas.expectation.images import ImagePreparer, ModelGrid, NoiseSpectra, Prepared, common_noise, image_preparer
 from verglas.expectation.local import select_local, select_relaxed
 from verglas.expectation.sampling import OrientationGrid
 from verglas.expectation.search import Local, Searcher, SearchSpace
@@ -24,7 +24,8 @@ from verglas.kernels.admit import Parents
 from verglas.maximization.accumulate import Accumulator, table_of
 from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices, update_sums, weighted_slices
 from verglas.maximization.planes import PlaneAccumulator
-from verglas.maximization.sums import Sums
+from verglas.maximization.solvers import Solvers
+from verglas.maximization.sums import Sums, added_up
 from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
@@ -52,6 +53,7 @@ class HalfExpectation:
     """
 
     layers: InLayers | None = None
+    solvers: Solvers | None = None  # once its sums are added up: who solves for the map, if not all ranks do
 
     def __init__(
         self, models: list[HalfModel], data: Dataset, poses: Poses, plan: Plan, config: RefineConfig, on: Computing
@@ -109,8 +111,7 @@ class HalfExpectation:
 
     def leave_references(self) -> None:
         """Leave what slices were cut from to the next expectation, which may be of the same maps."""
-        pairs = zip(self.models, self.volumes, strict=True)
-        self.on.ready[:] = [Reference(model.map_ZYX, self.plan.model_grid, volume) for model, volume in pairs]
+        self.on.ready[:] = ready_for(self.models, self.plan.model_grid, self.volumes)
 
     def slicer(self, coordinates_K3: Tensor, common_K: Tensor) -> Slicer:
         """What cuts slices from the references."""
@@ -225,7 +226,12 @@ class HalfExpectation:
 
     def add_up_sums(self) -> None:
         """Add up `sums`, which go to the host; where slices' sums of any set are under way, after all of these have arrived."""
-        self.sums = self.sums.added_up(self.on.ranks).to("cpu")
+        (self.sums,) = added_up([self.sums], self.on.ranks)
+
+    @property
+    def slices(self) -> int:
+        """How many this rank has added to the first model's sums."""
+        return self.accumulators[0].slices if "accumulators" in self.__dict__ else 0
 
     def add_sums(self, sums: Sums, packed: list[tuple[Tensor, int]]) -> None:
         """Add what another process has found, before `release`; packed: of each of its `sums_of_slices`."""
@@ -378,3 +384,13 @@ class HalfExpectation:
             whole = not self.plan.own_lists and table <= self.on.memory
             self._slices[key] = (coarse, full, FineSlices(full, grid, whole))
         return self._slices[key]
+
+
+def leave_references(models: list[HalfModel], grid: ModelGrid, on: Computing) -> None:
+    """Make what slices of these models are cut from, for the next expectation."""
+    on.ready[:] = ready_for(models, grid, references_of([model.map_ZYX for model in models], grid, on)[0])
+
+
+def ready_for(models: list[HalfModel], grid: ModelGrid, volumes: list[FourierVolume]) -> list[Reference]:
+    """References of these models, for who needs the same."""
+    return [Reference(model.map_ZYX, grid, volume) for model, volume in zip(models, volumes, strict=True)]

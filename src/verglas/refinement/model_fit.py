@@ -20,11 +20,12 @@ from torch import Tensor
 from verglas.maximization.reference import low_pass
 from verglas.refinement import abinitio, single
 from verglas.refinement.abinitio_schedule import resolutions
+from verglas.refinement.accuracy import plan_of
 from verglas.refinement.computing import Computing
 from verglas.refinement.config import AbInitioConfig, Classify2dConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.driver import first_noise
-from verglas.refinement.step import expect, particle_sets, plan_of
+from verglas.refinement.step import expect, particle_sets
 
 EDGE = 2  # shells of the images beyond that of the resolution: those where the map fades out
 FEWEST, MOST = 100, 3000  # particles: no map of fewer is made; a map has enough of so many, drawn at random

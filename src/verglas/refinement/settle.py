@@ -23,13 +23,14 @@ from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.reference import check_mask
 from verglas.maximization.sums import Sums
 from verglas.projection.volume import FourierVolume
+from verglas.refinement.accuracy import plan_of
 from verglas.refinement.components import find_components
 from verglas.refinement.computing import Computing
 from verglas.refinement.config import ClassifyConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.state import State
-from verglas.refinement.step import ParticleSet, plan_of
+from verglas.refinement.step import ParticleSet
 
 SETTLING = "One class until the poses have settled; then the particles are divided."
 PATIENCE = 2  # iterations without better resolution after which poses have settled; 1 where they are given

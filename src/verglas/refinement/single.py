@@ -17,13 +17,14 @@ from verglas.maximization.halves import Solution, solve_single
 from verglas.maximization.reference import initial_reference, initial_ssnr, reference_spectrum
 from verglas.particles.table import ParticleTable
 from verglas.refinement import schedule as sampling
+from verglas.refinement.accuracy import plan_of
 from verglas.refinement.computing import Plan
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset, micrograph_groups
 from verglas.refinement.driver import computing, initial_poses, quiet
 from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.state import HalfModel, Poses, State, flat_spectrum
-from verglas.refinement.step import expect, particle_sets, plan_of, updated_model
+from verglas.refinement.step import expect, particle_sets, updated_model
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from verglas.core.masks import soft_sphere
 from verglas.core.memory import in_host_memory, uploaded
 from verglas.core.transfers import to_device, to_host
 from verglas.distributed.arrivals import Arrivals
-from verglas.expectation.accuracy import MOST_PARTICLES, drawn_axes, expected_accuracy
-from verglas.expectation.images import ModelGrid
-from verglas.expectation.sampling import OffsetGrid, OrientationGrid
+from verglas.expectation.sampling import OrientationGrid
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gather import BatchResult
 from verglas.maximization.halves import Solution, solve_halves, solve_joined
 from verglas.maximization.reference import low_pass
 from verglas.maximization.solvent import corrected_fsc
+from verglas.maximization.solvers import solve_by_ranks
 from verglas.maximization.sums import (
     Sums,
     half_plane_counts,
@@ -36,12 +35,14 @@ from verglas.maximization.sums import (
 )
 from verglas.maximization.waiting import Waiting
 from verglas.refinement import schedule as sampling
+from verglas.refinement.accuracy import measure_accuracy, plan_of
+from verglas.refinement.adding import add_up, frame_of
 from verglas.refinement.ahead import in_order
 from verglas.refinement.computing import Computing, Plan
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset, Progress
 from verglas.refinement.expect import Finished, HalfExpectation
-from verglas.refinement.state import HalfModel, Poses, Schedule, State
+from verglas.refinement.state import HalfModel, Poses, State
 
 MINIMUM_SHELL = 5  # the resolution is never taken to be worse than this shell
 
@@ -147,20 +148,6 @@ class HalfSetExpectation(HalfExpectation):
         return self.accumulators[0] if self.waiting is None else self.waiting
 
 
-def plan_of(state: State, config: RefineConfig, correlate: bool) -> Plan:
-    """Grids and sizes of the coming iteration."""
-    schedule = state.schedule
-    coarse = sampling.coarse_size(schedule, config, state.box, state.pixel_size, state.current_size)
-    if schedule.local_sigma and schedule.oversampling:
-        coarse = sampling.local_coarse_size(state, coarse)
-    grid = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, schedule.perturbation)
-    offsets = OffsetGrid.build(schedule.offset_range, schedule.offset_step, schedule.oversampling, schedule.perturbation)
-    scored = state.shell_of(config.limit_resolution) if config.limit_resolution else None
-    coarse = coarse if scored is None else min(coarse, 2 * scored)
-    model_grid = ModelGrid(state.box, state.pixel_size, state.current_size // 2, coarse // 2, config.padding, scored)
-    return Plan(grid, offsets, model_grid, schedule, correlate)
-
-
 def resampled(state: State, config: RefineConfig) -> State:
     """The state with the sampling that the schedule asks for; direction priors start flat on a new grid."""
     schedule = sampling.update_sampling(state, config)
@@ -169,32 +156,6 @@ def resampled(state: State, config: RefineConfig) -> State:
     count = OrientationGrid.build(schedule.healpix_order, schedule.oversampling, config.symmetry, 0.0).n_directions
     flat_D = torch.full((count,), 1 / count, dtype=torch.float64)
     return replace(state, schedule=schedule, halves=[replace(half, direction_prior_D=flat_D) for half in state.halves])
-
-
-def measure_accuracy(state: State, data: Dataset, config: RefineConfig, on: Computing) -> Schedule:
-    """Expected accuracy of angles (degrees) and offsets (Å), from the first half-set's model and 100 of its particles.
-
-    In a classification: of the largest class, whose particles' poses it is, too. Ranks share the particles.
-    """
-    best = max(range(len(state.halves)), key=lambda k: float(state.halves[k].direction_prior_D.sum())) if state.classified else 0
-    mine_B = state.poses.class_B == best if state.classified else state.poses.half_B == int(state.poses.half_B.min())
-    first = mine_B.nonzero().squeeze(1)
-    if len(first) == 0:
-        return state.schedule
-    first = first[data.group_B[first] == data.group_B[first[0]]][:MOST_PARTICLES]
-    group, turn = int(data.group_B[first[0]]), slice(on.ranks.rank, None, on.ranks.size)
-    error_2B = torch.zeros(2, len(first), dtype=torch.float64)
-    if len(mine := first[turn]) or on.in_layers:
-        half = HalfExpectation([state.halves[best]], data, state.poses, plan_of(state, config, False), config, on)
-        if len(mine):
-            searcher, weight_BK = half.weights(mine, group)
-            rotation_B33, axes_2B = state.poses.rotation_B33[mine], drawn_axes(len(first), config.seed)[:, turn]
-            found = expected_accuracy(searcher.full, rotation_B33, weight_BK, searcher.preparer.pixels, 0, axes_2B)
-            error_2B[:, turn] = torch.stack([found.angle_B, found.offset_B])
-        half.release().leave_references()
-    on.ranks.meet("accuracy: all")
-    angle, offset = on.ranks.add_up(error_2B, "accuracy").mean(1).tolist()
-    return replace(state.schedule, accuracy_angles=angle, accuracy_offsets=offset * data.groups[group].pixel_size)
 
 
 @dataclass(frozen=True)
@@ -257,10 +218,9 @@ def expect(
             half.make_way()
     on.ranks.meet("expectation", partial(advance, under_way))
     finished = [halves[number] for number in range(len(sets))]
+    solvers = add_up(finished, plan, config, on, apart and kind is HalfSetExpectation)
     for half in finished:
-        half.add_up_slices(share=True)
-    for half in finished:  # GPUs would mistake this for a piece of what is under way
-        half.add_up_sums()
+        half.solvers = solvers
     on.ready.clear()  # of a set that another rank has worked on
     store(new, found, on)
     finished[0].notices[:0] = notices
@@ -329,7 +289,7 @@ def maximise(
 ) -> tuple[State, Final | None]:
     """New maps from the sums; the joint one and the unfiltered halves if the refinement has converged. Maps stay on the device,
     unless sums have to wait."""
-    sums, on = (halves[0].solvable, halves[1].solvable), halves[0].on
+    on, solvers = halves[0].on, halves[0].solvers
     join = math.ceil(state.box * state.pixel_size / max(config.join_resolution, state.current_resolution))
     curve = None
     if config.solvent_corrected_fsc and mask_ZYX is not None and state.current_resolution < config.join_resolution:
@@ -340,6 +300,14 @@ def maximise(
                 notes.append(found.notice)
             return found.fsc_S
 
+    if solvers is not None:
+        sphere = reference_mask(state, config, mask_ZYX, on.device)
+        mine = None if solvers.mine is None else halves[solvers.mine].accumulators[0]
+        asked = mine, frame_of(halves[0].plan, on), solvers, config.symmetry, join, config.tau2_fudge, sphere > 0
+        solutions, fsc_S = solve_by_ranks(*asked)
+        models = [with_map(model, solution, sphere) for model, solution in zip(state.halves, solutions)]
+        return replace(state, halves=models, fsc_S=fsc_S.cpu()), None
+    sums = halves[0].solvable, halves[1].solvable
     if state.schedule.converged:
         joined, unfil, fsc_S = solve_joined(sums, config.symmetry, curve, config.tau2_fudge, join)
         joined = replace(joined, map_ZYX=to_host(joined.map_ZYX))
