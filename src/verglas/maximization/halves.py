@@ -254,6 +254,7 @@ def _solution(
 
 
 def padded_radius(shell: int, padding: float) -> int:
+    """Radius of a shell in voxels of the padded transform."""
     return int(shell * padding + 0.5)
 
 
