@@ -96,7 +96,7 @@ class Timed:
     """One iteration from a state, of several repetitions the middle one. seconds: whole, of the lead; all_seconds: of every
     repetition; took: by stage, of the lead; communication: as `Ranks.communication` tells it, None for a process alone;
     least_bytes: the fewest that a rank could send for it; voxel_bytes: the fewest if maps travel as voxels inside the mask;
-    apart_bytes: the fewest where each rank has sums of its own half-sets alone."""
+    apart_bytes: the fewest where each rank has sums of its own half-sets alone, and one rank solves for each."""
 
     number: int
     kind: str
@@ -173,11 +173,13 @@ def least_bytes(
     whoever adds them up (float32), the new references that it solved to all others, as coefficients of the unpadded map
     within the radius or as voxels inside the mask (so many), whichever is less, and what it found of its particles; then with
     maps as voxels, which they are sent as; and as the first, but with sums of so many half-sets alone that a rank has where these
-    are apart (`sets`, the mean). kept: bytes of what is kept of all particles. The first two are for ranks that all have both."""
+    are apart (`sets`, the mean): those of each half-set come together at one rank, and averages of one half's go to the other's.
+    kept: bytes of what is kept of all particles. The first two are for ranks that all have both."""
     sums, coefficients = VOXEL_NUMBERS * half_ball(rows.radius), REFERENCE_NUMBERS * half_ball(rows.radius / padding)
     each, fewest = NUMBER_BYTES * (ranks - 1) / ranks, 2 * min(coefficients, voxels)
     found = kept * (ranks - 1) / ranks
-    return each * (2 * sums + fewest) + found, each * 2 * (sums + voxels) + found, each * (sets * sums + fewest) + found
+    apart = NUMBER_BYTES * ((sets * ranks - 2) * sums + coefficients) / ranks
+    return each * (2 * sums + fewest) + found, each * 2 * (sums + voxels) + found, apart + each * fewest + found
 
 
 def bytes_of_poses(poses: Poses) -> int:

@@ -30,6 +30,7 @@ def simulated(
         ended(subprocess.Popen([*command, "--out", str(folder), "--n", str(n)], **PIPES))
     else:
         running, gpus = list[subprocess.Popen[str]](), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        command += ["--threads", str(max(1, len(os.sched_getaffinity(0)) // parts))]
         for part in range(parts):
             mine = ["--out", str(folder / f"part_{part}"), "--n", str((n * (part + 1)) // parts - (n * part) // parts)]
             env = os.environ | {"CUDA_VISIBLE_DEVICES": gpus[part] if len(gpus) == parts else str(part)}

@@ -26,7 +26,6 @@ from verglas.maximization.gather import BatchFacts, BatchResult, WeightedSlices,
 from verglas.maximization.planes import PlaneAccumulator
 from verglas.maximization.solvers import Solvers
 from verglas.maximization.sums import Sums, added_up
-from verglas.particles.preprocess import whole_pixels
 from verglas.projection.volume import FourierVolume
 from verglas.refinement import costs
 from verglas.refinement.ahead import in_order
@@ -36,6 +35,7 @@ from verglas.refinement.config import RefineConfig
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.in_layers import InLayers, references_of
 from verglas.refinement.plan_sizes import mates_of
+from verglas.refinement.pose_tables import PoseTables
 from verglas.refinement.state import HalfModel, Poses, direction_order
 
 OUT_OF_MEMORY = (
@@ -47,7 +47,7 @@ Finished = list[tuple[Tensor, BatchResult]]  # rows [B] of the table and their n
 BYTES = {torch.float16: 2, torch.float32: 4, torch.float64: 8}
 
 
-class HalfExpectation:
+class HalfExpectation(PoseTables):
     """Expectation of particles against one model per class. `run` fills `sums` and `accumulators` (one per class, made when they
     are first needed) and yields batch results. Noise, norm, scales and spread of offsets are those of the first model.
     """
@@ -74,14 +74,7 @@ class HalfExpectation:
             self.grid, plan.offsets.to(device), self._log_prior_O(), self.model.offset_sigma, config.adaptive_fraction,
             on.operand, plan.correlate, config.relion_offset_prior, plan.most,
         )  # fmt: skip
-        self.ctf = None if data.ctf is None else data.ctf.to(device)
-        self.whole_B2 = [uploaded(whole_pixels(poses.origin_B2, group.pixel_size), device) for group in data.groups]
-        self.origin_B2 = uploaded(poses.origin_B2, device)
-        self.norm_B = uploaded(poses.norm_B / self.model.norm_average, device)
-        self.micrograph_B = uploaded(poses.micrograph_B, device)
-        self.scale_M = uploaded(self.model.scale_M, device)
         self.log_share_C = uploaded(torch.stack([model.direction_prior_D.sum() for model in models]), device).log()
-        self.rotation_B33 = uploaded(poses.rotation_B33, device) if self._local else poses.rotation_B33
         self.halved, self.notices = False, list[str]()
         self.name: str | None = None  # of the rows' counters, where ranks go through sets in different order (`Handout`)
         self._searchers: dict[int, Searcher] = {}
@@ -346,7 +339,7 @@ class HalfExpectation:
             lists = (torch.arange(len(rows) + 1, device=self.on.device), row_B, torch.zeros_like(row_B, dtype=torch.float64))
         else:
             assert isinstance(self.plan.grid, OrientationGrid)  # in-plane searches are never local
-            rotation_B33 = self.rotation_B33[uploaded(rows, self.on.device)]
+            rotation_B33 = self.posed_B33[uploaded(rows, self.on.device)]
             about = (self.plan.grid, rotation_B33, self.plan.schedule.local_sigma, self.config.symmetry)
             relaxed = self.config.relax_symmetry
             lists = select_local(*about) if relaxed is None else select_relaxed(*about, relaxed)
