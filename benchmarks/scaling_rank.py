@@ -173,12 +173,13 @@ def least_bytes(
     whoever adds them up (float32), the new references that it solved to all others, as coefficients of the unpadded map
     within the radius or as voxels inside the mask (so many), whichever is less, and what it found of its particles; then with
     maps as voxels, which they are sent as; and as the first, but with sums of so many half-sets alone that a rank has where these
-    are apart (`sets`, the mean): those of each half-set come together at one rank, and averages of one half's go to the other's.
+    are apart (`sets`, the mean): those of each half-set come together at one rank, and averages of one half go to the other's,
+    if that is less.
     kept: bytes of what is kept of all particles. The first two are for ranks that all have both."""
     sums, coefficients = VOXEL_NUMBERS * half_ball(rows.radius), REFERENCE_NUMBERS * half_ball(rows.radius / padding)
     each, fewest = NUMBER_BYTES * (ranks - 1) / ranks, 2 * min(coefficients, voxels)
     found = kept * (ranks - 1) / ranks
-    apart = NUMBER_BYTES * ((sets * ranks - 2) * sums + coefficients) / ranks
+    apart = min(each * sets * sums, NUMBER_BYTES * ((sets * ranks - 2) * sums + coefficients) / ranks)
     return each * (2 * sums + fewest) + found, each * 2 * (sums + voxels) + found, apart + each * fewest + found
 
 
