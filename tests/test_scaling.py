@@ -85,7 +85,9 @@ def test_the_least_is_what_the_sums_and_the_new_maps_take() -> None:
     assert least_bytes(rows, 2.0, 1, 50_000, 1000) == (0, 0, 0)
     both, _, apart = least_bytes(rows, 2.0, 2, 50_000, 1000, 1.0)
     assert both == pytest.approx(4 * (3 * half_ball(64) + 50_000) + 500)
-    assert both - apart == pytest.approx(2 * 3 * half_ball(64))  # sums of one half-set, half of them to the other rank
+    assert both - apart == pytest.approx(4 * 3 * half_ball(64) - 4 * half_ball(32))  # no sums; averages of one half-set
+    four = least_bytes(rows, 2.0, 4, 0, 0, 1.0)[2]
+    assert four == pytest.approx(2 * 3 * half_ball(64) + 2 * half_ball(32))  # two of four send all their sums
 
 
 def test_stages_leave_out_those_within_them_and_stand_beside_one_another() -> None:
