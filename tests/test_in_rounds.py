@@ -14,6 +14,7 @@ from verglas.cli import reconstruct_rounds
 from verglas.cli.main import main
 from verglas.cli.reconstruct import Reconstruct, Task
 from verglas.cli.reconstruct_rounds import in_rounds
+from verglas.core import shells
 from verglas.distributed.ranks import ALONE
 from verglas.kernels.backproject import bricks
 from verglas.maximization import round_choice
@@ -65,6 +66,15 @@ def test_half_maps_and_curves(exact: bool) -> None:
     assert found.half_maps is not None and expected.half_maps is not None
     for one, other in zip(found.half_maps, expected.half_maps, strict=True):
         assert float((one - other).abs().max()) < 2e-5 * float(other.abs().max())
+
+
+def test_correlation_some_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(14, 14, 14, generator=generator)
+    second = first + torch.randn(14, 14, 14, generator=generator)
+    monkeypatch.setattr(shells, "NUMBERS_AT_ONCE", 3 * 14 * 8)
+    found_S = shells.fsc_by_planes(*(torch.fft.rfftn(one) for one in (first, second)))
+    assert float(found_S[1:].min()) > 0.3 and float((found_S - shells.fsc(first, second)).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize(("box", "exact"), [(box, exact) for box in (200, 400, 512) for exact in (False, True)])

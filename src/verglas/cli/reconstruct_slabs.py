@@ -68,7 +68,7 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColum
     from verglas.maximization.out_of_core import Needs, slab_ends  # compiles with Numba, which a GPU does without
 
     given = SHARE_OF_FREE * host_memory() if options.memory is None else options.memory * GB
-    of_what = f"{given / GB:.3g} GB ({'--memory' if options.memory else f'{SHARE_OF_FREE:g} of what is free'})"
+    of_what = f"{given / GB:.3g} GB for arrays ({'--memory' if options.memory else f'{SHARE_OF_FREE:g} of what is free'})"
     sheets, sets = 1 if options.ewald == "off" else 2, len(np.unique(task.half_B))
     batch = batch_size(task.geometry.box, task.device)
     needs = Needs.of(task.geometry, sets, sheets * len(task.table), normalise_name(options.sym), batch)

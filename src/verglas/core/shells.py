@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verglas.core.fourier import centred_rfft3, shells_of_half_volume
+from verglas.core.fourier import centred_rfft3, shells_of_half_volume, signed_frequencies
+
+NUMBERS_AT_ONCE = 2**22  # of a transform, where it is worked on in parts
 
 
 def friedel_weight_X(box: int, device: torch.device | str = "cpu") -> Tensor:
@@ -52,6 +54,22 @@ def correlation(cross_S: Tensor, power_a_S: Tensor, power_b_S: Tensor) -> Tensor
 def fsc(map_a_ZYX: Tensor, map_b_ZYX: Tensor) -> Tensor:
     """Fourier shell correlation of two real maps [N, N, N], float64 [N/2+1]; FSC(0) is 1 for maps of one sign."""
     return fsc_of_transforms(centred_rfft3(map_a_ZYX), centred_rfft3(map_b_ZYX))
+
+
+def fsc_by_planes(a_ZYX: Tensor, b_ZYX: Tensor) -> Tensor:
+    """As `fsc_of_transforms`, some planes z at a time; of transforms about any voxel, the same of both."""
+    box, device = a_ZYX.shape[0], a_ZYX.device
+    axis, x = signed_frequencies(box).to(device).double().square(), torch.arange(box // 2 + 1, device=device).double().square()
+    weight_X, sums_3S = friedel_weight_X(box, device), torch.zeros(3, box // 2 + 1, dtype=torch.float64, device=device)
+    step = max(1, NUMBERS_AT_ONCE // (box * len(x)))
+    for first in range(0, box, step):
+        part = slice(first, first + step)
+        a, b = a_ZYX[part], b_ZYX[part]
+        shell = (axis[part, None, None] + axis[:, None] + x).sqrt_().add_(0.5).long().flatten()
+        products = (a.real * b.real + a.imag * b.imag, a.real**2 + a.imag**2, b.real**2 + b.imag**2)
+        for sums_S, product in zip(sums_3S, products, strict=True):
+            sums_S += torch.bincount(shell, (product.double() * weight_X).flatten(), len(sums_S))[: len(sums_S)]
+    return correlation(*sums_3S)
 
 
 def last_shell_above(fsc_S: Tensor, threshold: float) -> int:

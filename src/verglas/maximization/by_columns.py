@@ -20,7 +20,7 @@ from torch import Tensor
 
 from verglas.core.columns import ColumnSlab
 from verglas.core.masks import soft_sphere
-from verglas.core.shells import fsc
+from verglas.core.shells import fsc_by_planes
 from verglas.core.symmetry import symmetry_matrices
 from verglas.distributed.ranks import ALONE
 from verglas.maximization.accumulate import Accumulator
@@ -253,11 +253,14 @@ def correlation_on(
     box = geometry.box
 
     def correlate(one_ZYX: Tensor, other_ZYX: Tensor, masked: bool) -> Tensor:
-        pair = [half_ZYX.to(device, copy=True) for half_ZYX in (one_ZYX, other_ZYX)]
-        if masked:
-            mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE) if mask_ZYX is None else mask_ZYX
-            for half_ZYX in pair:
-                half_ZYX.mul_(mask.to(device))
-        return within(fsc(*pair), geometry.radius)
+        pair = []
+        for half_ZYX in (one_ZYX, other_ZYX):
+            here_ZYX = half_ZYX.to(device, copy=True)
+            if masked:
+                mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE) if mask_ZYX is None else mask_ZYX
+                here_ZYX.mul_(mask.to(device))
+            pair.append(torch.fft.rfftn(here_ZYX, norm="forward"))
+            del here_ZYX
+        return within(fsc_by_planes(*pair), geometry.radius)
 
     return correlate
