@@ -98,6 +98,7 @@ def repeated(words: list[str]) -> None:
         later = everything[UNKNOWN:]
         found["one slow rank relative to the ideal"] = statistics.median(later)
         found["one slow rank relative to the ideal, worst"] = max(later)
+        found["one slow rank relative to the ideal, worst of all"] = max(everything)
         found["all with a slow rank relative to the ideal"] = statistics.mean(everything)
         if ranks.is_lead:
             publish(found | {"equal ranks s": equal}, options.out)
