@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import mrcfile
@@ -108,6 +109,23 @@ def test_reading_ahead_is_bounded_and_ends_with_the_consumer(tmp_path, monkeypat
         assert len(reads) <= done + 2
     iterator.close()
     assert threading.active_count() == before
+
+
+def test_batches_that_were_begun_are_read_once_and_ahead(tmp_path, monkeypatch):
+    reads = []
+    original = ImageLoader._read
+    monkeypatch.setattr(ImageLoader, "_read", lambda self, reader, rows: reads.append(1) or original(self, reader, rows))
+    loader = ImageLoader(table_of(tmp_path, {"a.mrcs": images(11, 4, 1)}), batch_size=2, prefetch=2)
+    loader.begin()
+    loader.begin()
+    deadline = time.monotonic() + 20
+    while len(reads) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(reads) == 2
+    first, second = ([batch.index_B.tolist() for batch in loader] for _ in range(2))
+    assert first == second == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+    assert len(reads) == 12
 
 
 def test_constant_and_not_finite_images_are_told_from_good_ones():

@@ -114,6 +114,8 @@ class Reconstruct:
             if run is not None:
                 announce(task, run, reason)
             way = way_of(task, ranks, run)
+            if way is None:
+                task.loader.begin()
             if on_gpu and run is not None:
                 granted = way.choice.transforms if isinstance(way, InColumns | ByRounds) else None
                 ahead.of_solving(task.geometry, device, self.gridding == "exact", granted, isinstance(way, ByRounds))

@@ -36,6 +36,7 @@ class ByRounds:
             grow_device_memory()
             prepare(geometry.rows(task.device))
         loaders = task.loaders(choice.batch)
+        loaders[0].begin()  # weights come first
         how = InRounds(geometry, normalise_name(options.sym), task.device, options.gridding == "exact", choice.waiting,
                        choice.waiting_weights, choice.transforms, choice.remade, choice.numbers, len(loaders) > 1)  # fmt: skip
         images = [KeptImages(loader, task.device, choice.kept > 0) for loader in loaders]

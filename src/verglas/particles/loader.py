@@ -7,9 +7,11 @@ numbers, box sizes. Pixels are checked as they come.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -45,6 +47,9 @@ class BadImage:
     reason: str
 
 
+Read: TypeAlias = tuple[ImageBatch, list[BadImage]]
+
+
 class ImageLoader:
     """Iterate for `ImageBatch`es of the rows `indices` of `table`; every iteration reads them anew.
 
@@ -73,6 +78,7 @@ class ImageLoader:
         self._stacks = open_stacks(table, self.locations, self.indices)
         self.box_of_group = check_boxes(table, self.locations, self.indices, self._stacks)
         self._plan = self._batches()
+        self._begun: _Reading | None = None
 
     def stored_bytes(self) -> int:
         """Of a pixel in the files; of several kinds the most."""
@@ -84,21 +90,27 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         self.bad = []
-        reader, pool = StackReader(self._stacks), ThreadPoolExecutor(1, thread_name_prefix="verglas-reader")
-        waiting: deque[Future[tuple[ImageBatch, list[BadImage]]]] = deque()
+        self.begin()
+        reading, self._begun = self._begun, None
+        assert reading is not None
         try:
-            for number in range(len(self._plan) + self.prefetch):
-                if number < len(self._plan):
-                    waiting.append(pool.submit(self._read, reader, self._plan[number]))
-                if number >= self.prefetch and waiting:
-                    batch, bad = waiting.popleft().result()
-                    self.bad += bad
-                    if len(batch):
-                        yield batch
-                    del batch  # else it would live on while the next one is awaited
+            while True:
+                reading.fill(self.prefetch + 1)
+                if not reading.waiting:
+                    return
+                batch, bad = reading.waiting.popleft().result()
+                self.bad += bad
+                if len(batch):
+                    yield batch
+                del batch  # else it would live on while the next one is awaited
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            reader.close()
+            reading.close()
+
+    def begin(self) -> None:
+        """Have the first batches read from now on, for whoever goes through the batches next."""
+        if self._begun is None:
+            self._begun = _Reading(self._read, StackReader(self._stacks), self._plan)
+            self._begun.fill(self.prefetch)
 
     def blank(self, device: torch.device) -> Iterator[ImageBatch]:
         """The same batches without reading: with images of zeros on a device. For what depends on poses and CTFs alone."""
@@ -121,7 +133,7 @@ class ImageLoader:
                 batches.append(part[order])
         return batches
 
-    def _read(self, reader: StackReader, rows: np.ndarray) -> tuple[ImageBatch, list[BadImage]]:
+    def _read(self, reader: StackReader, rows: np.ndarray) -> Read:
         group_index = int(self.table.group_index_B[rows[0]])
         box = self.box_of_group[group_index]
         # numpy's memory costs fewer page faults than torch's; pinned memory comes from torch's cache.
@@ -139,6 +151,25 @@ class ImageLoader:
             keep = ~np.isin(rows, [image.row for image in bad])
             rows, image_BYX = rows[keep], image_BYX[torch.from_numpy(keep)]
         return ImageBatch(rows, image_BYX, self.table.groups[group_index], group_index), bad
+
+
+class _Reading:
+    """Batches that are being read, by one thread."""
+
+    def __init__(self, read: Callable[[StackReader, np.ndarray], Read], reader: StackReader, plan: Sequence[np.ndarray]) -> None:
+        self._read, self._reader, self._left = read, reader, iter(plan)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="verglas-reader")
+        self.waiting: deque[Future[Read]] = deque()
+
+    def fill(self, most: int) -> None:
+        """Until so many batches are waiting, or all that are left."""
+        for rows in islice(self._left, max(0, most - len(self.waiting))):
+            self.waiting.append(self._pool.submit(self._read, self._reader, rows))
+
+    def close(self) -> None:
+        """What is not begun is not read."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
 
 
 def refusal(bad: list[BadImage]) -> InputError:
