@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from verglas.cli.reconstruct import Task, batch_size, note_figures, report_bad
 from verglas.errors import InputError
@@ -81,8 +81,14 @@ class KeptImages:
         self._batches = waiting
 
 
-def adder(task: Task, images: KeptImages, run: RunFolder, blank: bool = False) -> Callable[[Addable, str], None]:
+class Adder(Protocol):
     """Adds the slices of all images to sums, as a stage of the run. blank: of images of zeros, for their weights alone."""
+
+    def __call__(self, sums: Addable, stage: str, blank: bool = False) -> None: ...
+
+
+def adder(task: Task, images: KeptImages, run: RunFolder) -> Adder:
+    """Of the images of a set."""
     import numpy as np
 
     from verglas.maximization.reconstruct import accumulate
@@ -96,7 +102,7 @@ def adder(task: Task, images: KeptImages, run: RunFolder, blank: bool = False) -
             made[group] = cut(group, *words)
         return made[group]
 
-    def add_to(sums: Addable, stage: str) -> None:
+    def add_to(sums: Addable, stage: str, blank: bool = False) -> None:
         one_set: np.ndarray = np.ones(len(task.table), np.int64)
         with run.progress(stage, len(images.loader.indices), "particles") as bar:
             how = task.options.ctf, task.device, bar.advance, lambda: sums, remembered

@@ -51,10 +51,10 @@ class ByRounds:
 def blank_or_not(task: Task, images: KeptImages, run: RunFolder) -> Callable[[ApartSums, str, bool], None]:
     """Adds the slices of all images to sums, as a stage of the run. For weights alone images are not read, unless some of
     them may be left out."""
-    add, add_weights = adder(task, images, run), adder(task, images, run, blank=not task.options.skip_bad)
+    add = adder(task, images, run)
 
     def add_to(sums: ApartSums, stage: str, weights_alone: bool) -> None:
-        (add_weights if weights_alone else add)(sums, stage)
+        add(sums, stage, blank=weights_alone and not task.options.skip_bad)
 
     return add_to
 
