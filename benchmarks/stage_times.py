@@ -34,7 +34,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "half-set ended": [(HalfExpectation, "release")],
     "waiting for ranks": [(Ranks, "meet")],
     "adding up": [(step, "add_up")],
-    "poses": [(step, "copied"), (step, "store"), (step.sampling, "monitor_changes")],
+    "poses": [(step, "stored"), (step.sampling, "monitor_changes")],
     "maps": [(step, "maximise")],
     "state": [(driver, "same_everywhere"), (Ranks, "communication")],
 }

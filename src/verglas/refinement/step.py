@@ -184,7 +184,7 @@ def expect(
     Ranks that have half-sets apart go through them in an order of their own (`Shares.turns`). Else the sums of one set travel to
     the ranks that solve with them while the next set is worked on, if that is wanted.
     """
-    new, done, total, halves = copied(poses), 0, sum(len(one.rows) for one in sets), dict[int, HalfExpectation]()
+    done, total, halves = 0, sum(len(one.rows) for one in sets), dict[int, HalfExpectation]()
     found, under_way = list[tuple[Tensor, BatchResult]](), deque[Arrivals]()
     notices = data.follow_speed(poses.significant_B)
     if not on.in_layers:
@@ -222,9 +222,8 @@ def expect(
     for half in finished:
         half.solvers = solvers
     on.ready.clear()  # of a set that another rank has worked on
-    store(new, found, on)
     finished[0].notices[:0] = notices
-    return finished, new
+    return finished, stored(poses, found, on)
 
 
 def advance(under_way: deque[Arrivals]) -> None:
@@ -236,9 +235,31 @@ def advance(under_way: deque[Arrivals]) -> None:
         under_way.popleft()
 
 
+def stored(poses: Poses, found: Finished, on: Computing) -> Poses:
+    """Poses with the results of batches of all ranks. If these are of all particles they are where they came from the device:
+    nothing is copied on the host, nor when they go to a device again."""
+    row_n, new = _gathered(poses, found, on)
+    if len(row_n) == len(poses.half_B):  # all, in their order
+        return replace(poses, **{name: value_n.to(getattr(poses, name).dtype) for name, value_n in new.items()})
+    poses = copied(poses)
+    _put(poses, row_n, new)
+    return poses
+
+
 def store(poses: Poses, found: Finished, on: Computing) -> None:
-    """Put the results of batches of all ranks into `poses`. They are gathered and put in order on the device, which the host
-    waits for only here."""
+    """Put the results of batches of all ranks into `poses`."""
+    _put(poses, *_gathered(poses, found, on))
+
+
+def _put(poses: Poses, row_n: Tensor, new: dict[str, Tensor]) -> None:
+    for name, value_n in new.items():
+        one = getattr(poses, name)
+        one[row_n] = value_n.to(one.dtype)
+
+
+def _gathered(poses: Poses, found: Finished, on: Computing) -> tuple[Tensor, dict[str, Tensor]]:
+    """(rows, ascending, int64; new values of each field, float64) of all ranks. They are gathered and put in order on the device,
+    which the host waits for only here."""
     names = list(BatchResult.__dataclass_fields__)
     like = [getattr(poses, name) for name in names]
     widths = [1, *(one[:1].numel() for one in like)]
@@ -251,12 +272,8 @@ def store(poses: Poses, found: Finished, on: Computing) -> None:
     parts = all_nF[all_nF[:, 0].argsort()].split(widths, 1)
     flat = in_host_memory(torch.cat([part.flatten() for part in parts]))
     row_n, *values = flat.split([part.numel() for part in parts])
-    for one, value in zip(like, values, strict=True):
-        value_n = value.view(-1, *one.shape[1:])
-        if len(row_n) == len(one):  # of all particles, in their order
-            one.copy_(value_n)
-        else:
-            one[row_n.long()] = value_n.to(one.dtype)
+    shaped = [value.view(-1, *one.shape[1:]) for one, value in zip(like, values, strict=True)]
+    return row_n.long(), dict(zip(names, shaped, strict=True))
 
 
 def copied(poses: Poses) -> Poses:
