@@ -16,7 +16,7 @@ from verglas.nufft.fine import FineGrid
 
 OF_DEVICE = {"cpu": "finufft", "cuda": "cufinufft"}
 BEST, BEST_OF_MODE = 1e-5, 1e-7  # errors they reach in single precision: any, and times modes (benchmarks/NOTES.md)
-ASKED = {"finufft": 1.0, "cufinufft": 0.3}  # of the wanted error, of a peer: cufinufft's is 2.4 times what it is asked for
+ASKED = 0.3  # of the wanted error, of a peer: measured is up to 2.4 (cufinufft) and 3.3 times (finufft) what they are asked for
 OUTPUT_DRIVEN = 3  # cufinufft's quicker way to spread in three dimensions (its own choice adds up by atomics in shared memory)
 
 

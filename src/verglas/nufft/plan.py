@@ -17,6 +17,7 @@ from verglas.nufft.quickest import Engine, Quickest
 from verglas.nufft.shared import SharedGrid, check_shared
 
 COARSE = 1.6  # where this package's grid is coarser, a peer gets its coarser one, too
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "finufft", "cufinufft", "quickest")
 SINGLE = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -46,10 +47,11 @@ class Plan:
         upsampling: float | None = None, dtype: torch.dtype = torch.complex64, implementation: str = "auto",
         ranks: Ranks = ALONE, way: str = "auto", tables: bool = False,
     ) -> None:  # fmt: skip
-        if point_MD.ndim != 2 or point_MD.shape[1] != len(shape) or not point_MD.is_floating_point():
-            raise InputError("nufft", f"points {tuple(point_MD.shape)}", f"real coordinates [M, {len(shape)}]")
+        check_points(point_MD, len(shape))
         if dtype not in SINGLE:
             raise InputError("nufft", f"precision {dtype}", "complex64 or complex128")
+        if implementation not in IMPLEMENTATIONS:
+            raise InputError("nufft", f"implementation {implementation!r}", f"one of {', '.join(IMPLEMENTATIONS)}")
         self.dtype, self.points = dtype, point_MD.detach()
         check_shared(shape, implementation, ranks)
         most = max(ranks.counts(len(point_MD), "points of ranks"))
@@ -100,22 +102,37 @@ class Plan:
 
     def run(self, kind: int, sign: int, given: Tensor) -> Tensor:
         """Type 1 or 2, without gradients."""
+        if given.numel() == 0 and self.shared is None:  # no points, or a batch of none
+            inner, outer = ((len(self.points),), self.shape) if kind == 1 else (self.shape, (len(self.points),))
+            return given.new_zeros(*given.shape[: given.ndim - len(inner)], *outer)
         return self.engine.run(kind, sign, given.resolve_conj().resolve_neg())
+
+
+def check_points(point_MD: Tensor, axes: int) -> None:
+    """InputError for what are not points, or lie nowhere."""
+    if not isinstance(point_MD, Tensor):
+        raise InputError("nufft", f"points of type {type(point_MD).__name__}", "a torch tensor")
+    if point_MD.ndim != 2 or point_MD.shape[1] != axes or not point_MD.is_floating_point():
+        found = f"points {tuple(point_MD.shape)} of {point_MD.dtype}"
+        raise InputError("nufft", found, f"real coordinates [M, {axes}], one for each axis of the modes")
+    if not bool(point_MD.detach().isfinite().all()):
+        raise InputError("nufft", "points that are not finite numbers", "radians")
 
 
 def _engine(fine: FineGrid, point_MD: Tensor, accuracy: float, upsampling: float | None, implementation: str) -> Engine:
     """What computes on one device; see `Plan`."""
     device, dtype = point_MD.device, torch.complex64 if fine.dtype == torch.float32 else torch.complex128
     installed = peer_of(device)
+    asked = accuracy
     if implementation == "auto" and dtype == torch.complex64 and installed and reaches(accuracy, fine.shape, dtype):
-        implementation = "finufft" if device.type == "cpu" else "quickest"
+        implementation, asked = "finufft" if device.type == "cpu" else "quickest", accuracy * ASKED
     if implementation in OF_DEVICE.values() or implementation == "quickest":
         if installed is None or implementation not in ("quickest", installed):
             raise InputError("nufft", f"{implementation} on {device}", "finufft for the CPU, cufinufft for CUDA, installed")
         if implementation != "quickest":
-            return Peer(installed, fine, point_MD, accuracy, upsampling)
+            return Peer(installed, fine, point_MD, asked, upsampling)
         coarse = min(size / n for size, n in zip(fine.sizes, fine.shape)) < COARSE
-        peer = Peer(installed, fine, point_MD, accuracy * ASKED[installed], upsampling or (1.25 if coarse else 2.0))
+        peer = Peer(installed, fine, point_MD, accuracy * ASKED, upsampling or (1.25 if coarse else 2.0))
         return Quickest([Own(fine, point_MD, choose(device, fine.dtype).name), peer])
     return Own(fine, point_MD, choose(device, fine.dtype, implementation).name)
 
@@ -129,7 +146,7 @@ def _with_tables(fine: FineGrid, point_MD: Tensor, implementation: str, ranks: R
 
 
 class _Transform(torch.autograd.Function):
-    """A transform of either type; its gradient is the other type with the other sign.
+    """A transform of either type; its gradient is the other type with the other sign. Differentiable any number of times.
 
     Points, if given, must be those of the plan: they get a gradient, too. With c real or complex values and g the gradient of the
     result, d/dx_j of either sum is (sign i k) under the sum.
@@ -138,29 +155,29 @@ class _Transform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, kind: int, sign: int, given: Tensor, points: Tensor | None) -> Tensor:
         ctx.plan, ctx.kind, ctx.sign = plan, kind, sign
-        ctx.save_for_backward(given)
+        ctx.save_for_backward(given, points)
         return plan.run(kind, sign, given)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor | None, Tensor | None]:  # type: ignore[override]
-        plan, sign = ctx.plan, ctx.sign
+        plan, sign, (given, points) = ctx.plan, ctx.sign, ctx.saved_tensors
         given_grad = points_grad = None
         if ctx.needs_input_grad[3]:
-            given_grad = _Transform.apply(plan, 3 - ctx.kind, -sign, gradient, None)
+            given_grad = _Transform.apply(plan, 3 - ctx.kind, -sign, gradient, points)
         if ctx.needs_input_grad[4]:
-            (given,) = ctx.saved_tensors
             modes, values = (gradient, given) if ctx.kind == 1 else (given, gradient)
-            points_grad = _gradient_of_points(plan, sign if ctx.kind == 2 else -sign, modes, values)
+            points_grad = _gradient_of_points(plan, sign if ctx.kind == 2 else -sign, modes, values, points)
         return None, None, None, given_grad, points_grad
 
 
-def _gradient_of_points(plan: Plan, sign: int, modes: Tensor, values: Tensor) -> Tensor:
-    """Re sum conj(values_j) d/dx_j sum_k modes_k exp(sign i k.x_j), [M, D]; alike for both types but for conjugates."""
+def _gradient_of_points(plan: Plan, sign: int, modes: Tensor, values: Tensor, points: Tensor) -> Tensor:
+    """Re sum conj(values_j) d/dx_j sum_k modes_k exp(sign i k.x_j), [M, D]; alike for both types but for conjugates. It can be
+    differentiated again, by points, too."""
     columns = []
     for axis in range(len(plan.shape) - 1, -1, -1):
         n = plan.shape[axis]
         k = (torch.arange(n, device=modes.device) - n // 2).to(plan.fine.dtype).view(-1, *[1] * (len(plan.shape) - 1 - axis))
-        slope = plan.run(2, sign, modes * (1j * sign * k))
+        slope = _Transform.apply(plan, 2, sign, modes * (1j * sign * k), points)
         columns.append((values.conj() * slope).real.reshape(-1, slope.shape[-1]).sum(0))
     return torch.stack(columns, 1).to(plan.points.dtype)
 
@@ -180,7 +197,8 @@ def nufft2(
     implementation: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Type 2, modes [..., (Z,) Y, X] to points [..., M], as many axes as the points have; gradients for both. See `Plan`."""
-    shape = tuple(modes.shape[modes.ndim - point_MD.shape[1] :])
+    check_points(point_MD, point_MD.shape[-1] if point_MD.ndim == 2 else modes.ndim)
+    shape = tuple(modes.shape[max(0, modes.ndim - point_MD.shape[1]) :])
     plan = Plan(point_MD, shape, accuracy, upsampling, _complex(modes), implementation)
     plan.check(modes, plan.shape, sign)
     return _Transform.apply(plan, 2, sign, modes.to(plan.dtype), point_MD)
