@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-GB = 1e9
+from verglas.core.memory import size_text
 
 
 def disk_notice(folder: Path, iteration: int, expected: int) -> str | None:
@@ -22,6 +22,6 @@ def disk_notice(folder: Path, iteration: int, expected: int) -> str | None:
     if needed <= free:
         return None
     return (
-        f"The disk may become full: an iteration leaves {each / GB:.2g} GB, {left} more and their checkpoints need "
-        f"{needed / GB:.3g} GB, {free / GB:.3g} GB are free. Nothing is lost then: free some space and go on with --continue."
+        f"The disk may become full: an iteration leaves {size_text(each)}, {left} more and their checkpoints need "
+        f"{size_text(needed)}, {size_text(free)} are free. Nothing is lost then: free some space and go on with --continue."
     )

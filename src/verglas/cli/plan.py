@@ -198,6 +198,8 @@ def show(made: RunPlan) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from verglas.core.memory import size_text
+
     out = Console(highlight=False, width=None if Console().is_terminal else 120)
     for where in made.places:
         worst = made.worst(where)
@@ -217,8 +219,8 @@ def show(made: RunPlan) -> None:
     out.print(f"{made.references}.")
     if made.half_sets:
         out.print(f"{made.half_sets}.")
-    out.print(f"About {_duration(made.seconds)} in all; arrays of a batch take {made.working_memory / GB:.2g} GB.")
-    out.print(f"The run folder takes about {made.disk_bytes / GB:.2g} GB of the disk at its end.")
+    out.print(f"About {_duration(made.seconds)} in all; arrays of a batch take {size_text(made.working_memory)}.")
+    out.print(f"The run folder takes about {size_text(made.disk_bytes)} of the disk at its end.")
 
 
 def show_ranks(plans: list[OnRanks]) -> None:
@@ -226,6 +228,8 @@ def show_ranks(plans: list[OnRanks]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+
+    from verglas.core.memory import size_text
 
     name = "GPUs" if plans[0].one.machine.kind == "cuda" else "processes"
     table = Table(title=f"By number of {name}", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -240,8 +244,7 @@ def show_ranks(plans: list[OnRanks]) -> None:
         table.add_row(*cells, *([f"{plan.one.peak('device') / GB:.1f}"] if device else []))
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     console.print(table)
-    whole = f"{plans[-1].whole_on_each / GB:.1f} GB"
-    said = f"Of that {whole} on each, references and sums of all maps, do not get less with more."
+    said = f"Of that {size_text(plans[-1].whole_on_each)} on each, references and sums of all maps, do not get less with more."
     layers = f"With {plans[-1].ranks} each has a layer of references and sums: whole ones do not fit."
     console.print(layers if plans[-1].one.in_layers else said)
 

@@ -94,7 +94,8 @@ def memory_text(scan: Scan) -> str:
     """What a reconstruction as `verglas ptycho reconstruct` does it by itself keeps, and where if there is a GPU."""
     import torch
 
-    from verglas.ptychography.memory import Needs, kept, size_text
+    from verglas.core.memory import size_text
+    from verglas.ptychography.memory import Needs, kept
     from verglas.ptychography.options import PtychoOptions
     from verglas.ptychography.share import Share
 

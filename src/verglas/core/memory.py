@@ -113,3 +113,9 @@ def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
             there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
         side.synchronize()
     return there
+
+
+def size_text(size: float) -> str:
+    """'8.39 GB', '12.5 MB', '3,120 GB'."""
+    value, unit = (size / 1e9, "GB") if size >= 1e9 else (size / 1e6, "MB")
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"

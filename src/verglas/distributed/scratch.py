@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from verglas.core.memory import size_text
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,6 +84,6 @@ def check_space(parent: Path, needed: int, ranks: Ranks) -> None:
     free = shutil.disk_usage(parent).free
     if SPARE * sum(wanted) > free:
         of = f" of its {len(wanted)} ranks" if len(wanted) > 1 else ""
-        gigabytes = SPARE * sum(wanted) / 1e9
-        raise InputError("--scratch", f"{free / 1e9:.2g} GB free in {parent} of {host}", f"{gigabytes:.2g} GB for the images{of}",
+        needed_here = f"{size_text(SPARE * sum(wanted))} for the images{of}"
+        raise InputError("--scratch", f"{size_text(free)} free in {parent} of {host}", needed_here,
                          "Make room, name another folder, or leave it out.")  # fmt: skip

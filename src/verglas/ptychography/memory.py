@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from verglas.core.memory import free_device_memory
+from verglas.core.memory import free_device_memory, size_text
 from verglas.errors import InputError
 from verglas.ptychography.options import PtychoOptions
 from verglas.ptychography.scan import Scan
@@ -68,7 +68,7 @@ def kept(needs: Needs, device: torch.device, limit: float = 0.0) -> Kept:
     """What stays on the device, by its free memory. limit: GB for patterns, 0: none. InputError for what cannot fit."""
     on_gpu = device.type == "cuda"
     free = SPARE * free_device_memory(device) if on_gpu else math.inf
-    where = f"GPU's memory ({size_text(int(free))} of it can be used)" if on_gpu else "memory"
+    where = f"GPU's memory ({size_text(free)} of it can be used)" if on_gpu else "memory"
     fixed = needs.object + needs.exits
     if fixed + WORK > free:
         fix = "Share the work among more GPUs (--gpus), or take --engine cg, lsq or rpie, which keep no exit waves."
@@ -82,8 +82,3 @@ def kept(needs: Needs, device: torch.device, limit: float = 0.0) -> Kept:
         why = f"--pattern-memory is {limit:g} GB" if needs.patterns > allowed else f"they do not fit in the {where}"
         text = f"{needs.text}; patterns stay in the host's memory and travel block by block in every pass: {why}"
     return Kept(patterns, line, text)
-
-
-def size_text(size: int) -> str:
-    """'8.39 GB', '12.5 MB'."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from verglas.refinement import costs
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.plan import RunPlan, plan
+from verglas.refinement.plan_memory import batch_items
 from verglas.refinement.plan_sizes import Machine, Problem
 
 WHOLE_ON_EACH = ("reference, packed", "sums of all maps")
@@ -31,8 +32,8 @@ class OnRanks:
         these are not in layers."""
         if self.one.in_layers:
             return 0.0
-        worst = self.one.worst(self.one.machine.works_on)
-        return sum(item.bytes for item in worst.items if item.name in WHOLE_ON_EACH)
+        last = self.one.iterations[-1]  # while its particles are worked on, which need not be when memory has its peak
+        return sum(item.bytes for item in batch_items(self.one, last.sizes, last.batch) if item.name in WHOLE_ON_EACH)
 
     @property
     def efficiency(self) -> float:
