@@ -318,7 +318,7 @@ def test_ranks_share_particles_and_what_they_say_costs_time():
 
 
 def test_what_does_not_get_less_with_more_ranks_is_told_whenever_memory_has_its_peak() -> None:
-    """Of three classes of an icosahedron the peak is where maps are solved for; their references and sums are there all the same."""
+    """Of three icosahedral classes the peak is where maps are solved for; references and sums are there all the same."""
     classes = ClassifyConfig(diameter=200.0, symmetry="I", classes=3)
     machine = replace(H100, host_memory=500 * GB)
     few, many = (plans_up_to(Problem(100_000, 256, 1.0), classes, machine, most)[-1] for most in (2, 8))
