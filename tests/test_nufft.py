@@ -176,7 +176,7 @@ def test_gradients() -> None:
     (torch.rand(3), (4, 4), {}, r"real coordinates \[M, 2\]"), (torch.ones(3, 2, dtype=torch.int64), (4, 4), {}, "int64"),
     (torch.rand(3, 2).numpy(), (4, 4), {}, "torch tensor"), (torch.rand(3, 2), (4, 4), {"implementation": "nope"}, "nope"),
 ])  # fmt: skip
-def test_what_cannot_be_served_is_refused(points: torch.Tensor, shape: tuple[int, ...], words: dict[str, str], said: str) -> None:
+def test_what_are_no_points_is_refused(points: torch.Tensor, shape: tuple[int, ...], words: dict[str, str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Plan(points, shape, **words)
 
