@@ -172,7 +172,8 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize(("points", "shape", "words", "said"), [
-    (torch.tensor([[0.0, torch.nan, 0.0]]), (4, 4, 4), {}, "not finite"), (torch.tensor([[torch.inf, 0.0]]), (4, 4), {}, "not finite"),
+    (torch.tensor([[0.0, torch.nan, 0.0]]), (4, 4, 4), {}, "not finite"),
+    (torch.tensor([[torch.inf, 0.0]]), (4, 4), {}, "not finite"),
     (torch.rand(3), (4, 4), {}, r"real coordinates \[M, 2\]"), (torch.ones(3, 2, dtype=torch.int64), (4, 4), {}, "int64"),
     (torch.rand(3, 2).numpy(), (4, 4), {}, "torch tensor"), (torch.rand(3, 2), (4, 4), {"implementation": "nope"}, "nope"),
 ])  # fmt: skip
