@@ -156,7 +156,7 @@ def check_seed(seed: int) -> None:
 
 
 def set_threads(n: int | None) -> int:
-    """Let torch and Numba use `n` CPU threads; None leaves their own choice. Returns the number that torch uses.
+    """Let torch and Numba use `n` CPU threads; None leaves the choice to the environment. Returns the number that torch uses.
 
     Numba's pool cannot grow once it has started, so it takes at most the size it has then.
     """
@@ -166,6 +166,9 @@ def set_threads(n: int | None) -> int:
     import torch
 
     if n is None:
+        told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # by torchrun, say; Numba does not look at it
+        if told.isdecimal() and int(told) and "numba" not in sys.modules:
+            os.environ.setdefault("NUMBA_NUM_THREADS", told)
         return torch.get_num_threads()
     if n < 1:
         raise InputError("--threads", str(n), "a number of 1 or more")

@@ -25,7 +25,7 @@ from verglas.kernels.keep.triton import Lists, Samples, compact, parts_of
 from verglas.kernels.significant.reference import Significance
 from verglas.kernels.significant.triton import log_rest, settle
 
-FUSED_LENGTH = 16384  # longest rows that take the fused product (measured: benchmarks/NOTES.md)
+FUSED_LENGTH = 16384  # longest rows that take the fused product (benchmarks/gpu_coarse.py times both ways)
 LOWEST = tl.constexpr(-0x7F800001)  # -infinity as an ordered integer
 LARGEST_WEIGHT = 2.0**10  # of a weight in its unit: half precision holds it
 GROUP = 16  # tiles of rows of the fused product that share slices in the cache

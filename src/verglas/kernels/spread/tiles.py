@@ -25,7 +25,7 @@ SMALL, LARGE, FLAT = (8, 8, 16), (16, 16, 16), (1, 32, 32)  # tiles (z, y, x), c
 WIDEST_SMALL, WIDEST = 5, 10  # windows of the small tile, and of any; wider ones go point by point
 BY_WARPS = range(4, 10)  # widths of windows whose crowded bins are spread by warps.cu
 WARP_TILES = ((4, (8, 8)), (5, (10, 10)), (6, (12, 12)), (9, (16, 16)))  # windows up to so many cells: tiles, along z and y
-CROWD = 16  # points of a bin from which a tile costs less than its points one by one (benchmarks/NOTES.md)
+CROWD = 16  # points of a bin from which a tile is taken (benchmarks/nufft_tables_gpu.py times tiles and points one by one)
 RUN, WARP_RUN = 256, 512  # points of a program at most, and of a warp
 BLOCK = 256
 
