@@ -207,7 +207,8 @@ def test_threads_reach_torch_and_numba() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["1", "1"]
     told = environment | {"OMP_NUM_THREADS": "1"}  # as torchrun does: Numba alone would take all cores, and have torch take them
-    done = subprocess.run([sys.executable, "-c", code.replace("(1)", "(None)")], capture_output=True, text=True, check=True, env=told)
+    unasked = [sys.executable, "-c", code.replace("(1)", "(None)")]
+    done = subprocess.run(unasked, capture_output=True, text=True, check=True, env=told)
     assert done.stdout.split() == ["1", "1"]
     with pytest.raises(InputError):
         set_threads(0)
