@@ -167,6 +167,8 @@ def with_bytecode(work: Path, device: str) -> dict[str, str]:
     if all(Path(cache_from_source(module.__file__)).exists() for module in (torch, verglas)):
         return environment
     environment["PYTHONPYCACHEPREFIX"] = str(work / "bytecode")
+    if (work / "bytecode").exists():
+        return environment
     small = work / "small"
     simulate(small, 64, 100, device)
     words = ["reconstruct", "--particles", str(small / "truth.star"), "--out", str(small / "run"), "--device", device]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from verglas.core.imports import importing
 from verglas.io.mrc import StackWriter
 
 # What no run of `reconstruct` needs: gemmi reads odd tables, the rest is of other commands, of terminals or of compilers.
@@ -136,6 +138,33 @@ assert woken == [False], woken
 """
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", ["reconstruct --out o", "refine --reference no.mrc --diameter 9 --out o"])
+def test_large_packages_are_imported_while_the_collector_of_garbage_rests(words: str, tmp_path: Path) -> None:
+    code = """
+import gc, sys
+from verglas.cli.main import main
+seen = {}
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "pandas"):
+            seen[name] = gc.isenabled()
+sys.meta_path.insert(0, Watch())
+assert main(sys.argv[1:]) == 2
+assert seen == {"torch": False, "pandas": False}, seen
+assert gc.isenabled() and gc.get_freeze_count() > 10000
+"""
+    command = [sys.executable, "-c", code, *words.split(), "--particles", "no.star"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_collector_of_a_program_that_has_imported_pytorch_is_left_alone() -> None:
+    frozen = gc.get_freeze_count()
+    with importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
 
 
 def test_triton_is_loaded_ahead_only_where_a_call_has_too_few_samples_for_bricks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from verglas.core.imports import importing
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ def set_threads(n: int | None) -> int:
     # Waiting OpenMP threads sleep instead of spinning: where another program uses a core, spinning made a reconstruction
     # three to ten times slower (benchmarks/NOTES.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import torch
+    with importing():
+        import torch
 
     if n is None:
         told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # by torchrun, say; Numba does not look at it

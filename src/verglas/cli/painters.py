@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from verglas.core.imports import importing
 from verglas.io.progress import say
 
 if TYPE_CHECKING:  # the processes are to begin before the first import that takes time
@@ -77,12 +78,13 @@ def _answer(pipe: IO[bytes] | None) -> list[Block]:
 def paint() -> None:
     """What the processes do: sections with their names in, blocks out, until the input ends."""
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
-    import numpy as np
+    with importing():
+        import numpy as np
 
-    from verglas.report.page import drawn_blocks
-    from verglas.report.sections import Histogram
+        from verglas.report.page import drawn_blocks
+        from verglas.report.sections import Histogram
 
-    drawn_blocks([("warming", Histogram("", np.zeros(1), ""))])  # imports what drawing needs, finds the fonts
+        drawn_blocks([("warming", Histogram("", np.zeros(1), ""))])  # imports what drawing needs, finds the fonts
     while True:
         try:
             named = pickle.load(sys.stdin.buffer)

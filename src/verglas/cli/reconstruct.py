@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from verglas.cli.common import Flag, SharedComputing, check_seed, ranks_here, set_threads, wake_gpu
+from verglas.core.imports import importing
 from verglas.core.symmetry_names import normalise_name
 from verglas.errors import InputError
 
@@ -90,7 +91,9 @@ class Reconstruct:
 
         with painter(self.computing.device) as draw:
             wake_gpu(self.computing.device)
-            set_threads(self.computing.threads)
+            with importing():
+                set_threads(self.computing.threads)
+                import verglas.maximization.reconstruct  # noqa: F401  and with it pandas
             with ranks_here(self.computing.device) as (ranks, device, reason):
                 self._reconstruct(ranks, device, reason, draw)
 

@@ -169,9 +169,12 @@ class Run(Iterator["Iteration"]):
 
     def _drive(self) -> Iterator[Iteration]:
         from verglas.cli.common import ranks_here, set_threads, wake_gpu
+        from verglas.core.imports import importing
 
         wake_gpu(self.job.device)  # while PyTorch is imported, which is next
-        threads = set_threads(self.job.threads)
+        with importing():
+            threads = set_threads(self.job.threads)
+            import verglas.particles.table  # noqa: F401  and with it pandas
         from verglas.distributed.ranks import lead_first
 
         with ranks_here(self.job.device) as (self.ranks, device, reason):
