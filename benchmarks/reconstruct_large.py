@@ -1,6 +1,7 @@
 """`verglas reconstruct` at large boxes, whole processes: seconds of each stage, peak memory of the GPU, agreement with the truth.
 
-python -m benchmarks.reconstruct_large --boxes 200 400 --work DIR [--gridding plain exact] [--images 1000] [--times 2] [--profile]
+python -m benchmarks.reconstruct_large --boxes 200 400 --work DIR [--gridding plain exact] [--images 1000] [--times 2]
+    [--half-maps] [--profile]
 Images are projections of 40 Gaussian blobs in closed form, with CTF, noise of the signal's variance, and origins, float16. Every
 process starts anew; the first of them compiles kernels ("cold"), unless others did before. Words after -- go to
 `verglas reconstruct`. Of each process: seconds from its start to the first event of the run, of the run, and to its
@@ -27,7 +28,6 @@ from torch import Tensor
 
 import verglas
 from verglas.core.rotations import euler_from_matrix, random_rotations
-from verglas.core.rows import packed_sphere
 from verglas.io.mrc import StackWriter, read_map
 from verglas.particles.table import ParticleTable
 from verglas.simulation.imaging import HalfPlane, Transfer
@@ -131,7 +131,8 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
     """One process; prints a line of seconds and memory, and a line of stages."""
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
-    words = ["reconstruct", "--particles", str(folder / "truth.star"), "--out", str(out), "--no-half-maps",
+    halves = "--half-maps" if options.half_maps else "--no-half-maps"
+    words = ["reconstruct", "--particles", str(folder / "truth.star"), "--out", str(out), halves,
              "--gridding", gridding, "--device", options.device, *options.words]  # fmt: skip
     begin, begun = time.perf_counter(), time.time()
     command = [sys.executable, "-m", "benchmarks.timeline" if options.profile else "verglas", *words]
@@ -141,10 +142,9 @@ def reconstruct(folder: Path, box: int, gridding: str, options: argparse.Namespa
         print(f"{box} px, {gridding}: failed after {took:.1f} s\n{done.stdout[-1500:]}{done.stderr[-1500:]}", flush=True)
         return
     peak = json.loads((out / "result.json").read_text())["figures"].get("memory_peak", {}).get("value", math.nan)
-    voxels, half_cube = packed_sphere(float(box)).count, 8 * (2 * box) ** 2 * (box + 1)
-    share = (peak * 1e9 - 16 * voxels) / half_cube
-    beside = f"; beside packed sums ({16 * voxels / 1e9:.2f} GB) {share:.2f} of a dense half cube"
-    of_formula = f"{peak:.2f} GB ({100 * peak / (11e-9 * (2 * box) ** 3):.0f} % of RELION's formula{beside})"
+    dense = peak * 1e9 / (8 * (2 * box) ** 2 * (box + 1))
+    shares = f"{100 * peak / (11e-9 * (2 * box) ** 3):.1f} % of RELION's formula, {dense:.2f} of a dense half cube"
+    of_formula = f"{peak:.2f} GB ({shares})"
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     before = (out / "config.json").stat().st_mtime - begun  # written when the run begins
     run = events[-1]["seconds"]
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--bytecode", choices=["kept", "as-it-is"], default="kept")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--half-maps", action="store_true")
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:cut])
