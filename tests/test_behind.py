@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
+import torch
 
 from verglas.cli.behind import Behind
+from verglas.core.threads import few_threads
 
 
 @pytest.mark.parametrize("most", [0, 1])
@@ -83,3 +86,18 @@ def test_an_error_of_the_caller_is_kept_and_waits_for_the_work():
 
 def _fail_last():
     raise OSError("last")
+
+
+def test_the_thread_behind_keeps_its_threads_where_the_computing_one_has_fewer() -> None:
+    before, found = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(3)
+    try:
+        with Behind(2) as later:
+            for _ in range(2):
+                with few_threads(1):
+                    later.do(lambda: found.append(torch.get_num_threads()))
+                    time.sleep(0.1)
+                    assert torch.get_num_threads() == 1
+        assert found == [3, 3]
+    finally:
+        torch.set_num_threads(before)

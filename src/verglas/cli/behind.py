@@ -17,7 +17,7 @@ class Behind(AbstractContextManager["Behind"]):
     """
 
     def __init__(self, most: int) -> None:
-        self._threads = ThreadPoolExecutor(1, "verglas-writes") if most else None
+        self._threads = ThreadPoolExecutor(1, "verglas-writes", _computing, (_threads_here(),)) if most else None
         self._most = most
         self._begun: deque[Future[None]] = deque()
 
@@ -42,3 +42,17 @@ class Behind(AbstractContextManager["Behind"]):
                 self._wait(0)
         finally:
             self._threads.shutdown(wait=True)
+
+
+def _threads_here() -> int:
+    """Threads of torch that the one that asks computes with."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _computing(threads: int) -> None:
+    """With so many from now on: the host of a GPU goes on with a single one meanwhile (`driver.own_threads`)."""
+    import torch
+
+    torch.set_num_threads(threads)
