@@ -81,11 +81,14 @@ def repeated(words: list[str]) -> None:
         state = session.state
         for _ in range(options.before):
             state = iteration(session, state)[1].state
-        seconds = [iteration(session, state)[0] for _ in range(1 + options.times)][1:]
-        equal = statistics.median(seconds)
-        if ranks.is_lead:
-            text = " ".join(f"{one:.3f}" for one in seconds)
-            print(f"order {options.order}, {state.current_size} px, equal ranks: {text} s", flush=True)
+        seconds = list[float]()
+        for _ in range(1 + options.times):
+            took, done = iteration(session, state)
+            seconds.append(took)
+            if ranks.is_lead:
+                what = f"order {options.order}, {state.current_size} px, equal"
+                print(f"{what}: {took:.3f} s; {work_text(done.communication)}", flush=True)
+        equal = statistics.median(seconds[1:])
         slowed(ranks.size - 1, options.factor)
         ideal, found = equal * ranks.size / (ranks.size - 1 + options.factor), dict[str, float]()
         for number in range(1, options.iterations + 1):
@@ -107,8 +110,9 @@ def repeated(words: list[str]) -> None:
 def work_text(sent: dict[str, Any] | None) -> str:
     """Particles and seconds of every rank in an iteration, and how long each waited."""
     assert sent is not None
-    worked = ", ".join(f"{one['worked']} in {one['seconds']:.2f} s" for one in sent["work"])
-    return f"{worked}, waited {', '.join(f'{one:.2f}' for one in sent['waiting_seconds_of_ranks'])} s"
+    worked = ", ".join(f"{one['worked']} ({one['helped']} of others) in {one['seconds']:.2f} s" for one in sent["work"])
+    reading = ", ".join(f"{one['reading']:.2f}" for one in sent["work"])
+    return f"{worked}, waited {', '.join(f'{one:.2f}' for one in sent['waiting_seconds_of_ranks'])}, for images {reading} s"
 
 
 def own_core(device: str) -> None:

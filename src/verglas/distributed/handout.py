@@ -20,6 +20,7 @@ from torch import Tensor
 
 from verglas.distributed.shares import NOTICED, Block, Shares
 
+LITTLE = 0.1  # of what a rank has to do: a delay that is not worth the images, references and sums of others' rows
 MOST_FIXED = 0.5  # of a piece's time: no smaller ones are taken
 TAKEN_OF_FAIR = 0.75  # of the part with which a rank would be done when all others are: speeds may change
 UNDER_WAY = 0.25  # of a piece is still to be done, where a rank should be through with it
@@ -117,13 +118,14 @@ class Handout:
         read meanwhile.
         """
         for place, (owner, part) in enumerate(self._pieces(size, announce)):
-            line, begin = self.line(owner), self.clock() - self.shares.waited  # for images: says nothing of this rank's speed
+            line, begin, waited = self.line(owner), self.clock(), self.shares.waited
             yield line.row_n[part]
             samples = float(line.samples_n[part].sum())
             self._added(f"at/{self.ranks.rank}", DONE * self._quanta((owner, part)))
-            rows, seconds = len(line.row_n[part]), self.clock() - self.shares.waited - begin
+            rows, waited = len(line.row_n[part]), self.shares.waited - waited  # for images: says nothing of this rank's speed
+            seconds = self.clock() - begin - waited
             self.shares.worked(Block(rows, samples, seconds, first=place == 0))
-            self.ranks.work.add(rows, owner == self.ranks.rank, seconds)
+            self.ranks.work.add(rows, owner == self.ranks.rank, seconds, waited)
 
     def best(self, size: int) -> int:
         """Rows of a block, at most `size`: the more, the fewer fixed costs, and the longer others wait for a last one.
@@ -158,7 +160,7 @@ class Handout:
             return None
         seen = {rank: one for rank, one in self._seen(self._some_others()).items() if one.left or one.rest}  # others have gone
         fair, own = self._until_all_are_done(seen), self._left_of(me)
-        if own > NOTICED * fair:
+        if own - fair > LITTLE * (self._at(me)[1] + own):
             return self._take(me, self._of_fair(fair, size), size)
         last = self.shares.pace.is_old and left <= size * self.line(me).mean
         return self._take(me, SMALL * left if last else math.inf, size)
@@ -187,13 +189,14 @@ class Handout:
         return None
 
     def _of_slowest(self, one: Seen, busy: float, ahead: bool, size: int) -> float | None:
-        """How much to take of what a rank has left; None: it is done before help would come, or others have come."""
+        """How much to take of what a rank has left; None: it is soon done, or before help would come."""
         row = self.shares.pace.mean_row
         fixed, least = self._fixed(size) * row, min(one.left, self._least(size) * row)
         begun = busy + fixed
         alone, both = (one.rest + one.left + fixed) / one.speed, (one.rest + one.left + fixed + begun) / (1 + one.speed)
         together = self._until_all_are_done(self._seen(self._some_others()), begun) - begun  # others may help it, too
-        if begun + least > alone or (ahead and together < least):
+        little = LITTLE * (self._at(self.ranks.rank)[1] + busy)
+        if alone - busy < little or begun + least > alone or (ahead and together < least):
             return None
         fair = one.left if begun + one.left < both else both - begun
         return self._of_fair(max(least, min(fair, together)), size)
@@ -213,12 +216,12 @@ class Handout:
         return left / (1 + sum(one.speed for one in seen.values()))
 
     def _seen(self, ranks: list[int]) -> dict[int, Seen]:
-        """How ranks stand. A rank's speed is that of the iteration before, unless what it has begun and is done with, beside what
-        this one is done with, tells otherwise."""
+        """How ranks stand. A rank's speed is that of the iterations before, unless what it has begun and is done with, beside
+        what this one is done with, tells otherwise."""
         pace, me = self.shares.pace, self.ranks.rank
         mine, found = self._at(me)[1], dict[int, Seen]()
         for rank in ranks:
-            expected = float(pace.seen_R[rank] / pace.seen_R[me])
+            expected = float(pace.speed_R[rank] / pace.speed_R[me])
             begun, done = self._at(rank)
             left = self._left_of(rank)
             worked = min(max(expected * mine, done), begun)

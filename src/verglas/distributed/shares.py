@@ -7,7 +7,6 @@ measured in every iteration, by all ranks from the same numbers: they come to th
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ from verglas.distributed.ranks import Ranks
 
 CRUMB = 0.1  # of what a rank works on: of no half-set it begins with less
 NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less is within what measured speeds err by
+MOVED = 1.15  # the same, for rows to move: less is made up within iterations
 PAID_BACK = 8  # iterations in which moved rows must save the time that reading their images takes
-SEEN = 2.0  # times by which a rank may be taken for slower or quicker than two iterations have said
 REMEMBERED = 200  # last blocks that are measured
 FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
 LEAST_FIXED = 0.01  # of it: less is not believed
@@ -43,13 +42,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Pace:
-    """speed_R: of every rank, 1 on average; seen_R: as the last iteration alone has it; fixed, per_row, per_sample: seconds at
-    speed 1, of a block, and for each row and sample in it (fixed None: not measured; age: in so many iterations since then it was
-    not); mean_row: of a row with as many samples as the mean; start: what the first block of a set takes more. known: whether
-    anything was measured; at first all ranks are alike."""
+    """speed_R: of every rank, 1 on average; fixed, per_row, per_sample: seconds at speed 1, of a block, and for each row and
+    sample in it (fixed None: not measured; age: in so many iterations since then it was not); mean_row: of a row with as many
+    samples as the mean; start: what the first block of a set takes more. known: whether anything was measured; at first all ranks
+    are alike."""
 
     speed_R: Tensor
-    seen_R: Tensor
     per_row: float = 1.0
     per_sample: float = 0.0
     fixed: float | None = None
@@ -84,8 +82,7 @@ class Shares:
 
     def __init__(self, order_B: Tensor, set_B: Tensor, ranks: Ranks, half_B: Tensor | None = None) -> None:
         self.order_B, self.set_B, self.ranks, self.half_B = order_B, set_B, ranks, half_B
-        alike_R = torch.ones(ranks.size, dtype=torch.float64)
-        self.pace = Pace(alike_R, alike_R)
+        self.pace = Pace(torch.ones(ranks.size, dtype=torch.float64))
         self.owner_B = owners(order_B, set_B, ranks.size, half_B)
         self.home_B = self.owner_B
         self.said: list[str] = []
@@ -109,7 +106,7 @@ class Shares:
         self._blocks.clear()
         self.pace = self._confirmed(measured(everyones, self.pace))
         cost_B = self.pace.cost(samples_B)
-        if load(before_B, cost_B, self.pace.speed_R) > NOTICED:
+        if load(before_B, cost_B, self.pace.speed_R) > MOVED:
             new_B = reassigned(before_B, self.home_B, self, cost_B)
             if not self._pays(new_B, cost_B):
                 return before_B[:0]
@@ -122,13 +119,11 @@ class Shares:
 
     def _confirmed(self, pace: Pace) -> Pace:
         """That pace, with a rank taken for slow or quick only as far as it was so in the iteration before, too: a few blocks in
-        which kernels are compiled, or another program is at work, tell nothing of the next iteration. What is handed out in
-        smaller pieces goes by `seen_R`, which trusts them to a factor of `SEEN`."""
+        which kernels are compiled, or another program is at work, tell nothing of the next iteration."""
         log_R = pace.speed_R.log()
         before_R, self._log_R = self._log_R, log_R
         agreed_R = torch.where(log_R * before_R > 0, torch.minimum(log_R.abs(), before_R.abs()).copysign(log_R), 0)
-        seen_R = agreed_R + (log_R - agreed_R).clamp(-math.log(SEEN), math.log(SEEN))
-        return replace(pace, speed_R=agreed_R.exp() / agreed_R.exp().mean(), seen_R=seen_R.exp())
+        return replace(pace, speed_R=agreed_R.exp() / agreed_R.exp().mean())
 
     def turns(self, sets: list[Tensor]) -> list[tuple[int, bool]]:
         """The order in which this rank goes through sets (rows of each) that are worked on one after the other: (number, whether
@@ -224,7 +219,7 @@ def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
     speed_R = torch.where(known_R, speed_R / mean, before.speed_R)
     mean_row = (1 + k * float(torch.cat(x_R).mean())) / mean
     start = before.start if start is None else start / mean
-    pace = Pace(speed_R, speed_R, 1 / mean, k / mean, before.fixed, mean_row, start, True)
+    pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, mean_row, start, True)
     fixed = _fixed(later_R, k, speed_R)
     return replace(pace, age=before.age + 1) if fixed is None else replace(pace, fixed=fixed)
 

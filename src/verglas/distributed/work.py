@@ -12,7 +12,8 @@ import torch
 @dataclass
 class Work:
     """Of one rank since this was last read. owned: particles whose images it keeps; worked: particles it went through (one may
-    come up several times in an iteration); helped: those of them that others own; seconds: of computing for them."""
+    come up several times in an iteration); helped: those of them that others own; seconds: of computing for them; reading: those
+    without anything to compute, as images were not there."""
 
     host: str = field(default_factory=socket.gethostname)
     device: str = "cpu"
@@ -20,18 +21,20 @@ class Work:
     worked: int = 0
     helped: int = 0
     seconds: float = 0.0
+    reading: float = 0.0
 
     @classmethod
     def on(cls, device: torch.device) -> Work:
         """Of a rank that computes there."""
         return cls(device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
 
-    def add(self, rows: int, own: bool, seconds: float) -> None:
+    def add(self, rows: int, own: bool, seconds: float, reading: float) -> None:
         """A block is done."""
-        self.worked, self.helped, self.seconds = self.worked + rows, self.helped + rows * (not own), self.seconds + seconds
+        self.worked, self.helped = self.worked + rows, self.helped + rows * (not own)
+        self.seconds, self.reading = self.seconds + seconds, self.reading + reading
 
     def read(self) -> dict[str, Any]:
         """All since the last reading, in terms of JSON."""
-        found = asdict(replace(self, seconds=round(self.seconds, 3)))
-        self.worked, self.helped, self.seconds = 0, 0, 0.0
+        found = asdict(replace(self, seconds=round(self.seconds, 3), reading=round(self.reading, 3)))
+        self.worked, self.helped, self.seconds, self.reading = 0, 0, 0.0, 0.0
         return found
