@@ -13,8 +13,9 @@ from tests.test_by_columns import BOX, GEOMETRY, Notes, some_slices, whole_of
 from verglas.cli import reconstruct_rounds
 from verglas.cli.main import main
 from verglas.cli.reconstruct import Reconstruct, Task
-from verglas.cli.reconstruct_rounds import in_rounds
-from verglas.core import shells
+from verglas.cli.reconstruct_rounds import ByRounds, in_rounds
+from verglas.cli.reconstruct_slabs import way_on_gpu
+from verglas.core import memory, shells
 from verglas.distributed.ranks import ALONE
 from verglas.kernels.backproject import bricks
 from verglas.maximization import round_choice
@@ -118,6 +119,29 @@ def test_the_command_makes_one_map_at_a_time(tmp_path: Path, monkeypatch: pytest
     expected = torch.from_numpy(read_map(tmp_path / "out" / "map.mrc").data_ZYX.copy())
     assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
     assert in_rounds(task, run, 1e5, "x GB (--memory)", 1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "free", "one_at_a_time"),
+    [
+        ({}, 1e9, True), ({"memory": 0.5}, 1e9, False), ({"sym": "D2"}, 1e9, False), ({"half_maps": True}, 1e9, False),
+        ({"sym": "D2"}, 6e6, True), ({"half_maps": True}, 8e6, True), ({"memory": 0.006}, 1e9, True),
+    ],
+)  # fmt: skip
+def test_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: dict[str, Any], free: float, one_at_a_time: bool
+) -> None:
+    """Of one process on a GPU with so many bytes free; all at once takes 21 MB, with half maps 30, with a point group 26."""
+    simulate = ["simulate", "--n", 30, "--box", 48, "--pixel", 4, "--seed", 1, "--out", tmp_path / "set", "--device", "cpu"]
+    assert main([str(word) for word in simulate]) == 0
+    task = Task.of(Reconstruct(particles=tmp_path / "set" / "truth.star", out=tmp_path / "out", **words), ALONE, CPU)
+    monkeypatch.setattr(round_choice, "served", lambda *asked: True)
+    monkeypatch.setattr(memory, "usable_device_memory", lambda device: free)
+    monkeypatch.setattr(round_choice, "roomy", lambda geometry: 6e6)
+    run: Any = Notes()
+    way = way_on_gpu(task, run)
+    assert isinstance(way, ByRounds) if one_at_a_time else way is None, run.lines
+    assert ("one map at a time" in run.lines[0]) == one_at_a_time and run.figures["memory_expected"] > 0
 
 
 def counting(read: list[int]) -> type:

@@ -79,7 +79,7 @@ class Reconstruct:
     """Replace the folder of an earlier run."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: 0.7 of what is free, on a GPU all)")] = None
     """What arrays may take; the program itself takes 0.6 GB beside. Sums that need more are made in slabs, on a CPU with the run
-    folder's disk for help; on a GPU one map at a time, as is a single map if nothing is given."""
+    folder's disk for help; on a GPU one map at a time, as is a single map in C1 if nothing is given."""
     seed: int = 0
     """For splitting into half sets where the file has none."""
     computing: SharedComputing = field(default_factory=SharedComputing)

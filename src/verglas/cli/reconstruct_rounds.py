@@ -88,7 +88,7 @@ def in_rounds(task: Task, run: RunFolder, given: float, of_what: str, whole: flo
         return None
     order = "weights first, then data" if task.options.gridding == "exact" else "data and weights apart"
     run.log(f"one map at a time, {order}: {choice.peak / GB:.3g} GB of memory expected of {of_what}; "
-            f"all at once sums and maps would take {whole / GB:.3g} GB")  # fmt: skip
+            f"all at once, with as much --memory, sums and maps would take {whole / GB:.3g} GB")  # fmt: skip
     run.figure("one_map_at_a_time", order)
     run.figure("memory_expected", round(choice.peak / GB, 3), "GB")
     return ByRounds(choice)

@@ -89,19 +89,21 @@ def way_of(task: Task, ranks: Ranks, run: RunFolder | None) -> BySlabs | InColum
 def way_on_gpu(task: Task, run: RunFolder) -> InColumns | ByRounds | None:
     """As `way_of`, of one process on a GPU.
 
-    One set of images goes one map at a time unless --memory holds all at once: data are added once and images are read once
-    either way. Two half-sets, whose maps would all be made anew, only where memory does not hold them together.
+    One set of images without symmetry goes one map at a time unless --memory holds all at once: data are added once and images
+    are read once either way. Two half-sets, whose maps would all be made anew, and point groups, at all poses of which slices
+    would be added, only where memory does not hold them.
     """
     import numpy as np
 
     from verglas.core.memory import usable_device_memory
+    from verglas.core.symmetry import symmetry_matrices
     from verglas.maximization.round_choice import roomy
 
     asked, expected = task.options.memory, expected_on(task).peak
     free = usable_device_memory(task.device)
     given = free if asked is None else min(asked * GB, free)
     of_what = f"{given / GB:.3g} GB ({'that are free on the GPU' if asked is None or asked * GB > free else '--memory'})"
-    small = asked is None and len(np.unique(task.half_B)) < 2
+    small = asked is None and len(np.unique(task.half_B)) < 2 and len(symmetry_matrices(task.options.sym)) == 1
     if small or expected > given:
         way = in_rounds(task, run, min(given, roomy(task.geometry)) if small else given, of_what, expected)
         if way is not None:
