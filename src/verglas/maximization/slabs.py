@@ -32,11 +32,13 @@ class Slabs:
 
     @classmethod
     def of(cls, whole: RowTable, padding: float, box: int, ranks: Ranks) -> Slabs | None:
-        """Slabs that are alike in work, half of it counted by voxels, half by planes; None where there are too few planes."""
+        """Slabs that are alike in work, half of it counted by voxels, half by the lines along y that hold any; None where there
+        are too few planes."""
         distance_Z = torch.arange(whole.half + 1)
         unpadded_Z = (distance_Z / padding + 0.5).long()
-        voxels_Z = whole.length_ZY.long().sum(1).cpu()[whole.half :].double()
-        work_Z = voxels_Z / voxels_Z.sum() + 1 / len(voxels_Z)
+        length_ZY = whole.length_ZY[whole.half :].long()
+        voxels_Z, lines_Z = length_ZY.sum(1).cpu().double(), length_ZY.amax(1).cpu().double()
+        work_Z = voxels_Z / voxels_Z.sum() + lines_Z / lines_Z.sum()
         work_U = torch.zeros(int(unpadded_Z[-1]) + 1, dtype=torch.float64).index_add_(0, unpadded_Z, work_Z)
         if min(len(work_U), box) < FEWEST_PLANES * ranks.size:
             return None
