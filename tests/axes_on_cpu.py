@@ -20,7 +20,7 @@ KERNELS = {  # arguments of each: p pointer, i int, f float
     "to_y": "ppppppppiiiifiiiii", "to_z": "ppppiii", "to_x": "pppiiif",
     "from_x": "ppppiiiiiiif", "from_z": "ppppiii", "from_y": "ppppppiiii", "sum_outside": "pppiii", "finish": "pppiii",
 }  # fmt: skip
-OF_SHELLS = {"shell_sums": "pppppp" + "iiiiii", "fsc_sums": "pppppppppp" + "iiiiiiiiii", "divide_voxels": "pppppiifi",
+OF_SHELLS = {"shell_sums": "pppppp" + "iiiiiff", "fsc_sums": "pppppppppp" + "iiiiiiiiii", "divide_voxels": "pppppiifi",
              "add_prior": "ppppiifi", "averages": "pppppppp" + "iiiiii"}  # fmt: skip
 ROOM = {axes: "alignas(16) static float2 shared_lines", shells: "static double shared_sums"}
 

@@ -58,6 +58,19 @@ inline double __shfl_sync(unsigned, double value, int from) {
 inline double __shfl_up_sync(unsigned, double value, int apart) {
     return __shfl_sync(0, value, threadIdx.x < apart ? threadIdx.x : threadIdx.x - apart);
 }
+inline double __shfl_down_sync(unsigned, double value, int apart) {
+    return __shfl_sync(0, value, threadIdx.x + apart < 32 ? threadIdx.x + apart : threadIdx.x);
+}
+inline unsigned __ballot_sync(unsigned, bool mine) {
+    shown[threadIdx.x] = mine;
+    __syncthreads();
+    unsigned all = 0;
+    for (int i = 0; i < 32; ++i) all |= (shown[i] != 0) << i;
+    __syncthreads();
+    return all;
+}
+inline int __clz(unsigned bits) { return std::countl_zero(bits); }
+inline int __popc(unsigned bits) { return std::popcount(bits); }
 
 template <class Function> static Function *running;
 template <class Function> static void thread_main(int thread) {

@@ -29,11 +29,6 @@ __device__ __forceinline__ float root_near(float a) {
     return b;
 }
 #endif
-__device__ __forceinline__ int reaching(int square) {  // the smallest number whose square is not less
-    if (square <= 0) return 0;
-    const int root = (int)root_near((float)square);
-    return root + (root * root < square);
-}
 
 // Sums of a row from its begin to each place: a shell's share is the difference of two, and a row has each shell once.
 struct Running {
@@ -57,57 +52,69 @@ __device__ __forceinline__ void hand_over(double *sums, const double *own, int c
     for (int i = threadIdx.x; i < count; i += 32) sums[(long long)blockIdx.x * count + i] = own[i];
 }
 
-// sums[block, 3, shells]: of the value, of voxels, of voxels whose weight is the prior's or more, within the radius. value: the weight,
-// or weight / (weight + prior) if `gains`. prior: [shells], or none. from2: [shells + 1], squared distance from which on a voxel is of a
-// shell, the last one beyond all. room: of a row. A row is read whole; then each thread adds up those of its voxels that are of a shell.
-extern "C" __global__ void __launch_bounds__(32) shell_sums(
+// `shell_sums` of one kind: WEIGHED, with a prior (and what is covered is counted); GAINS: of weight / (weight + prior). Of a row a warp has
+// 32 voxels at a time: those of a shell lie side by side, and are added up from lane to lane.
+template <bool WEIGHED, bool GAINS> __device__ __forceinline__ void shell_sums_of(
     double *sums, const float *weight, const Position *start, const int *length, const float *prior, const int *from2, int weight_step,
-    int half, int limit2, int shells, int gains, int room) {
+    int half, int limit2, int shells, float per_voxel, float rounding) {
     double *const total = shared_sums;
-    int *const voxels = reinterpret_cast<int *>(total + shells), *const covered = voxels + shells;
-    float *const seen = reinterpret_cast<float *>(covered + shells);
+    int *const voxels = reinterpret_cast<int *>(total + shells), *const covered = voxels + shells, *const begin2 = covered + shells;
     const int lane = threadIdx.x, edge = 2 * half + 1;
     for (int i = lane; i < shells; i += 32) total[i] = 0, voxels[i] = 0, covered[i] = 0;
+    for (int i = lane; i <= shells; i += 32) begin2[i] = from2[i];
+    __syncwarp();
     for (int row = blockIdx.x; row < edge * edge; row += gridDim.x) {
         const int z = row / edge - half, y = row % edge - half, flat2 = z * z + y * y;
         if (flat2 > limit2 || length[row] == 0) continue;
         const int count = min(length[row], root_of(limit2 - flat2) + 1);
         const float *const here = weight + (long long)start[row] * weight_step;
-        __syncwarp();  // the row before this one is added up
         for (int begin = 0; begin < count; begin += 32 * AT_ONCE) {
             float some[AT_ONCE];
 #pragma unroll
-            for (int j = 0; j < AT_ONCE; ++j) {
-                const int x = min(begin + 32 * j + lane, count - 1);
-                some[j] = here[(long long)x * weight_step];
-            }
+            for (int j = 0; j < AT_ONCE; ++j) some[j] = here[(long long)min(begin + 32 * j + lane, count - 1) * weight_step];
 #pragma unroll
-            for (int j = 0; j < AT_ONCE; ++j) seen[min(begin + 32 * j + lane, room - 1)] = some[j];
-        }
-        __syncwarp();
-        int low = 0, high = shells;  // the shell of x = 0: the last one that begins no later
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (from2[middle] <= flat2) low = middle;
-            else high = middle;
-        }
-        for (int s = low + lane; s < shells; s += 32) {
-            const int from = reaching(from2[s] - flat2), to = min(reaching(from2[s + 1] - flat2), count);
-            if (from >= count) break;
-            const float least = prior ? prior[s] : 0.0f;
-            float sum = 0;
-            int over = 0;
-            for (int x = from; x < to; ++x) {
-                const float value = seen[x];
-                sum += gains ? value / fmaxf(value + least, 1e-30f) : value;
-                over += value >= least;
+            for (int j = 0; j < AT_ONCE; ++j) {
+                if (begin + 32 * j >= count) break;
+                const int x = begin + 32 * j + lane, r2 = flat2 + x * x;
+                int s = min((int)(root_near((float)r2) * per_voxel + rounding), shells - 1);
+                s -= r2 < begin2[s];  // roots are near ones
+                s += r2 >= begin2[s + 1];
+                if (x >= count) s = shells;  // no voxel
+                const float least = WEIGHED && s < shells ? prior[s] : 0.0f;
+                const unsigned over = WEIGHED ? __ballot_sync(ALL, some[j] >= least) : 0;
+                float value = GAINS ? some[j] / fmaxf(some[j] + least, 1e-30f) : some[j];
+                const bool last = __shfl_down_sync(ALL, s, 1) != s || lane == 31;
+                const unsigned before = __ballot_sync(ALL, last) & ((1u << lane) - 1);
+                const int first = 32 - __clz(before), others = lane - first;  // lane of the shell's first voxel among these
+#pragma unroll
+                for (int apart = 1; apart < 32; apart *= 2) {
+                    const float more = __shfl_up_sync(ALL, value, apart);
+                    if (others >= apart) value += more;
+                }
+                if (last && s < shells) {
+                    total[s] += value, voxels[s] += others + 1;
+                    if (WEIGHED) covered[s] += __popc(over >> first & (2u << others) - 1);
+                }
+                __syncwarp();
             }
-            total[s] += sum, voxels[s] += max(to - from, 0), covered[s] += over;
         }
     }
-    __syncwarp();
     double *const out = sums + (long long)blockIdx.x * 3 * shells;
     for (int i = lane; i < shells; i += 32) out[i] = total[i], out[shells + i] = voxels[i], out[2 * shells + i] = covered[i];
+}
+
+// sums[block, 3, shells]: of the value, of voxels, of voxels whose weight is the prior's or more, within the radius. value: the weight,
+// or weight / (weight + prior) if `gains`. prior: [shells], or none. from2: [shells + 1], squared distance from which on a voxel is of a
+// shell, the last one beyond all; a shell is near r per_voxel + rounding.
+extern "C" __global__ void __launch_bounds__(32) shell_sums(
+    double *sums, const float *weight, const Position *start, const int *length, const float *prior, const int *from2, int weight_step,
+    int half, int limit2, int shells, int gains, float per_voxel, float rounding) {
+    if (!prior) shell_sums_of<false, false>(
+        sums, weight, start, length, prior, from2, weight_step, half, limit2, shells, per_voxel, rounding);
+    else if (gains) shell_sums_of<true, true>(
+        sums, weight, start, length, prior, from2, weight_step, half, limit2, shells, per_voxel, rounding);
+    else shell_sums_of<true, false>(
+        sums, weight, start, length, prior, from2, weight_step, half, limit2, shells, per_voxel, rounding);
 }
 
 struct Volume {  // sums of a half-set

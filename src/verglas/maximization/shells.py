@@ -1,9 +1,9 @@
 """Sums over the shells of packed volumes on a GPU, in one walk through them, and quotients by shells: launches of shells.cu.
 
-A row of voxels goes through each shell once. For sums of weights a warp reads a row, and each of its threads adds up the voxels
-of some shells. For correlations it adds a row up from its begin to each place, in double precision (powers of neighbouring shells
-may be far apart), and takes of each shell the difference of two of these sums. Nothing is added up by atomics, and the result
-does not depend on the order.
+A row of voxels goes through each shell once. For sums of weights a warp has 32 voxels of a row at a time, and adds up those that
+are of one shell from lane to lane. For correlations it adds a row up from its begin to each place, in double precision (powers
+of neighbouring shells may be far apart), and takes of each shell the difference of two of these sums. Nothing is added up by
+atomics, and the result does not depend on the order.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def shell_sums_cuda(
 
     Per shell floor(r / padding + rounding), float64 [shells]; voxels within the table's radius only.
     """
-    limit2, room, device = largest_below(rows.radius), rows.half + 2, weight_V.device
-    shared = 16 * shells + 8 * -(-room // 2)
+    limit2, device = largest_below(rows.radius), weight_V.device
+    shared = 16 * shells + 8 * -(-(shells + 1) // 2)
     blocks = _blocks(device, shared)
     sums_B3S = torch.empty(blocks, 3, shells, dtype=torch.float64, device=device)
     prior = None if prior_S is None else prior_S.to(weight_V).contiguous()
     from2_S = _begins(limit2, float(padding), float(rounding), shells, device)
     _launch(
         "shell_sums", rows, blocks, shared, sums_B3S, weight_V, rows.start_ZY, rows.length_ZY.contiguous(), prior, from2_S,
-        weight_V.stride(0), rows.half, limit2, shells, int(gains), room,
+        weight_V.stride(0), rows.half, limit2, shells, int(gains), 1 / padding, float(rounding),
     )  # fmt: skip
     total, count, covered = sums_B3S.sum(0)
     return total, count, count.clone() if prior is None else covered
