@@ -17,7 +17,7 @@ template <long long DIGITS, int... RADICES> struct Read : Read<DIGITS / 100, DIG
 template <int... RADICES> struct Read<0, RADICES...> { using Plan = Passes<RADICES...>; };
 using Full = Read<FULL>::Plan;
 using Halved = Read<HALVED>::Plan;
-constexpr int SOME = 8;  // voxels that a thread reads at a time
+constexpr int SOME = Full::first <= 10 ? Full::first : 8;  // voxels that a thread reads at a time
 constexpr int HALF = P / 2, THREADS = COLUMNS * WORKERS, LINE_THREADS = LINES * LINE_WORKERS;
 static_assert(Full::length == P && Halved::length == HALF && Full::first % 2 == 0);
 

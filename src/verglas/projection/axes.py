@@ -34,8 +34,8 @@ SOURCE = Path(__file__).with_name("axes.cu")
 EDGE = 3.0  # px, of the sphere outside of which a map is its mean
 PROCESSOR_BYTES = 227 * 1024
 REGISTERS = 2**16  # of a processor
-SPARE_REGISTERS = 32  # of a thread, beside the numbers that it transforms
-LARGEST_RADIX, LARGEST_FILLING = 40, 20  # numbers that a thread transforms at a time
+SPARE_REGISTERS, SPARE_FILLING = 32, 64  # of a thread, beside the numbers that it transforms; where it reads voxels
+LARGEST_RADIX, LARGEST_FILLING, FILLING_ALONE = 40, 20, 16  # numbers that a thread transforms at a time
 LINES = (8, 4)  # of a block: eight, if they fit, so that whole sectors of 32 bytes are read and written
 TOGETHER = 16  # columns of a run, or a multiple; also where lines of a plane begin, if nobody has to send them
 SUMMERS = 256
@@ -145,8 +145,8 @@ def serves(box: int, size: int, device: torch.device, dtype: torch.dtype) -> boo
     for factor in range(2, LARGEST_FACTOR + 1):
         while left % factor == 0:
             left //= factor
-    needed = [8 * min(LINES) * room(passes(size, most)) for most in (LARGEST_RADIX, LARGEST_FILLING)] if left == 1 else []
-    return left == 1 and max(needed) <= MOST_SHARED_BYTES
+    kinds = (LARGEST_RADIX, LARGEST_FILLING, FILLING_ALONE)
+    return left == 1 and max(8 * min(LINES) * room(passes(size, most)) for most in kinds) <= MOST_SHARED_BYTES
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,17 @@ class Cut:
     blocks: int
 
     @classmethod
-    def of(cls, length: int, most: int) -> Cut:
-        """The one that the module's constants ask for."""
+    def of(cls, length: int, most: int, spare: int = SPARE_REGISTERS) -> Cut:
+        """The one that the module's constants ask for; spare: registers of a thread beside its numbers."""
         radices = passes(length, most)
+        each, units = spare + 2 * max(radices), length // radices[0]  # registers of a thread; of the first pass's work
         for lines in LINES:
             workers, shared = min(length // max(radices), MOST_THREADS // lines), 8 * lines * room(radices)
             if shared <= MOST_SHARED_BYTES:
                 break
-        registers = 32 * -(-lines * workers // 32) * (SPARE_REGISTERS + 2 * max(radices))
+        if lines * workers * each > REGISTERS:  # fewer threads, that have as much to do as one another in the first pass
+            workers = -(-units // -(-units // (REGISTERS // (lines * each))))
+        registers = 32 * -(-lines * workers // 32) * each
         return cls(radices, lines, workers, shared, max(1, min(PROCESSOR_BYTES // (shared + 1024), REGISTERS // registers)))
 
     @property
@@ -193,8 +196,10 @@ class Axes:
 
     @cached_property
     def filling(self) -> Cut:
-        """Of columns, along y on the way to a map: in more threads, as most of the time goes with waiting for voxels."""
-        return Cut.of(self.size, LARGEST_FILLING)
+        """Of columns, along y on the way to a map: in more threads, as most of the time goes with waiting for voxels; where a
+        processor has one block alone, a thread reads more of them at a time."""
+        cut = Cut.of(self.size, LARGEST_FILLING)
+        return cut if cut.blocks > 1 else Cut.of(self.size, FILLING_ALONE, SPARE_FILLING)
 
     @cached_property
     def along(self) -> Cut:
