@@ -75,6 +75,7 @@ def _begin(place: Place, device: torch.device) -> None:
     pulse = Pulse(place.rank, place.size, own, patience, lead_holds_it)
     pulse.start()
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # else NCCL aborts processes before it is told who was lost
+    os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")  # messages begin before blocks of kernels that wait for a place
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=place.rank, world_size=place.size, timeout=LONGEST,

@@ -34,7 +34,8 @@ from verglas.projection import axes as kernels
 from verglas.projection.axes import Axes, Between, Sums
 from verglas.projection.pruned import Fill, PaddedGrid, correction_at, largest_below, map_of, runs
 
-GATHERED_AT_ONCE = 2**24  # voxels of a rank's part of a map
+GATHERED_AT_ONCE = 2**27  # voxels, of all ranks
+GATHERED_WHOLE: tuple[str, ...] = ("cuda",)  # devices that send a map in less time than the voxels of a mask are found
 EDGE = 3.0  # px, of the sphere outside of which a map is its mean
 
 
@@ -146,8 +147,10 @@ class SharedTransform:
     def whole(self, part: MapPart, wanted: range, support_ZYX: Tensor | None) -> Tensor:
         """The map [N, N, N] on all ranks, from the part of each. support: bool, voxels that are wanted; the others are 0."""
         home = torch.device("cpu") if self.slabs.maps_on_host else part.values_ZYX.device
-        if support_ZYX is None and self.form == "transposed" and home == part.values_ZYX.device and len(wanted):
-            return self._gathered(part, wanted)
+        every = support_ZYX is None or home.type in GATHERED_WHOLE
+        if every and self.form == "transposed" and home == part.values_ZYX.device and len(wanted):
+            found_ZYX = self._gathered(part, wanted)
+            return found_ZYX if support_ZYX is None else found_ZYX.mul_(support_ZYX)
         out_ZYX = torch.zeros(self.box, self.box, self.box, dtype=part.values_ZYX.dtype, device=home)
         ranks = self.slabs.ranks
         for rank in range(1 if self.form == "replicated" else ranks.size):
@@ -168,7 +171,7 @@ class SharedTransform:
         new = torch.empty if len(wanted) == box else torch.zeros
         out_ZYX = new(box, box, box, dtype=part.values_ZYX.dtype, device=part.values_ZYX.device)
         most = max(high - low for low, high in pairwise(ends))
-        step, arriving = max(1, GATHERED_AT_ONCE // (most * box)), _OneAhead()
+        step, arriving = max(1, GATHERED_AT_ONCE // (ranks.size * most * box)), _OneAhead()
 
         def arrived(planes: slice, found: list[Tensor]) -> None:
             for rows_ZYX, (low, high) in zip(found[0], pairwise(ends), strict=True):
@@ -191,7 +194,7 @@ class SharedTransform:
 
     def grid(self, at_radius: bool = False) -> PaddedGrid:
         """This rank's planes; at_radius: with those that only the map's transform has something in."""
-        return self._grids(at_radius)[self.slabs.ranks.rank]
+        return PaddedGrid.of(self.slabs.whole, self.box, self.size, self._planes(at_radius)[self.slabs.ranks.rank])
 
     def place_of(self, rank: int, wanted: range) -> tuple[Tensor, range]:
         """Planes z and rows y of a map that a rank has."""
