@@ -143,7 +143,8 @@ class Ranks:
         counts = [math.prod(shape) for shape in shapes]
         found = sent.new_empty(sum(counts))
         sizes = [part.numel() for part in parts]
-        share = 1 if sizes[self.rank] else self.size / (self.size - 1)  # of what is sent the meter takes off one's own part
+        # Of what is sent the meter takes off one's own part.
+        share = 1 if sizes[self.rank] or self.size == 1 else self.size / (self.size - 1)
         entry = self.meter.count("all-to-all", name, round(share * sent.nbytes), self.size)
         work = dist.all_to_all_single(found, sent, counts, sizes, group=group, async_op=True)
         assert work is not None
