@@ -19,7 +19,7 @@ LENT = 15  # particles
 def make_generous(patch: pytest.MonkeyPatch) -> None:
     """Whatever a helper manages, it gets `LENT` particles from the first expectation on, and is waited for."""
     patch.setattr(Lending, "rows", lambda self, total, most: min(most, LENT))
-    patch.setattr(Lending, "wants_trial", lambda self: False)
+    patch.setattr(Lending, "wants_trial", lambda self, total: False)
     patch.setattr(helpers, "WAITED", 1e6)
     patch.setattr(helpers, "NICE", 0)
     beside: Any = Helpers.beside

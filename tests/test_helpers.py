@@ -52,7 +52,7 @@ def test_values_arrive_as_they_were() -> None:
 
 def test_a_helper_gets_what_it_is_back_with_in_time() -> None:
     lend = Lending()
-    assert lend.wants_trial() and lend.rows(1000, 500) == 0  # nothing is known of it
+    assert lend.wants_trial(1000) and lend.rows(1000, 500) == 0  # nothing is known of it
     lend.heard(Found(1.0, 0.1, 1.0), lent=False)
     lend.passed(1000, 60.0)
     assert lend.rows(1000, 500) == 0  # the first expectation compiled
@@ -63,25 +63,36 @@ def test_a_helper_gets_what_it_is_back_with_in_time() -> None:
     lend.late()
     assert lend.rows(1000, 500) == int((lending.MARGIN * 20 / 2 - 2) / 0.1)  # half as long
     lend.late()
-    tried = [lend.wants_trial() or lend.rows(1000, 500) > 0 for _ in range(lending.RESTS)]
+    tried = [lend.wants_trial(1000) or lend.rows(1000, 500) > 0 for _ in range(lending.RESTS)]
     assert tried == [False] * (lending.RESTS - 1) + [True]
 
 
 @pytest.mark.parametrize("found", [Found(1.0, 8.0, 1.0), Found(20.0, 0.001, 1.0)])
 def test_a_slow_helper_rests_and_is_tried_again(found: Found) -> None:
     lend = Lending()
-    assert lend.wants_trial()
+    assert lend.wants_trial(1000)
     lend.heard(found, lent=False)
     for _ in range(2):
         lend.passed(1000, 20.0)
     tried = []
     for _ in range(lending.RESTS):
-        tried.append(lend.wants_trial())
+        tried.append(lend.wants_trial(1000))
         assert lend.rows(1000, 500) == 0 and "rests" in lend.told
     assert tried == [False] * (lending.RESTS - 1) + [True]
+    tried = [lend.wants_trial(1000) for _ in range(2 * lending.RESTS)]
+    assert tried == [False] * (2 * lending.RESTS - 1) + [True]  # after twice as many
     for _ in range(2):
         lend.passed(1000, 2000.0)  # it has more time
     assert lend.rows(1000, 500) > 100
+
+
+def test_a_short_expectation_has_no_trial() -> None:
+    """It would take cores from who starts the GPU's kernels, for nothing."""
+    lend = Lending()
+    lend.passed(1000, 0.9 * lending.SHORTEST)
+    assert not any(lend.wants_trial(1000) for _ in range(3 * lending.RESTS))
+    lend.passed(1000, 1.1 * lending.SHORTEST)
+    assert lend.wants_trial(1000)
 
 
 def test_lending_that_takes_longer_than_it_saves_is_left() -> None:

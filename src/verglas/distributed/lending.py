@@ -13,7 +13,8 @@ TRIAL = 64  # particles, at most, on which a helper first shows how quick it is
 MARGIN = 0.7  # of the expectation: when it is to be back
 LEAST = 0.005  # of all particles: fewer are not lent
 WORTH = 2.0  # seconds saved for each second that lending takes
-RESTS = 5  # expectations until one that gets nothing is tried again
+SHORTEST = 2.0  # seconds of an expectation: no helper is back from a shorter one, and none is started or tried in it
+RESTS = 5  # expectations until one that gets nothing is tried again; twice as many each time
 LATE = 2  # times in a row after which it rests
 
 
@@ -37,13 +38,18 @@ class Lending:
     _per_row: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # seconds of all ranks together, of expectations
     _late: int = 0
     _rested: int = 0  # expectations since it was last given something
+    _rests: int = RESTS  # until it is tried again
     _barred: bool = False  # was late too often: rests as long as that says
 
-    def wants_trial(self) -> bool:
-        """Whether the helper is to show how quick it is: not known, or long ago. Asked once in every expectation."""
+    def wants_trial(self, total: int) -> bool:
+        """Whether the helper is to show how quick it is: not known, or long ago, and an expectation of `total` rows takes long
+        enough for it to be of use: trials, too, take cores and memory that the ranks want. Asked once in every expectation."""
         self._rested += 1
-        if self._rested < RESTS and (self.found is not None or self._barred):
+        if self._per_row and total * self._per_row[-1] < SHORTEST:
             return False
+        if self._rested < self._rests and (self.found is not None or self._barred):
+            return False
+        self._rests *= 1 if self.found is None else 2
         self._rested, self._late, self._barred = 0, 0, False
         return True
 
@@ -59,7 +65,7 @@ class Lending:
             pace = f"it takes {found.begin + found.give:.2g} s and {found.per_row:.2g} s for each"
             self.told = f"the CPU rests: in {total * each:.2g} s it could take {many}; {pace}"
             return 0
-        self.told, self._rested = f"the CPU took {many}", 0
+        self.told, self._rested, self._rests = f"the CPU took {many}", 0, RESTS
         return count
 
     def passed(self, total: int, seconds: float) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from verglas.distributed.lending import TRIAL, Found, Lending
+from verglas.distributed.lending import SHORTEST, TRIAL, Found, Lending
 from verglas.distributed.ranks import ALONE, Ranks
 from verglas.distributed.wire import Packed, Wire
 from verglas.maximization.gather import BatchResult
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 CORES_OF_RANK = 2  # that a rank with a GPU keeps for itself: starting kernels, reading images, writing files
 FEWEST_THREADS = 4  # of a helper that nobody asked for
 NICE = 19  # a helper yields to everything else on the computer
-SHORTEST = 2.0  # seconds of an expectation: no helper is back from a shorter one, and none is started
 WAITED = 0.25  # of the time of doing its particles once more, a helper that is late is waited for
 
 
@@ -210,7 +209,7 @@ class Helpers(AbstractContextManager["Helpers"]):
         lent_n, most = self._nothing, len(rows) // (2 * parts * max(1, len(self.helpers)))
         self.hear()
         for helper in self.helpers:
-            trial = helper.free and helper.lending.wants_trial()
+            trial = helper.free and helper.lending.wants_trial(self._total)
             count = min(TRIAL, most) if trial else helper.lending.rows(self._total, most) if helper.free else 0
             if count == 0:
                 continue
