@@ -67,7 +67,7 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
     found: list[dict[str, Any]] = []
     for ranks in options.ranks:
         out = options.work / f"ranks_{ranks}.json"
-        thinner = most // ranks
+        thinner = max(1, options.particles // (ranks * (options.each or options.particles // most)))
         passes = "1" if thinner == 1 else f"1,{thinner}"
         words = ["--data", data, "--states", options.work / "states", "--diameter", options.diameter, "--passes", passes,
                  "--trace", ",".join(map(str, options.trace)), "--most", options.most, "--device", options.device,
@@ -182,6 +182,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--particles", type=int, default=100_000, help="of single iterations, on the most ranks")
+    parser.add_argument("--each", type=int, help="of a rank in weak scaling (default: what the most ranks have of --particles)")
     parser.add_argument("--whole", type=int, default=100_000, help="of whole refinements")
     parser.add_argument("--small", type=int, default=5_000, help="of whole refinements that are compared")
     parser.add_argument("--again", type=int, default=3, help="of these on one rank")
