@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from verglas.refinement import ahead
+from verglas.refinement import ahead, driver
 from verglas.refinement.ahead import one_ahead
 from verglas.refinement.expect import HalfExpectation
 from verglas.refinement.state import Schedule
@@ -61,3 +63,16 @@ def test_an_expectation_comes_out_the_same(local: bool, monkeypatch: pytest.Monk
     assert torch.equal(first.sums.noise_GS, second.sums.noise_GS)
     assert torch.equal(first.sums.totals_5, second.sums.totals_5)
     assert torch.equal(first.accumulators[0].total(), second.accumulators[0].total())
+
+
+@pytest.mark.parametrize(("device", "on_device", "wanted"), [("cuda", True, 1), ("cuda", False, 3), ("cpu", True, 3)])
+def test_the_host_of_a_gpu_computes_in_one_thread(device: str, on_device: bool, wanted: int) -> None:
+    on, data = SimpleNamespace(device=torch.device(device)), SimpleNamespace(on_device=on_device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with driver.own_threads(cast(driver.Session, SimpleNamespace(on=on, data=data))):
+            assert torch.get_num_threads() == wanted
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

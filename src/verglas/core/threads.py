@@ -11,11 +11,11 @@ FEW = 4
 
 
 @contextmanager
-def few_threads() -> Iterator[None]:
-    """At most four threads of torch inside; also a decorator. On maps of some 32 px more of them wait for each other longer than
-    they compute (an alignment, sixteen threads beside another program: over a minute; four: three seconds)."""
+def few_threads(most: int = FEW) -> Iterator[None]:
+    """At most four threads of torch inside, or `most`; also a decorator. On maps of some 32 px more of them wait for each other
+    longer than they compute (an alignment, sixteen threads beside another program: over a minute; four: three seconds)."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, FEW))
+    torch.set_num_threads(min(before, most))
     try:
         yield
     finally:
