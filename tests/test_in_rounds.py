@@ -84,6 +84,7 @@ def test_a_third_of_the_formula_is_enough(box: int, exact: bool) -> None:
     geometry = Geometry(box, 1.0, box // 2)
     choice = RoundChoice.of(geometry, exact, 0, 1000, roomy(geometry))
     assert choice is not None and choice.peak <= 0.35 * 11 * (2 * box) ** 3
+    assert choice.waiting_weights >= choice.waiting  # half maps ask for weights alone, too
     assert choice.batch >= 7 and choice.waiting * 0.39 * box**2 > bricks.FEWEST_PER_VOXEL * geometry.rows().count
     assert RoundChoice.of(geometry, exact, 0, 1000, 0.8 * roomy(geometry)) is None
 

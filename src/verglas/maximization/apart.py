@@ -30,6 +30,8 @@ class ApartSums:
     def __init__(
         self, geometry: Geometry, symmetry: str, device: torch.device, data: bool = True, weights: bool = True, most: int = 1
     ) -> None:  # fmt: skip
+        if most < 1:
+            raise ValueError(f"{most} slices cannot wait")
         self.geometry, self.slices = geometry, 0
         self.rows = geometry.rows(device)
         self.padding = padded_size(geometry.box, geometry.padding) / geometry.box

@@ -77,7 +77,7 @@ def _fitting(geometry: Geometry, exact: bool, kept: float, slices: int, given: f
         return None
     adding = sums + tables + kept + working + waiting * of_data
     if not exact:
-        return RoundChoice(batch, waiting, 0, kept, 0.0, False, numbers, max(adding, back))
+        return RoundChoice(batch, waiting, waiting, kept, 0.0, False, numbers, max(adding, back))
     of_weights, weights = slice_bytes(_samples(geometry), False, True), float(WEIGHT * rows.count)
     beside_weights = 2 * weights + tables + kept + working  # u, once weights are made anew
     waiting_weights = _alike(int((given - beside_weights) / of_weights), slices)
