@@ -19,8 +19,9 @@ from verglas.maximization.solvers import Frame, Solvers, chosen, collect, low_vo
 
 GIVERS: dict[str, tuple[list[int], list[int]]] = {  # of the half-sets: ranks that have sums of each
     "each one": ([0], [2]), "some": ([0, 1], [1, 2]), "all": ([0, 1, 2], [0, 1, 2]), "one alone": ([1], [1]),
+    "one of many slices": ([0], [2]),  # these are in double precision then
 }  # fmt: skip
-RUNS = [("C1", "each one"), ("C1", "some"), ("D7", "all"), ("O", "one alone"), ("D2", "some")]
+RUNS = [("C1", "each one"), ("C1", "some"), ("D7", "all"), ("O", "one alone"), ("D2", "some"), ("C1", "one of many slices")]
 LOW = "few shells", "each one"  # quotients are less than a map
 
 
@@ -36,6 +37,8 @@ def given(rank: int, half: int, case: str, givers: str) -> Accumulator:
         one.slices = 0
     elif not one.slices:
         one.slices = 1
+    if givers == "one of many slices" and one.slices and half == 0:
+        one.flush()
     return one
 
 

@@ -122,6 +122,8 @@ def solve_by_ranks(
     """As `halves.solve_halves`. mine: all sums of the half-set that this rank solves for, which are used up; support_ZYX: bool,
     the voxels that are wanted: others may be anything."""
     ranks, none = solvers.ranks, frame.like.new_empty(0)
+    if mine is not None:
+        mine.rounded()  # the solvers exchange numbers of one precision: of many slices, one may have more of it than the other
     half = None if mine is None else gather_sums([mine], symmetry, consume=True)
     if join_shell > 0:
         low_L = none.long() if half is None else low_voxels(half.rows, padded_radius(join_shell, half.padding))
