@@ -326,3 +326,11 @@ def test_pieces_of_others_are_read_ahead(tmp_path, room, alone) -> None:
     if room:
         kept_n = torch.cat([part.result()[0] for part in data.taken_over._parts])
         assert len(kept_n) == len({row for block in foreign for row in block})
+
+
+def test_rows_that_others_take_while_a_rank_looks_are_let_be() -> None:
+    """Whoever takes the last ones adds more to the counter than there are."""
+    shares = Together(40, [1.0, 1.0]).shares[0]
+    handout = Handout(torch.arange(40), shares, torch.zeros(40), name="1.0")
+    handout._taken_of(1, len(handout.line(1).row_n) + 5)
+    assert handout._take(1, 3.0, 8) is None

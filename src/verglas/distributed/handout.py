@@ -259,6 +259,8 @@ class Handout:
     def _take(self, rank: int, cost: float, size: int) -> Piece | None:
         """The next rows of an owner of about that cost, if any are left."""
         line, least, taken = self.line(rank), self._least(size), self._taken_of(rank, 0)
+        if taken >= len(line.row_n):  # the last ones went since this rank looked; counters go beyond the number of rows
+            return None
         wanted = min(size, max(least, line.next(taken, cost)))
         if len(line.row_n) - taken - wanted < (least if rank == self.ranks.rank else least / 2):  # nobody would help with that
             wanted = max(wanted, min(size, len(line.row_n) - taken))
