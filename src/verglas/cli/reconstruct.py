@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -89,13 +89,17 @@ class Reconstruct:
         self.check()
         from verglas.cli.reconstruct_report import painter
 
-        with painter(self.computing.device) as draw:
+        with painter(self.computing.device) as draw, ExitStack() as stack:
             wake_gpu(self.computing.device)
             with importing():
                 set_threads(self.computing.threads)
+                ranks, device, reason = stack.enter_context(ranks_here(self.computing.device))
+                from verglas.maximization import ahead
+
+                if device.type == "cuda":
+                    ahead.of_device(device)
                 import verglas.maximization.reconstruct  # noqa: F401  and with it pandas
-            with ranks_here(self.computing.device) as (ranks, device, reason):
-                self._reconstruct(ranks, device, reason, draw)
+            self._reconstruct(ranks, device, reason, draw)
 
     def _reconstruct(self, ranks: Ranks, device: torch.device, reason: str, draw: Draw | None) -> None:
         """`run` on this device. draw: of `painter`."""

@@ -15,6 +15,28 @@ if TYPE_CHECKING:
     from verglas.maximization.reconstruct import Geometry
 
 
+def of_device(device: torch.device) -> None:
+    """What PyTorch does first in any reconstruction, with next to nothing: its kernels are loaded by their first use. Returns at
+    once: it passes while packages are imported."""
+    _begin(partial(first_steps, device))
+
+
+def first_steps(device: torch.device) -> None:
+    """The list of bricks of a small volume, and slices of two small images."""
+    import torch
+
+    from verglas.core.fourier import half_plane_pixels
+    from verglas.core.rows import packed_sphere
+    from verglas.kernels.backproject.bricks import prepare
+    from verglas.kernels.weigh import GroupTables, ImageFactors, weigh_reference
+
+    prepare(packed_sphere(8.0, device))
+    pixels, fourier_BYX = half_plane_pixels(16, 8, device), torch.fft.rfft2(torch.zeros(2, 16, 16, device=device), norm="forward")
+    phase_K = torch.zeros(len(pixels.x_K), device=device)
+    tables = GroupTables(pixels, phase_K.repeat(3, 1), phase_K, None)
+    weigh_reference(fourier_BYX, tables, ImageFactors(torch.zeros(2, 2), torch.zeros(2, 4)))
+
+
 def of_adding(geometry: Geometry, device: torch.device, fewest: int) -> None:
     """What adds slices to sums, whose data and weights lie together or apart. fewest: slices in a call; where these are too few
     for bricks, Triton's atomics will add them, which take seconds to import and to compile. Returns at once."""
