@@ -178,6 +178,11 @@ def test_triton_is_loaded_ahead_only_where_a_call_has_too_few_samples_for_bricks
     assert [works - begun[0] for works in begun] == [0, 1, 1, 1]
 
 
+def test_first_steps_on_a_gpu_run_and_import_no_table() -> None:
+    code = "import torch; from verglas.maximization.ahead import first_steps; first_steps(torch.device('cpu'))"
+    assert not loaded(code) & {"pandas", "numba", "scipy", "triton"}  # its thread hides errors: here they would be seen
+
+
 def test_moments_of_planes_are_those_of_the_host() -> None:
     from verglas.cli.reconstruct_files import moments_on_device
     from verglas.io.mrc import moments_of
