@@ -35,7 +35,7 @@ PROBES = {
 }
 SHARING: tuple[Form, ...] = ("transposed", "stride")  # in which no rank has all voxels
 REPEATS = 3
-WORTH_ASKING = 96  # px of a box: below it every form takes some ms, less than a probe
+WORTH_ASKING = {"cpu": 96, "cuda": 400}  # px of a box: below it every form takes some ms; probes took 9 s of a run on four H200
 FORMAT = 2
 
 
@@ -48,7 +48,7 @@ def form_for(slabs: Slabs, box: int, size: int, wanted: int, element: int = 4) -
     ranks, device = slabs.ranks, slabs.whole.device
     if ranks.ways.transform is not None:
         return ranks.ways.transform
-    if box < WORTH_ASKING:
+    if box < WORTH_ASKING[device.type]:
         return "transposed"
     room = -usable_device_memory(device) / 2 if device.type == "cuda" else -float("inf")
     least = -float(ranks.greatest(torch.tensor([room], dtype=torch.float64), "room for transforms"))
@@ -62,7 +62,7 @@ def form_from_map(slabs: Slabs, box: int, size: int, element: int = 4) -> Form:
     ranks = slabs.ranks
     if ranks.ways.transform is not None:
         return ranks.ways.transform
-    if box < WORTH_ASKING:
+    if box < WORTH_ASKING[slabs.whole.device.type]:
         return "transposed"
     shape = Shape.of(slabs, box, size, box)
     return costs_here(ranks, slabs.whole.device).choice(shape, "from map", element, forms=SHARING)
