@@ -33,6 +33,7 @@ from verglas.projection.pruned import PaddedGrid
 from verglas.projection.volume import padded_size, radius2
 
 T = TypeVar("T")
+PLANES_OF_MASK = 16
 
 
 @dataclass(frozen=True)
@@ -256,9 +257,10 @@ def correlation_on(
         pair = []
         for half_ZYX in (one_ZYX, other_ZYX):
             here_ZYX = half_ZYX.to(device, copy=True)
-            if masked:
-                mask = soft_sphere(box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE) if mask_ZYX is None else mask_ZYX
-                here_ZYX.mul_(mask.to(device))
+            for first in range(0, box if masked else 0, PLANES_OF_MASK):
+                part = slice(first, min(first + PLANES_OF_MASK, box))
+                sphere = box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE, device, part
+                here_ZYX[part] *= soft_sphere(*sphere) if mask_ZYX is None else mask_ZYX[part].to(device)
             pair.append(torch.fft.rfftn(here_ZYX, norm="forward"))
             del here_ZYX
         return within(fsc_by_planes(*pair), geometry.radius)

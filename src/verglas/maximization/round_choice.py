@@ -18,7 +18,7 @@ from verglas.projection.volume import padded_size
 DATA, WEIGHT = 8, 4  # bytes a voxel
 ROOMY, LEAST = 14.2, 0.2e9  # bytes a voxel that are taken if nothing is said, and bytes that always may be
 OF_PIXEL = 28  # bytes a pixel of the images of a batch, while they become slices
-OF_SAMPLE = 1500  # bytes that could be moved in the time in which a sample of a slice is made and added (2e9 samples/s, H200)
+OF_SAMPLE = 700  # bytes that could be moved in the time in which a sample of a slice is made and its weight added (6e9/s, H200)
 OF_GROUP = 60  # bytes a pixel of an image, of the tables of an optics group
 OF_ROW = 24  # bytes a row of voxels, of tables of rows
 OF_BRICK = 0.1  # bytes a voxel, of the list of bricks
