@@ -77,7 +77,7 @@ class Peer:
         if self.points.is_cuda:
             options |= {"gpu_device_id": self.points.device.index or 0, "gpu_stream": stream}
         else:
-            options["nthreads"] = torch.get_num_threads()
+            options |= {"nthreads": torch.get_num_threads(), "showwarn": 0}  # it warns of threads that Numba, too, has
         dtype = "complex64" if self.real == torch.float32 else "complex128"
         plan = import_module(self.name).Plan(kind, self.shape, batch, self.accuracy, sign, dtype, **options)
         self._give_points(plan)
