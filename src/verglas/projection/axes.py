@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -34,7 +34,7 @@ SOURCE = Path(__file__).with_name("axes.cu")
 EDGE = 3.0  # px, of the sphere outside of which a map is its mean
 PROCESSOR_BYTES = 227 * 1024
 REGISTERS = 2**16  # of a processor
-SPARE_REGISTERS, SPARE_FILLING = 32, 64  # of a thread, beside the numbers that it transforms; where it reads voxels
+SPARE_REGISTERS = 32  # of a thread, beside the numbers that it transforms
 LARGEST_RADIX, LARGEST_FILLING, FILLING_ALONE = 40, 20, 16  # numbers that a thread transforms at a time
 LINES = (8, 4)  # of a block: eight, if they fit, so that whole sectors of 32 bytes are read and written
 TOGETHER = 16  # columns of a run, or a multiple; also where lines of a plane begin, if nobody has to send them
@@ -161,17 +161,14 @@ class Cut:
     blocks: int
 
     @classmethod
-    def of(cls, length: int, most: int, spare: int = SPARE_REGISTERS) -> Cut:
-        """The one that the module's constants ask for; spare: registers of a thread beside its numbers."""
+    def of(cls, length: int, most: int) -> Cut:
+        """The one that the module's constants ask for."""
         radices = passes(length, most)
-        each, units = spare + 2 * max(radices), length // radices[0]  # registers of a thread; of the first pass's work
         for lines in LINES:
             workers, shared = min(length // max(radices), MOST_THREADS // lines), 8 * lines * room(radices)
             if shared <= MOST_SHARED_BYTES:
                 break
-        if lines * workers * each > REGISTERS:  # fewer threads, that have as much to do as one another in the first pass
-            workers = -(-units // -(-units // (REGISTERS // (lines * each))))
-        registers = 32 * -(-lines * workers // 32) * each
+        registers = 32 * -(-lines * workers // 32) * (SPARE_REGISTERS + 2 * max(radices))
         return cls(radices, lines, workers, shared, max(1, min(PROCESSOR_BYTES // (shared + 1024), REGISTERS // registers)))
 
     @property
@@ -197,9 +194,13 @@ class Axes:
     @cached_property
     def filling(self) -> Cut:
         """Of columns, along y on the way to a map: in more threads, as most of the time goes with waiting for voxels; where a
-        processor has one block alone, a thread reads more of them at a time."""
+        processor has one block alone, a thread reads more of them at a time, and none is idle meanwhile."""
         cut = Cut.of(self.size, LARGEST_FILLING)
-        return cut if cut.blocks > 1 else Cut.of(self.size, FILLING_ALONE, SPARE_FILLING)
+        if cut.blocks > 1:
+            return cut
+        alone = Cut.of(self.size, FILLING_ALONE)
+        units = self.size // alone.radices[0]  # of the first pass
+        return replace(alone, workers=-(-units // -(-units // alone.workers)))
 
     @cached_property
     def along(self) -> Cut:
