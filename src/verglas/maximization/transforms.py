@@ -244,8 +244,9 @@ class SharedTransform:
             all_ZXY = cut_ZYX.new_zeros(self.size, part.stop - part.start, count)
             for (plane, column), found in zip(lines, self._exchanged(parts, shapes), strict=True):
                 all_ZXY[plane % self.size, column] = found
-            half_ZYX[:, :, part] = torch.fft.ifft(all_ZXY, dim=0).index_select(0, grid.middle()).transpose(1, 2)
-        return grid.along_x(half_ZYX)
+            if count:  # fewer rows than ranks leave some without any, and no library transforms nothing
+                half_ZYX[:, :, part] = torch.fft.ifft(all_ZXY, dim=0).index_select(0, grid.middle()).transpose(1, 2)
+        return grid.along_x(half_ZYX) if count else half_ZYX.real.new_empty(self.box, 0, self.box)
 
     def _map_by_kernels(self, axes: Axes, sums: Sums, wanted: range) -> Tensor:
         """As `_transposed`, on a GPU."""
