@@ -17,6 +17,7 @@ from verglas.core.rotations import angular_distance, matrix_from_euler, random_r
 from verglas.core.symmetry import order as group_order
 from verglas.core.symmetry import symmetry_matrices
 from verglas.errors import InputError
+from verglas.expectation import sampling
 from verglas.expectation.healpix import child_pixels, directions_of_pixels, largest_radius, pixel_count
 from verglas.expectation.sampling import OffsetGrid, OrientationGrid, view_vectors
 from verglas.io.star import read_star
@@ -51,6 +52,23 @@ def test_children_of_a_pixel_are_its_four_quarters_in_rows() -> None:
     parents = view_vectors(directions_of_pixels(3, torch.arange(768)))
     children = view_vectors(directions_of_pixels(4, child_pixels(torch.arange(768), 1).reshape(-1))).reshape(768, 4, 3)
     assert torch.rad2deg((children * parents[:, None]).sum(-1).acos()).max() < largest_radius(3)
+
+
+def test_matrices_of_a_grid_are_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, most = OrientationGrid.build(4, 1, "D3"), []
+    monkeypatch.setattr(sampling, "PIXELS_AT_ONCE", 100)
+    directions = sampling.directions_of_pixels
+
+    def counted(order: int, pixel_D: torch.Tensor) -> torch.Tensor:
+        most.append(len(pixel_D))
+        return directions(order, pixel_D)
+
+    monkeypatch.setattr(sampling, "directions_of_pixels", counted)
+    sampling.views_of_unit.cache_clear()
+    found_E33 = sampling.views_of_unit(4, 1, "D3", torch.device("cpu"))
+    rot, tilt = directions(5, child_pixels(grid.healpix_D, 1).reshape(-1)).unbind(-1)
+    assert torch.equal(found_E33, matrix_from_euler(rot, tilt, torch.zeros_like(rot)))
+    assert max(most) == 400 and sum(most) == len(found_E33)
 
 
 @pytest.mark.parametrize("symmetry", GROUPS)

@@ -111,18 +111,18 @@ def _mates(symmetry: str, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=2)  # every batch of every iteration on this grid asks for it
 def _descent(healpix_order: int, symmetry: str, cut: float, device: torch.device) -> _Descent:
-    healpix_D, levels = directions_of_unit(healpix_order, symmetry)[1], []
+    healpix_D, levels = directions_of_unit(healpix_order, symmetry)[1].to(device), []
     view_D33 = views_of_unit(healpix_order, 0, symmetry, device)
     first = min(_FIRST_ORDER, healpix_order)
-    pixels = [torch.unique(healpix_D >> 2 * (healpix_order - order)) for order in range(first, healpix_order + 1)]
+    pixels = [torch.unique_consecutive(healpix_D >> 2 * (healpix_order - order)) for order in range(first, healpix_order + 1)]
     for order, pixel_U in enumerate(pixels, first):
         last = order == healpix_order
         radius = cut if last else cut + largest_radius(order)
         following = pixel_U if last else pixels[order - first + 1]
         ends = torch.cat([pixel_U, pixel_U[-1:] + 1]) * (1 if last else 4)
-        view_U3 = view_D33[:, 2] if last else view_vectors(directions_of_pixels(order, pixel_U)).to(device)
+        view_U3 = view_D33[:, 2] if last else view_vectors(directions_of_pixels(order, pixel_U))
         reach = math.cos(math.radians(min(radius, 180.0)))
-        levels.append(_Level(view_U3, reach, torch.searchsorted(following, ends).to(device)))
+        levels.append(_Level(view_U3, reach, torch.searchsorted(following, ends)))
     return _Descent(levels, view_D33)
 
 

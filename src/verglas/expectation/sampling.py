@@ -22,6 +22,7 @@ from verglas.errors import InputError
 from verglas.expectation.healpix import child_pixels, directions_of_pixels, largest_radius, pixel_count
 
 _SEAMS_CHECKED_BELOW = 4000  # directions; on finer grids the seams are a small fraction and are left alone
+PIXELS_AT_ONCE = 2**18  # directions whose matrices, with those of their children, are made at a time
 
 # Inner normals of the asymmetric units' planes (docs/conventions.md: axis settings).
 _PLANES: dict[str, list[tuple[float, float, float]]] = {
@@ -113,9 +114,12 @@ def directions_of_unit(healpix_order: int, symmetry: str) -> tuple[Tensor, Tenso
 def views_of_unit(healpix_order: int, levels: int, symmetry: str, device: torch.device) -> Tensor:
     """Matrices Ry(tilt) Rz(rot) of the descendants, `levels` orders down, of these directions, float64 [D * 4^levels, 3, 3]."""
     _, healpix_D = directions_of_unit(healpix_order, symmetry)
-    pixels = child_pixels(healpix_D, levels).reshape(-1)
-    rot, tilt = directions_of_pixels(healpix_order + levels, pixels).to(device).unbind(-1)
-    return matrix_from_euler(rot, tilt, torch.zeros_like(rot))
+    within, views = 4**levels, torch.empty(len(healpix_D) * 4**levels, 3, 3, dtype=torch.float64, device=device)
+    for part_D, part_E33 in zip(healpix_D.split(PIXELS_AT_ONCE), views.split(PIXELS_AT_ONCE * within), strict=True):
+        pixels = child_pixels(part_D.to(device), levels).reshape(-1)  # of order 9 there are 13 million: a host takes seconds
+        rot, tilt = directions_of_pixels(healpix_order + levels, pixels).unbind(-1)
+        part_E33.copy_(matrix_from_euler(rot, tilt, torch.zeros_like(rot)))
+    return views
 
 
 @dataclass(frozen=True)
