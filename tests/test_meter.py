@@ -65,9 +65,9 @@ def test_switches_are_read_from_the_environment() -> None:
 
 def test_what_ranks_have_worked_on_is_told() -> None:
     mine, theirs = Work(host="one", owned=50), Work(host="two", owned=50)
-    mine.add(50, True, 2.0)
-    mine.add(10, False, 0.5)
-    theirs.add(40, True, 3.0)
+    mine.add(50, True, 2.0, 0.0)
+    mine.add(10, False, 0.5, 0.0)
+    theirs.add(40, True, 3.0, 0.0)
     tables = [{"ranks": 2, "work": [mine.read(), theirs.read()]}, {"ranks": 2, "work": [mine.read(), theirs.read()]}]
     text = "  computing 2.5 s (rank 0) to 3 s (rank 1), 10 % of the particles for others"
     assert work_lines(tables[0]["work"]) == [text]  # type: ignore[arg-type]

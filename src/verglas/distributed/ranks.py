@@ -124,9 +124,10 @@ class Ranks:
                 dist.broadcast(tensor, rank)
         return tensor
 
-    def exchanged(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str) -> list[Tensor]:
-        """Each rank's part for each: parts[q] goes to rank q; what comes from rank q has shapes[q]."""
-        return self._exchanging(parts, shapes, name, None)()
+    def exchanged(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, even: bool = True) -> list[Tensor]:
+        """Each rank's part for each: parts[q] goes to rank q; what comes from rank q has shapes[q]. even: one's own part
+        counts as 1 / R of what is sent, as in the formulas of traffic; else as what it is."""
+        return self._exchanging(parts, shapes, name, None, even=even)()
 
     def exchanging(
         self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, lent: bool = False
@@ -137,15 +138,16 @@ class Ranks:
 
     def _exchanging(
         self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, group: dist.ProcessGroup | None,
-        lent: bool = False,
+        lent: bool = False, even: bool = True,
     ) -> Callable[[], list[Tensor]]:
         sent = side_by_side(parts) if lent else torch.cat([part.flatten() for part in parts])
         counts = [math.prod(shape) for shape in shapes]
         found = sent.new_empty(sum(counts))
         sizes = [part.numel() for part in parts]
-        # Of what is sent the meter takes off one's own part.
-        share = 1 if sizes[self.rank] or self.size == 1 else self.size / (self.size - 1)
-        entry = self.meter.count("all-to-all", name, round(share * sent.nbytes), self.size)
+        counted = sent.nbytes  # of which the meter takes off 1 / R for one's own part
+        if not even and self.size > 1:
+            counted = round((sent.nbytes - parts[self.rank].nbytes) * self.size / (self.size - 1))
+        entry = self.meter.count("all-to-all", name, counted, self.size)
         work = dist.all_to_all_single(found, sent, counts, sizes, group=group, async_op=True)
         assert work is not None
 

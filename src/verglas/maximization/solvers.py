@@ -68,7 +68,7 @@ class Solvers:
             parts[first], shapes[first] = sent, (sent.numel() if both else 0,)
         elif self.mine == 0:
             parts[second], shapes[second] = sent if both else none, (sent.numel(),)
-        found = self.ranks.exchanged(parts, shapes, name)
+        found = self.ranks.exchanged(parts, shapes, name, even=False)
         return torch.cat(found).view(sent.shape) if self.mine == 0 or (both and self.mine == 1) else sent
 
 
@@ -96,7 +96,7 @@ def collect(mine: Accumulator | None, count: int, half: int, solvers: Solvers, l
             assert mine is not None
             parts[solver] = mine.total()[part, :3].to(like.dtype)
         shapes = [shape if solves and rank in senders else (0,) for rank in range(ranks.size)]
-        found = ranks.exchanged(parts, shapes, "sums of slices, at who solves")
+        found = ranks.exchanged(parts, shapes, "sums of slices, at who solves", even=False)
         if solves:
             assert mine is not None
             for rank in senders:
