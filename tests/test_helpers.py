@@ -144,7 +144,8 @@ def test_ranks_may_have_helpers(simulated: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-6000:]
     check_same(tmp_path)
     found = helped_of(tmp_path / "two")
-    assert [one["particles"] for one in found] == [30] * 3  # each rank's helper has some of the half-set that is its rank's
+    # Each rank's helper has some of the half-set that is its rank's, unless that rank lags and the other one has taken them.
+    assert len(found) == 3 and all(one["particles"] in (15, 30) for one in found), found
 
 
 def killed(self: Helper, task: Task) -> None:
