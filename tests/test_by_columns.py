@@ -23,14 +23,15 @@ from verglas.distributed.ranks import ALONE
 from verglas.errors import InputError
 from verglas.kernels.backproject import backproject
 from verglas.maximization.accumulate import Accumulator
-from verglas.maximization.by_columns import ByColumns, SumsByColumns, solve_by_columns
+from verglas.maximization.anew import solve_anew
+from verglas.maximization.by_columns import ByColumns, SumsByColumns
 from verglas.maximization.column_choice import ColumnChoice, column_ends, least
 from verglas.maximization.reconstruct import Geometry
-from verglas.maximization.reconstruction import solve
+from verglas.maximization.reconstruction import Reconstruction, solve
 from verglas.particles.table import ParticleTable
 from verglas.projection.volume import sampling_matrices
 
-BOX = 24
+BOX, CPU = 24, torch.device("cpu")
 GEOMETRY = Geometry(BOX, 2.0, BOX // 2)
 COORDINATES = half_plane_pixels(BOX).coordinates_K3()
 
@@ -83,7 +84,7 @@ def test_slabs_of_columns_add_up_to_the_whole(implementation: str) -> None:
 @pytest.mark.parametrize("exact", [False, True])
 def test_maps_are_those_made_in_memory(symmetry: str, exact: bool) -> None:
     """Of groups whose rotations turn the grid onto itself: slices added turned are then the same."""
-    found = solve_by_columns([sums_of(1, how(symmetry, exact))]).map_ZYX
+    found = solve_anew([sums_of(1, how(symmetry, exact))], GEOMETRY, CPU).map_ZYX
     expected = solve([whole_of(1)], symmetry, 2.0, exact=exact).map_ZYX
     assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
 
@@ -92,7 +93,11 @@ def test_maps_are_those_made_in_memory(symmetry: str, exact: bool) -> None:
 def test_half_maps_and_curves(exact: bool) -> None:
     geometry = Geometry(BOX, 2.0, 10, 1.5)
     way = how(exact=exact, halves=True, geometry=geometry)
-    found = solve_by_columns([sums_of(1, way), sums_of(2, way)], None, 8.0)
+    check_halves(solve_anew([sums_of(1, way), sums_of(2, way)], geometry, CPU, None, 8.0), geometry, exact)
+
+
+def check_halves(found: Reconstruction, geometry: Geometry, exact: bool) -> None:
+    """Maps and curves of two half-sets are those made in memory."""
     expected = solve([whole_of(1, geometry), whole_of(2, geometry)], "C1", 2.0, None, 8.0, exact)
     for name in ("map_ZYX", "wiener_ZYX", "fsc_S", "fsc_masked_S", "ssnr_S", "coverage_S"):
         one, other = getattr(found, name), getattr(expected, name)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_by_columns import BOX, GEOMETRY, Notes, some_slices, whole_of
+from tests.test_by_columns import BOX, CPU, GEOMETRY, Notes, check_halves, some_slices, whole_of
 
-from verglas.cli import reconstruct_rounds
+from verglas.cli import reconstruct_columns
 from verglas.cli.main import main
 from verglas.cli.reconstruct import Reconstruct, Task
 from verglas.cli.reconstruct_rounds import ByRounds, in_rounds
@@ -19,13 +19,12 @@ from verglas.core import memory, shells
 from verglas.distributed.ranks import ALONE
 from verglas.kernels.backproject import bricks
 from verglas.maximization import round_choice
+from verglas.maximization.anew import solve_anew
 from verglas.maximization.apart import ApartSums
-from verglas.maximization.in_rounds import InRounds, SumsInRounds, solve_in_rounds
+from verglas.maximization.in_rounds import InRounds, SumsInRounds
 from verglas.maximization.reconstruct import Geometry
 from verglas.maximization.reconstruction import solve
 from verglas.maximization.round_choice import RoundChoice, roomy, served
-
-CPU = torch.device("cpu")
 
 
 def how(
@@ -49,7 +48,7 @@ def sums_of(seed: int, way: InRounds) -> SumsInRounds:
 def test_maps_are_those_made_in_memory(symmetry: str, exact: bool, remade: bool) -> None:
     """Of groups whose rotations turn the grid onto itself: slices added turned are then the same."""
     sums = sums_of(1, how(symmetry, exact, remade=remade))
-    found = solve_in_rounds([sums]).map_ZYX
+    found = solve_anew([sums], GEOMETRY, CPU).map_ZYX
     expected = solve([whole_of(1)], symmetry, 2.0, exact=exact).map_ZYX
     assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
     assert sums.slices == 40
@@ -59,14 +58,7 @@ def test_maps_are_those_made_in_memory(symmetry: str, exact: bool, remade: bool)
 def test_half_maps_and_curves(exact: bool) -> None:
     geometry = Geometry(BOX, 2.0, 10, 1.5)
     way = how(exact=exact, halves=True, geometry=geometry)
-    found = solve_in_rounds([sums_of(1, way), sums_of(2, way)], None, 8.0)
-    expected = solve([whole_of(1, geometry), whole_of(2, geometry)], "C1", 2.0, None, 8.0, exact)
-    for name in ("map_ZYX", "wiener_ZYX", "fsc_S", "fsc_masked_S", "ssnr_S", "coverage_S"):
-        one, other = getattr(found, name), getattr(expected, name)
-        assert float((one - other).abs().max()) < 2e-4 * float(other.abs().max()), name
-    assert found.half_maps is not None and expected.half_maps is not None
-    for one, other in zip(found.half_maps, expected.half_maps, strict=True):
-        assert float((one - other).abs().max()) < 2e-5 * float(other.abs().max())
+    check_halves(solve_anew([sums_of(1, way), sums_of(2, way)], geometry, CPU, None, 8.0), geometry, exact)
 
 
 def test_correlation_some_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +102,7 @@ def test_the_command_makes_one_map_at_a_time(tmp_path: Path, monkeypatch: pytest
     assert way is not None and "one map at a time" in notes.lines[0] and "1 GB" in notes.lines[0]
     assert notes.figures["memory_expected"] > 0 and "one_map_at_a_time" in notes.figures
     read: list[int] = []
-    monkeypatch.setattr(reconstruct_rounds, "KeptImages", counting(read))
+    monkeypatch.setattr(reconstruct_columns, "KeptImages", counting(read))
     found = type(way)(replace(way.choice, waiting=11, batch=4)).solved(task, run).map_ZYX
     assert len(read) == (2 if options.skip_bad else 1)  # weights need no images
     assert main(["reconstruct", "--particles", str(star), "--out", str(tmp_path / "out"), "--device", "cpu", *words]) == 0
@@ -145,7 +137,7 @@ def test_the_rule(
 
 
 def counting(read: list[int]) -> type:
-    class Counted(reconstruct_rounds.KeptImages):
+    class Counted(reconstruct_columns.KeptImages):
         def __iter__(self) -> Any:
             read.append(1)
             return super().__iter__()

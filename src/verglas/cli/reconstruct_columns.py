@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from verglas.cli.reconstruct import Task, batch_size, note_figures, report_bad
 from verglas.errors import InputError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.io.runfolder import RunFolder
+    from verglas.maximization.anew import Anew
     from verglas.maximization.column_choice import ColumnChoice
     from verglas.maximization.reconstruct import Addable, GroupSlices
     from verglas.maximization.reconstruction import Reconstruction
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from verglas.particles.loader import ImageBatch, ImageLoader
 
 GB = 1e9
+A = TypeVar("A", bound="Anew")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class InColumns:
         """The maps."""
         from verglas.core.memory import grow_device_memory
         from verglas.core.symmetry_names import normalise_name
-        from verglas.maximization.by_columns import ByColumns, SumsByColumns, solve_by_columns
+        from verglas.maximization.by_columns import ByColumns, SumsByColumns
 
         options, geometry, choice = task.options, task.geometry, self.choice
         if task.device.type == "cuda":
@@ -42,13 +44,23 @@ class InColumns:
         loaders = task.loaders(choice.batch)
         how = ByColumns(geometry, normalise_name(options.sym), task.device, options.gridding == "exact", choice.ends,
                         choice.transforms, choice.at_once, on_host=len(loaders) > 1)  # fmt: skip
-        kept = [KeptImages(loader, task.device, choice.kept > 0) for loader in loaders]
-        names = ["all images"] if len(loaders) == 1 else ["half-set 1", "half-set 2"]
-        sets = [SumsByColumns(how, adder(task, images, run), name) for images, name in zip(kept, names, strict=True)]
-        result = solve_by_columns(sets, task.mask_ZYX, task.mask_radius)
-        report_bad([image for loader in loaders for image in loader.bad], run)
-        note_figures(task, sum(one.slices for one in sets), run)
-        return result
+        return solved_anew(task, run, loaders, choice.kept > 0,
+                           lambda images, name: SumsByColumns(how, adder(task, images, run), name))  # fmt: skip
+
+
+def solved_anew(
+    task: Task, run: RunFolder, loaders: list[ImageLoader], keep: bool, sums_of: Callable[[KeptImages, str], A]
+) -> Reconstruction:
+    """The maps of the sets that the loaders read, with what is said of images. sums_of: (images, name) of a set; keep: images
+    stay on the device."""
+    from verglas.maximization.anew import solve_anew
+
+    names = ["all images"] if len(loaders) == 1 else ["half-set 1", "half-set 2"]
+    sets = [sums_of(KeptImages(loader, task.device, keep), name) for loader, name in zip(loaders, names, strict=True)]
+    result = solve_anew(sets, task.geometry, task.device, task.mask_ZYX, task.mask_radius)
+    report_bad([image for loader in loaders for image in loader.bad], run)
+    note_figures(task, sum(one.slices for one in sets), run)
+    return result
 
 
 class KeptImages:
@@ -117,17 +129,22 @@ def stored_images(task: Task) -> float:
     return float(task.loader.stored_bytes()) * len(task.loader.indices) * max(task.loader.box_of_group.values()) ** 2
 
 
-def columns_of(task: Task, given: float) -> ColumnChoice | None:
-    """What fits into `given` bytes of the device."""
+def slices_of(task: Task, poses: int) -> int:
+    """Of a half-set, at so many poses each."""
     import numpy as np
 
+    sheets = 1 if task.options.ewald == "off" else 2
+    return sheets * len(task.table) * poses // len(np.unique(task.half_B))
+
+
+def columns_of(task: Task, given: float) -> ColumnChoice | None:
+    """What fits into `given` bytes of the device."""
     from verglas.core.symmetry import symmetry_matrices
     from verglas.maximization.column_choice import ColumnChoice
 
     options, geometry, images = task.options, task.geometry, stored_images(task)
-    exact, sheets = options.gridding == "exact", 1 if options.ewald == "off" else 2
-    slices = sheets * len(task.table) * len(symmetry_matrices(options.sym)) // len(np.unique(task.half_B))
-    return ColumnChoice.of(geometry, exact, images, slices, batch_size(geometry.box, task.device), given)
+    slices, batch = slices_of(task, len(symmetry_matrices(options.sym))), batch_size(geometry.box, task.device)
+    return ColumnChoice.of(geometry, options.gridding == "exact", images, slices, batch, given)
 
 
 def in_columns(task: Task, run: RunFolder, given: float, of_what: str, whole: float) -> InColumns:

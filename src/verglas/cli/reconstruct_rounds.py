@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from verglas.cli.reconstruct import Task, note_figures, report_bad
-from verglas.cli.reconstruct_columns import GB, KeptImages, adder, stored_images
+from verglas.cli.reconstruct import Task
+from verglas.cli.reconstruct_columns import GB, KeptImages, adder, slices_of, solved_anew, stored_images
 
 if TYPE_CHECKING:
     from verglas.io.runfolder import RunFolder
@@ -26,8 +26,8 @@ class ByRounds:
     def solved(self, task: Task, run: RunFolder) -> Reconstruction:
         """The maps."""
         from verglas.core.memory import grow_device_memory
-        from verglas.core.symmetry import normalise_name
-        from verglas.maximization.in_rounds import InRounds, SumsInRounds, solve_in_rounds
+        from verglas.core.symmetry_names import normalise_name
+        from verglas.maximization.in_rounds import InRounds, SumsInRounds
 
         options, geometry, choice = task.options, task.geometry, self.choice
         if task.device.type == "cuda":
@@ -39,13 +39,8 @@ class ByRounds:
         loaders[0].begin()  # weights come first
         how = InRounds(geometry, normalise_name(options.sym), task.device, options.gridding == "exact", choice.waiting,
                        choice.waiting_weights, choice.transforms, choice.remade, choice.numbers, len(loaders) > 1)  # fmt: skip
-        images = [KeptImages(loader, task.device, choice.kept > 0) for loader in loaders]
-        names = ["all images"] if len(loaders) == 1 else ["half-set 1", "half-set 2"]
-        sets = [SumsInRounds(how, blank_or_not(task, one, run), name) for one, name in zip(images, names, strict=True)]
-        result = solve_in_rounds(sets, task.mask_ZYX, task.mask_radius)
-        report_bad([image for loader in loaders for image in loader.bad], run)
-        note_figures(task, sum(one.slices for one in sets), run)
-        return result
+        return solved_anew(task, run, loaders, choice.kept > 0,
+                           lambda images, name: SumsInRounds(how, blank_or_not(task, images, run), name))  # fmt: skip
 
 
 def blank_or_not(task: Task, images: KeptImages, run: RunFolder) -> Callable[[ApartSums, str, bool], None]:
@@ -67,14 +62,6 @@ def rounds_of(task: Task, given: float) -> RoundChoice | None:
 
     images = stored_images(task) if len(np.unique(task.half_B)) > 1 else 0.0  # of one set they are read once
     return RoundChoice.of(task.geometry, task.options.gridding == "exact", images, slices_of(task, poses=1), given)
-
-
-def slices_of(task: Task, poses: int) -> int:
-    """Of a half-set, at so many poses each."""
-    import numpy as np
-
-    sheets = 1 if task.options.ewald == "off" else 2
-    return sheets * len(task.table) * poses // len(np.unique(task.half_B))
 
 
 def in_rounds(task: Task, run: RunFolder, given: float, of_what: str, whole: float) -> ByRounds | None:

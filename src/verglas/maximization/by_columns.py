@@ -19,21 +19,17 @@ import torch
 from torch import Tensor
 
 from verglas.core.columns import ColumnSlab
-from verglas.core.masks import soft_sphere
-from verglas.core.shells import fsc_by_planes
 from verglas.core.symmetry import symmetry_matrices
 from verglas.distributed.ranks import ALONE
 from verglas.maximization.accumulate import Accumulator
 from verglas.maximization.gridding import LARGEST, even_out
 from verglas.maximization.reconstruct import Geometry
-from verglas.maximization.reconstruction import MASK_EDGE, Reconstruction, solve_halves, within
 from verglas.maximization.solve import SolvedSums, add_friedel_partners, mean_gain, regularising, weight_floor
 from verglas.maximization.transforms import MapPart
 from verglas.projection.pruned import PaddedGrid
 from verglas.projection.volume import padded_size, radius2
 
 T = TypeVar("T")
-PLANES_OF_MASK = 16
 
 
 @dataclass(frozen=True)
@@ -231,38 +227,3 @@ class SumsByColumns:
         joined.shell_sums = mine[0] + its[0], mine[1]  # Friedel partners and symmetry commute with the sum
         joined.slices = self.slices + other.slices
         return joined
-
-
-def solve_by_columns(
-    sets: Sequence[SumsByColumns], mask_ZYX: Tensor | None = None, mask_radius: float | None = None
-) -> Reconstruction:
-    """As `reconstruction.solve`; maps of two half-sets are in the host's memory."""
-    how = sets[0].how
-    geometry = how.geometry
-    if len(sets) == 1:
-        return Reconstruction(sets[0].map(), geometry.pixel_size, geometry.radius)
-    first, second = sets
-    correlate = correlation_on(how.device, geometry, mask_ZYX, mask_radius)
-    scale = geometry.pixel_size, geometry.radius
-    return solve_halves((first, second), first + second, scale, correlate, lambda map_ZYX: map_ZYX)
-
-
-def correlation_on(
-    device: torch.device, geometry: Geometry, mask_ZYX: Tensor | None, mask_radius: float | None
-) -> Callable[[Tensor, Tensor, bool], Tensor]:
-    """(map, map, in the mask) -> FSC, found on a device, of maps that lie in the memory of the host; the mask as for `solve`."""
-    box = geometry.box
-
-    def correlate(one_ZYX: Tensor, other_ZYX: Tensor, masked: bool) -> Tensor:
-        pair = []
-        for half_ZYX in (one_ZYX, other_ZYX):
-            here_ZYX = half_ZYX.to(device, copy=True)
-            for first in range(0, box if masked else 0, PLANES_OF_MASK):
-                part = slice(first, min(first + PLANES_OF_MASK, box))
-                sphere = box, mask_radius or box / 2 - MASK_EDGE, MASK_EDGE, device, part
-                here_ZYX[part] *= soft_sphere(*sphere) if mask_ZYX is None else mask_ZYX[part].to(device)
-            pair.append(torch.fft.rfftn(here_ZYX, norm="forward"))
-            del here_ZYX
-        return within(fsc_by_planes(*pair), geometry.radius)
-
-    return correlate

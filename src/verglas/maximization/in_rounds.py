@@ -14,7 +14,7 @@ and lie in the memory of the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,10 +23,8 @@ from torch import Tensor
 
 from verglas.distributed.ranks import ALONE
 from verglas.maximization.apart import ApartSums, Curves, add_prior, divide
-from verglas.maximization.by_columns import correlation_on
 from verglas.maximization.gridding import LARGEST, even_out
 from verglas.maximization.reconstruct import Geometry
-from verglas.maximization.reconstruction import Reconstruction, solve_halves
 from verglas.maximization.solve import SolvedSums, mean_gain, regularising, weight_floor
 from verglas.maximization.transforms import MapPart
 from verglas.projection.pruned import PaddedGrid, map_of
@@ -162,17 +160,3 @@ def measured(sums: SolvedSums) -> tuple[Tensor, Tensor]:
     both = [torch.stack(sums.shell_sums(rounding)[:2]) for rounding in (0.0, 0.5)]
     total_2S, count_2S = torch.stack(both, 1)
     return total_2S, count_2S
-
-
-def solve_in_rounds(
-    sets: Sequence[SumsInRounds], mask_ZYX: Tensor | None = None, mask_radius: float | None = None
-) -> Reconstruction:
-    """As `reconstruction.solve`; maps of two half-sets are in the host's memory."""
-    how = sets[0].how
-    geometry = how.geometry
-    if len(sets) == 1:
-        return Reconstruction(sets[0].map(), geometry.pixel_size, geometry.radius)
-    first, second = sets
-    correlate = correlation_on(how.device, geometry, mask_ZYX, mask_radius)
-    scale = geometry.pixel_size, geometry.radius
-    return solve_halves((first, second), first + second, scale, correlate, lambda map_ZYX: map_ZYX)
