@@ -3,8 +3,9 @@
 The rows of an owner are a line; a counter in the ranks' common store says how many of them were taken. Taking the next few is
 one addition to it, so that no row is taken twice and nobody waits. What is added up does not depend on who worked on what.
 
-Other counters say what each rank has begun and is done with. A rank that sees by them that others are quicker than itself takes
-no more of its own rows than it can do until all are to be done: the rest is left to them, in the iteration in which it got slow.
+A `Board` says what each rank has begun and is done with, and since when. A rank that sees there that others are quicker than
+itself takes no more of its own rows than it can do until all are to be done: the rest is left to them, in the iteration in which
+it got slow.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import torch
 from torch import Tensor
 
-from verglas.distributed.shares import NOTICED, Block, Shares
+from verglas.distributed.shares import Block, Shares
 
 LITTLE = 0.1  # of what a rank has to do: a delay that is not worth the images, references and sums of others' rows
 MOST_FIXED = 0.5  # of a piece's time: no smaller ones are taken
 TAKEN_OF_FAIR = 0.75  # of the part with which a rank would be done when all others are: speeds may change
-UNDER_WAY = 0.25  # of a piece is still to be done, where a rank should be through with it
+UNDER_WAY = 0.1  # of a piece is still to be done, where a rank should be through with it
 SMALL = 0.45  # of a last block: so much in one that tells what a block takes beside its rows
 LOOKED_AT = 16  # other ranks that one looks at
-QUANTA = 16  # of a mean row's cost: what counters count
-DONE = 2**31  # in a counter, what is done is counted in these: one addition tells what was begun, too
 
 Piece = tuple[int, slice]  # an owner, and some of its rows that one rank works on
 
@@ -90,13 +89,14 @@ class Handout:
         self.number = str(next(shares.ranks.sequence)) if name is None else name
         self._random = Random(self.ranks.rank)
         self._owned = torch.bincount(shares.owner_B, minlength=self.ranks.size).tolist()
-        self.ranks.work.owned = self._owned[self.ranks.rank]
+        self.ranks.work.owned, self._board = self._owned[self.ranks.rank], shares.board
         moved_n = shares.owner_B[rows] != shares.home_B[rows]
         if bool(moved_n.any()):
             rows = rows[torch.argsort(moved_n.long(), stable=True)]
         self._row_n, self._owner_n, self._samples_B = rows, shares.owner_B[rows], samples_B
         self._counts = torch.bincount(self._owner_n, minlength=self.ranks.size).tolist()
         self._lines: dict[int, Line] = {}
+        self._begun = False  # whether this rank has taken any
         self._largest = 0  # rows of a block as large as memory lets it be
 
     def line(self, rank: int) -> Line:
@@ -121,7 +121,7 @@ class Handout:
             line, begin, waited = self.line(owner), self.clock(), self.shares.waited
             yield line.row_n[part]
             samples = float(line.samples_n[part].sum())
-            self._added(f"at/{self.ranks.rank}", DONE * self._quanta((owner, part)))
+            self._board.ends(self._cost((owner, part), first=place == 0), self.clock)
             rows, waited = len(line.row_n[part]), self.shares.waited - waited  # for images: says nothing of this rank's speed
             seconds = self.clock() - begin - waited
             self.shares.worked(Block(rows, samples, seconds, first=place == 0))
@@ -159,8 +159,9 @@ class Handout:
         if (left := self._left(me)) == 0:
             return None
         seen = {rank: one for rank, one in self._seen(self._some_others()).items() if one.left or one.rest}  # others have gone
-        fair, own = self._until_all_are_done(seen), self._left_of(me)
-        if own - fair > LITTLE * (self._at(me)[1] + own):
+        own = self._left_of_all_sets(left)
+        fair = self._until_all_are_done(seen, own)
+        if own - fair > LITTLE * (self._board.done + own):
             return self._take(me, self._of_fair(fair, size), size)
         last = self.shares.pace.is_old and left <= size * self.line(me).mean
         return self._take(me, SMALL * left if last else math.inf, size)
@@ -171,14 +172,14 @@ class Handout:
         """Some rows of the rank that would be busy longest, so that both, or all ranks, would be done at once.
 
         busy: cost of what this rank has to do before; ahead: others might come sooner."""
-        others = [rank for rank in self._some_others() if self._counts[rank] and self.helps]
-        while others:
-            seen = self._seen(others)
-            ends_R = {rank: (self._left(rank) + one.rest) / one.speed for rank, one in seen.items() if self._left(rank)}
+        while self.helps:
+            seen = self._seen(self._some_others())
+            left_R = {rank: self._left(rank) for rank, one in seen.items() if self._counts[rank] and one.left}
+            ends_R = {rank: (left + seen[rank].rest) / seen[rank].speed for rank, left in left_R.items() if left}
             if not ends_R:
                 return None
             slowest = max(ends_R, key=lambda rank: ends_R[rank])
-            wanted = self._of_slowest(replace(seen[slowest], left=self._left(slowest)), busy, ahead, size)
+            wanted = self._of_slowest(slowest, left_R[slowest], seen, busy, ahead, size)
             if wanted is None:
                 return None
             piece = self._take(slowest, wanted, size)
@@ -188,17 +189,19 @@ class Handout:
                 return piece
         return None
 
-    def _of_slowest(self, one: Seen, busy: float, ahead: bool, size: int) -> float | None:
-        """How much to take of what a rank has left; None: it is soon done, or before help would come."""
-        row = self.shares.pace.mean_row
-        fixed, least = self._fixed(size) * row, min(one.left, self._least(size) * row)
+    def _of_slowest(
+        self, rank: int, left: float, seen: dict[int, Seen], busy: float, ahead: bool, size: int
+    ) -> float | None:  # fmt: skip
+        """How much to take of what a rank has left of this set; None: it is soon done, or before help would come."""
+        row, one = self.shares.pace.mean_row, seen[rank]
+        fixed, least = self._fixed(size) * row, min(left, self._least(size) * row)
         begun = busy + fixed
-        alone, both = (one.rest + one.left + fixed) / one.speed, (one.rest + one.left + fixed + begun) / (1 + one.speed)
-        together = self._until_all_are_done(self._seen(self._some_others()), begun) - begun  # others may help it, too
-        little = LITTLE * (self._at(self.ranks.rank)[1] + busy)
+        alone, both = (one.rest + left + fixed) / one.speed, (one.rest + left + fixed + begun) / (1 + one.speed)
+        together = self._until_all_are_done(seen, self._left_of_all_sets() + begun) - begun  # others may help it, too
+        little = LITTLE * (self._board.done + busy)
         if alone - busy < little or begun + least > alone or (ahead and together < least):
             return None
-        fair = one.left if begun + one.left < both else both - begun
+        fair = left if begun + left < both else both - begun
         return self._of_fair(max(least, min(fair, together)), size)
 
     def _of_fair(self, fair: float, size: int) -> float:
@@ -210,38 +213,43 @@ class Handout:
         others = [rank for rank in range(self.ranks.size) if rank != self.ranks.rank]
         return others if len(others) <= LOOKED_AT else self._random.sample(others, LOOKED_AT)
 
-    def _until_all_are_done(self, seen: dict[int, Seen], busy: float = 0.0) -> float:
-        """What this rank can do until it and those it has seen are done with all that they have left, if they share it."""
-        left = busy + self._left_of(self.ranks.rank) + sum(one.left + one.rest for one in seen.values())
+    def _until_all_are_done(self, seen: dict[int, Seen], own: float) -> float:
+        """What this rank can do until it and those it has seen are done with all that they have left, if they share it. own: what
+        it has itself, or is busy with."""
+        left = own + sum(one.left + one.rest for one in seen.values())
         return left / (1 + sum(one.speed for one in seen.values()))
 
     def _seen(self, ranks: list[int]) -> dict[int, Seen]:
-        """How ranks stand. A rank's speed is that of the iterations before, unless what it has begun and is done with, beside
-        what this one is done with, tells otherwise."""
-        pace, me = self.shares.pace, self.ranks.rank
-        mine, found = self._at(me)[1], dict[int, Seen]()
-        for rank in ranks:
-            expected = float(pace.speed_R[rank] / pace.speed_R[me])
-            begun, done = self._at(rank)
-            left = self._left_of(rank)
-            worked = min(max(expected * mine, done), begun)
-            if expected * mine > NOTICED * begun:
-                worked -= UNDER_WAY * (begun - done)
-            told = mine > 0 and worked > 0 and (left > 0 or begun > done)  # one without work is as quick as ever
-            found[rank] = Seen(worked / mine if told else expected, left, begun - worked)
+        """How ranks stand. A rank's speed is what it has done in its time, relative to this one; where either has done nothing
+        yet, that of the iterations before."""
+        pace, found = self.shares.pace, dict[int, Seen]()
+        now, mine = self._board.elapsed(self.clock), self._board.done
+        for rank, one in self._board.read(ranks).items():
+            left, under_way = self._left_of(rank, one.gone), one.begun - one.done
+            rate = one.done / one.since if one.done and one.since else float(pace.speed_R[rank]) if pace.known else 0.0
+            through = min(rate * (now - one.since), (1 - UNDER_WAY) * under_way)
+            rate = min(rate, one.begun / now) if under_way and now else rate  # it should have been through, but is not
+            told = mine > 0 and now > 0 and rate > 0 and (left > 0 or under_way > 0)  # one without work is as quick as ever
+            speed = rate * now / mine if told else float(pace.speed_R[rank] / pace.speed_R[self.ranks.rank])
+            found[rank] = Seen(speed, left, under_way - max(through, 0.0))
         return found
 
-    def _left_of(self, rank: int) -> float:
+    def _left_of(self, rank: int, gone: int) -> float:
         """Cost of an owner's rows that nobody has taken: of this set, or, where ranks have sets apart, of all."""
         if self.shares.half_B is None:
-            gone, owned = self._taken_of(rank, 0), self._counts[rank]
-        else:
-            gone, owned = self._added(f"gone/{rank}", 0), self._owned[rank]
-        return max(0, owned - gone) * self.shares.pace.mean_row
+            return self._left(rank) if self._counts[rank] else 0.0
+        return max(0, self._owned[rank] - gone) * self.shares.pace.mean_row
 
-    def _cost(self, piece: Piece) -> float:
-        """Of a piece's rows, and of the block that they are."""
-        return self._cost_of_rows(piece) + (self.shares.pace.fixed or 0.0)
+    def _left_of_all_sets(self, left: float | None = None) -> float:
+        """As `_left_of`, of this rank. left: of this set, if known."""
+        me = self.ranks.rank
+        if self.shares.half_B is None:
+            return self._left(me) if left is None else left
+        return self._left_of(me, self._board.read([me])[me].gone)
+
+    def _cost(self, piece: Piece, first: bool = False) -> float:
+        """Of a piece's rows, and of the block that they are. first: of the set."""
+        return self._cost_of_rows(piece) + (self.shares.pace.fixed or 0.0) + first * self.shares.pace.start
 
     def _cost_of_rows(self, piece: Piece) -> float:
         line, part = self.line(piece[0]), piece[1]
@@ -269,19 +277,11 @@ class Handout:
         if first >= last:
             return None
         piece = rank, slice(first, last)
-        self._added(f"at/{self.ranks.rank}", self._quanta(piece))
+        self._board.begins(self._cost(piece, first=not self._begun), self.clock)
+        self._begun = True
         if self.shares.half_B is not None:
-            self._added(f"gone/{rank}", last - first)
+            self._board.gone(rank, last - first)
         return piece
-
-    def _quanta(self, piece: Piece) -> int:
-        return max(1, round(QUANTA * self._cost_of_rows(piece) / self.shares.pace.mean_row))
-
-    def _at(self, rank: int) -> tuple[float, float]:
-        """Cost of the rows, its own or others', that a rank has begun, and of those it is done with."""
-        done, begun = divmod(self._added(f"at/{rank}", 0), DONE)
-        unit = self.shares.pace.mean_row / QUANTA
-        return begun * unit, done * unit
 
     def _left(self, rank: int) -> float:
         return self.line(rank).left(self._taken_of(rank, 0))
@@ -290,8 +290,3 @@ class Handout:
         """How many rows of an owner are taken, with `more` that are taken now."""
         assert self.ranks.store is not None
         return self.ranks.store.add(f"taken/{rank}/{self.number}", more)
-
-    def _added(self, name: str, more: int) -> int:
-        """A counter of all sets of one name up to its first dot, with `more` that is added now."""
-        assert self.ranks.store is not None
-        return self.ranks.store.add(f"{name}/{self.number.partition('.')[0]}", more)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from verglas.distributed.board import Board
 from verglas.distributed.ranks import Ranks
 
 CRUMB = 0.1  # of what a rank works on: of no half-set it begins with less
@@ -22,7 +23,7 @@ MOVED = 1.15  # the same, for rows to move: less is made up within iterations
 PAID_BACK = 8  # iterations in which moved rows must save the time that reading their images takes
 REMEMBERED = 200  # last blocks that are measured
 FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
-LEAST_FIXED = 0.01  # of it: less is not believed
+LEAST_FIXED, MOST_FIXED = 0.01, 0.1  # of it: less, or more, is not believed
 LARGEST_PART = 0.9  # of a row's seconds: samples' part
 OLD = 5  # iterations after which what a block takes is measured anew
 LARGER = 1.5  # times as much in one block as in another: the two tell what a block takes beside its rows
@@ -63,7 +64,9 @@ class Pace:
 
     def fixed_rows(self, size: int) -> float:
         """The rows that take as long as what a block takes beside its rows; size: of the largest block, for a first guess."""
-        return FIRST_GUESS * size if self.fixed is None else max(self.fixed / self.mean_row, LEAST_FIXED * size)
+        if self.fixed is None:
+            return FIRST_GUESS * size
+        return min(max(self.fixed / self.mean_row, LEAST_FIXED * size), MOST_FIXED * size)
 
     def cost(self, samples_B: Tensor) -> Tensor:
         """Seconds of rows at speed 1, float64 [B]."""
@@ -89,6 +92,7 @@ class Shares:
         self._log_R = torch.zeros_like(self.pace.speed_R)  # speeds as measured last, their logarithms
         self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
         self.reading = self.waited = 0.0
+        self.board = Board(ranks.store, ranks.rank, ranks.size)
 
     def worked(self, block: Block) -> None:
         """Remember how long a block took this rank."""
@@ -100,6 +104,7 @@ class Shares:
         samples_B: of each particle, as the coming iteration is expected to have them. `said` tells people about it.
         """
         self.said.clear()
+        self.board.next_round()
         before_B, everyones = self.owner_B, self.ranks.everyones(list(self._blocks), "paces")
         if not any(everyones):
             return before_B[:0]
@@ -257,15 +262,16 @@ def _relative_cost(x_n: Tensor, y_n: Tensor) -> Tensor:
 def _fixed(blocks_R: list[list[Block]], k: float, speed_R: Tensor) -> float | None:
     """Seconds of a block beside its rows at speed 1: the median over pairs of blocks of a rank, one of them `LARGER` than the
     other; None without any. x_1, x_2 are what their rows cost: t = fixed + c x gives (t_2 x_1 - t_1 x_2) / (x_1 - x_2)."""
-    found = []
-    for blocks, speed in zip(blocks_R, speed_R.tolist(), strict=True):
+    found, everything = [], list(zip(blocks_R, speed_R.tolist(), strict=True))
+    for blocks, speed in everything:
         x_n = torch.tensor([one.rows + k * one.samples for one in blocks], dtype=torch.float64)
         t_n = torch.tensor([one.seconds for one in blocks], dtype=torch.float64)
         large_p, small_p = (x_n[:, None] >= LARGER * x_n).nonzero().unbind(1)
         cross_p = t_n[small_p] * x_n[large_p] - t_n[large_p] * x_n[small_p]
         found.append(speed * cross_p / (x_n[large_p] - x_n[small_p]))
     over_p = torch.cat(found)
-    return max(0.0, float(over_p.median())) if len(over_p) else None
+    most = MOST_FIXED * max((speed * one.seconds for blocks, speed in everything for one in blocks), default=0.0)
+    return min(max(0.0, float(over_p.median())), most) if len(over_p) else None
 
 
 def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) -> Tensor:
