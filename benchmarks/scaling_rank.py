@@ -207,12 +207,26 @@ def iteration(session: driver.Session, state: State) -> tuple[float, Iteration]:
 
 def kernels_of(session: driver.Session, state: State) -> dict[str, float]:
     """Seconds of one more iteration under CUPTI, mean over ranks: whole, with kernels of computing, with those of NCCL (which
-    wait for other ranks, too), with these alone."""
-    trace = traced(lambda: iteration(session, state))
+    wait for other ranks, too), with these alone; by stage, of the host and those in which the GPU did nothing. The lead prints
+    its longest kernels."""
+    times = StageTimes()
+
+    def watched() -> None:
+        session.on.ranks.everyones(0)
+        with times.watching():
+            iteration(session, state)
+
+    trace = traced(watched)
     sending = [(begin, end) for name, begin, end in trace.kernels if "nccl" in name.lower()]
     computing = union((begin, end) for name, begin, end in trace.kernels if "nccl" not in name.lower())
     mine = {"wall s": trace.wall, "computing s": computing, "NCCL s": union(sending), "NCCL alone s": trace.busy - computing}
+    idle = times.idle([(begin, end) for _, begin, end in trace.kernels])
+    mine |= {f"in {name}": seconds for name, seconds in times.seconds.items()}
+    mine |= {f"idle in {name}": seconds for name, seconds in idle.items()}
     everyones = session.on.ranks.everyones(mine)
+    if session.on.ranks.is_lead:
+        for name, count, seconds in trace.longest(14):
+            print(f"  {1000 * seconds:8.2f} ms {count:6d} x {name[:100]}", flush=True)
     return {name: sum(one[name] for one in everyones) / len(everyones) for name in mine}
 
 

@@ -172,7 +172,15 @@ def lines(ranks: int, particles: int, it: Mapping[str, Any]) -> list[str]:
     else:
         text += " " * 38
     text += f"  {max(differs['data'], differs['weight']):.1e} {differs['same poses']:.4f}" if differs else ""
-    return [text, f"  traced: {texts(it['kernels'])}"] if it["kernels"] else [text]
+    return [text, *traced_lines(it["kernels"])] if it["kernels"] else [text]
+
+
+def traced_lines(kernels: Mapping[str, float]) -> list[str]:
+    """Of an iteration under CUPTI: its sums, and of every stage the host's milliseconds and those of an idle GPU."""
+    sums = {name: value for name, value in kernels.items() if not name.startswith(("in ", "idle in "))}
+    pairs = [(name[3:], value, kernels["idle in " + name[3:]]) for name, value in kernels.items() if name.startswith("in ")]
+    stages = [f"{name} {1000 * value:.1f} ({1000 * idle:.1f})" for name, value, idle in pairs if value > 5e-5]
+    return [f"  traced: {texts(sums)}", f"  ms of the host (GPU idle): {', '.join(stages)}"]
 
 
 def texts(figures: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ What a GPU does is not waited for at the end of a stage (it would change what is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -48,6 +48,8 @@ class StageTimes:
         self.seconds = dict.fromkeys([*STAGES, REST], 0.0)
         self.count = dict.fromkeys(STAGES, 0)
         self._inside: list[float] = []  # of every stage that is open: seconds of those within it
+        self._changes: list[tuple[float, str]] = []  # time.time() from when on the host was in which stage
+        self._open = [REST]
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its time counted."""
@@ -55,16 +57,34 @@ class StageTimes:
         def counting(*arguments: Any, **options: Any) -> Any:
             begin = time.perf_counter()
             self._inside.append(0.0)
+            self._open.append(name)
+            self._changes.append((time.time(), name))
             try:
                 return function(*arguments, **options)
             finally:
                 whole, within = time.perf_counter() - begin, self._inside.pop()
+                self._open.pop()
+                self._changes.append((time.time(), self._open[-1]))
                 self.seconds[name] += whole - within
                 self.count[name] += 1
                 if self._inside:
                     self._inside[-1] += whole
 
         return counting
+
+    def idle(self, busy: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """Seconds of every stage in which the GPU did nothing. busy: from when to when it did something, s of time.time()."""
+        found, after = dict.fromkeys([*STAGES, REST], 0.0), 0
+        merged = merge(busy)
+        for (begin, name), (end, _) in zip(self._changes, self._changes[1:], strict=False):
+            while after < len(merged) and merged[after][1] <= begin:
+                after += 1
+            covered, at = 0.0, after
+            while at < len(merged) and merged[at][0] < end:
+                covered += min(end, merged[at][1]) - max(begin, merged[at][0])
+                at += 1
+            found[name] += end - begin - covered
+        return found
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -75,11 +95,24 @@ class StageTimes:
         for one in patches:
             one.start()
         try:
+            self._changes.append((time.time(), REST))
             yield
         finally:
+            self._changes.append((time.time(), REST))
             for one in patches:
                 one.stop()
             self.seconds[REST] += time.perf_counter() - begin - sum(self.seconds.values())
+
+
+def merge(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The union of intervals as some that do not touch, in order."""
+    found: list[tuple[float, float]] = []
+    for begin, end in sorted(intervals):
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
+    return found
 
 
 def table(columns: Sequence[tuple[str, Mapping[str, float]]]) -> list[str]:

@@ -104,6 +104,16 @@ def test_stages_leave_out_those_within_them_and_stand_beside_one_another() -> No
     assert ["maps", "5000.0", "5000.0"] in [row.split() for row in rows] and rows[-1].split() == ["all", "7000.0", "7000.0"]
 
 
+def test_where_the_gpu_is_idle_is_told_by_stage() -> None:
+    """The host: from 10 s on at nothing, from 11 at maps, from 13 to 14 within them at fine, from 20 to 21 at nothing."""
+    times, now = StageTimes(), iter([10.0, 11.0, 13.0, 14.0, 20.0, 21.0])
+    inner = times.timed("fine", lambda: None)
+    with patch("time.time", lambda: next(now)), patch("benchmarks.stage_times.STAGES", {}), times.watching():
+        times.timed("maps", inner)()
+    idle = times.idle([(9.0, 12.0), (11.5, 12.5), (13.25, 13.75), (19.0, 19.5)])
+    assert {name: idle[name] for name in ("rest", "maps", "fine")} == {"rest": 1.0, "maps": 6.0, "fine": 0.5}
+
+
 def test_the_plan_of_ranks_is_put_beside_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"particles": 25000, "box px": 256, "pixel Å": 1.3, "diameter Å": 240.0, "strong, 1 ranks, iterations s": 60.0,
                "strong, 2 ranks, iterations s": 40.0, "weak, 2 ranks, iterations s": 1.0}  # fmt: skip
