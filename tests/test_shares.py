@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -213,7 +212,6 @@ def test_speeds_and_costs_are_found_again() -> None:
     unit = 3.5 / 3  # speeds are relative to their mean
     assert pace.per_sample * unit == pytest.approx(0.002, rel=0.15)
     assert pace.per_row * unit == pytest.approx(0.01 + 0.3 / 200, rel=0.15)
-    assert pace.fixed is not None and pace.fixed * unit == pytest.approx(0.3, rel=0.25)
 
 
 def test_the_first_block_of_a_set_does_not_make_a_rank_slow() -> None:
@@ -226,8 +224,7 @@ def test_the_first_block_of_a_set_does_not_make_a_rank_slow() -> None:
     alike = measured([few, few], pace)  # nothing but first blocks
     assert torch.allclose(alike.speed_R, torch.ones(2, dtype=torch.float64)) and alike.start == pace.start
     crumbs = [*few, Block(10, 0.0, 1.0)]  # others are too small to tell of speeds
-    found = measured([crumbs, crumbs], pace)
-    assert torch.allclose(found.speed_R, alike.speed_R) and found.fixed is not None and math.isfinite(found.fixed)
+    assert torch.allclose(measured([crumbs, crumbs], pace).speed_R, alike.speed_R)
 
 
 def test_half_sets_that_a_rank_begins_with_are_counted() -> None:

@@ -19,13 +19,13 @@ from random import Random
 import torch
 from torch import Tensor
 
-from verglas.distributed.shares import Block, Shares
+from verglas.distributed.shares import FIXED, Block, Shares
 
 LITTLE = 0.1  # of what a rank has to do: a delay that is not worth the images, references and sums of others' rows
 MOST_FIXED = 0.5  # of a piece's time: no smaller ones are taken
+SURE = 2.0  # times the time that help would take: a rank too slow for rows of its own offers it if others need longer
 TAKEN_OF_FAIR = 0.75  # of the part with which a rank would be done when all others are: speeds may change
 UNDER_WAY = 0.1  # of a piece is still to be done, where a rank should be through with it
-SMALL = 0.45  # of a last block: so much in one that tells what a block takes beside its rows
 LOOKED_AT = 16  # other ranks that one looks at
 
 Piece = tuple[int, slice]  # an owner, and some of its rows that one rank works on
@@ -52,11 +52,6 @@ class Line:
     def left(self, taken: int) -> float:
         """Cost of the rows that were not taken."""
         return float(self.cost_n[-1] - self._before(taken)) if taken < len(self.row_n) else 0.0
-
-    @property
-    def mean(self) -> float:
-        """Cost of a mean row."""
-        return float(self.cost_n[-1]) / len(self.row_n)
 
     def next(self, taken: int, cost: float) -> int:
         """How many rows of about that cost come next, at least 1."""
@@ -130,10 +125,10 @@ class Handout:
     def best(self, size: int) -> int:
         """Rows of a block, at most `size`: the more, the fewer fixed costs, and the longer others wait for a last one.
 
-        n / size blocks of `fixed` and half a block of waiting are least at sqrt(2 n fixed); half of that is waited for where
+        n / size blocks of `FIXED` and half a block of waiting are least at sqrt(2 n fixed); half of that is waited for where
         speeds are known. Blocks of a rank are alike.
         """
-        rows, waits = max(1, *self._counts), 1 if self.shares.pace.fixed is None else 0.5
+        rows, waits = max(1, *self._counts), 0.5 if self.shares.pace.known else 1
         wanted = (2 * rows * self._fixed(size) / waits) ** 0.5
         return math.ceil(rows / max(math.ceil(rows / size), round(rows / wanted)))
 
@@ -160,11 +155,11 @@ class Handout:
             return None
         seen = {rank: one for rank, one in self._seen(self._some_others()).items() if one.left or one.rest}  # others have gone
         own = self._left_of_all_sets(left)
-        fair = self._until_all_are_done(seen, own)
+        fixed = self._fixed(size) * self.shares.pace.mean_row
+        fair = self._until_all_are_done(seen, own + fixed) - fixed
         if own - fair > LITTLE * (self._board.done + own):
             return self._take(me, self._of_fair(fair, size), size)
-        last = self.shares.pace.is_old and left <= size * self.line(me).mean
-        return self._take(me, SMALL * left if last else math.inf, size)
+        return self._take(me, math.inf, size)
 
     def _stolen(
         self, size: int, announce: Callable[[Tensor], None] | None, busy: float = 0.0, ahead: bool = False
@@ -195,11 +190,11 @@ class Handout:
         """How much to take of what a rank has left of this set; None: it is soon done, or before help would come."""
         row, one = self.shares.pace.mean_row, seen[rank]
         fixed, least = self._fixed(size) * row, min(left, self._least(size) * row)
-        begun = busy + fixed
+        begun, sure = busy + fixed, 1.0 if self._owned[self.ranks.rank] else SURE
         alone, both = (one.rest + left + fixed) / one.speed, (one.rest + left + fixed + begun) / (1 + one.speed)
         together = self._until_all_are_done(seen, self._left_of_all_sets() + begun) - begun  # others may help it, too
         little = LITTLE * (self._board.done + busy)
-        if alone - busy < little or begun + least > alone or (ahead and together < least):
+        if alone - busy < little or sure * (begun + least) > alone or (ahead and together < least):
             return None
         fair = left if begun + left < both else both - begun
         return self._of_fair(max(least, min(fair, together)), size)
@@ -224,14 +219,17 @@ class Handout:
         yet, that of the iterations before."""
         pace, found = self.shares.pace, dict[int, Seen]()
         now, mine = self._board.elapsed(self.clock), self._board.done
+        own = mine / now if mine and now else float(pace.speed_R[self.ranks.rank])  # cost a second
         for rank, one in self._board.read(ranks).items():
             left, under_way = self._left_of(rank, one.gone), one.begun - one.done
-            rate = one.done / one.since if one.done and one.since else float(pace.speed_R[rank]) if pace.known else 0.0
-            through = min(rate * (now - one.since), (1 - UNDER_WAY) * under_way)
-            rate = min(rate, one.begun / now) if under_way and now else rate  # it should have been through, but is not
-            told = mine > 0 and now > 0 and rate > 0 and (left > 0 or under_way > 0)  # one without work is as quick as ever
-            speed = rate * now / mine if told else float(pace.speed_R[rank] / pace.speed_R[self.ranks.rank])
-            found[rank] = Seen(speed, left, under_way - max(through, 0.0))
+            usual = own * float(pace.speed_R[rank] / pace.speed_R[self.ranks.rank])
+            rate = one.done / one.since if one.done and one.since and mine else usual
+            through = min(rate * max(now - one.since, 0.0), (1 - UNDER_WAY) * under_way)
+            if under_way and now and mine:
+                rate = min(rate, one.begun / now)  # it should have been through, but is not
+            elif not left:
+                rate = usual  # one without work is as quick as ever
+            found[rank] = Seen(rate / own, left, under_way - through)
         return found
 
     def _left_of(self, rank: int, gone: int) -> float:
@@ -249,7 +247,8 @@ class Handout:
 
     def _cost(self, piece: Piece, first: bool = False) -> float:
         """Of a piece's rows, and of the block that they are. first: of the set."""
-        return self._cost_of_rows(piece) + (self.shares.pace.fixed or 0.0) + first * self.shares.pace.start
+        pace = self.shares.pace
+        return self._cost_of_rows(piece) + self._fixed(self._largest) * pace.mean_row + first * pace.start
 
     def _cost_of_rows(self, piece: Piece) -> float:
         line, part = self.line(piece[0]), piece[1]
@@ -262,7 +261,7 @@ class Handout:
     def _fixed(self, size: int) -> float:
         """Rows that take as long as what a block takes beside its rows; size: of the first blocks that were thought of."""
         self._largest = self._largest or min(size, max(1, *self._counts))
-        return self.shares.pace.fixed_rows(self._largest)
+        return FIXED * self._largest
 
     def _take(self, rank: int, cost: float, size: int) -> Piece | None:
         """The next rows of an owner of about that cost, if any are left."""

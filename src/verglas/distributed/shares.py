@@ -1,6 +1,6 @@
 """How quick the ranks of a run are, what a row costs, and which rows each begins with: rows move from slow ranks to quick ones.
 
-A block of rows takes (fixed + a rows + b samples) / speed seconds, where the samples are those that its particles had in the
+A block of rows takes (a rows + b samples) / speed seconds, where the samples are those that its particles had in the
 iteration before; a rank's first block of a set (half-set) takes `start` / speed more, as references are made ready. All of it is
 measured in every iteration, by all ranks from the same numbers: they come to the same shares.
 """
@@ -22,11 +22,8 @@ NOTICED = 1.1  # times the time of equal loads that the slowest rank needs: less
 MOVED = 1.15  # the same, for rows to move: less is made up within iterations
 PAID_BACK = 8  # iterations in which moved rows must save the time that reading their images takes
 REMEMBERED = 200  # last blocks that are measured
-FIRST_GUESS = 0.05  # of the time of a largest block: what it takes however few its rows are
-LEAST_FIXED, MOST_FIXED = 0.01, 0.1  # of it: less, or more, is not believed
+FIXED = 0.05  # of the time of a largest block: what each is taken to need beside its rows (clocks of hosts tell too little of it)
 LARGEST_PART = 0.9  # of a row's seconds: samples' part
-OLD = 5  # iterations after which what a block takes is measured anew
-LARGER = 1.5  # times as much in one block as in another: the two tell what a block takes beside its rows
 WHOLE = 0.5  # of the largest block: smaller ones cost more a row
 
 
@@ -43,30 +40,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Pace:
-    """speed_R: of every rank, 1 on average; fixed, per_row, per_sample: seconds at speed 1, of a block, and for each row and
-    sample in it (fixed None: not measured; age: in so many iterations since then it was not); mean_row: of a row with as many
-    samples as the mean; start: what the first block of a set takes more. known: whether anything was measured; at first all ranks
-    are alike."""
+    """speed_R: of every rank, 1 on average; per_row, per_sample: seconds at speed 1 of each row and sample in a block; mean_row:
+    of a row with as many samples as the mean; fixed: of a block beside its rows; start: what the first block of a set takes more.
+    known: whether anything was measured; at first all ranks are alike."""
 
     speed_R: Tensor
     per_row: float = 1.0
     per_sample: float = 0.0
-    fixed: float | None = None
     mean_row: float = 1.0
+    fixed: float = 0.0
     start: float = 0.0
     known: bool = False
-    age: int = 0
-
-    @property
-    def is_old(self) -> bool:
-        """Whether `fixed` is to be measured, for which it takes a small block."""
-        return self.fixed is None or self.age >= OLD
-
-    def fixed_rows(self, size: int) -> float:
-        """The rows that take as long as what a block takes beside its rows; size: of the largest block, for a first guess."""
-        if self.fixed is None:
-            return FIRST_GUESS * size
-        return min(max(self.fixed / self.mean_row, LEAST_FIXED * size), MOST_FIXED * size)
 
     def cost(self, samples_B: Tensor) -> Tensor:
         """Seconds of rows at speed 1, float64 [B]."""
@@ -224,9 +208,8 @@ def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
     speed_R = torch.where(known_R, speed_R / mean, before.speed_R)
     mean_row = (1 + k * float(torch.cat(x_R).mean())) / mean
     start = before.start if start is None else start / mean
-    pace = Pace(speed_R, 1 / mean, k / mean, before.fixed, mean_row, start, True)
-    fixed = _fixed(later_R, k, speed_R)
-    return replace(pace, age=before.age + 1) if fixed is None else replace(pace, fixed=fixed)
+    longest = max(speed * one.seconds for speed, blocks in zip(speed_R.tolist(), later_R, strict=True) for one in blocks)
+    return Pace(speed_R, 1 / mean, k / mean, mean_row, FIXED * longest, start, True)
 
 
 def _whole(blocks_R: list[list[Block]], most_R: list[int]) -> list[list[Block]]:
@@ -259,21 +242,6 @@ def _relative_cost(x_n: Tensor, y_n: Tensor) -> Tensor:
     return q_p / (1 - q_p * middle)
 
 
-def _fixed(blocks_R: list[list[Block]], k: float, speed_R: Tensor) -> float | None:
-    """Seconds of a block beside its rows at speed 1: the median over pairs of blocks of a rank, one of them `LARGER` than the
-    other; None without any. x_1, x_2 are what their rows cost: t = fixed + c x gives (t_2 x_1 - t_1 x_2) / (x_1 - x_2)."""
-    found, everything = [], list(zip(blocks_R, speed_R.tolist(), strict=True))
-    for blocks, speed in everything:
-        x_n = torch.tensor([one.rows + k * one.samples for one in blocks], dtype=torch.float64)
-        t_n = torch.tensor([one.seconds for one in blocks], dtype=torch.float64)
-        large_p, small_p = (x_n[:, None] >= LARGER * x_n).nonzero().unbind(1)
-        cross_p = t_n[small_p] * x_n[large_p] - t_n[large_p] * x_n[small_p]
-        found.append(speed * cross_p / (x_n[large_p] - x_n[small_p]))
-    over_p = torch.cat(found)
-    most = MOST_FIXED * max((speed * one.seconds for blocks, speed in everything for one in blocks), default=0.0)
-    return min(max(0.0, float(over_p.median())), most) if len(over_p) else None
-
-
 def reassigned(owner_B: Tensor, home_B: Tensor, shares: Shares, cost_B: Tensor) -> Tensor:
     """Owners [B] with whom all ranks are done at once, in every set: whoever has too much gives away its last rows, first those
     that it did not read at the start; they go to ranks that read them then, and what is left in runs of the files' order."""
@@ -298,11 +266,11 @@ def targets(total: float, pace: Pace, starts_R: Tensor | None = None) -> Tensor:
 
     None where that is less than nothing: a rank that would have to do a block for a few rows."""
     starts_R = torch.ones_like(pace.speed_R) if starts_R is None else starts_R
-    fixed_R, used_R = (pace.fixed or 0.0) + pace.start * starts_R, torch.ones(len(pace.speed_R), dtype=torch.bool)
+    fixed_R, used_R = pace.fixed + pace.start * starts_R, torch.ones(len(pace.speed_R), dtype=torch.bool)
     while True:
         end = (total + float(fixed_R[used_R].sum())) / float(pace.speed_R[used_R].sum())
         room_R = pace.speed_R * end - fixed_R
-        late_R = used_R & (room_R <= 0)
+        late_R = used_R & (room_R <= 2 * pace.fixed)
         if not bool(late_R.any()):
             return torch.where(used_R, room_R, 0.0)
         used_R &= ~late_R
