@@ -57,7 +57,7 @@ def test_switches_are_read_from_the_environment() -> None:
     assert Ways().overlap is None and Ways.of({"VERGLAS_OVERLAP": "1"}).overlap
     assert Ways.of({"VERGLAS_OVERLAP": "0"}).overlap is False
     assert not Ways.of({"VERGLAS_SHARE_SOLVING": "0"}).share_solving
-    assert not Ways().ahead and Ways.of({"VERGLAS_AHEAD": "1"}).ahead
+    assert Ways().ahead and not Ways.of({"VERGLAS_AHEAD": "0"}).ahead
     assert Ways().compress is None and Ways.of({"VERGLAS_COMPRESS": "1"}).compress
     with pytest.raises(InputError, match="VERGLAS_SHARE_SOLVING"):
         Ways.of({"VERGLAS_SHARE_SOLVING": "no"})

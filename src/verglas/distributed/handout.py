@@ -74,21 +74,18 @@ class Handout:
 
     def __init__(
         self, rows: Tensor, shares: Shares, samples_B: Tensor, clock: Callable[[], float] = time.perf_counter,
-        name: str | None = None, helps: bool = True,
+        name: str | None = None, helps: bool = True, order: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """rows: of the table, in the order in which they are to be worked on; samples_B: of all rows of the table, as `Shares`
-        counts them. Rows that an owner read at the start come first: the others' images may not be there yet. name: of the
-        counters, "number of the expectation.set", where ranks come here in different order, or a rank comes more than once;
-        helps: others, when its own are done."""
+        """rows: of the table; order: brings those of an owner into the order in which they are to be worked on, if it is not that
+        of `rows` (those that it read at the start come first in any case: the others' images may not be there yet); samples_B:
+        of all rows of the table, as `Shares` counts them. name: of the counters, "number of the expectation.set", where ranks
+        come here in different order, or a rank comes more than once; helps: others, when its own are done."""
         self.shares, self.ranks, self.clock, self.helps = shares, shares.ranks, clock, helps
         self.number = str(next(shares.ranks.sequence)) if name is None else name
         self._random = Random(self.ranks.rank)
         self._owned = torch.bincount(shares.owner_B, minlength=self.ranks.size).tolist()
         self.ranks.work.owned, self._board = self._owned[self.ranks.rank], shares.board
-        moved_n = shares.owner_B[rows] != shares.home_B[rows]
-        if bool(moved_n.any()):
-            rows = rows[torch.argsort(moved_n.long(), stable=True)]
-        self._row_n, self._owner_n, self._samples_B = rows, shares.owner_B[rows], samples_B
+        self._row_n, self._owner_n, self._samples_B, self._order = rows, shares.owner_B[rows], samples_B, order
         self._counts = torch.bincount(self._owner_n, minlength=self.ranks.size).tolist()
         self._lines: dict[int, Line] = {}
         self._begun = False  # whether this rank has taken any
@@ -98,6 +95,10 @@ class Handout:
         """The rows of an owner; others' are not looked at before one thinks of helping them."""
         if rank not in self._lines:
             row_n = self._row_n[self._owner_n == rank]
+            row_n = row_n if self._order is None else self._order(row_n)
+            moved_n = self.shares.owner_B[row_n] != self.shares.home_B[row_n]
+            if bool(moved_n.any()):
+                row_n = row_n[torch.argsort(moved_n.long(), stable=True)]
             samples_n = self._samples_B[row_n].double()
             self._lines[rank] = Line(row_n, self.shares.pace.cost(samples_n).cumsum(0), samples_n)
         return self._lines[rank]

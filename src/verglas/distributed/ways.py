@@ -20,7 +20,7 @@ class Ways:
     multiprocessors from computing); compress: they travel in half the bytes (None: between several hosts, if that is measured to
     be quicker); transform: the form of shared transforms (None: the quickest here). The latter three of shared solving only.
     share_volumes: in `refine` ranks have layers of references and sums (None: where the plan says that whole ones do not fit).
-    ahead: a GPU of several ranks, too, begins a batch before the last one is finished (alone it always does). apart: as far as it
+    ahead: a GPU of several ranks, as one alone, begins a batch before the last one is finished. apart: as far as it
     can be each rank works on one half-set alone (`Shares`); else all work on both, and `overlap` counts there. solvers: where
     they are apart, one rank solves for each half-set's map (None: in small boxes)."""
 
@@ -31,7 +31,7 @@ class Ways:
     share_volumes: bool | None = None
     apart: bool = True
     solvers: bool | None = None
-    ahead: bool = False  # four GPUs stood still in their second iteration with it: benchmarks/NOTES.md
+    ahead: bool = True
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Ways:

@@ -25,8 +25,8 @@ BATCHES = 4  # memory of as many is free before two are worked on at once: their
 def in_order(
     begun: Iterable[Callable[[], T]], device: torch.device, batch: float, ranks: Ranks = ALONE
 ) -> Iterator[T]:  # fmt: skip
-    """What works make that were begun, in their order; with one ahead, if it pays and there is room. batch: bytes of one; of
-    several ranks none is, unless they are asked to (`Ways.ahead`)."""
+    """What works make that were begun, in their order; with one ahead, if it pays, there is room, and several ranks are not told
+    otherwise (`Ways.ahead`). batch: bytes of one."""
     wanted = ranks.size == 1 or ranks.ways.ahead
     return one_ahead(begun, device) if wanted and room_ahead(device, batch) else (work() for work in begun)
 

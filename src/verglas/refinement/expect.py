@@ -136,8 +136,6 @@ class HalfExpectation(PoseTables):
             name = None if self.name is None else f"{self.name}.{group}"
             if name is not None and all_taken(mine, self.data.shares, name):
                 continue
-            if self.plan.schedule.local_sigma:  # neighbours in direction share slices
-                mine = mine[torch.argsort(direction_order(self.poses.rotation_B33[mine]), stable=True)]
             for block in self._blocks(mine, self.batch_size(group), name, helps):
                 searcher = self.searcher_of(group)  # references first: making them takes much beside them
                 self.sums_of_slices()  # their memory before that of any batch
@@ -146,13 +144,20 @@ class HalfExpectation(PoseTables):
     def _blocks(self, rows: Tensor, size: int, name: str | None, helps: bool) -> Iterator[Tensor]:
         """All rows, at most `size` at a time; of several ranks those that this one gets to work on (name, helps: `Handout`)."""
         if self.data.shares is None:
+            rows = self._in_order(rows)
             self.data.announce(rows, size)
             yield from rows.split(size)
             return
-        handout = Handout(rows, self.data.shares, self.poses.significant_B, name=name, helps=helps)
+        handout = Handout(rows, self.data.shares, self.poses.significant_B, name=name, helps=helps, order=self._in_order)
         size = handout.best(size)
         self.data.announce(handout.own(), size)
         yield from handout.blocks(size, self.data.announce_next)
+
+    def _in_order(self, rows: Tensor) -> Tensor:
+        """Rows as they are best worked on: in local searches neighbours in direction share slices."""
+        if not self.plan.schedule.local_sigma:
+            return rows
+        return rows[torch.argsort(direction_order(self.poses.rotation_B33[rows]), stable=True)]
 
     @property
     def _local(self) -> bool:
