@@ -42,8 +42,9 @@ def test_several_pieces_may_wait_but_no_more():
     with Behind(3) as later:
         later.do(may_end.wait)
         for number in range(2):
+            assert later.waiting == number
             later.do(lambda number=number: done.append(number))
-        assert not done and not may_end.is_set()
+        assert not done and not may_end.is_set() and later.waiting == 2
         threading.Timer(0.05, may_end.set).start()
         later.do(lambda: done.append(2))
         assert may_end.is_set()

@@ -29,6 +29,11 @@ class Behind(AbstractContextManager["Behind"]):
         self._wait(self._most - 1)
         self._begun.append(self._threads.submit(work))
 
+    @property
+    def waiting(self) -> int:
+        """Pieces that nobody has begun."""
+        return sum(not (one.running() or one.done()) for one in tuple(self._begun))
+
     def _wait(self, left: int) -> None:
         """Until no more than so many pieces are left. After an error none of those behind it is waited for again."""
         while self._begun and (len(self._begun) > left or self._begun[0].done()):

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Thread
@@ -108,6 +108,20 @@ def wake_gpu(choice: Literal["auto", "cpu", "cuda"]) -> None:
         driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
         if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+    Thread(target=wake, daemon=True).start()
+
+
+def wake_triton(device: torch.device) -> None:
+    """Import Triton and have it read its own files, which tell its cache of kernels apart, in a thread while images are read."""
+    if device.type != "cuda":
+        return
+
+    def wake() -> None:
+        with suppress(ImportError):  # another version has it elsewhere: then it reads them when they are needed
+            from triton.runtime.cache import triton_key
+
+            triton_key()
 
     Thread(target=wake, daemon=True).start()
 

@@ -5,9 +5,12 @@ A command derives its `Job` and its `Run`, and fills in what is its own. Nothing
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from verglas.refinement.state import State
     from verglas.report.page import Draw
 
+CHECKPOINT_EVERY = 10.0  # s, where iterations are shorter than writing their files
 MOST_BEHIND, SHARE_BEHIND = 4, 0.05  # iterations whose files are not written; their maps' share of the memory of a batch
 USUAL_ITERATIONS = 25  # of a refinement, which ends by itself
 
@@ -69,7 +73,7 @@ class Run(Iterator["Iteration"]):
         self.notices: list[str] = []
         self.history: list[Record] = []
         self._table = table
-        self._disk_looked_at = False
+        self._disk_looked_at, self._saved = False, -math.inf  # time.monotonic() of the last checkpoint
         self.ranks: Ranks
         self._events = self._drive()
 
@@ -168,7 +172,7 @@ class Run(Iterator["Iteration"]):
         return table
 
     def _drive(self) -> Iterator[Iteration]:
-        from verglas.cli.common import ranks_here, set_threads, wake_gpu
+        from verglas.cli.common import ranks_here, set_threads, wake_gpu, wake_triton
         from verglas.core.imports import importing
 
         wake_gpu(self.job.device)  # while PyTorch is imported, which is next
@@ -178,6 +182,7 @@ class Run(Iterator["Iteration"]):
         from verglas.distributed.ranks import lead_first
 
         with ranks_here(self.job.device) as (self.ranks, device, reason):
+            wake_triton(device)
             self.resumed = self.ranks.agreed(self.resumed)  # others may look at the folder a moment later
             self.ranks.doing("reading input", part="")
             run, table, planned = None, None, None
@@ -274,7 +279,7 @@ class Run(Iterator["Iteration"]):
                 watch.finished(self.record(iteration, table) | helped(session))
                 self.ranks.doing("beginning", part=f"iteration {watch.iteration}")
                 if run is not None:
-                    later.do(partial(self._write, run, table, iteration, list(self.history)))
+                    later.do(partial(self._write, run, table, iteration, list(self.history), later))
                 yield iteration
 
     def _open_report(self, run: RunFolder, draw: Draw | None) -> None:
@@ -282,22 +287,26 @@ class Run(Iterator["Iteration"]):
         self._report = self.report(run)
         self._report.draw = draw
 
-    def _write(self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record]) -> None:
+    def _write(
+        self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record], later: Behind
+    ) -> None:  # fmt: skip
         """Files, event, checkpoint, report: a kill between any two leaves a run that goes on and writes the same again.
 
-        The last iteration of a refinement has no checkpoint: what it has beyond its state, the joined map, is not in one.
+        A checkpoint is written beside the files, and named after them. The last iteration of a refinement has none: what it has
+        beyond its state, the joined map, is not in one. Nor has one whose successor waits for its own files already, if there
+        was a checkpoint a moment ago: computing that again takes less than writing it.
         """
         from verglas.refinement import checkpoint
 
         state, config = iteration.state, self.job.config
-        self.write_files(run, table, iteration)
-        run.figures.clear()  # what is known at the end only comes first
-        self.note_figures(run, state, history[-1])
-        run.event("iteration", **history[-1])
-        if iteration.final is None:
-            path = checkpoint.path_of(run.target, state.iteration)
-            checkpoint.save(path, state, config, checkpoint.fingerprint(table))
-            checkpoint.prune(run.target)
+        with ThreadPoolExecutor(1, "verglas-files") as beside:
+            files = beside.submit(self._tell, run, table, iteration, history)
+            if iteration.final is None and not (later.waiting and time.monotonic() - self._saved < CHECKPOINT_EVERY):
+                path = checkpoint.path_of(run.target, state.iteration)
+                checkpoint.save(path, state, config, checkpoint.fingerprint(table), after=files.result)
+                checkpoint.prune(run.target)
+                self._saved = time.monotonic()
+            files.result()
         if not self._disk_looked_at:
             self._disk_looked_at = True
             ends_by_itself = type(config) is RefineConfig
@@ -306,6 +315,13 @@ class Run(Iterator["Iteration"]):
             if notice is not None:
                 run.log(notice)
         self._report.update(history, iteration)
+
+    def _tell(self, run: RunFolder, table: ParticleTable, iteration: Iteration, history: list[Record]) -> None:
+        """Files and event."""
+        self.write_files(run, table, iteration)
+        run.figures.clear()  # what is known at the end only comes first
+        self.note_figures(run, iteration.state, history[-1])
+        run.event("iteration", **history[-1])
 
 
 def pieces_behind(session: Session) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ from verglas.io.atomic import atomic_path
 from verglas.io.star_block import StarBlock
 
 ROWS_AT_ONCE = 50_000
+COLUMNS_AT_ONCE, MANY_ROWS = 4, 10_000  # threads that make the texts of columns, of long tables: arrow leaves Python's lock free
 NUMBER_WIDTH = 12
 # What would be read as something else if it stood bare: blanks, quotes, comments, labels, keywords, nothing at all.
 _NEEDS_QUOTES = r"""[\s\v"']|^$|^[_#;]|^data_|^loop_"""
@@ -49,14 +51,15 @@ def _write_values(file: BinaryIO, block: StarBlock) -> None:
 def _write_table(file: BinaryIO, frame: pd.DataFrame) -> None:
     lines = [f"_{label} #{number}" for number, label in enumerate(frame.columns, 1)]
     file.write("\n".join(["loop_", *lines, ""]).encode())
-    for start in range(0, len(frame), ROWS_AT_ONCE):
-        part = frame.iloc[start : start + ROWS_AT_ONCE]
-        columns = [_texts(part.iloc[:, index]) for index in range(part.shape[1])]
-        rows = pc.binary_join_element_wise(*columns, _large(" "))
-        with_ends = pc.binary_join_element_wise(rows, _large("\n"), _large(""))
-        # The bytes of all strings of an array lie one after another: they are the text of the file.
-        _validity, _offsets, data = with_ends.buffers()
-        file.write(data)
+    with ThreadPoolExecutor(COLUMNS_AT_ONCE if len(frame) >= MANY_ROWS else 1, "verglas-columns") as pool:
+        for start in range(0, len(frame), ROWS_AT_ONCE):
+            part = frame.iloc[start : start + ROWS_AT_ONCE]
+            columns = list(pool.map(_texts, [part.iloc[:, index] for index in range(part.shape[1])]))
+            rows = pc.binary_join_element_wise(*columns, _large(" "))
+            with_ends = pc.binary_join_element_wise(rows, _large("\n"), _large(""))
+            # The bytes of all strings of an array lie one after another: they are the text of the file.
+            _validity, _offsets, data = with_ends.buffers()
+            file.write(data)
     file.write(b"\n")
 
 

@@ -45,8 +45,11 @@ def path_of(folder: Path, iteration: int) -> Path:
     return folder / f"run_it{iteration:03d}{_SUFFIX}"
 
 
-def save(path: Path, state: State, config: RefineConfig, table_fingerprint: str) -> None:
-    """Write a checkpoint, replacing one of that name; returns when it is on the disk.
+def save(
+    path: Path, state: State, config: RefineConfig, table_fingerprint: str, after: Callable[[], object] = lambda: None
+) -> None:
+    """Write a checkpoint, replacing one of that name; returns when it is on the disk. after: is called, and waited for, before
+    the file gets its name: for what is to be on the disk before it.
 
     Raises OutputError if it cannot be written: then nothing has changed. A kill in the middle leaves the older files
     alone, and at most a hidden temporary one (`remove_leftovers` of verglas.refinement.files).
@@ -65,6 +68,7 @@ def save(path: Path, state: State, config: RefineConfig, table_fingerprint: str)
         file.write(digest.result())
         file.flush()
         os.fsync(file.fileno())
+        after()
     _sync_folder(path.parent)
 
 
