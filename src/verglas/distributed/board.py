@@ -15,7 +15,8 @@ import torch.distributed as dist
 @dataclass(frozen=True)
 class Standing:
     """Of a rank in a round: cost of the rows that it has begun, and of those it is done with; since: seconds after the round's
-    start at which it began what it is at (or was done, if it is at nothing); gone: rows of its own that somebody has taken."""
+    start at which it began what it is at (or was done, if it is at nothing); gone: rows of its own that were taken, by itself or
+    by others."""
 
     begun: float
     done: float
@@ -30,12 +31,13 @@ class Board:
         self.store, self.rank, self.size, self.clock = store, rank, size, time.perf_counter
         self.number, self._begin = 0, float("nan")
         self.begun = self.done = 0.0
+        self.own = 0  # rows of its own that this rank took
         self._write()
 
     def next_round(self) -> None:
         """All ranks do this before something that they do together: then everybody's lines are there."""
         self.number += 1
-        self._begin = float("nan")
+        self._begin, self.own = float("nan"), 0
         self.begun = self.done = 0.0
         self._write()
 
@@ -46,9 +48,9 @@ class Board:
             self._begin = now
         return now - self._begin
 
-    def begins(self, cost: float, clock: Callable[[], float]) -> None:
-        """This rank takes up rows of that cost."""
-        self.begun += cost
+    def begins(self, cost: float, clock: Callable[[], float], own: int = 0) -> None:
+        """This rank takes up rows of that cost; own: how many of them are its own."""
+        self.begun, self.own = self.begun + cost, self.own + own
         self._write(self.elapsed(clock))
 
     def ends(self, cost: float, clock: Callable[[], float]) -> None:
@@ -56,8 +58,8 @@ class Board:
         self.done += cost
         self._write(self.elapsed(clock))
 
-    def gone(self, rank: int, rows: int) -> None:
-        """So many rows of an owner were taken."""
+    def helped(self, rank: int, rows: int) -> None:
+        """This rank took so many rows of another one."""
         assert self.store is not None
         self.store.add(f"gone/{self.number}/{rank}", rows)
 
@@ -73,11 +75,11 @@ class Board:
     def _write(self, since: float = 0.0) -> None:
         if self.store is None:
             return
-        self.store.set(f"at/{self.number}/{self.rank}", f"{self.begun:.9g} {self.done:.9g} {since:.9g}")
+        self.store.set(f"at/{self.number}/{self.rank}", f"{self.begun:.9g} {self.done:.9g} {since:.9g} {self.own}")
         if since == 0.0 and self.begun == 0.0:
             self.store.add(f"gone/{self.number}/{self.rank}", 0)
 
 
 def _standing(line: bytes, gone: bytes) -> Standing:
-    begun, done, since = map(float, line.split())
-    return Standing(begun, done, since, int(gone))
+    begun, done, since, own = map(float, line.split())
+    return Standing(begun, done, since, int(own) + int(gone))

@@ -65,6 +65,9 @@ class Line:
 def all_taken(rows: Tensor, shares: Shares | None, name: str) -> bool:
     """Whether all rows of a `Handout` of that name have been taken: then nothing need be put in order for it."""
     assert shares is not None and shares.ranks.store is not None
+    owned = torch.bincount(shares.owner_B, minlength=shares.ranks.size).tolist()
+    if shares.half_B is not None and all(one.gone >= owned[rank] for rank, one in shares.board.read(range(len(owned))).items()):
+        return True  # and so are those of all other sets: one question to the store
     store, counts = shares.ranks.store, torch.bincount(shares.owner_B[rows], minlength=shares.ranks.size).tolist()
     return all(store.add(f"taken/{rank}/{name}", 0) >= count for rank, count in enumerate(counts) if count)
 
@@ -88,7 +91,7 @@ class Handout:
         self._row_n, self._owner_n, self._samples_B, self._order = rows, shares.owner_B[rows], samples_B, order
         self._counts = torch.bincount(self._owner_n, minlength=self.ranks.size).tolist()
         self._lines: dict[int, Line] = {}
-        self._begun = False  # whether this rank has taken any
+        self._begun, self._own_left = False, self._counts[self.ranks.rank] > 0  # whether this rank took any; left some of its own
         self._largest = 0  # rows of a block as large as memory lets it be
 
     def line(self, rank: int) -> Line:
@@ -138,7 +141,7 @@ class Handout:
         piece = self._own_piece(size)
         piece = self._stolen(size, announce, self._beginning(size)) if piece is None else piece
         while piece is not None:
-            ahead = None if self._left(self.ranks.rank) else self._stolen(size, announce, self._cost(piece), True)
+            ahead = None if self._own_left else self._stolen(size, announce, self._cost(piece), True)
             yield piece
             piece = ahead or self._own_piece(size) or self._stolen(size, announce)
 
@@ -152,15 +155,16 @@ class Handout:
     def _own_piece(self, size: int) -> Piece | None:
         """A block; less, if others would be done long before this rank's own rows are."""
         me = self.ranks.rank
-        if (left := self._left(me)) == 0:
+        taken = self._taken_of(me, 0)
+        if (left := self.line(me).left(taken)) == 0:
             return None
-        seen = {rank: one for rank, one in self._seen(self._some_others()).items() if one.left or one.rest}  # others have gone
-        own = self._left_of_all_sets(left)
+        seen, own = self._seen(left)
+        seen = {rank: one for rank, one in seen.items() if one.left or one.rest}  # others have gone
         fixed = self._fixed(size) * self.shares.pace.mean_row
         fair = self._until_all_are_done(seen, own + fixed) - fixed
         if own - fair > LITTLE * (self._board.done + own):
-            return self._take(me, self._of_fair(fair, size), size)
-        return self._take(me, math.inf, size)
+            return self._take(me, self._of_fair(fair, size), size, taken)
+        return self._take(me, math.inf, size, taken)
 
     def _stolen(
         self, size: int, announce: Callable[[Tensor], None] | None, busy: float = 0.0, ahead: bool = False
@@ -169,13 +173,13 @@ class Handout:
 
         busy: cost of what this rank has to do before; ahead: others might come sooner."""
         while self.helps:
-            seen = self._seen(self._some_others())
+            seen, own = self._seen()
             left_R = {rank: self._left(rank) for rank, one in seen.items() if self._counts[rank] and one.left}
             ends_R = {rank: (left + seen[rank].rest) / seen[rank].speed for rank, left in left_R.items() if left}
             if not ends_R:
                 return None
             slowest = max(ends_R, key=lambda rank: ends_R[rank])
-            wanted = self._of_slowest(slowest, left_R[slowest], seen, busy, ahead, size)
+            wanted = self._of_slowest(slowest, left_R[slowest], seen, own, busy, ahead, size)
             if wanted is None:
                 return None
             piece = self._take(slowest, wanted, size)
@@ -186,14 +190,15 @@ class Handout:
         return None
 
     def _of_slowest(
-        self, rank: int, left: float, seen: dict[int, Seen], busy: float, ahead: bool, size: int
+        self, rank: int, left: float, seen: dict[int, Seen], own: float, busy: float, ahead: bool, size: int
     ) -> float | None:  # fmt: skip
-        """How much to take of what a rank has left of this set; None: it is soon done, or before help would come."""
+        """How much to take of what a rank has left of this set; None: it is soon done, or before help would come. own: left of
+        this rank's rows."""
         row, one = self.shares.pace.mean_row, seen[rank]
         fixed, least = self._fixed(size) * row, min(left, self._least(size) * row)
         begun, sure = busy + fixed, 1.0 if self._owned[self.ranks.rank] else SURE
         alone, both = (one.rest + left + fixed) / one.speed, (one.rest + left + fixed + begun) / (1 + one.speed)
-        together = self._until_all_are_done(seen, self._left_of_all_sets() + begun) - begun  # others may help it, too
+        together = self._until_all_are_done(seen, own + begun) - begun  # others may help it, too
         little = LITTLE * (self._board.done + busy)
         if alone - busy < little or sure * (begun + least) > alone or (ahead and together < least):
             return None
@@ -215,15 +220,19 @@ class Handout:
         left = own + sum(one.left + one.rest for one in seen.values())
         return left / (1 + sum(one.speed for one in seen.values()))
 
-    def _seen(self, ranks: list[int]) -> dict[int, Seen]:
-        """How ranks stand. A rank's speed is what it has done in its time, relative to this one; where either has done nothing
-        yet, that of the iterations before."""
-        pace, found = self.shares.pace, dict[int, Seen]()
+    def _seen(self, left: float = 0.0) -> tuple[dict[int, Seen], float]:
+        """(how other ranks stand, cost of what is left of this one's rows: of those of this set, `left`). A rank's speed is what
+        it has done in its time, relative to this one; where either has done nothing yet, that of the iterations before."""
+        pace, found, me = self.shares.pace, dict[int, Seen](), self.ranks.rank
+        read = self._board.read([me, *self._some_others()])
+        own_left = left if self.shares.half_B is None else self._left_of(me, read[me].gone)
         now, mine = self._board.elapsed(self.clock), self._board.done
-        own = mine / now if mine and now else float(pace.speed_R[self.ranks.rank])  # cost a second
-        for rank, one in self._board.read(ranks).items():
+        own = mine / now if mine and now else float(pace.speed_R[me])  # cost a second
+        for rank, one in read.items():
+            if rank == me:
+                continue
             left, under_way = self._left_of(rank, one.gone), one.begun - one.done
-            usual = own * float(pace.speed_R[rank] / pace.speed_R[self.ranks.rank])
+            usual = own * float(pace.speed_R[rank] / pace.speed_R[me])
             rate = one.done / one.since if one.done and one.since and mine else usual
             through = min(rate * max(now - one.since, 0.0), (1 - UNDER_WAY) * under_way)
             if under_way and now and mine:
@@ -231,20 +240,13 @@ class Handout:
             elif not left:
                 rate = usual  # one without work is as quick as ever
             found[rank] = Seen(rate / own, left, under_way - through)
-        return found
+        return found, own_left
 
     def _left_of(self, rank: int, gone: int) -> float:
         """Cost of an owner's rows that nobody has taken: of this set, or, where ranks have sets apart, of all."""
         if self.shares.half_B is None:
             return self._left(rank) if self._counts[rank] else 0.0
         return max(0, self._owned[rank] - gone) * self.shares.pace.mean_row
-
-    def _left_of_all_sets(self, left: float | None = None) -> float:
-        """As `_left_of`, of this rank. left: of this set, if known."""
-        me = self.ranks.rank
-        if self.shares.half_B is None:
-            return self._left(me) if left is None else left
-        return self._left_of(me, self._board.read([me])[me].gone)
 
     def _cost(self, piece: Piece, first: bool = False) -> float:
         """Of a piece's rows, and of the block that they are. first: of the set."""
@@ -264,23 +266,26 @@ class Handout:
         self._largest = self._largest or min(size, max(1, *self._counts))
         return FIXED * self._largest
 
-    def _take(self, rank: int, cost: float, size: int) -> Piece | None:
-        """The next rows of an owner of about that cost, if any are left."""
-        line, least, taken = self.line(rank), self._least(size), self._taken_of(rank, 0)
+    def _take(self, rank: int, cost: float, size: int, taken: int | None = None) -> Piece | None:
+        """The next rows of an owner of about that cost, if any are left. taken: how many were a moment ago, if known."""
+        line, least, own = self.line(rank), self._least(size), rank == self.ranks.rank
+        taken = self._taken_of(rank, 0) if taken is None else taken
         if taken >= len(line.row_n):  # the last ones went since this rank looked; counters go beyond the number of rows
             return None
         wanted = min(size, max(least, line.next(taken, cost)))
-        if len(line.row_n) - taken - wanted < (least if rank == self.ranks.rank else least / 2):  # nobody would help with that
+        if len(line.row_n) - taken - wanted < (least if own else least / 2):  # nobody would help with that
             wanted = max(wanted, min(size, len(line.row_n) - taken))
         last = self._taken_of(rank, wanted)
         first, last = last - wanted, min(last, len(line.row_n))
+        if own:
+            self._own_left = last < len(line.row_n)
         if first >= last:
             return None
         piece = rank, slice(first, last)
-        self._board.begins(self._cost(piece, first=not self._begun), self.clock)
+        self._board.begins(self._cost(piece, first=not self._begun), self.clock, last - first if own else 0)
         self._begun = True
-        if self.shares.half_B is not None:
-            self._board.gone(rank, last - first)
+        if self.shares.half_B is not None and not own:
+            self._board.helped(rank, last - first)
         return piece
 
     def _left(self, rank: int) -> float:
