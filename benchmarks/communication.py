@@ -150,6 +150,7 @@ def main() -> None:
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     chosen = options.parse_args()
     with ranks_here(chosen.device) as (ranks, device, _):
+        ranks.connected(device)
         for box in chosen.boxes:
             sums = made_up(box, device)
             found = {"sums, MB": sums.rows.count * 12 / 1e6}

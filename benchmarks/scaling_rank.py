@@ -381,6 +381,9 @@ def main() -> None:
     with joined(place, device) as ranks:
         ranks.everyones(0)
         setup = {"process start s": started, "joining s": time.perf_counter() - begin}
+        if ranks.links is not None:
+            ranks.connected(device)
+            setup["connecting GPUs s"] = ranks.links.seconds
         if ranks.is_lead:
             print(f"{ranks.size} ranks: {texts(setup)}", HEADING, sep="\n", flush=True)
         found = []

@@ -88,6 +88,7 @@ class Arrivals:
     def _begun(self, pieces: list[Piece]) -> UnderWay:
         (piece,) = pieces
         tensor = piece.make()
+        self.ranks.connected(tensor.device)
         entry = self.ranks.meter.count("reduce", self.name, tensor.nbytes, self.ranks.size)
         work = dist.reduce(tensor, piece.rank, group=self.ranks.behind, async_op=True)
         assert work is not None
@@ -125,6 +126,7 @@ class SentArrivals(Arrivals):
         each = 0 if mine_VC is None else coded_bytes(*mine_VC.shape) if self.coded else mine_VC.numel()
         received = [each * (rank != me and rank in self.givers) for rank in range(size)]
         out, found = torch.cat(sent), none.new_empty(sum(received))
+        self.ranks.connected(device)
         payload = out.nbytes * size // (size - 1)  # as if each sent something to itself, too
         entry = self.ranks.meter.count("all-to-all", self.name, payload, size)
         lengths = [len(one) for one in sent]

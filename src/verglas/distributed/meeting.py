@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from verglas.distributed.beat import patience_of
 from verglas.distributed.coding import link_is_slow
+from verglas.distributed.links import Links
 from verglas.distributed.place import LeadMissing, Place, meeting_point
 from verglas.distributed.pulse import Pulse
 from verglas.distributed.ranks import ALONE, Ranks
@@ -34,6 +35,7 @@ LONGEST = timedelta(hours=6)  # of a collective; ranks that do not get on are fo
 LOOK = 0.05  # s between two looks for processes that are not there yet
 _RUNS = count()  # in this process: all ranks run the same ones in the same order
 _pulse: Pulse | None = None  # of this process, once it has met the others
+_links: Links | None = None  # of its GPU
 
 
 @contextmanager
@@ -56,9 +58,11 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
         ways = replace(ways, overlap=device.type != "cuda")
     ranks = Ranks(
         place.rank, place.size, place.local_size, store, ways=ways, work=Work.on(device), pulse=_pulse, behind=behind,
+        links=_links,
     )  # fmt: skip
     try:
         if ranks.ways.compress is None and place.size > place.local_size:  # within a host links are quick
+            ranks.connected(device)
             ranks = replace(ranks, ways=replace(ranks.ways, compress=link_is_slow(ranks, device)))
         yield ranks
     except BaseException as error:
@@ -69,7 +73,7 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
 
 def _begin(place: Place, device: torch.device) -> None:
     """Meet the others, and make one group of all."""
-    global _pulse
+    global _pulse, _links
     patience, cuda = patience_of(os.environ), device.type == "cuda"
     store, own, lead_holds_it = meet(place, device)
     pulse = Pulse(place.rank, place.size, own, patience, lead_holds_it)
@@ -85,6 +89,8 @@ def _begin(place: Place, device: torch.device) -> None:
         pulse.wait_for_end(pulse.judge.silence)
         raise
     _pulse = pulse
+    if cuda:
+        _links = Links(device, place.size)
     atexit.register(_part_of_script)
 
 

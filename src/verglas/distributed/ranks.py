@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from verglas.distributed.links import Links
 from verglas.distributed.meter import Kind, Meter, record_of
 from verglas.distributed.place import LAST_WORDS
 from verglas.distributed.pulse import Farewell, Pulse
@@ -37,7 +38,8 @@ class Ranks:
     """rank 0, the lead, writes and decides; the others compute. local_size: how many there are on this host; store: small numbers
     that all can see; sequence: numbers what all ranks do in the same order; meter: what travels, under the names it is given;
     ways: what is switched off; work: what this rank has worked on; pulse: tells the others that this one lives, and ends it when
-    another one is lost; behind: group of what travels while other messages do, None: that of all messages."""
+    another one is lost; behind: group of what travels while other messages do, None: that of all messages; links: between GPUs,
+    being made."""
 
     rank: int = 0
     size: int = 1
@@ -49,6 +51,7 @@ class Ranks:
     work: Work = field(default_factory=Work)
     pulse: Pulse | None = None
     behind: dist.ProcessGroup | None = None
+    links: Links | None = None
 
     @property
     def is_lead(self) -> bool:
@@ -140,6 +143,7 @@ class Ranks:
         self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]], name: str, group: dist.ProcessGroup | None,
         lent: bool = False, even: bool = True,
     ) -> Callable[[], list[Tensor]]:
+        self.connected(parts[0].device)
         sent = side_by_side(parts) if lent else torch.cat([part.flatten() for part in parts])
         counts = [math.prod(shape) for shape in shapes]
         found = sent.new_empty(sum(counts))
@@ -160,6 +164,7 @@ class Ranks:
 
     def gathering(self, mine: Tensor, name: str) -> Callable[[], Tensor]:
         """Tensors of one shape, of all ranks, [ranks, ...]; returns while they travel, as `exchanging` does."""
+        self.connected(mine.device)
         found = mine.new_empty(self.size * len(mine), *mine.shape[1:])
         entry = self.meter.count("all-gather", name, found.nbytes, self.size)
         work = _all_gather(found, mine.contiguous(), group=self.behind, async_op=True)
@@ -227,8 +232,14 @@ class Ranks:
 
     @contextmanager
     def _sending(self, kind: Kind, name: str, payload: int, on: torch.device | None = None) -> Iterator[None]:
+        self.connected(on or CPU)
         with self.together(name), self.meter.standing(self.meter.count(kind, name, payload, self.size), on or CPU):
             yield
+
+    def connected(self, device: torch.device) -> None:
+        """Wait until messages may be sent from a device: `Links` are not disturbed."""
+        if self.links is not None and device.type == "cuda":
+            self.links.wait()
 
     def together(self, name: str) -> AbstractContextManager[None]:
         """Within, this rank waits for the others to do the same."""

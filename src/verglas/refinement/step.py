@@ -216,6 +216,8 @@ def expect(
         half = halves[some[-1][0]]
         if some[-1] != turns[-1] and isinstance(half, HalfSetExpectation):
             half.make_way()
+    if on.ranks.size > 1 and on.device.type == "cuda":
+        torch.cuda.synchronize(on.device)  # so that who still computes is waited for here, not where sums are sent
     on.ranks.meet("expectation", partial(advance, under_way))
     finished = [halves[number] for number in range(len(sets))]
     solvers = add_up(finished, plan, config, on, apart and kind is HalfSetExpectation)
