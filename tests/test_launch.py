@@ -49,7 +49,8 @@ def test_processes_are_told_their_places(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_the_first_rank_can_listen_at_the_port_that_is_held() -> None:
-    with launch._free_port() as port, socket.socket() as lead, socket.socket() as other:
+    with launch._free_port() as held, socket.socket() as lead, socket.socket() as other:
+        port = held.getsockname()[1]
         lead.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         lead.bind(("", port))
         lead.listen()
@@ -96,3 +97,48 @@ def test_ranks_end_with_the_launcher(number: signal.Signals, tmp_path: Path) -> 
 def test_the_launcher_leaves_pytorch_to_its_processes() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     assert subprocess.run([sys.executable, "-c", LIGHT], env=environment, check=False).returncode == 0
+
+
+FORKS = """
+import sys
+from verglas.cli import launch
+forked, plain = [], launch._forked
+launch._forked = lambda *words: (forked.append(words[0]["RANK"]), plain(*words))[1]
+code = launch.run(lambda: 3, ["info", sys.argv[1]], 0)
+print(code, list(forked), launch.run(lambda: 2, ["--version"], 0), len(forked))
+"""
+
+
+@pytest.mark.parametrize(("wanted", "forked", "all_forked"), [("1", ["0", "1", "2"], 5), ("0", [], 0)])
+def test_ranks_are_forked_from_a_process_that_has_imported_all(
+    wanted: str, forked: list[str], all_forked: int, tmp_path: Path
+) -> None:
+    """A second time, too; each with its own exit code."""
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"} | {launch.FORK: wanted}
+    words = [sys.executable, "-c", FORKS, str(tmp_path / "none.star")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.splitlines()[-1] == f"2 {forked} 0 {all_forked}", done.stderr
+    assert done.stderr.count("none.star") == 1 and done.stdout.count("verglas ") == 2
+
+
+def test_a_forked_process_tells_how_it_ended() -> None:
+    """In a process of its own, as this one has threads."""
+    program = """
+import os, signal, subprocess
+from verglas.cli.launch import Forked
+def forked(work):
+    pid = os.fork()
+    if pid:
+        return Forked(pid)
+    work()
+    os._exit(3)
+one, other = forked(lambda: None), forked(signal.pause)
+assert one.wait(20) == 3 and one.poll() == 3 and other.poll() is None
+one.send_signal(signal.SIGKILL)  # nobody has that number any more
+try:
+    other.wait(0.1)
+except subprocess.TimeoutExpired:
+    other.kill()
+assert other.wait() == -signal.SIGKILL
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -1,25 +1,34 @@
-"""--gpus: the same command once per GPU of this computer. Nothing here imports PyTorch: the processes are to begin with that."""
+"""--gpus: the same command once per GPU of this computer.
+
+What takes seconds to import is imported once, and the processes are forked from there: eight that read PyTorch's files side by
+side take several times as long as one, on a file system that others share still longer. CUDA is not begun before the fork.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
+from typing import Any
 
 from verglas.distributed.beat import LOST
 from verglas.distributed.place import place_of
 from verglas.errors import InputError
 from verglas.io.progress import say
 
-PROGRAM = ("-m", "verglas")  # Python's words for it
+PROGRAM = ("-m", "verglas")  # Python's words for it, where processes are not forked
+FORK = "VERGLAS_FORK"  # 0: each imports everything itself
 RESTARTS = 3  # of a run that is to go on by itself
 LOOK = 0.05  # s between two looks for processes that have ended
 TOGETHER = 0.3  # s after the first one that failed in which others may end by what ended it
@@ -103,12 +112,14 @@ def run(processes: Callable[[], int], command: list[str], restarts: int) -> int:
 
 def run_once(processes: int, command: list[str]) -> int:
     """The exit code of the process that failed first, `LOST` if it was killed; 0 if none did. They end if this one is ended."""
-    begun: list[subprocess.Popen[bytes]] = []
-    with _signals_raise():
+    begun: list[Process] = []
+    with _signals_raise() as before:
         try:
-            with _free_port() as port:
+            forks = import_once(processes)
+            with _free_port() as held:
                 for rank in range(processes):
-                    begun.append(_begun(rank, processes, port, command))
+                    place = environment_of(rank, processes, held.getsockname()[1])
+                    begun.append(_forked(place, command, before, held) if forks else _begun(place, command))
                 failed = _first_failed(begun)
             end(begun, signal.SIGTERM)
         except Stopped as stop:
@@ -123,14 +134,118 @@ def run_once(processes: int, command: list[str]) -> int:
     return LOST
 
 
-def _begun(rank: int, size: int, port: int, command: list[str]) -> subprocess.Popen[bytes]:
-    """The process of a rank, told where it stands as torchrun would tell it. Ctrl-C reaches it through this process alone."""
+def threads_of(size: int) -> str:
+    """OMP_NUM_THREADS of each of so many processes."""
+    return os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // size)))
+
+
+def environment_of(rank: int, size: int, port: int) -> dict[str, str]:
+    """What tells a process where it stands, as torchrun would."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost",
-             "MASTER_PORT": port}  # fmt: skip
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // size)))
-    environment = os.environ | {name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": threads}
+             "MASTER_PORT": port, "OMP_NUM_THREADS": threads_of(size)}  # fmt: skip
+    return {name: str(value) for name, value in place.items()}
+
+
+def _begun(place: Mapping[str, str], command: list[str]) -> subprocess.Popen[bytes]:
+    """The process of a rank. Ctrl-C reaches it through this process alone."""
     words = [sys.executable, *PROGRAM, *command]
-    return subprocess.Popen(words, env=environment, start_new_session=True, preexec_fn=_ends_with_parent())
+    return subprocess.Popen(words, env=os.environ | place, start_new_session=True, preexec_fn=_ends_with_parent())
+
+
+class Forked:
+    """A process forked from this one, as `subprocess.Popen` tells of one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, -N if signal N ended it; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it has ended."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            time.sleep(LOOK)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Nothing, if it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+Process = subprocess.Popen[bytes] | Forked
+_imported = False  # by `import_once`
+
+
+def import_once(processes: int) -> bool:
+    """Import what all processes need, if they may be forked from this one: not where somebody else has begun threads, or PyTorch,
+    in it. Returns whether they may."""
+    global _imported
+    alone = threading.active_count() == 1 and (_imported or "torch" not in sys.modules)
+    if processes < 2 or not alone or PROGRAM != ("-m", "verglas") or sys.platform != "linux" or os.environ.get(FORK) == "0":
+        return False
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads_of(processes)  # read as these are loaded
+    try:
+        from verglas.core.imports import importing
+
+        with importing():
+            import verglas.cli.run_loop
+            import verglas.refinement.driver  # noqa: F401  with PyTorch and pandas
+
+        with suppress(ImportError):
+            from triton.runtime.cache import triton_key
+
+            triton_key()  # of Triton's own files, which are many
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.__setitem__("OMP_NUM_THREADS", before)
+    _imported = threading.active_count() == 1
+    return _imported
+
+
+def _forked(place: Mapping[str, str], command: list[str], before: Mapping[Any, Any], held: socket.socket) -> Forked:
+    """As `_begun`, without importing anything again. before: what this process did at signals; held: not the child's."""
+    ends_with_parent, parent = _ends_with_parent(), os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: those of a library for matrices, which knows of forks
+        pid = os.fork()
+    if pid:
+        return Forked(pid)
+    code = 1
+    try:
+        os.setsid()
+        if ends_with_parent is not None:
+            ends_with_parent()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        held.close()
+        os.environ.update(place)
+        sys.argv = ["verglas", *command]
+        if os.getppid() == parent:  # else it was killed meanwhile
+            from verglas.cli.main import process
+
+            code = process()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _ends_with_parent() -> Callable[[], object] | None:
@@ -139,15 +254,15 @@ def _ends_with_parent() -> Callable[[], object] | None:
 
 
 @contextmanager
-def _free_port() -> Iterator[int]:
-    """A port at which the first rank can listen; as long as the `with` lasts no other program is given it."""
+def _free_port() -> Iterator[socket.socket]:
+    """What holds a port at which the first rank can listen; as long as the `with` lasts no other program is given it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a listening one may have it, too
         held.bind(("", 0))
-        yield held.getsockname()[1]
+        yield held
 
 
-def _first_failed(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+def _first_failed(processes: list[Process]) -> tuple[int, int] | None:
     """(rank, exit code) of the process that failed first, soon after it has ended; None when all are done."""
     while True:
         codes = [process.poll() for process in processes]
@@ -166,7 +281,7 @@ def how_early(code: int) -> tuple[bool, bool, int]:
     return code == -signal.SIGTERM, code > 0, code
 
 
-def end(processes: list[subprocess.Popen[bytes]], number: int) -> None:
+def end(processes: list[Process], number: int) -> None:
     """Let processes that still run end by a signal; those that have not after `ENDING`, or when this one is told again, are
     killed."""
     running = [process for process in processes if process.poll() is None]
@@ -183,8 +298,9 @@ def end(processes: list[subprocess.Popen[bytes]], number: int) -> None:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Within, signals that ask this process to stop raise `Stopped`, but for those that it was started to ignore (nohup)."""
+def _signals_raise() -> Iterator[Mapping[Any, Any]]:
+    """Within, signals that ask this process to stop raise `Stopped`, but for those that it was started to ignore (nohup). Gives
+    what they did before."""
 
     def told(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -192,7 +308,7 @@ def _signals_raise() -> Iterator[None]:
     heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, told) for number in heard}
     try:
-        yield
+        yield before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
