@@ -337,7 +337,7 @@ def test_pieces_of_others_are_read_ahead(tmp_path, room, alone) -> None:
     table, expected = shuffled(tmp_path)
     ranks = Ranks(0, 2, 2, Counters())  # type: ignore[arg-type]
     data = Dataset.read(table, "cpu", Residency(room=room), ranks=ranks)
-    Board(ranks.store, 1, 2)
+    Board(ranks.store, 1)
     assert data.shares is not None and data.stream is not None and data.taken_over is not None
     begun: list[list[int]] = []
     plain = data.stream.files.read

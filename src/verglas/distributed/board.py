@@ -1,15 +1,17 @@
 """What ranks tell one another while they work on particles: how much each has begun, how much it is done with, and since when.
 
-Each rank has a line in the common store, which it alone writes and all read at once: nobody waits for anybody.
+Each rank has a line in the common store, which it alone writes, without waiting for an answer; all are read by one question.
+Beside it is a counter of the rows of this rank that others have taken.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch.distributed as dist
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -23,63 +25,58 @@ class Standing:
     since: float
     gone: int
 
+    @classmethod
+    def read(cls, line: bytes, taken: bytes) -> Standing:
+        """From what is in the store."""
+        begun, done, since, own = map(float, line.split())
+        return cls(begun, done, since, int(own) + int(taken))
+
 
 class Board:
-    """Lines of all ranks, anew in every round (an expectation). size: of ranks; clock: seconds."""
+    """Lines of all ranks, anew in every round (an expectation). begun, done: of this rank; own: rows of its own that it took."""
 
-    def __init__(self, store: dist.Store | None, rank: int, size: int) -> None:
-        self.store, self.rank, self.size, self.clock = store, rank, size, time.perf_counter
-        self.number, self._begin = 0, float("nan")
-        self.begun = self.done = 0.0
-        self.own = 0  # rows of its own that this rank took
-        self._write()
+    def __init__(self, store: dist.Store | None, rank: int) -> None:
+        self.store, self.rank, self.number = store, rank, -1
+        self.next_round()
 
     def next_round(self) -> None:
-        """All ranks do this before something that they do together: then everybody's lines are there."""
+        """All ranks do this before something that they do together: after that everybody's lines are there."""
         self.number += 1
-        self._begin, self.own = float("nan"), 0
-        self.begun = self.done = 0.0
-        self._write()
+        self._started: float | None = None
+        self.begun, self.done, self.own = 0.0, 0.0, 0
+        if self.store is not None:
+            self._write(0.0)
+            self.store.add(f"helped/{self.number}/{self.rank}", 0)
 
-    def elapsed(self, clock: Callable[[], float]) -> float:
+    def elapsed(self, clock: Clock) -> float:
         """Seconds since this rank first asked in this round."""
         now = clock()
-        if self._begin != self._begin:  # not yet
-            self._begin = now
-        return now - self._begin
+        self._started = now if self._started is None else self._started
+        return now - self._started
 
-    def begins(self, cost: float, clock: Callable[[], float], own: int = 0) -> None:
+    def begins(self, cost: float, clock: Clock, own: int = 0) -> None:
         """This rank takes up rows of that cost; own: how many of them are its own."""
         self.begun, self.own = self.begun + cost, self.own + own
         self._write(self.elapsed(clock))
 
-    def ends(self, cost: float, clock: Callable[[], float]) -> None:
+    def ends(self, cost: float, clock: Clock) -> None:
         """It is done with them."""
         self.done += cost
         self._write(self.elapsed(clock))
 
-    def helped(self, rank: int, rows: int) -> None:
-        """This rank took so many rows of another one."""
+    def helps(self, rank: int, rows: int) -> None:
+        """This rank has taken so many rows of another one."""
         assert self.store is not None
-        self.store.add(f"gone/{self.number}/{rank}", rows)
+        self.store.add(f"helped/{self.number}/{rank}", rows)
 
     def read(self, ranks: Iterable[int]) -> dict[int, Standing]:
         """How some ranks stand."""
         assert self.store is not None
         asked = list(ranks)
-        keys = [f"{name}/{self.number}/{rank}" for rank in asked for name in ("at", "gone")]
-        found = self.store.multi_get(keys) if keys else []
-        standings = zip(asked, found[::2], found[1::2], strict=True)
-        return {rank: _standing(line, gone) for rank, line, gone in standings}
+        found = self.store.multi_get([f"{name}/{self.number}/{rank}" for rank in asked for name in ("at", "helped")])
+        return {rank: Standing.read(*pair) for rank, pair in zip(asked, zip(found[::2], found[1::2], strict=True), strict=True)}
 
-    def _write(self, since: float = 0.0) -> None:
-        if self.store is None:
-            return
-        self.store.set(f"at/{self.number}/{self.rank}", f"{self.begun:.9g} {self.done:.9g} {since:.9g} {self.own}")
-        if since == 0.0 and self.begun == 0.0:
-            self.store.add(f"gone/{self.number}/{self.rank}", 0)
-
-
-def _standing(line: bytes, gone: bytes) -> Standing:
-    begun, done, since, own = map(float, line.split())
-    return Standing(begun, done, since, int(own) + int(gone))
+    def _write(self, since: float) -> None:
+        assert self.store is not None
+        line = f"{self.begun:.9g} {self.done:.9g} {since:.9g} {self.own}"
+        self.store.set(f"at/{self.number}/{self.rank}", line)

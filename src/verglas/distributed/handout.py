@@ -285,7 +285,7 @@ class Handout:
         self._board.begins(self._cost(piece, first=not self._begun), self.clock, last - first if own else 0)
         self._begun = True
         if self.shares.half_B is not None and not own:
-            self._board.helped(rank, last - first)
+            self._board.helps(rank, last - first)
         return piece
 
     def _left(self, rank: int) -> float:

@@ -76,7 +76,7 @@ class Shares:
         self._log_R = torch.zeros_like(self.pace.speed_R)  # speeds as measured last, their logarithms
         self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
         self.reading = self.waited = 0.0
-        self.board = Board(ranks.store, ranks.rank, ranks.size)
+        self.board = Board(ranks.store, ranks.rank)
 
     def worked(self, block: Block) -> None:
         """Remember how long a block took this rank."""
