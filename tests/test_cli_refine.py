@@ -18,8 +18,7 @@ from rich.console import Console
 import verglas
 import verglas.refinement
 from made_up_engine import BOX, LAST, PIXEL, SHELLS, Iteration, N, engine_of, made_up
-from verglas.cli import plan, refine_report, run_loop
-from verglas.cli.behind import Behind
+from verglas.cli import plan, refine_report
 from verglas.cli.main import main
 from verglas.cli.refine_report import sections_of
 from verglas.cli.refine_run import Refinement, result_of
@@ -29,7 +28,6 @@ from verglas.core.shells import fsc, resolution_angstrom
 from verglas.errors import InputError
 from verglas.io.mrc import read_map
 from verglas.particles.table import ParticleTable
-from verglas.refinement import checkpoint
 from verglas.refinement.config import RefineConfig
 from verglas.refinement.files import FinalMaps
 from verglas.refinement.plan_sizes import Machine
@@ -121,30 +119,6 @@ def test_a_stopped_run_goes_on_and_ends_the_same(engine, no_report, data, tmp_pa
         assert ours[1024:] == theirs[1024:]  # the header of a map holds the date
     assert (out / "report.html").read_text() == "Refinement, C1"
     assert ("from the beginning" in capsys.readouterr().err) == (stop == 1)
-
-
-def test_short_iterations_have_a_checkpoint_now_and_then(engine, no_report, data, tmp_path, monkeypatch):
-    """Where the next one waits for its files; they go on from it and end the same."""
-    saved, plain = [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda path, *rest, **more: (saved.append(path.name), plain(path, *rest, **more)))
-    assert refine(data, tmp_path / "whole") == 0
-    every = [checkpoint.path_of(tmp_path, number).name for number in range(1, LAST)]
-    assert saved == every
-    monkeypatch.setattr(Behind, "waiting", 1)
-    saved.clear()
-    assert refine(data, tmp_path / "short") == 0 and saved == every[:1]
-    monkeypatch.setattr(run_loop, "CHECKPOINT_EVERY", 0.0)
-    saved.clear()
-    engine.stop = 3
-    assert refine(data, tmp_path / "stopped") == 130
-    (tmp_path / "stopped" / saved[-1]).unlink()
-    engine.stop = None
-    assert main(["refine", "--continue", str(tmp_path / "stopped"), "--device", "cpu"]) == 0
-    names = {path.name for path in (tmp_path / "whole").glob("run*.mrc")}
-    for out in (tmp_path / "short", tmp_path / "stopped"):
-        assert {path.name for path in out.glob("run*.mrc")} == names
-        for name in names:  # the header of a map holds the date
-            assert (out / name).read_bytes()[1024:] == (tmp_path / "whole" / name).read_bytes()[1024:]
 
 
 def test_iterations_beyond_the_last_checkpoint_are_done_again(engine, no_report, data, tmp_path):

@@ -19,7 +19,7 @@ SIZE = 3
 def work(rank: int, folder: str) -> None:
     """What each process does: on the CPU through gloo, which has all kinds of messages that NCCL has."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
+    dist.init_process_group("gloo", store=dist.FileStore(str(Path(folder) / "meeting"), SIZE), rank=rank, world_size=SIZE)
     links = Links(torch.device("cpu"), SIZE)
     links.wait()
     links.wait()  # once is enough
