@@ -31,6 +31,7 @@ T = TypeVar("T")
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since PyTorch 2.13, and before
 CPU = torch.device("cpu")
 LOOK = 2e-4  # s between two looks whether all ranks have met
+HEAD, SHORT, BRIEF = 8, 1 << 16, 1 << 13  # bytes of a letter's length; of what the lead, and each rank, says in one message
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,41 @@ class Ranks:
         """Within, this rank waits for something to do: however long that takes, nobody is stuck."""
         return nullcontext() if self.pulse is None else self.pulse.idle()
 
-    def agreed(self, value: T, name: str = "decisions") -> T:
-        """The lead's value, on all ranks. Not for large tensors: it is pickled."""
+    def agreed(self, value: T, name: str = "decisions", meeting: bool = True) -> T:
+        """The lead's value, on all ranks. Not for large tensors: it is pickled. meeting: the lead waits for the others, too."""
         if self.size == 1:
             return value
-        self.meet(f"{name}: the lead")
-        box: list[Any] = [packed(value) if self.is_lead else None]
-        started = time.perf_counter()
-        with self.together(name):
-            dist.broadcast_object_list(box, 0, device=CPU)
-        seconds = time.perf_counter() - started
-        self.meter.count("broadcast", name, len(box[0]), self.size).seconds += seconds
-        found: T = value if self.is_lead else unpacked(box[0])
+        if meeting:
+            self.meet(f"{name}: the lead")
+        mine = packed(value) if self.is_lead else b""
+        first = letter(mine, SHORT)
+        with self._sending("wait", f"{name}: the lead", 0):  # for its decision, more than for the few bytes
+            dist.broadcast(first, 0)
+        length, started = length_of(first), time.perf_counter()
+        text = first[HEAD : HEAD + length] if length <= SHORT else letter(mine, length)[HEAD:]
+        if length > SHORT:
+            with self.together(name):
+                dist.broadcast(text, 0)
+        self.meter.count("broadcast", name, length, self.size).seconds += time.perf_counter() - started
+        found: T = value if self.is_lead else unpacked(text.numpy().tobytes())
         return found
 
     def everyones(self, value: T, name: str = "counts") -> list[T]:
         """The values of all ranks, in their order, on all ranks."""
         if self.size == 1:
             return [value]
-        mine, box = packed(value), list[Any]([None] * self.size)
+        mine = packed(value)
         with self._sending("all-gather", name, len(mine) * self.size):
-            dist.all_gather_object(box, mine)
-        return [unpacked(one) for one in box]
+            rows_RN = self._letters(mine, BRIEF)
+            if (longest := max(map(length_of, rows_RN))) > BRIEF:
+                rows_RN = self._letters(mine, longest)
+        return [unpacked(row_N[HEAD : HEAD + length_of(row_N)].numpy().tobytes()) for row_N in rows_RN]
+
+    def _letters(self, mine: bytes, room: int) -> Tensor:
+        """The letters of all ranks, [R, HEAD + room]."""
+        all_N = torch.empty(self.size * (HEAD + room), dtype=torch.uint8)
+        _all_gather(all_N, letter(mine, room))
+        return all_N.view(self.size, -1)
 
     def counts(self, number: int, name: str = "counts") -> list[int]:
         """The numbers of all ranks, in their order, on all ranks."""
@@ -247,6 +261,20 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def letter(text: bytes, room: int) -> Tensor:
+    """Its length, and itself if there is room, uint8 [HEAD + room]: what is short is one message, as each waits for all ranks."""
+    found = torch.zeros(HEAD + room, dtype=torch.uint8)
+    found[:HEAD].view(torch.int64)[0] = len(text)
+    if 0 < len(text) <= room:
+        found[HEAD : HEAD + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return found
+
+
+def length_of(found: Tensor) -> int:
+    """Of the text of a letter."""
+    return int(found[:HEAD].clone().view(torch.int64))
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:

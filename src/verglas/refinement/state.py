@@ -190,7 +190,7 @@ def same_everywhere(state: State, ranks: Ranks, maps: bool = True) -> State:
         bare = [replace(model, direction_prior_D=nothing) for model in bare]
     none = torch.zeros(0, dtype=torch.int64)
     no_poses = state.poses.of(none)  # not views, which would be sent with all that they are views of
-    agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]), "state")
+    agreed = ranks.agreed(replace(state, halves=bare, poses=no_poses, running=[], candidates=[]), "state", meeting=False)
 
     def of_lead(tensor: Tensor, name: str) -> Tensor:
         return ranks.of_lead(tensor, name) if maps else tensor
