@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from verglas.cli.behind import Behind
+from verglas.cli.behind import Behind, written
 from verglas.core.threads import few_threads
+from verglas.errors import OutputError
 
 
 @pytest.mark.parametrize("most", [0, 1])
@@ -102,3 +104,15 @@ def test_the_thread_behind_keeps_its_threads_where_the_computing_one_has_fewer()
         assert found == [3, 3]
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_goes_wrong_beside_a_file_is_told_by_its_own_name():
+    def fail(error):
+        raise error
+
+    with ThreadPoolExecutor(1) as pool:
+        assert written(pool.submit(lambda: None)) is None
+        with pytest.raises(OutputError, match=r"events\.jsonl could not be written: No space"):
+            written(pool.submit(fail, OSError(28, "No space left on device", "events.jsonl")))
+        with pytest.raises(ValueError, match="other"):
+            written(pool.submit(fail, ValueError("other")))

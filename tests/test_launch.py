@@ -121,6 +121,29 @@ def test_ranks_are_forked_from_a_process_that_has_imported_all(
     assert done.stderr.count("none.star") == 1 and done.stdout.count("verglas ") == 2
 
 
+def test_ranks_are_heard_of_where_whoever_started_the_launcher_would_not_be() -> None:
+    """SIGCHLD that is ignored goes on being ignored in a program that is started, unless that says otherwise."""
+    program = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)" + FORKS
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run([sys.executable, "-c", program, "none"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["2 ['0', '1', '2'] 0 5"], done.stderr
+
+
+def test_a_stop_while_ranks_are_forked_is_heard() -> None:
+    """Whenever it comes: all end, with the code that says so."""
+    program = """
+import os, signal, sys, threading
+from verglas.cli import launch
+launch.import_once = lambda count: True
+plain = launch._forked
+launch._forked = lambda *words: (os.kill(os.getpid(), signal.SIGTERM) if words[0]["RANK"] == "2" else None, plain(*words))[1]
+sys.exit(launch.run(lambda: 4, ["info", "none"], 0))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+
+
 def test_a_forked_process_tells_how_it_ended() -> None:
     """In a process of its own, as this one has threads."""
     program = """

@@ -21,8 +21,10 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(Path(folder) / "meeting"), SIZE), rank=rank, world_size=SIZE)
     links = Links(torch.device("cpu"), SIZE)
+    assert not links.done
     links.wait()
     links.wait()  # once is enough
+    assert links.done
     ranks = Ranks(rank, SIZE, SIZE, links=links)
     (Path(folder) / f"{rank}.txt").write_text(f"{links.seconds > 0} {ranks.add_up(torch.tensor([rank]), 'numbers').item()}")
     dist.barrier()
@@ -42,7 +44,7 @@ def test_what_goes_wrong_is_raised_where_it_is_waited_for() -> None:
 
 def test_messages_of_a_gpu_wait_and_those_of_the_host_do_not() -> None:
     waited = list[str]()
-    ranks = Ranks(0, 2, links=SimpleNamespace(wait=lambda: waited.append("waited")))  # type: ignore[arg-type]
+    ranks = Ranks(0, 2, links=SimpleNamespace(wait=lambda: waited.append("waited"), done=False))  # type: ignore[arg-type]
     ranks.connected(torch.device("cpu"))
     assert not waited
     ranks.connected(torch.device("cuda", 0))

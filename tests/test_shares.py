@@ -12,10 +12,10 @@ import torch
 from tests.test_streaming import shuffled
 from torch import Tensor
 
-from verglas.distributed.board import Board
+from verglas.distributed.board import Board, Standing
 from verglas.distributed.handout import Handout
 from verglas.distributed.ranks import Ranks
-from verglas.distributed.shares import Block, Shares, load, measured, owners
+from verglas.distributed.shares import Block, Pace, Shares, load, measured, owners, targets
 from verglas.refinement.dataset import Dataset
 from verglas.refinement.residency import Residency
 
@@ -227,6 +227,31 @@ def test_the_first_block_of_a_set_does_not_make_a_rank_slow() -> None:
     assert torch.allclose(measured([crumbs, crumbs], pace).speed_R, alike.speed_R)
 
 
+@pytest.mark.parametrize("total", [0.5, 30.0, 1e5])
+def test_few_rows_are_somebodys(total: float) -> None:
+    """Also where all of them take less than a block does beside its rows."""
+    pace = Pace(torch.tensor([1.1, 1.2, 1.1, 0.6], dtype=torch.float64), fixed=100.0, start=50.0, known=True)
+    room_R = targets(total, pace)
+    assert float(room_R.sum()) == pytest.approx(total) and float(room_R.min()) >= 0
+
+
+def test_rows_that_are_gone_are_asked_for_no_more() -> None:
+    """Others took all of this rank's: what it takes of theirs is told ahead."""
+    shares = Together(40, [1.0, 1.0]).shares[0]
+    handout = Handout(torch.arange(40), shares, torch.zeros(40), lambda: 0.0, name="1.0")
+    handout._taken_of(0, 20)
+    assert handout._own_left and handout._own_piece(8) is None and not handout._own_left
+
+
+def test_a_round_begins_with_nothing() -> None:
+    board = Together(40, [1.0, 1.0]).shares[0].board
+    board.begins(5.0, lambda: 3.0, own=4)
+    board.ends(5.0, lambda: 4.0)
+    assert board.read([0])[0] == Standing(5.0, 5.0, 1.0, 4)
+    board.next_round()
+    assert board.read([0])[0] == Standing(0.0, 0.0, 0.0, 0)
+
+
 def test_half_sets_that_a_rank_begins_with_are_counted() -> None:
     half_B, owner_B = torch.tensor([1, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 3])
     shares = Shares(torch.arange(5), half_B, Ranks(0, 4), half_B)
@@ -337,7 +362,8 @@ def test_pieces_of_others_are_read_ahead(tmp_path, room, alone) -> None:
     table, expected = shuffled(tmp_path)
     ranks = Ranks(0, 2, 2, Counters())  # type: ignore[arg-type]
     data = Dataset.read(table, "cpu", Residency(room=room), ranks=ranks)
-    Board(ranks.store, 1)
+    assert data.shares is not None
+    Board(ranks.store, 1, data.shares.board.name)
     assert data.shares is not None and data.stream is not None and data.taken_over is not None
     begun: list[list[int]] = []
     plain = data.stream.files.read

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
 
+from verglas.errors import OutputError
+
 
 class Behind(AbstractContextManager["Behind"]):
     """`do(work)` starts `work` in a thread once everything before it is done, and returns; with most=0 does it at once.
@@ -47,6 +49,15 @@ class Behind(AbstractContextManager["Behind"]):
                 self._wait(0)
         finally:
             self._threads.shutdown(wait=True)
+
+
+def written(files: Future[None]) -> None:
+    """Wait for files that are written beside another one: what goes wrong with them is no fault of that one. OutputError says
+    whose it is."""
+    error = files.exception()
+    if isinstance(error, OSError):
+        raise OutputError(f"{error.filename or 'A file of the run'} could not be written: {error.strerror or error}.") from error
+    files.result()
 
 
 def _threads_here() -> int:

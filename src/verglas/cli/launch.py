@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -113,13 +114,18 @@ def run(processes: Callable[[], int], command: list[str], restarts: int) -> int:
 def run_once(processes: int, command: list[str]) -> int:
     """The exit code of the process that failed first, `LOST` if it was killed; 0 if none did. They end if this one is ended."""
     begun: list[Process] = []
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how processes end
     with _signals_raise() as before:
         try:
             forks = import_once(processes)
             with _free_port() as held:
                 for rank in range(processes):
                     place = environment_of(rank, processes, held.getsockname()[1])
-                    begun.append(_forked(place, command, before, held) if forks else _begun(place, command))
+                    if not forks:
+                        begun.append(_begun(place, command))
+                        continue
+                    with _signals_wait():  # raised within a fork they would be lost
+                        begun.append(_forked(place, command, before, held))
                 failed = _first_failed(begun)
             end(begun, signal.SIGTERM)
         except Stopped as stop:
@@ -198,6 +204,8 @@ def import_once(processes: int) -> bool:
         return False
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads_of(processes)  # read as these are loaded
+    if os.environ.get("VERGLAS_DEBUG") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # as `main.process` sets it, too late for who is forked
     try:
         from verglas.core.imports import importing
 
@@ -232,6 +240,7 @@ def _forked(place: Mapping[str, str], command: list[str], before: Mapping[Any, A
             ends_with_parent()
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         held.close()
         os.environ.update(place)
         sys.argv = ["verglas", *command]
@@ -240,7 +249,11 @@ def _forked(place: Mapping[str, str], command: list[str], before: Mapping[Any, A
 
             code = process()
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
+        from verglas.cli.main import ended
+
+        code = ended(0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1)
+    except BaseException:
+        traceback.print_exc()
     finally:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -251,6 +264,16 @@ def _forked(place: Mapping[str, str], command: list[str], before: Mapping[Any, A
 def _ends_with_parent() -> Callable[[], object] | None:
     """What lets a process be ended when its parent is killed, called in it before it begins; None where that is not possible."""
     return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Within, signals that ask this process to stop wait."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from verglas.cli.behind import Behind
+from verglas.cli.behind import Behind, written
 from verglas.cli.common import HelpedComputing, refuse_beside_continue, started_again
 from verglas.cli.disk import disk_notice
 from verglas.cli.helped import helped, with_helpers
@@ -303,7 +303,7 @@ class Run(Iterator["Iteration"]):
             files = beside.submit(self._tell, run, table, iteration, history)
             if iteration.final is None and not (later.waiting and time.monotonic() - self._saved < CHECKPOINT_EVERY):
                 path = checkpoint.path_of(run.target, state.iteration)
-                checkpoint.save(path, state, config, checkpoint.fingerprint(table), after=files.result)
+                checkpoint.save(path, state, config, checkpoint.fingerprint(table), after=partial(written, files))
                 checkpoint.prune(run.target)
                 self._saved = time.monotonic()
             files.result()

@@ -33,20 +33,21 @@ class Standing:
 
 
 class Board:
-    """Lines of all ranks, anew in every round (an expectation). begun, done: of this rank; own: rows of its own that it took."""
+    """Lines of all ranks, anew in every round (an expectation). name: of this board among those of a run; begun, done: of this
+    rank; own: rows of its own that it took."""
 
-    def __init__(self, store: dist.Store | None, rank: int) -> None:
-        self.store, self.rank, self.number = store, rank, -1
+    def __init__(self, store: dist.Store | None, rank: int, name: str) -> None:
+        self.store, self.rank, self.name, self.number = store, rank, name, -1
         self.next_round()
 
     def next_round(self) -> None:
-        """All ranks do this before something that they do together: after that everybody's lines are there."""
+        """All ranks do this; who asks for the line of one that has not waits for it."""
         self.number += 1
         self._started: float | None = None
         self.begun, self.done, self.own = 0.0, 0.0, 0
         if self.store is not None:
             self._write(0.0)
-            self.store.add(f"helped/{self.number}/{self.rank}", 0)
+            self.store.add(self._key("helped", self.rank), 0)
 
     def elapsed(self, clock: Clock) -> float:
         """Seconds since this rank first asked in this round."""
@@ -67,16 +68,19 @@ class Board:
     def helps(self, rank: int, rows: int) -> None:
         """This rank has taken so many rows of another one."""
         assert self.store is not None
-        self.store.add(f"helped/{self.number}/{rank}", rows)
+        self.store.add(self._key("helped", rank), rows)
 
     def read(self, ranks: Iterable[int]) -> dict[int, Standing]:
         """How some ranks stand."""
         assert self.store is not None
         asked = list(ranks)
-        found = self.store.multi_get([f"{name}/{self.number}/{rank}" for rank in asked for name in ("at", "helped")])
+        found = self.store.multi_get([self._key(what, rank) for rank in asked for what in ("at", "helped")])
         return {rank: Standing.read(*pair) for rank, pair in zip(asked, zip(found[::2], found[1::2], strict=True), strict=True)}
 
     def _write(self, since: float) -> None:
         assert self.store is not None
         line = f"{self.begun:.9g} {self.done:.9g} {since:.9g} {self.own}"
-        self.store.set(f"at/{self.number}/{self.rank}", line)
+        self.store.set(self._key("at", self.rank), line)
+
+    def _key(self, what: str, rank: int) -> str:
+        return f"board/{self.name}/{self.number}/{what}/{rank}"

@@ -157,6 +157,7 @@ class Handout:
         me = self.ranks.rank
         taken = self._taken_of(me, 0)
         if (left := self.line(me).left(taken)) == 0:
+            self._own_left = False  # others may have taken the last ones
             return None
         seen, own = self._seen(left)
         seen = {rank: one for rank, one in seen.items() if one.left or one.rest}  # others have gone
@@ -244,9 +245,10 @@ class Handout:
 
     def _left_of(self, rank: int, gone: int) -> float:
         """Cost of an owner's rows that nobody has taken: of this set, or, where ranks have sets apart, of all."""
-        if self.shares.half_B is None:
-            return self._left(rank) if self._counts[rank] else 0.0
-        return max(0, self._owned[rank] - gone) * self.shares.pace.mean_row
+        owned = self._owned[rank]
+        if self.shares.half_B is None:  # without a look at their rows, which would have to be put in order
+            owned, gone = self._counts[rank], self._taken_of(rank, 0) if self._counts[rank] else 0
+        return max(0, owned - gone) * self.shares.pace.mean_row
 
     def _cost(self, piece: Piece, first: bool = False) -> float:
         """Of a piece's rows, and of the block that they are. first: of the set."""

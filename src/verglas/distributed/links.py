@@ -24,6 +24,11 @@ class Links:
         self._thread: Thread | None = Thread(target=self._connect, args=(device, size), name="verglas-links", daemon=True)
         self._thread.start()
 
+    @property
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._thread is None
+
     def wait(self) -> None:
         """Until all are connected; an error of that is raised here."""
         if self._thread is None:

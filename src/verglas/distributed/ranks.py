@@ -252,8 +252,9 @@ class Ranks:
 
     def connected(self, device: torch.device) -> None:
         """Wait until messages may be sent from a device: `Links` are not disturbed."""
-        if self.links is not None and device.type == "cuda":
-            self.links.wait()
+        if self.links is not None and device.type == "cuda" and not self.links.done:
+            with self.together("links"):
+                self.links.wait()
 
     def together(self, name: str) -> AbstractContextManager[None]:
         """Within, this rank waits for the others to do the same."""

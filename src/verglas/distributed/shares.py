@@ -76,7 +76,7 @@ class Shares:
         self._log_R = torch.zeros_like(self.pace.speed_R)  # speeds as measured last, their logarithms
         self._blocks: deque[Block] = deque(maxlen=REMEMBERED)
         self.reading = self.waited = 0.0
-        self.board = Board(ranks.store, ranks.rank)
+        self.board = Board(ranks.store, ranks.rank, f"{next(ranks.sequence)}")
 
     def worked(self, block: Block) -> None:
         """Remember how long a block took this rank."""
@@ -208,8 +208,8 @@ def measured(blocks_R: list[list[Block]], before: Pace) -> Pace:
     speed_R = torch.where(known_R, speed_R / mean, before.speed_R)
     mean_row = (1 + k * float(torch.cat(x_R).mean())) / mean
     start = before.start if start is None else start / mean
-    longest = max(speed * one.seconds for speed, blocks in zip(speed_R.tolist(), later_R, strict=True) for one in blocks)
-    return Pace(speed_R, 1 / mean, k / mean, mean_row, FIXED * longest, start, True)
+    usual = statistics.median(v * one.seconds for v, blocks in zip(speed_R.tolist(), whole_R, strict=True) for one in blocks)
+    return Pace(speed_R, 1 / mean, k / mean, mean_row, FIXED * usual, start, True)
 
 
 def _whole(blocks_R: list[list[Block]], most_R: list[int]) -> list[list[Block]]:
@@ -271,6 +271,8 @@ def targets(total: float, pace: Pace, starts_R: Tensor | None = None) -> Tensor:
         end = (total + float(fixed_R[used_R].sum())) / float(pace.speed_R[used_R].sum())
         room_R = pace.speed_R * end - fixed_R
         late_R = used_R & (room_R <= 2 * pace.fixed)
+        if torch.equal(late_R, used_R):  # of few rows, which take less than what a block does: somebody has to
+            late_R = used_R & (room_R <= 0)
         if not bool(late_R.any()):
             return torch.where(used_R, room_R, 0.0)
         used_R &= ~late_R

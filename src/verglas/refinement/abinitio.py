@@ -148,6 +148,8 @@ def gradient_round(
     for number, step in enumerate(steps, first):
         with watch("expectation"):
             part = _expect(state, data, config, on, step, number)
+            if data.shares is not None:
+                data.shares.board.next_round()  # all ranks have added up the step before
             found = list(part.run(step.rows))
             part.release()
             on.ranks.meet("expectation")
