@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def end_all(process: subprocess.Popen[bytes], seconds: float = ENDING, traced: b
     if traced:
         signalled(begun, signal.SIGABRT)
     process.terminate()
+    until = time.monotonic() + seconds
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
+    while traced and time.monotonic() < until and any(is_alive(*one) for one in begun.items()):
+        time.sleep(0.02)  # they are still writing where they stand
     signalled(begun | descendants(process.pid), signal.SIGKILL)
     process.kill()
     process.wait()
