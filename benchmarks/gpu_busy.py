@@ -133,12 +133,18 @@ def kernel_owners(kernels: Path) -> dict[str, str]:
 
 def union(intervals: Iterable[tuple[float, float]]) -> float:
     """Length of the union of intervals (begin, end)."""
-    covered, last = 0.0, float("-inf")
+    return sum((end - begin for begin, end in merged(intervals)), 0.0)
+
+
+def merged(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The union of intervals as some that do not touch, in order."""
+    found: list[tuple[float, float]] = []
     for begin, end in sorted(intervals):
-        if end > last:
-            covered += end - max(begin, last)
-            last = end
-    return covered
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
+    return found
 
 
 def traced(work: Callable[[], object]) -> Trace:

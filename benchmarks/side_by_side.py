@@ -1,11 +1,12 @@
 """Refinements on several GPUs of one host where time on it is short: `python -m benchmarks.side_by_side --model 5a1a_D2.npz`.
 
     python -m benchmarks.side_by_side --model MODEL [--ranks 4] [--particles 105247] [--box 360] [--pixel 1.34] [--diameter 320]
-        [--warm 2000] [--seconds 240] [--kept 45] [--work DIR] [--logs DIR] [--out FIGURES.json] [--device cuda]
+        [--warm 2000] [--seconds 240] [--kept 45] [--everything] [--work DIR] [--logs DIR] [--out FIGURES.json] [--device cuda]
 
 One set (of eight copies of MODEL, unless it is `demo`) is simulated while a small one warms the compiler's cache. It is refined
 by all ranks, which leave --kept seconds; then, side by side on GPUs of their own, by half of the ranks, and by one rank each with
-1 / RANKS and (of more than two ranks) a half of the particles, until --seconds are over. What each iteration took is printed when
+1 / RANKS and (of more than two ranks) a half of the particles (--everything: by one rank with all of them), until --seconds are
+over. What each iteration took is printed when
 it ends: strong scaling from those that all did alike, and a model fitted to them (benchmarks/scaling_model.py).
 Cores are shared among runs by their ranks.
 """
@@ -201,6 +202,7 @@ def main(words: Sequence[str] | None = None) -> None:
              "seconds": 240.0, "kept": 45.0, "max_iterations": 60}  # fmt: skip
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--everything", action="store_true", help="one rank has all particles, too")
     parser.add_argument("--device", default="cuda")
     for name in ("work", "logs", "out"):
         parser.add_argument(f"--{name}", type=Path)
@@ -214,10 +216,13 @@ def main(words: Sequence[str] | None = None) -> None:
         whole, _ = sets(options)
         print(f"simulated and warmed, {until - time.monotonic():.0f} s are left", flush=True)
         every, half = options.ranks, options.ranks // 2
-        jobs = [Job("all", whole, range(options.ranks), options.particles), Job("half", whole, range(half), options.particles),
-                Job("weak", *with_gpus(thinned(whole, every), [half]))]  # fmt: skip
-        if every > 2:
-            jobs.append(Job("one", *with_gpus(thinned(whole, 2), [options.ranks - 1])))
+        jobs = [Job("all", whole, range(options.ranks), options.particles), Job("half", whole, range(half), options.particles)]
+        if options.everything:
+            jobs.append(Job("one", whole, [options.ranks - 1], options.particles))
+        else:
+            jobs.append(Job("weak", *with_gpus(thinned(whole, every), [half])))
+            if every > 2:
+                jobs.append(Job("one", *with_gpus(thinned(whole, 2), [options.ranks - 1])))
         found = {"all": (jobs[0], jobs[0].done(options, until - options.kept))}
         publish(compared(found), options.out)  # kept, should there be no time for the others
         if (options.work / "all" / "run_class001.mrc").exists():

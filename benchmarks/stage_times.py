@@ -6,11 +6,12 @@ What a GPU does is not waited for at the end of a stage (it would change what is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.gpu_busy import merged
 from verglas.distributed.handout import Handout
 from verglas.distributed.ranks import Ranks
 from verglas.expectation.search import Searcher
@@ -74,14 +75,13 @@ class StageTimes:
 
     def idle(self, busy: Sequence[tuple[float, float]]) -> dict[str, float]:
         """Seconds of every stage in which the GPU did nothing. busy: from when to when it did something, s of time.time()."""
-        found, after = dict.fromkeys([*STAGES, REST], 0.0), 0
-        merged = merge(busy)
+        found, after, apart = dict.fromkeys([*STAGES, REST], 0.0), 0, merged(busy)
         for (begin, name), (end, _) in zip(self._changes, self._changes[1:], strict=False):
-            while after < len(merged) and merged[after][1] <= begin:
+            while after < len(apart) and apart[after][1] <= begin:
                 after += 1
             covered, at = 0.0, after
-            while at < len(merged) and merged[at][0] < end:
-                covered += min(end, merged[at][1]) - max(begin, merged[at][0])
+            while at < len(apart) and apart[at][0] < end:
+                covered += min(end, apart[at][1]) - max(begin, apart[at][0])
                 at += 1
             found[name] += end - begin - covered
         return found
@@ -102,17 +102,6 @@ class StageTimes:
             for one in patches:
                 one.stop()
             self.seconds[REST] += time.perf_counter() - begin - sum(self.seconds.values())
-
-
-def merge(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The union of intervals as some that do not touch, in order."""
-    found: list[tuple[float, float]] = []
-    for begin, end in sorted(intervals):
-        if found and begin <= found[-1][1]:
-            found[-1] = found[-1][0], max(end, found[-1][1])
-        else:
-            found.append((begin, end))
-    return found
 
 
 def table(columns: Sequence[tuple[str, Mapping[str, float]]]) -> list[str]:

@@ -129,6 +129,21 @@ def test_ranks_are_heard_of_where_whoever_started_the_launcher_would_not_be() ->
     assert done.stdout.splitlines()[-1:] == ["2 ['0', '1', '2'] 0 5"], done.stderr
 
 
+@pytest.mark.parametrize(("debug", "level"), [("0", "FATAL"), ("1", "None")])
+def test_what_is_imported_once_is_imported_as_ranks_want_it(debug: str, level: str) -> None:
+    """Threads are said and messages kept back before PyTorch is there; the launcher's own number of threads stays."""
+    program = """
+import os, sys
+from verglas.cli import launch
+assert launch.import_once(2) and "torch" in sys.modules
+print(os.environ.get("TORCH_CPP_LOG_LEVEL"), os.environ.get("OMP_NUM_THREADS"), launch.import_once(2), launch.import_once(1))
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment | {"VERGLAS_DEBUG": debug}, capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert done.stdout.split() == [level, "None", "True", "False"], done.stderr
+
+
 def test_a_stop_while_ranks_are_forked_is_heard() -> None:
     """Whenever it comes: all end, with the code that says so."""
     program = """

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Thread
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from verglas.core.imports import importing
+from verglas.core.imports import import_triton, importing
 from verglas.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,17 +113,9 @@ def wake_gpu(choice: Literal["auto", "cpu", "cuda"]) -> None:
 
 
 def wake_triton(device: torch.device) -> None:
-    """Import Triton and have it read its own files, which tell its cache of kernels apart, in a thread while images are read."""
-    if device.type != "cuda":
-        return
-
-    def wake() -> None:
-        with suppress(ImportError):  # another version has it elsewhere: then it reads them when they are needed
-            from triton.runtime.cache import triton_key
-
-            triton_key()
-
-    Thread(target=wake, daemon=True).start()
+    """Import Triton in a thread, while images are read."""
+    if device.type == "cuda":
+        Thread(target=import_triton, daemon=True).start()
 
 
 def resolve_device(choice: Literal["auto", "cpu", "cuda"], place: Place | None = None) -> tuple[torch.device, str]:

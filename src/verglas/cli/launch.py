@@ -23,6 +23,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from verglas.core.imports import import_triton, importing, quiet_messages
 from verglas.distributed.beat import LOST
 from verglas.distributed.place import place_of
 from verglas.errors import InputError
@@ -202,25 +203,27 @@ def import_once(processes: int) -> bool:
     alone = threading.active_count() == 1 and (_imported or "torch" not in sys.modules)
     if processes < 2 or not alone or PROGRAM != ("-m", "verglas") or sys.platform != "linux" or os.environ.get(FORK) == "0":
         return False
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = threads_of(processes)  # read as these are loaded
-    if os.environ.get("VERGLAS_DEBUG") != "1":
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # as `main.process` sets it, too late for who is forked
-    try:
-        from verglas.core.imports import importing
+    quiet_messages()
+    with _threads_said(threads_of(processes)), importing():
+        import verglas.cli.run_loop
+        import verglas.refinement.driver  # noqa: F401  with PyTorch and pandas
 
-        with importing():
-            import verglas.cli.run_loop
-            import verglas.refinement.driver  # noqa: F401  with PyTorch and pandas
-
-        with suppress(ImportError):
-            from triton.runtime.cache import triton_key
-
-            triton_key()  # of Triton's own files, which are many
-    finally:
-        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.__setitem__("OMP_NUM_THREADS", before)
+        import_triton()
     _imported = threading.active_count() == 1
     return _imported
+
+
+@contextmanager
+def _threads_said(threads: str) -> Iterator[None]:
+    """Within, OMP_NUM_THREADS says so: it is read as libraries are loaded."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _forked(place: Mapping[str, str], command: list[str], before: Mapping[Any, Any], held: socket.socket) -> Forked:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import verglas
+from verglas.core.imports import quiet_messages
 from verglas.distributed.place import LAST_WORDS, LeadMissing, Place, place_of
 from verglas.errors import VerglasError
 
@@ -103,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def process() -> int:
     """`main` for a process of its own, which ends with it."""
-    if _place() is not None and os.environ.get("VERGLAS_DEBUG") != "1":
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its C++ tells of a failed meeting would bury our message
+    if _place() is not None:
+        quiet_messages()
     return ended(main())
 
 

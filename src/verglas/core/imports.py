@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -22,3 +23,17 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def import_triton() -> None:
+    """Triton, and what it makes of its own files, which are many, to tell kernels in its cache apart. Nothing where it is not."""
+    with suppress(ImportError):  # or another version has that elsewhere: then it does so when it is needed
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+
+
+def quiet_messages() -> None:
+    """Before PyTorch is imported by one of several processes: what its C++ tells of a failed meeting would bury our message."""
+    if os.environ.get("VERGLAS_DEBUG") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")

@@ -63,10 +63,11 @@ class Line:
 
 
 def all_taken(rows: Tensor, shares: Shares | None, name: str) -> bool:
-    """Whether all rows of a `Handout` of that name have been taken: then nothing need be put in order for it."""
+    """Whether all rows of a `Handout` of that name have been taken, where sets are apart: then nothing need be put in order
+    for it."""
     assert shares is not None and shares.ranks.store is not None
     owned = torch.bincount(shares.owner_B, minlength=shares.ranks.size).tolist()
-    if shares.half_B is not None and all(one.gone >= owned[rank] for rank, one in shares.board.read(range(len(owned))).items()):
+    if all(one.gone >= owned[rank] for rank, one in shares.board.read(range(len(owned))).items()):
         return True  # and so are those of all other sets: one question to the store
     store, counts = shares.ranks.store, torch.bincount(shares.owner_B[rows], minlength=shares.ranks.size).tolist()
     return all(store.add(f"taken/{rank}/{name}", 0) >= count for rank, count in enumerate(counts) if count)

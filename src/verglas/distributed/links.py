@@ -9,6 +9,7 @@ from threading import Thread
 import torch
 import torch.distributed as dist
 
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since PyTorch 2.13, and before
 KINDS = (torch.float32, torch.float64, torch.uint8, torch.int64)  # of numbers that travel
 
 
@@ -60,5 +61,4 @@ def first_messages(device: torch.device, size: int) -> None:
         dist.all_to_all_single(torch.empty_like(numbers), numbers)
         dist.all_reduce(numbers)
         dist.broadcast(numbers, 0)
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(numbers.new_empty(size * size), numbers)
+        all_gather(numbers.new_empty(size * size), numbers)

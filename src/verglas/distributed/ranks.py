@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verglas.distributed.links import Links
+from verglas.distributed.links import Links, all_gather
 from verglas.distributed.meter import Kind, Meter, record_of
 from verglas.distributed.place import LAST_WORDS
 from verglas.distributed.pulse import Farewell, Pulse
@@ -28,7 +28,6 @@ from verglas.distributed.work import Work
 from verglas.errors import VerglasError
 
 T = TypeVar("T")
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since PyTorch 2.13, and before
 CPU = torch.device("cpu")
 LOOK = 2e-4  # s between two looks whether all ranks have met
 HEAD, SHORT, BRIEF = 8, 1 << 16, 1 << 13  # bytes of a letter's length; of what the lead, and each rank, says in one message
@@ -76,7 +75,8 @@ class Ranks:
         return nullcontext() if self.pulse is None else self.pulse.idle()
 
     def agreed(self, value: T, name: str = "decisions", meeting: bool = True) -> T:
-        """The lead's value, on all ranks. Not for large tensors: it is pickled. meeting: the lead waits for the others, too."""
+        """The lead's value, on all ranks. Not for large tensors: it is pickled. meeting: the lead waits for the others,
+        too, as it has to where it may end after that."""
         if self.size == 1:
             return value
         if meeting:
@@ -108,7 +108,7 @@ class Ranks:
     def _letters(self, mine: bytes, room: int) -> Tensor:
         """The letters of all ranks, [R, HEAD + room]."""
         all_N = torch.empty(self.size * (HEAD + room), dtype=torch.uint8)
-        _all_gather(all_N, letter(mine, room))
+        all_gather(all_N, letter(mine, room))
         return all_N.view(self.size, -1)
 
     def counts(self, number: int, name: str = "counts") -> list[int]:
@@ -117,7 +117,7 @@ class Ranks:
             return [number]
         all_R = torch.empty(self.size, dtype=torch.int64)
         with self._sending("all-gather", name, all_R.nbytes):
-            _all_gather(all_R, torch.tensor([number]))
+            all_gather(all_R, torch.tensor([number]))
         return all_R.tolist()
 
     def numbers(self, mine: Sequence[int], name: str) -> list[list[int]]:
@@ -126,7 +126,7 @@ class Ranks:
             return [list(mine)]
         all_RN = torch.empty(self.size * len(mine), dtype=torch.int64)
         with self._sending("wait", name, 0):
-            _all_gather(all_RN, torch.tensor(mine))
+            all_gather(all_RN, torch.tensor(mine))
         found: list[list[int]] = all_RN.view(self.size, -1).tolist()
         return found
 
@@ -181,7 +181,7 @@ class Ranks:
         self.connected(mine.device)
         found = mine.new_empty(self.size * len(mine), *mine.shape[1:])
         entry = self.meter.count("all-gather", name, found.nbytes, self.size)
-        work = _all_gather(found, mine.contiguous(), group=self.behind, async_op=True)
+        work = all_gather(found, mine.contiguous(), group=self.behind, async_op=True)
         assert work is not None
 
         def finish() -> Tensor:
@@ -216,7 +216,7 @@ class Ranks:
         padded[: len(value_B)] = value_B
         all_RB = value_B.new_empty(self.size * most, *value_B.shape[1:])
         with self._sending("all-gather", name, all_RB.nbytes, all_RB.device):
-            _all_gather(all_RB, padded)
+            all_gather(all_RB, padded)
         return torch.cat([part[:n] for part, n in zip(all_RB.split(most), counts, strict=True)]) if most else value_B
 
     def meet(self, name: str, meanwhile: Callable[[], None] | None = None) -> None:
